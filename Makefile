@@ -1,0 +1,46 @@
+# Both commands start from Python (>= 3.10) and make alone: they build .venv and reuse it the next time.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+PACKAGING := constraints.txt pyproject.toml setup.py
+
+.PHONY: help quickstart test setup setup-full lint clean
+
+help:
+	@echo "make quickstart  set up without a compiler, then train, evaluate and plot stitched ViTs (work_dirs/quickstart/)"
+	@echo "make test        set up everything (detection's compiled operators included), then lint, types and tests"
+
+quickstart: setup
+	PATH="$(abspath $(BIN)):$$PATH" bash configs/quickstart/run.sh
+
+test: setup-full lint
+	$(BIN)/python -m pytest
+
+lint: setup-full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.setup
+setup-full: $(VENV)/.setup-full
+
+$(VENV)/.setup: $(PACKAGING)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmsnnet needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -U pip
+	$(PIP) -e '.[mminstall]'
+	touch $@
+
+# mmdet does not import without mmcv's compiled operators. Where no wheel offers them, they are compiled against the
+# installed torch (about 13 minutes on 2 cores); pip caches the operator-less wheel, hence --no-cache-dir.
+$(VENV)/.setup-full: $(VENV)/.setup
+	$(PIP) setuptools wheel ninja psutil packaging
+	$(BIN)/python -c 'import mmcv._ext' 2>/dev/null || \
+		$(PIP) --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv
+	$(BIN)/python -c 'import mmcv._ext'
+	$(PIP) -e '.[mminstall,det,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info mmsnnet/.mim

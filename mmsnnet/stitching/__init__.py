@@ -1,0 +1,33 @@
+"""Stitching of vision transformers: pure PyTorch and timm, of use without OpenMMLab."""
+
+from mmsnnet.stitching.anchors import Anchor, LoadReport, create_anchor, load_pretrained
+from mmsnnet.stitching.cost import Component, Cost, CostModel, cost_model, count_flops
+from mmsnnet.stitching.init import NormalEquations, solve_normal_equations
+from mmsnnet.stitching.layers import StitchingLayer
+from mmsnnet.stitching.network import StitchedNetwork
+from mmsnnet.stitching.sampling import StitchSampler, flops_bins
+from mmsnnet.stitching.space import LayerKey, Segment, Stitch, StitchSpace, Tap, UnknownStitchError
+
+__all__ = [
+    "Anchor",
+    "Component",
+    "Cost",
+    "CostModel",
+    "LayerKey",
+    "LoadReport",
+    "NormalEquations",
+    "Segment",
+    "Stitch",
+    "StitchSampler",
+    "StitchSpace",
+    "StitchedNetwork",
+    "StitchingLayer",
+    "Tap",
+    "UnknownStitchError",
+    "cost_model",
+    "count_flops",
+    "create_anchor",
+    "flops_bins",
+    "load_pretrained",
+    "solve_normal_equations",
+]

@@ -1,0 +1,294 @@
+"""Anchors: pretrained timm ViTs seen as a stem, a flat sequence of blocks, and taps."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from timm.models import load_state_dict_from_hf
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CLASSIFIER_MODULES = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
+
+
+class Anchor(nn.Module):
+    """A timm ``VisionTransformer`` as the stitched network sees it.
+
+    ``stem`` turns images (B, 3, H, W) into tokens (B, N, C), ``run_block`` runs one block on them, ``to_map`` turns
+    them into a tap (B, C, h, w), and ``classify`` runs the model's own norm, pooling and head. The model takes any
+    input size: its position embedding is resampled, and the image padded to whole patches.
+
+    Args:
+        model: the ViT, made with ``dynamic_img_size=True, dynamic_img_pad=True``; see :func:`create_anchor`.
+        classifier: keep the final norm, pooling and head, for :meth:`classify`. Without it they are dropped: a decode
+            head reads the tokens as they leave the blocks.
+
+    Raises:
+        TypeError: the model is not a timm ``VisionTransformer``.
+        ValueError: the model drops patches, so that its tokens form no map.
+    """
+
+    def __init__(self, model: nn.Module, classifier: bool = False) -> None:
+        super().__init__()
+        if not isinstance(model, VisionTransformer):
+            raise TypeError(
+                f"an anchor is a model of timm's VisionTransformer class, got {type(model).__name__}: "
+                "choose a plain ViT (deit3_*, vit_*, ...)"
+            )
+        if not isinstance(model.patch_drop, nn.Identity):
+            raise ValueError("an anchor needs all its patches to form a map: leave out patch_drop_rate")
+        if not (model.dynamic_img_size and model.patch_embed.dynamic_img_pad):
+            raise ValueError("an anchor's model is made with dynamic_img_size=True and dynamic_img_pad=True")
+        if not classifier:
+            for name in CLASSIFIER_MODULES:
+                if isinstance(getattr(model, name, None), nn.Module):
+                    setattr(model, name, nn.Identity())
+        self.model = model
+        self.classifier = classifier
+        self._frozen: list[nn.Module] = []
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return len(self.model.blocks)
+
+    @property
+    def width(self) -> int:
+        """The channels of its tokens."""
+        return self.model.embed_dim
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of the tokens leaving each block."""
+        return (self.width,) * self.depth
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        return tuple(self.model.patch_embed.patch_size)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class and register tokens, which stand before the patch tokens."""
+        return self.model.num_prefix_tokens
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """The input size (height, width) that the position embedding is stored for."""
+        return tuple(self.model.patch_embed.img_size)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Patch and position embedding: images (B, 3, H, W) to tokens (B, N, C), prefix tokens first."""
+        model = self.model
+        return model.norm_pre(model._pos_embed(model.patch_embed(images)))
+
+    def run_block(self, index: int, tokens: Tensor, recompute: bool = False) -> Tensor:
+        """Runs block ``index`` on tokens (B, N, C); with ``recompute`` its activations are computed again in the
+        backward pass instead of being kept."""
+        block = self.model.blocks[index]
+        if recompute:
+            return checkpoint(block, tokens, use_reentrant=False)
+        return block(tokens)
+
+    def to_map(self, tokens: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Patch tokens (B, N, C) of images of ``image_size`` (height, width) as a contiguous map (B, C, h, w)."""
+        height, width = self.model.patch_embed.dynamic_feat_size(image_size)
+        patches = tokens[:, self.num_prefix_tokens :]
+        return patches.transpose(1, 2).reshape(tokens.shape[0], -1, height, width).contiguous()
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """The model's norm, pooling and head on the tokens leaving its last block: logits (B, classes)."""
+        if not self.classifier:
+            raise ValueError("this anchor was made without its classifier: create it with classifier=True")
+        return self.model.forward_head(self.model.norm(tokens))
+
+    def freeze(self, blocks: int | None = None) -> None:
+        """Freezes the stem and the first ``blocks`` blocks (None: the whole anchor): their parameters get no gradient
+        and they stay in evaluation mode, whatever :meth:`train` says."""
+        if blocks is None:
+            self._frozen = [self.model]
+            frozen = list(self.model.parameters())
+        else:
+            self._frozen = [
+                self.model.patch_embed,
+                self.model.pos_drop,
+                self.model.norm_pre,
+                *self.model.blocks[:blocks],
+            ]
+            frozen = [*self.stem_parameters(), *self.model.blocks[:blocks].parameters()]
+        for parameter in frozen:
+            parameter.requires_grad = False
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Anchor:
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def stem_parameters(self) -> list[nn.Parameter]:
+        """What :meth:`stem` uses: all parameters outside the blocks and the classifier."""
+        outside = ("blocks", *CLASSIFIER_MODULES)
+        return [p for name, p in self.model.named_parameters() if name.split(".")[0] not in outside]
+
+    def classifier_parameters(self) -> list[nn.Parameter]:
+        """What :meth:`classify` uses."""
+        return [p for name, p in self.model.named_parameters() if name.split(".")[0] in CLASSIFIER_MODULES]
+
+
+def create_anchor(model: str, img_size: int | tuple[int, int], classifier: bool = False, **kwargs: Any) -> Anchor:
+    """Builds an anchor, without pretrained weights, from the name of a timm model.
+
+    Args:
+        model: name of a plain ViT in timm, with or without a tag.
+        img_size: height and width (or the side) that the position embedding is stored for; need not be square.
+        classifier: keep the classifier, see :class:`Anchor`.
+        kwargs: go to ``timm.create_model`` (``drop_path_rate``, ``embed_dim``, ``depth``, ``num_heads``, ...).
+
+    Raises:
+        ValueError: timm knows no such model (near names are listed) or no such keyword.
+        TypeError: the model is not a plain ViT.
+    """
+    if not timm.is_model(model.split(".")[0]):
+        near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
+        raise ValueError(
+            f"timm knows no model {model!r}; "
+            + (f"near names are {', '.join(near)}" if near else "timm.list_models() lists them")
+        )
+    dynamic = dict(dynamic_img_size=True, dynamic_img_pad=True)
+    head = {} if classifier else dict(num_classes=0)
+    try:
+        net = timm.create_model(model, img_size=img_size, **{**dynamic, **head, **kwargs})
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        if unknown[1] in ("img_size", *dynamic):
+            raise TypeError(
+                f"timm's {model!r} does not take images of any size: an anchor is a plain ViT (deit3_*, vit_*, ...)"
+            ) from error
+        raise ValueError(
+            f"anchor {model!r}: unknown key {unknown[1]!r}; keys beside 'model' and 'pretrained' are those of "
+            "timm.create_model"
+        ) from error
+    return Anchor(net, classifier=classifier)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_pretrained` did: where the weights came from, which keys were resized to the anchor's patch and
+    input size, and which of the file's keys an anchor has no use for (its classifier)."""
+
+    source: str
+    loaded: int
+    resized: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.source}: {self.loaded} tensors loaded"
+        if self.resized:
+            text += f", resized: {', '.join(self.resized)}"
+        if self.left_out:
+            text += f", left out: {', '.join(self.left_out)}"
+        return text
+
+
+def load_pretrained(anchor: Anchor, source: str | bool) -> LoadReport:
+    """Loads pretrained weights into an anchor, its position embedding resampled to the anchor's input size.
+
+    Args:
+        anchor: the anchor to fill.
+        source: a path (``.safetensors`` or what ``torch.save`` wrote), a URL, ``hf-hub:owner/name``, or True for the
+            weights that timm publishes for the model. A checkpoint of a :class:`StitchedNetwork` with one anchor works
+            too. Files are read with ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or holds another architecture (missing, unexpected and mismatching keys
+            are listed). The anchor is then left as it was.
+    """
+    state_dict = _unwrap(_read(anchor, source), source)
+    filtered = checkpoint_filter_fn(state_dict, anchor.model, adapt_layer_scale=True)
+    wanted = anchor.model.state_dict()
+    left_out = [
+        key for key in filtered if key not in wanted and key.split(".")[0] in (*CLASSIFIER_MODULES, "mask_token")
+    ]
+    missing = [key for key in wanted if key not in filtered]
+    unexpected = [key for key in filtered if key not in wanted and key not in left_out]
+    mismatched = [
+        f"{key} ({tuple(filtered[key].shape)} in the file, {tuple(wanted[key].shape)} in the anchor)"
+        for key in wanted
+        if key in filtered and filtered[key].shape != wanted[key].shape
+    ]
+    problems = dict(missing=missing, unexpected=unexpected, mismatched=mismatched)
+    if any(problems.values()):
+        listing = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(
+            f"pretrained={source!r} does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). {listing}"
+        )
+    resized = [key for key in wanted if key in state_dict and state_dict[key].shape != filtered[key].shape]
+    anchor.model.load_state_dict({key: filtered[key] for key in wanted})
+    return LoadReport(str(source), len(wanted), tuple(resized), tuple(left_out))
+
+
+def _read(anchor: Anchor, source: str | bool) -> Mapping[str, Any]:
+    if source is True:
+        cfg = anchor.model.pretrained_cfg
+        source = f"hf-hub:{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else cfg.get("url") or ""
+        if not source:
+            raise ValueError("timm publishes no weights for this anchor: give pretrained a path or a URL")
+    if not isinstance(source, str):
+        raise TypeError(f"pretrained is a path, a URL, 'hf-hub:owner/name' or True, got {source!r}")
+    if source.startswith("hf-hub:"):
+        return load_state_dict_from_hf(source.removeprefix("hf-hub:"), weights_only=True)
+    if re.match(r"https?://", source):
+        return torch.hub.load_state_dict_from_url(source, map_location="cpu", weights_only=True)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"pretrained={source!r}: there is no such file (working folder {Path.cwd()})")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"pretrained={source!r} is refused: it is cut short, or holds Python objects beside weights, and those "
+            f"could run code ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"pretrained={source!r} cannot be read: it is cut short or no checkpoint ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _unwrap(file: Mapping[str, Any], source: str | bool) -> dict[str, Tensor]:
+    """The weights in timm's names: out of their wrapper, and out of a stitched network with one anchor."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(file, Mapping) and isinstance(file.get(wrapper), Mapping):
+            file = file[wrapper]
+    if not isinstance(file, Mapping) or not file:
+        raise ValueError(f"pretrained={source!r} holds no state dict")
+    inside = [re.match(r"(?:.*\.)?anchors\.(\d+)\.model\.", key) for key in file]
+    anchors = {match[1] for match in inside if match}
+    if len(anchors) > 1:
+        raise ValueError(
+            f"pretrained={source!r} holds {len(anchors)} anchors: an anchor's weights come from a checkpoint of one"
+        )
+    if anchors:
+        return {key[match.end() :]: file[key] for key, match in zip(file, inside, strict=True) if match}
+    return dict(file)
+
+
+def _listed(keys: list[str], most: int = 8) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more

@@ -1,0 +1,147 @@
+"""FLOPs and parameters, counted once per component and composed per stitch.
+
+FLOPs are multiply-accumulates as fvcore counts them (and as the papers print them) for one image. fvcore counts
+scaled-dot-product attention as 0, so it is given a handle here. Blocks and stitching layers are counted on the meta
+device: nothing is computed. Stitching layers count as deployed, with their low-rank update merged.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmsnnet.stitching.network import StitchedNetwork
+from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs (multiply-accumulates for one image) and parameters (weights used)."""
+
+    flops: int = 0
+    params: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.params + other.params)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the network that is counted once: the stem of an anchor, one of its blocks, or its classifier."""
+
+    kind: str
+    anchor: int
+    block: int = 0
+
+
+Part = Component | LayerKey
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The cost of every component at one input size; the cost of a stitch is the sum over what it runs."""
+
+    space: StitchSpace
+    input_shape: tuple[int, int]
+    parts: Mapping[Part, Cost]
+
+    def stitch(self, stitch: Stitch, out_indices: Sequence[int]) -> Cost:
+        """The cost of a route with taps at ``out_indices``: what :meth:`StitchedNetwork.forward` runs."""
+        return self._total(tap_parts(self.space, stitch, out_indices))
+
+    def classifier(self, stitch: Stitch) -> Cost:
+        """The cost of a route that ends in a classifier: what :meth:`StitchedNetwork.classify` runs."""
+        parts = list(route_parts(stitch))
+        return self._total([*parts, Component("classifier", stitch.segments[-1].anchor)])
+
+    def _total(self, parts: Sequence[Part]) -> Cost:
+        return sum((self.parts[part] for part in dict.fromkeys(parts)), Cost())
+
+
+def route_parts(stitch: Stitch) -> Iterator[Part]:
+    """The components that a route runs from end to end, in order."""
+    yield Component("stem", stitch.segments[0].anchor)
+    for segment, crossing in zip(stitch.segments, (*stitch.layers, None), strict=True):
+        for block in range(segment.start, segment.stop):
+            yield Component("block", segment.anchor, block)
+        if crossing is not None:
+            yield crossing
+
+
+def tap_parts(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int]) -> list[Part]:
+    """The components that a route runs to hand out its taps: up to the last one, and the layers that project them."""
+    taps = space.taps(stitch, out_indices)
+    waiting: set[Part] = {Component("block", tap.anchor, tap.block) for tap in taps}
+    parts: list[Part] = []
+    for part in route_parts(stitch):
+        parts.append(part)
+        waiting.discard(part)
+        if not waiting:
+            break
+    return [*parts, *(layer for tap in taps for layer in tap.layers)]
+
+
+@torch.no_grad()
+def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostModel:
+    """Counts each component of ``network`` once, for one image of ``input_shape`` (height, width)."""
+    parts: dict[Part, Cost] = {}
+    tokens: list[torch.Tensor] = []
+    for index in range(len(network.anchors)):
+        anchor = network.anchor(index)
+        image = next(anchor.parameters()).new_zeros(1, anchor.model.in_chans, *input_shape)
+        embedded = anchor.stem(image)
+        parts[Component("stem", index)] = Cost(
+            count_flops(_Call(anchor, anchor.stem), image), _numel(anchor.stem_parameters())
+        )
+        tokens.append(embedded.to("meta"))
+        for block, module in enumerate(anchor.model.blocks):
+            on_meta = copy.deepcopy(module).to("meta")
+            parts[Component("block", index, block)] = Cost(
+                count_flops(on_meta, tokens[-1]), _numel(module.parameters())
+            )
+        if anchor.classifier:
+            parts[Component("classifier", index)] = Cost(
+                count_flops(_Call(anchor, anchor.classify), embedded), _numel(anchor.classifier_parameters())
+            )
+    for key in network.space.layers:
+        layer = network.layer(key).merged().to("meta")
+        parts[key] = Cost(count_flops(layer, tokens[key.source]), _numel(layer.parameters()))
+    return CostModel(network.space, input_shape, parts)
+
+
+def count_flops(module: nn.Module, *inputs: Any) -> int:
+    """FLOPs of ``module(*inputs)``, counted by fvcore with a handle for fused attention."""
+    from fvcore.nn import FlopCountAnalysis
+
+    analysis = FlopCountAnalysis(module, inputs)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
+    return int(analysis.total())
+
+
+def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Multiply-accumulates of softmax(Q K^T) V with Q (..., N, D), K (..., M, D), V (..., M, E)."""
+    query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+class _Call(nn.Module):
+    """A method of a module as a module, for fvcore to trace."""
+
+    def __init__(self, owner: nn.Module, method: Any) -> None:
+        super().__init__()
+        self.owner = owner
+        self.method = method
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.method(*inputs)
+
+
+def _numel(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters)

@@ -1,0 +1,76 @@
+"""The stitching layer of SN-Net (arXiv 2302.06586) with the low-rank update of SN-Netv2 (arXiv 2307.00154)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class StitchingLayer(nn.Module):
+    """``y = x W^T + b + (alpha / rank) * x A^T B^T``, a map between the token widths of two anchors.
+
+    With ``rank > 0``, ``W`` (out, in) is frozen once initialised and ``b``, ``A`` (rank, in) and ``B`` (out, rank) are
+    trained; ``B`` starts at zero, so that the update starts at none. With ``rank=0``, ``W`` itself is trained and there
+    is no update (SN-Net).
+
+    A layer is of no use before its ``W`` and ``b`` are set, by :meth:`set_base` or by loading a state dict;
+    ``initialized`` tells whether that has happened.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float = 1.0) -> None:
+        super().__init__()
+        if rank < 0:
+            raise ValueError(f"the rank of a stitching layer is 0 or more, got {rank}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        self.alpha = alpha
+        self.initialized = False
+        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=rank == 0)
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if rank:
+            self.lora_A = nn.Parameter(torch.empty(rank, in_features))
+            self.lora_B = nn.Parameter(torch.zeros(out_features, rank))
+            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    @torch.no_grad()
+    def set_base(self, weight: Tensor, bias: Tensor) -> None:
+        """Sets ``W`` (out, in) and ``b`` (out,), which makes the layer ready to be trained."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        self.initialized = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps tokens (..., in) to (..., out)."""
+        y = F.linear(x, self.weight, self.bias)
+        if not self.rank:
+            return y
+        return y + F.linear(F.linear(x, self.lora_A), self.lora_B) * (self.alpha / self.rank)
+
+    def merged_weight(self) -> Tensor:
+        """``W + (alpha / rank) * B A``, shape (out, in), as a new tensor."""
+        if not self.rank:
+            return self.weight.clone()
+        return self.weight + (self.alpha / self.rank) * (self.lora_B @ self.lora_A)
+
+    @torch.no_grad()
+    def merged(self) -> StitchingLayer:
+        """A copy of rank 0 that computes the same: what is deployed. This layer stays as it is, so that there is
+        nothing to take back before training goes on."""
+        copy = StitchingLayer(self.in_features, self.out_features, rank=0).to(self.weight)
+        copy.set_base(self.merged_weight(), self.bias)
+        copy.initialized = self.initialized
+        return copy
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, rank={self.rank}, alpha={self.alpha}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f"{prefix}weight" in state_dict:
+            self.initialized = True

@@ -1,0 +1,128 @@
+"""The stitched network: anchors and the stitching layers between them, run along one stitch at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmsnnet.stitching.anchors import Anchor
+from mmsnnet.stitching.layers import StitchingLayer
+from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
+
+LayerPath = tuple[LayerKey, ...]
+
+
+class StitchedNetwork(nn.Module):
+    """Anchors joined by stitching layers.
+
+    Args:
+        anchors: from the smallest to the largest, of the same patch size and prefix tokens.
+        space: the stitches over anchors of these depths.
+        rank: of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
+        with_cp: recompute the activations of each block in the backward pass instead of keeping them.
+
+    Raises:
+        ValueError: the anchors do not fit each other or the space; the message says in what.
+    """
+
+    def __init__(self, anchors: Sequence[Anchor], space: StitchSpace, rank: int = 16, with_cp: bool = False) -> None:
+        super().__init__()
+        _check_fit(anchors, space)
+        self.anchors = nn.ModuleList(anchors)
+        self.space = space
+        self.with_cp = with_cp
+        self.layers = nn.ModuleDict(
+            {
+                str(key): StitchingLayer(
+                    anchors[key.source].widths[key.source_block],
+                    anchors[key.target].widths[key.target_block - 1],
+                    rank=rank,
+                )
+                for key in space.layers
+            }
+        )
+
+    def anchor(self, index: int) -> Anchor:
+        """The anchor with this index, -1 for the largest."""
+        anchor = self.anchors[index]
+        assert isinstance(anchor, Anchor)
+        return anchor
+
+    def layer(self, key: LayerKey) -> StitchingLayer:
+        """The stitching layer with this key."""
+        layer = self.layers[str(key)]
+        assert isinstance(layer, StitchingLayer)
+        return layer
+
+    @property
+    def initialized(self) -> bool:
+        """Whether every stitching layer has been initialised or loaded."""
+        return all(self.layer(key).initialized for key in self.space.layers)
+
+    def forward(self, images: Tensor, stitch: Stitch, out_indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """The taps of a route: for images (B, 3, H, W) one map (B, C, h, w) for each of ``out_indices``, in the width C
+        of the largest anchor. Nothing is run beyond the last tap.
+
+        Raises:
+            ValueError: an index is not a block of the largest anchor.
+        """
+        taps = self.space.taps(stitch, out_indices)
+        maps: dict[object, Tensor] = {}
+        for anchor, block, projected in self._walk(images, stitch):
+            for tap in taps:
+                if (tap.anchor, tap.block) == (anchor, block) and tap not in maps:
+                    tokens = self._project(projected, tap.layers)
+                    maps[tap] = self.anchor(-1).to_map(tokens, (images.shape[-2], images.shape[-1]))
+            if len(maps) == len(set(taps)):
+                break
+        return tuple(maps[tap] for tap in taps)
+
+    def classify(self, images: Tensor, stitch: Stitch) -> Tensor:
+        """Logits (B, classes) of a route over images (B, 3, H, W), by the classifier of the anchor that it ends in."""
+        for anchor, _, projected in self._walk(images, stitch):
+            last, tokens = anchor, projected[()]
+        return self.anchor(last).classify(tokens)
+
+    @torch.no_grad()
+    def merged(self) -> StitchedNetwork:
+        """A copy with every low-rank update merged into its layer: what is deployed."""
+        merged = copy.deepcopy(self)
+        for key in self.space.layers:
+            merged.layers[str(key)] = self.layer(key).merged()
+        return merged
+
+    def _walk(self, images: Tensor, stitch: Stitch) -> Iterator[tuple[int, int, dict[LayerPath, Tensor]]]:
+        """Runs a route; after each block gives its anchor, its index, and its tokens under the empty path, to which
+        :meth:`_project` adds what stitching layers make of them. The crossing uses what a tap has already projected."""
+        recompute = self.with_cp and self.training and torch.is_grad_enabled()
+        tokens = self.anchor(stitch.segments[0].anchor).stem(images)
+        for segment, crossing in zip(stitch.segments, (*stitch.layers, None), strict=True):
+            anchor = self.anchor(segment.anchor)
+            for block in range(segment.start, segment.stop):
+                tokens = anchor.run_block(block, tokens, recompute=recompute)
+                projected: dict[LayerPath, Tensor] = {(): tokens}
+                yield segment.anchor, block, projected
+            if crossing is not None:
+                tokens = self._project(projected, (crossing,))
+
+    def _project(self, projected: dict[LayerPath, Tensor], path: LayerPath) -> Tensor:
+        if path not in projected:
+            projected[path] = self.layer(path[-1])(self._project(projected, path[:-1]))
+        return projected[path]
+
+
+def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:
+    depths = tuple(anchor.depth for anchor in anchors)
+    if depths != space.depths:
+        raise ValueError(f"the space is over anchors of depths {space.depths}, the anchors have {depths}")
+    for what in ("patch_size", "num_prefix_tokens", "img_size"):
+        values = [getattr(anchor, what) for anchor in anchors]
+        if len(set(values)) > 1:
+            raise ValueError(
+                f"anchors must agree in {what}, so that their tokens correspond one to one; got "
+                + " and ".join(map(str, values))
+                + ": choose models of one family"
+            )

@@ -1,0 +1,55 @@
+"""Resource-constrained sampling (SN-Netv2, arXiv 2307.00154): which stitch a training iteration runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StitchSampler:
+    """Draws a bin uniformly, then a stitch of it uniformly.
+
+    A draw is a pure function of the seed and of how many draws there were before, so that every rank of a distributed
+    run draws the same stitch without talking, and a resumed run goes on as if never interrupted.
+    """
+
+    bins: tuple[tuple[int, ...], ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.bins or not all(self.bins):
+            raise ValueError("a sampler needs at least one bin, and a stitch in each")
+
+    def draw(self, n: int) -> int:
+        """The id of the stitch of draw ``n``, counted from 0."""
+        digest = hashlib.blake2b(f"{self.seed}:{n}".encode(), digest_size=16).digest()
+        stitches = self.bins[_below(len(self.bins), digest[:8])]
+        return stitches[_below(len(stitches), digest[8:])]
+
+
+def flops_bins(flops: Mapping[int, int], step: float) -> tuple[tuple[int, ...], ...]:
+    """Groups stitches of about the same cost.
+
+    In ascending order of FLOPs, a stitch opens a new bin when it costs more than ``step`` above the first of the bin.
+
+    Args:
+        flops: multiply-accumulates by stitch id.
+        step: width of a bin in multiply-accumulates.
+    """
+    if step <= 0:
+        raise ValueError(f"the step between FLOPs bins is above 0, got {step}")
+    bins: list[list[int]] = []
+    first = 0
+    for id_ in sorted(flops, key=lambda i: (flops[i], i)):
+        if not bins or flops[id_] > first + step:
+            bins.append([])
+            first = flops[id_]
+        bins[-1].append(id_)
+    return tuple(map(tuple, bins))
+
+
+def _below(n: int, random_bytes: bytes) -> int:
+    """A uniform number from 0 to n - 1, off by at most n / 2^64."""
+    return int.from_bytes(random_bytes, "big") * n >> (8 * len(random_bytes))
