@@ -115,14 +115,17 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
     return CostModel(network.space, input_shape, parts)
 
 
-def count_flops(module: nn.Module, *inputs: Any) -> int:
-    """FLOPs of ``module(*inputs)``, counted by fvcore with a handle for fused attention."""
+def count_flops(module: nn.Module, *inputs: Any, outside: str | None = None) -> int:
+    """FLOPs of ``module(*inputs)``, counted by fvcore with a handle for fused attention.
+
+    With ``outside``, the name of a submodule, what that submodule does is left out.
+    """
     from fvcore.nn import FlopCountAnalysis
 
     analysis = FlopCountAnalysis(module, inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
-    return int(analysis.total())
+    return int(analysis.total() - (analysis.by_module()[outside] if outside else 0))
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:

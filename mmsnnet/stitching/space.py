@@ -1,8 +1,8 @@
 """The stitch space of SN-Netv2 (arXiv 2307.00154): which routes there are, in which order. No tensors.
 
 Two anchors of depths ``D0 <= D1``. Block ``i`` of the large anchor corresponds to block ``m(i) = floor(i * D0 / D1)``
-of the small one; the blocks of the large anchor that correspond to one small block are a *group*. A route may change over
-wherever a group ends, so that whatever it runs through, no group is run twice or left out. With a whole ratio
+of the small one; the blocks of the large anchor that correspond to one small block are a *group*. A route may change
+over wherever a group ends, so that whatever it runs through, no group is run twice or left out. With a whole ratio
 ``r = D1 / D0`` this is the published construction, ids included; any other ratio follows from the same rule.
 """
 
@@ -157,6 +157,21 @@ class StitchSpace:
             return self._by_key[key]
         except KeyError:
             raise UnknownStitchError(self._no_such_stitch(key)) from None
+
+    def select(self, spec: str | Sequence[int | str]) -> tuple[Stitch, ...]:
+        """The stitches that a specification names, in the order of the space: ``'all'``, ``'anchors'``, or ids and
+        names, in a sequence or separated by commas or ``|``.
+
+        Raises:
+            UnknownStitchError: the space lacks one of them.
+        """
+        if spec == "all":
+            return self.stitches
+        if spec == "anchors":
+            return self.anchors
+        keys = spec.replace("|", ",").split(",") if isinstance(spec, str) else spec
+        chosen = {self[key.strip() if isinstance(key, str) else key].id for key in keys}
+        return tuple(stitch for stitch in self.stitches if stitch.id in chosen)
 
     @property
     def anchors(self) -> tuple[Stitch, ...]:

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+# What to install for the toolbox that a config's default_scope names.
+TOOLBOXES = {
+    "mmseg": (("mmcv", "mmseg"), "pip install 'mmsnnet[mminstall]'"),
+    "mmdet": (("mmcv", "mmdet"), "pip install 'mmsnnet[mminstall,det]'"),
+}
+
+
+def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+    """Reads a config, applies overrides, and makes ready the toolbox that it is for.
+
+    Args:
+        path: of the config file.
+        options: dotted keys and their values, as ``--cfg-options`` gives them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the toolbox of the config's ``default_scope`` is not installed; the message says what to install.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no config {str(path)!r} (working folder {Path.cwd()})")
+    config = Config.fromfile(path)
+    if options:
+        config.merge_from_dict(dict(options))
+    scope = config.get("default_scope", "mmseg")
+    packages, command = TOOLBOXES.get(scope, ((), ""))
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ImportError(f"{path} is a config for {scope}, and {' and '.join(missing)} is missing: {command}")
+    init_default_scope(scope)
+    return config

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.runner import load_checkpoint
+
+from mmsnnet.registry import MODELS
+
+
+def build_model(config: Config, checkpoint: str | None = None, device: str | torch.device = "cpu") -> BaseModel:
+    """The model of a config, in evaluation mode; choose its stitch with ``model.backbone.set_stitch``.
+
+    Args:
+        config: as :func:`mmsnnet.apis.load_config` returns it.
+        checkpoint: weights to load; None leaves random ones, and the anchors' pretrained files unread.
+        device: where to put it.
+    """
+    model = MODELS.build(config.model)
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, map_location="cpu")
+    return model.to(device).eval()

@@ -1,0 +1,3 @@
+from mmsnnet.engine.runner.stitch_loops import StitchTestLoop, StitchValLoop
+
+__all__ = ["StitchTestLoop", "StitchValLoop"]

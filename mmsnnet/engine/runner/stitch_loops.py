@@ -1,0 +1,178 @@
+"""Loops that evaluate a stitched model at several stitches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner, TestLoop, ValLoop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
+
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.models import StitchedViT, find_stitched_backbone, model_costs
+from mmsnnet.registry import LOOPS
+from mmsnnet.stitching import Stitch
+
+
+@LOOPS.register_module()
+class StitchTestLoop(TestLoop):
+    """Tests a stitched model at each of the chosen stitches and writes the file of operating points.
+
+    One pass over the data for each stitch; the file is written anew, atomically, after each of them. Hooks see one test
+    epoch, whose metrics are named ``<stitch>/<metric>``.
+
+    Args:
+        runner, dataloader, evaluator, fp16: as of mmengine's ``TestLoop``.
+        stitches: ``'all'``, ``'anchors'``, or ids and names, see :meth:`mmsnnet.stitching.StitchSpace.select`.
+        out: path of the file of operating points; None writes none.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        evaluator: Evaluator | dict | list,
+        fp16: bool = False,
+        stitches: str | Sequence[int | str] = "all",
+        out: str | None = None,
+    ) -> None:
+        super().__init__(runner, dataloader, evaluator, fp16=fp16)
+        self.backbone = find_stitched_backbone(runner.model)
+        self.stitches = self.backbone.space.select(stitches)
+        self.out = out
+
+    def run(self) -> dict[str, float]:
+        """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``.
+
+        Raises:
+            RuntimeError: a stitch crosses stitching layers that were neither initialised nor loaded.
+        """
+        _check_initialized(self.backbone, self.stitches)
+        points = _operating_points(self.runner, self.backbone, self.dataloader)
+        model = self.runner.model.module if hasattr(self.runner.model, "module") else self.runner.model
+        costs = model_costs(model)
+        metrics: dict[str, float] = {}
+        self.runner.call_hook("before_test")
+        self.runner.call_hook("before_test_epoch")
+        self.runner.model.eval()
+        for stitch, found in _passes(self, self.backbone, self.stitches):
+            metrics |= {f"{stitch.name}/{name}": value for name, value in found.items()}
+            cost = costs[stitch.id]
+            point = OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params, found)
+            points = points.add(point)
+            if self.out is not None and is_main_process():
+                points.save(self.out)
+        self.runner.call_hook("after_test_epoch", metrics=metrics)
+        self.runner.call_hook("after_test")
+        return metrics
+
+
+@LOOPS.register_module()
+class StitchValLoop(ValLoop):
+    """Validates a stitched model at a few stitches, the anchors by default, one pass over the data for each.
+
+    Hooks see one validation epoch, whose metrics are named ``<stitch>/<metric>``, so that a checkpoint can be kept by
+    ``save_best='L/mIoU'`` and TensorBoard shows a curve for each stitch.
+
+    Args:
+        runner, dataloader, evaluator, fp16: as of mmengine's ``ValLoop``.
+        stitches: ``'all'``, ``'anchors'``, or ids and names, see :meth:`mmsnnet.stitching.StitchSpace.select`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        evaluator: Evaluator | dict | list,
+        fp16: bool = False,
+        stitches: str | Sequence[int | str] = "anchors",
+    ) -> None:
+        super().__init__(runner, dataloader, evaluator, fp16=fp16)
+        self.backbone = find_stitched_backbone(runner.model)
+        self.stitches = self.backbone.space.select(stitches)
+
+    def run(self) -> dict[str, float]:
+        """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``."""
+        metrics: dict[str, float] = {}
+        self.runner.call_hook("before_val")
+        self.runner.call_hook("before_val_epoch")
+        self.runner.model.eval()
+        for stitch, found in _passes(self, self.backbone, self.stitches):
+            metrics |= {f"{stitch.name}/{name}": value for name, value in found.items()}
+        self.runner.call_hook("after_val_epoch", metrics=metrics)
+        self.runner.call_hook("after_val")
+        return metrics
+
+
+def _passes(
+    loop: StitchTestLoop | StitchValLoop, backbone: StitchedViT, stitches: Sequence[Stitch]
+) -> Iterator[tuple[Stitch, dict[str, float]]]:
+    """Evaluates one stitch after the other, with progress on the console; the active stitch is the same afterwards."""
+    logger = loop.runner.logger
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    active = backbone.stitch
+    try:
+        with _quiet_console(logger), Progress(*columns, console=console, disable=not is_main_process()) as progress:
+            task = progress.add_task("", total=len(stitches) * len(loop.dataloader))
+            for number, stitch in enumerate(stitches, start=1):
+                start = time.monotonic()
+                progress.update(task, description=f"stitch {number}/{len(stitches)} {stitch.name}")
+                backbone.set_stitch(stitch)
+                for index, batch in enumerate(loop.dataloader):
+                    loop.run_iter(index, batch)
+                    progress.advance(task)
+                metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+                figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+                line = f"stitch {number}/{len(stitches)}  {stitch.id:>4}  {stitch.name:<14} {figures}"
+                progress.console.print(line, highlight=False)
+                logger.info(f"{line}  ({time.monotonic() - start:.1f} s)")
+                yield stitch, metrics
+    finally:
+        backbone.set_stitch(active)
+
+
+def _operating_points(runner: Runner, backbone: StitchedViT, dataloader: DataLoader) -> OperatingPoints:
+    """The head of a file of operating points, without points."""
+    dataset = dataloader.dataset
+    name = getattr(dataset, "metainfo", {}).get("name", type(dataset).__name__)
+    return OperatingPoints(
+        config=runner.cfg.filename and str(Path(runner.cfg.filename)),
+        checkpoint=runner.cfg.get("load_from"),
+        dataset=name,
+        input_shape=backbone.img_size,
+        device=str(next(backbone.parameters()).device),
+        points=(),
+    )
+
+
+def _check_initialized(backbone: StitchedViT, stitches: Sequence[Stitch]) -> None:
+    lacking = [s.name for s in stitches if any(not backbone.network.layer(key).initialized for key in s.layers)]
+    if lacking:
+        raise RuntimeError(
+            f"{len(lacking)} stitches ({lacking[0]}, ...) cross stitching layers that were neither initialised nor "
+            "loaded: is the checkpoint one of a stitched model of these anchors?"
+        )
+
+
+@contextmanager
+def _quiet_console(logger: MMLogger) -> Iterator[None]:
+    """Keeps the log of each pass (its per-class tables, say) to the log file; the console has the progress instead."""
+    handlers: list[Any] = [h for h in logger.handlers if not isinstance(h, logging.FileHandler)]
+    levels = [handler.level for handler in handlers]
+    try:
+        for handler in handlers:
+            handler.setLevel(max(handler.level, logging.WARNING))
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)

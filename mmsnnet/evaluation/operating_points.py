@@ -1,0 +1,337 @@
+"""The file of operating points and their Pareto front: data only, no tensors.
+
+An operating point is a stitch with its cost and its measured quality. Everything that measures writes a file of them,
+everything that chooses or draws reads one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+CostName = Literal["flops", "latency_ms"]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A stitch with its cost and its measured quality.
+
+    ``flops`` are multiply-accumulates for one image, ``params`` the weights that the stitch uses, ``latency_ms`` is in
+    milliseconds, None where it was not measured. NaN stands for a metric that was measured without a finite result.
+
+    Raises:
+        TypeError: a value of the wrong type.
+        ValueError: a negative cost, or one that is not finite; an empty name or kind.
+    """
+
+    id: int
+    name: str
+    kind: str
+    flops: int
+    params: int
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("id", "flops", "params"):
+            object.__setattr__(self, key, _whole_number(key, getattr(self, key)))
+        for key in ("name", "kind"):
+            if not isinstance(getattr(self, key), str):
+                raise TypeError(f"{key}: expected a string, found {getattr(self, key)!r}")
+            if not getattr(self, key):
+                raise ValueError(f"{key}: expected a string that is not empty, found ''")
+        if self.latency_ms is not None:
+            latency = _number("latency_ms", self.latency_ms)
+            if not 0 <= latency < math.inf:
+                raise ValueError(f"latency_ms: expected a time in ms, finite and not negative, found {latency}")
+            object.__setattr__(self, "latency_ms", latency)
+        if not isinstance(self.metrics, Mapping):
+            raise TypeError(f"metrics: expected a mapping of names to numbers, found {self.metrics!r}")
+        metrics: dict[str, float] = {}
+        for name, value in self.metrics.items():
+            if not isinstance(name, str):
+                raise TypeError(f"metrics: expected names that are strings, found {name!r}")
+            number = _number(f"metrics: {name}", value)
+            # JSON knows no infinity either; what is held here is what a saved file gives back.
+            metrics[name] = number if math.isfinite(number) else math.nan
+        object.__setattr__(self, "metrics", metrics)
+
+    def __str__(self) -> str:
+        return f"{self.id} ({self.name})"
+
+    @property
+    def is_anchor(self) -> bool:
+        """Whether the stitch is an anchor alone: its kind is one letter."""
+        return len(self.kind) == 1
+
+    def cost(self, name: CostName = "flops") -> float:
+        """The cost of this name: ``flops`` (multiply-accumulates) or ``latency_ms`` (milliseconds).
+
+        Raises:
+            ValueError: no cost has this name, or the point was not measured for it.
+        """
+        if name not in ("flops", "latency_ms"):
+            raise ValueError(f"a cost is 'flops' or 'latency_ms', got {name!r}")
+        value = self.flops if name == "flops" else self.latency_ms
+        if value is None:
+            raise ValueError(f"stitch {self} has no latency_ms: tools/analysis_tools/benchmark.py measures it")
+        return value
+
+    def metric(self, name: str) -> float:
+        """The measured value of metric ``name``, NaN where the measurement gave no finite number.
+
+        Raises:
+            ValueError: the point was not measured for this metric.
+        """
+        if name not in self.metrics:
+            raise ValueError(f"stitch {self} has no metric {name!r}; it has {', '.join(self.metrics) or 'none'}")
+        return self.metrics[name]
+
+
+@dataclass(frozen=True)
+class OperatingPoints:
+    """The operating points of one run: one file.
+
+    ``input_shape`` is (height, width). ``config``, ``checkpoint``, ``dataset`` and ``device`` are None where there was
+    none. Iterating gives the points in the order in which they were added.
+
+    Raises:
+        TypeError: a value of the wrong type.
+        ValueError: an input shape that is none, or two points with one id.
+    """
+
+    config: str | None
+    checkpoint: str | None
+    dataset: str | None
+    input_shape: tuple[int, int]
+    device: str | None
+    points: tuple[OperatingPoint, ...] = ()
+
+    schema: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for key in ("config", "checkpoint", "dataset", "device"):
+            value = getattr(self, key)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{key}: expected a string or nothing, found {value!r}")
+        if not isinstance(self.input_shape, list | tuple):
+            raise TypeError(f"input_shape: expected [height, width], found {self.input_shape!r}")
+        shape = tuple(_whole_number("input_shape", side) for side in self.input_shape)
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"input_shape: expected [height, width], both positive, found {list(shape)}")
+        object.__setattr__(self, "input_shape", shape)
+        object.__setattr__(self, "points", tuple(self.points))
+        seen: dict[int, OperatingPoint] = {}
+        for point in self.points:
+            if not isinstance(point, OperatingPoint):
+                raise TypeError(f"points: expected operating points, found {point!r}")
+            if point.id in seen:
+                names = f"{seen[point.id].name} and {point.name}"
+                raise ValueError(f"expected each id once, found id {point.id} twice, for {names}")
+            seen[point.id] = point
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __iter__(self) -> Iterator[OperatingPoint]:
+        return iter(self.points)
+
+    def add(self, point: OperatingPoint) -> OperatingPoints:
+        """These points and ``point``: in the place of the one with the same id, or else at the end."""
+        if any(known.id == point.id for known in self.points):
+            return replace(self, points=tuple(point if known.id == point.id else known for known in self.points))
+        return replace(self, points=(*self.points, point))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> OperatingPoints:
+        """Reads and checks a file that :meth:`save` wrote. Keys that are not part of the schema are ignored.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not JSON (or cut short), of another schema, or a key is missing or has a wrong value.
+        """
+        path = Path(path)
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: no such file; tools/test.py CONFIG CHECKPOINT --out writes one") from None
+        try:
+            document = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: expected operating points in JSON, found no valid JSON: {error}") from None
+        try:
+            return cls._from_json(document)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file, whole or not at all, and the folders that lead to it. NaN is written as null."""
+        head = {
+            "schema": self.schema,
+            "config": self.config,
+            "checkpoint": self.checkpoint,
+            "dataset": self.dataset,
+            "input_shape": self.input_shape,
+            "device": self.device,
+        }
+        # One stitch to a line: short enough to read, and a diff of two runs shows which stitches changed.
+        stitches = ",\n  ".join(json.dumps(_point_to_json(point), allow_nan=False) for point in self.points)
+        text = f'{json.dumps(head, allow_nan=False)[:-1]},\n "stitches": [\n  {stitches}\n]}}\n'
+        write_atomically(path, text.encode())
+
+    @classmethod
+    def _from_json(cls, document: Any) -> OperatingPoints:
+        if not isinstance(document, dict):
+            raise TypeError(f"expected a JSON object with schema {cls.schema}, found {_shortened(document)}")
+        schema = document.get("schema")
+        if isinstance(schema, bool) or schema != cls.schema:
+            found = repr(schema) if "schema" in document else f"none among the keys {_shortened(list(document))}"
+            raise ValueError(f"schema: expected {cls.schema}, found {found}")
+        keys = ("config", "checkpoint", "dataset", "input_shape", "device", "stitches")
+        _require(document, keys)
+        *head, stitches = (document[key] for key in keys)
+        if not isinstance(stitches, list):
+            raise TypeError(f"stitches: expected a list, found {_shortened(stitches)}")
+        points = []
+        for index, stitch in enumerate(stitches):
+            try:
+                points.append(_point_from_json(stitch))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"stitches[{index}]: {error}") from None
+        return cls(*head, tuple(points))
+
+
+def common_metric(points: Iterable[OperatingPoint]) -> str:
+    """The only metric that all of ``points`` have.
+
+    Raises:
+        ValueError: there are no points, or they have no metric in common, or several: the message lists them.
+    """
+    points = tuple(points)
+    if not points:
+        raise ValueError("expected operating points, found none")
+    common = [name for name in points[0].metrics if all(name in point.metrics for point in points)]
+    if len(common) == 1:
+        return common[0]
+    if common:
+        names = ", ".join(common)
+        raise ValueError(f"which metric? The points have {len(common)} in common: {names}; say which with --metric")
+    found = dict.fromkeys(name for point in points for name in point.metrics)
+    raise ValueError(f"expected a metric that all points have, found {', '.join(found) or 'none'} in some of them only")
+
+
+def pareto_front(
+    points: Iterable[OperatingPoint],
+    cost: CostName = "flops",
+    metric: str | None = None,
+    *,
+    higher_is_better: bool = True,
+) -> tuple[OperatingPoint, ...]:
+    """The points that no other one dominates, by ascending cost.
+
+    A point dominates another if it is no worse in cost and in ``metric`` and better in one of them. So of points of
+    equal cost only the best stay, of points of equal quality only the cheapest, and points equal in both all stay, in
+    the order given. A point whose metric is NaN is never on the front.
+
+    Args:
+        points: any number; of none the front is empty.
+        cost: ``flops`` or ``latency_ms``.
+        metric: by name; None for the only one that all points have.
+        higher_is_better: False for an error (RMSE, say), of which less is better.
+
+    Raises:
+        ValueError: a point lacks the cost or the metric, or ``metric`` is None and the points do not have exactly one
+            in common.
+    """
+    points = tuple(points)
+    if not points:
+        return ()
+    name = common_metric(points) if metric is None else metric
+    sign = 1 if higher_is_better else -1
+    measured = [(point.cost(cost), sign * point.metric(name), point) for point in points]
+    measured = [entry for entry in measured if not math.isnan(entry[1])]
+    measured.sort(key=lambda entry: (entry[0], -entry[1]))
+    front: list[OperatingPoint] = []
+    last: tuple[float, float] | None = None
+    for price, quality, point in measured:
+        if last is None or quality > last[1] or (price, quality) == last:
+            front.append(point)
+            last = price, quality
+    return tuple(front)
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes ``data`` to ``path``, whole or not at all, and creates the folders that lead to it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _point_to_json(point: OperatingPoint) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "id": point.id,
+        "name": point.name,
+        "kind": point.kind,
+        "flops": point.flops,
+        "params": point.params,
+        "metrics": {name: None if math.isnan(value) else value for name, value in point.metrics.items()},
+    }
+    if point.latency_ms is not None:
+        entry["latency_ms"] = point.latency_ms
+    return entry
+
+
+def _point_from_json(entry: Any) -> OperatingPoint:
+    if not isinstance(entry, dict):
+        raise TypeError(f"expected an object, found {_shortened(entry)}")
+    keys = ("id", "name", "kind", "flops", "params", "metrics")
+    _require(entry, keys)
+    *head, metrics = (entry[key] for key in keys)
+    if isinstance(metrics, dict):
+        metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
+    return OperatingPoint(*head, metrics, entry.get("latency_ms"))
+
+
+def _require(entry: Mapping[str, Any], keys: Iterable[str]) -> None:
+    missing = [key for key in keys if key not in entry]
+    if missing:
+        raise ValueError(f"expected the keys {', '.join(keys)}, found no {', '.join(missing)}")
+
+
+def _whole_number(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{key}: expected a whole number, found {_shortened(value)}")
+    if value < 0:
+        raise ValueError(f"{key}: expected a whole number that is not negative, found {value}")
+    return int(value)
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{key}: expected a number, found {_shortened(value)}")
+    return float(value)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON, null stands for it")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

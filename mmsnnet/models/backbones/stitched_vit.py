@@ -1,0 +1,254 @@
+"""``StitchedViT``: a stitched network as a backbone for MMSegmentation and MMDetection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmsnnet.registry import MODELS
+from mmsnnet.stitching import (
+    Cost,
+    CostModel,
+    Stitch,
+    StitchedNetwork,
+    StitchSampler,
+    StitchSpace,
+    cost_model,
+    create_anchor,
+    flops_bins,
+    load_pretrained,
+)
+
+DRAWS = "draws"
+
+
+@MODELS.register_module()
+class StitchedViT(BaseModule):
+    """SN-Netv2 (arXiv 2307.00154) as a backbone: pretrained ViTs joined by stitching layers.
+
+    In evaluation mode it runs the stitch chosen with :meth:`set_stitch`. In training mode it draws one itself at each
+    forward (resource-constrained sampling), as a pure function of ``seed`` and of the number of draws so far; that
+    number travels in the state dict under ``draws``, as a tensor on the CPU that no step reads.
+
+    Images (B, 3, H, W) give a tuple with one map (B, C, h, w) for each of ``out_indices``, in the width C of the largest
+    anchor, whichever route ran.
+
+    Args:
+        anchors: one dict for each anchor, smallest first: ``model``, a plain ViT of timm's; ``pretrained``, what
+            :func:`mmsnnet.stitching.load_pretrained` takes (a path, a URL, ``hf-hub:`` or True), or None for random
+            weights; all else goes to ``timm.create_model``. One anchor alone makes a space of one stitch.
+        img_size: the training input size, height and width or the side. Any other size works too.
+        out_indices: blocks of the largest anchor whose output is handed out; the last block by default. Given as
+            ``dict(train=..., test=...)``, the taps of ``train`` that ``test`` lacks are neither run nor projected in
+            evaluation mode and come as None, so that a head's ``in_index`` holds in both.
+        scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net).
+        rank: of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
+        flops_step: the width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
+        seed: of the draws.
+        stitch: id or name of the stitch for evaluation mode; the largest anchor alone by default.
+        with_cp: recompute the activations of each block in the backward pass instead of keeping them.
+        frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor and
+            those that correspond to them in the others.
+        frozen_anchors: indices of anchors to freeze altogether.
+        init_cfg: as of any mmengine module.
+
+    Raises:
+        ValueError, TypeError: the anchors do not fit each other, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        anchors: Sequence[Mapping[str, Any]],
+        img_size: int | Sequence[int] = 224,
+        out_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        scheme: str = "two_way",
+        rank: int = 16,
+        flops_step: float = 10e9,
+        seed: int = 0,
+        stitch: int | str | None = None,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        frozen_anchors: Sequence[int] = (),
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.pretrained, built = [], []
+        for config in anchors:
+            config = dict(config)
+            if "model" not in config:
+                raise ValueError(f"an anchor needs 'model', the name of a timm model; got {config}")
+            self.pretrained.append(config.pop("pretrained", None))
+            built.append(create_anchor(config.pop("model"), self.img_size, **config))
+        self.network = StitchedNetwork(built, _space(scheme, [a.depth for a in built]), rank=rank, with_cp=with_cp)
+        self.space: StitchSpace = self.network.space
+        self.out_indices, self.test_out_indices = _per_mode(out_indices, built[-1].depth)
+        self.flops_step = flops_step
+        self.seed = seed
+        self.draws = 0
+        self.drawn: Stitch | None = None
+        self._stitch = self.space.anchors[-1] if stitch is None else self.space[stitch]
+        self._sampler: StitchSampler | None = None
+        self._cost_models: dict[tuple[int, int], CostModel] = {}
+        self._freeze(frozen_stages, frozen_anchors)
+        self.register_state_dict_post_hook(_save_draws)
+
+    @property
+    def stitch(self) -> Stitch:
+        """The active route of evaluation mode."""
+        return self._stitch
+
+    def set_stitch(self, stitch: int | str | Stitch) -> None:
+        """Chooses the route of evaluation mode, by its id or name.
+
+        Raises:
+            UnknownStitchError: the space has no such stitch.
+        """
+        self._stitch = self.space[stitch.id if isinstance(stitch, Stitch) else stitch]
+
+    @property
+    def sampler(self) -> StitchSampler:
+        """Draws the stitches of training mode, from bins of their FLOPs at ``img_size`` with the taps of training."""
+        if self._sampler is None:
+            model = self.cost_model()
+            bins = flops_bins({s.id: model.stitch(s, self.out_indices).flops for s in self.space}, self.flops_step)
+            if len(bins) == 1 < len(self.space):
+                print_log(
+                    f"All {len(self.space)} stitches fall into one FLOPs bin: training draws them uniformly and the "
+                    f"anchors rarely. Lower StitchedViT's flops_step, now {self.flops_step:.3g}.",
+                    logger="current",
+                    level=30,
+                )
+            self._sampler = StitchSampler(bins, self.seed)
+        return self._sampler
+
+    def cost_model(self, input_shape: tuple[int, int] | None = None) -> CostModel:
+        """The cost of every component at ``input_shape`` (height, width), ``img_size`` by default; counted once."""
+        shape = self.img_size if input_shape is None else input_shape
+        if shape not in self._cost_models:
+            self._cost_models[shape] = cost_model(self.network, shape)
+        return self._cost_models[shape]
+
+    def costs(self, input_shape: tuple[int, int] | None = None) -> dict[int, Cost]:
+        """What the backbone costs in evaluation mode, by stitch id."""
+        model = self.cost_model(input_shape)
+        return {stitch.id: model.stitch(stitch, self.test_out_indices) for stitch in self.space}
+
+    def init_weights(self) -> None:
+        """Loads the anchors' pretrained weights, then does what ``init_cfg`` says. The runner calls it on every rank."""
+        if not self.is_init:
+            for index, source in enumerate(self.pretrained):
+                if source:
+                    with _safe_globals():
+                        report = load_pretrained(self.network.anchor(index), source)
+                    print_log(f"Anchor {index} from {report}", logger="current")
+        super().init_weights()
+
+    def forward(self, images: Tensor) -> tuple[Tensor | None, ...]:
+        """Images (B, 3, H, W) to one map (B, C, h, w) for each of ``out_indices``; None where evaluation mode leaves a
+        tap out.
+
+        Raises:
+            RuntimeError: in training mode, where stitching layers have been neither initialised nor loaded.
+        """
+        if not self.training:
+            maps = dict(
+                zip(
+                    self.test_out_indices,
+                    self.network(images, self._stitch, self.test_out_indices),
+                    strict=True,
+                )
+            )
+            return tuple(maps.get(index) for index in self.out_indices)
+        if self.drawn is None and not self.network.initialized:
+            raise RuntimeError(
+                "the stitching layers have been neither initialised nor loaded, and training from random ones would "
+                "waste the anchors: add dict(type='mmsnnet.StitchInitHook') to custom_hooks, or load a checkpoint"
+            )
+        self.drawn = self.space[self.sampler.draw(self.draws)]
+        self.draws += 1
+        return self.network(images, self.drawn, self.out_indices)
+
+    def _freeze(self, stages: int, anchors: Sequence[int]) -> None:
+        depths = self.space.depths
+        if not -1 <= stages <= depths[-1]:
+            raise ValueError(f"frozen_stages is -1 to {depths[-1]}, the blocks of the largest anchor; got {stages}")
+        if any(not 0 <= index < len(depths) for index in anchors):
+            raise ValueError(f"frozen_anchors are indices of the {len(depths)} anchors; got {tuple(anchors)}")
+        for index, depth in enumerate(depths):
+            if index in anchors:
+                self.network.anchor(index).freeze()
+            elif stages >= 0:
+                self.network.anchor(index).freeze(stages * depth // depths[-1])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        draws = state_dict.pop(prefix + DRAWS, None)
+        if draws is not None:
+            self.draws = int(draws)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def find_stitched_backbone(model: nn.Module) -> StitchedViT:
+    """The ``StitchedViT`` inside a model, wrapped or not.
+
+    Raises:
+        TypeError: there is none, or more than one.
+    """
+    found = [module for module in model.modules() if isinstance(module, StitchedViT)]
+    if len(found) != 1:
+        raise TypeError(
+            f"{type(model).__name__} has {len(found)} backbones of type mmsnnet.StitchedViT, where one is needed: set "
+            "model.backbone.type in the config"
+        )
+    return found[0]
+
+
+def _space(scheme: str, depths: Sequence[int]) -> StitchSpace:
+    if len(depths) == 1:
+        return StitchSpace.single(depths[0])
+    schemes = {"two_way": StitchSpace.two_way, "one_way": StitchSpace.one_way}
+    if scheme not in schemes:
+        raise ValueError(f"scheme is one of {', '.join(schemes)}; got {scheme!r}")
+    return schemes[scheme](depths)
+
+
+def _per_mode(
+    out_indices: Sequence[int] | Mapping[str, Sequence[int]] | None, depth: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The taps of training and of evaluation mode."""
+    if out_indices is None:
+        out_indices = (depth - 1,)
+    if isinstance(out_indices, Mapping):
+        if set(out_indices) != {"train", "test"}:
+            raise ValueError(f"out_indices per mode is dict(train=..., test=...), got keys {sorted(out_indices)}")
+        train, test = tuple(out_indices["train"]), tuple(out_indices["test"])
+    else:
+        train = test = tuple(out_indices)
+    if not train or not test:
+        raise ValueError("out_indices names at least one block in each mode")
+    wrong = [index for index in train if not isinstance(index, int) or not 0 <= index < depth]
+    if wrong:
+        raise ValueError(f"out_indices are blocks of the largest anchor, 0 to {depth - 1}; got {wrong}")
+    if not set(test) <= set(train):
+        raise ValueError(f"the taps of evaluation mode are among those of training mode {train}; got {test}")
+    return train, test
+
+
+def _save_draws(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    assert isinstance(module, StitchedViT)
+    state_dict[prefix + DRAWS] = torch.tensor(module.draws)
+
+
+def _safe_globals() -> AbstractContextManager:
+    """Lets ``weights_only=True`` read the loss history that mmengine's checkpoints carry beside the weights."""
+    core = np._core if hasattr(np, "_core") else np.core
+    array_types = [np.ndarray, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.int64))]
+    functions = [getattr, slice, core.multiarray._reconstruct, core.multiarray.scalar]
+    return torch.serialization.safe_globals([HistoryBuffer, *array_types, *functions])

@@ -1,0 +1,63 @@
+"""Operating points as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from mmsnnet.evaluation.operating_points import CostName, OperatingPoints, common_metric, pareto_front
+from mmsnnet.visualization.pareto import flops_unit
+
+
+def operating_points_table(
+    points: OperatingPoints,
+    metric: str | None = None,
+    cost: CostName = "flops",
+    *,
+    higher_is_better: bool = True,
+) -> Table:
+    """One row per stitch, by ascending ``cost``, with every metric that was measured.
+
+    Stitches on the Pareto front of ``metric`` over ``cost`` are bold and say "front" in the last column, anchors say
+    "anchor" there. ``metric`` and ``higher_is_better`` are those of :func:`mmsnnet.evaluation.pareto_front`.
+
+    Raises:
+        ValueError: there are no stitches, or one of them lacks the metric or the cost.
+    """
+    name = common_metric(points) if metric is None else metric
+    front = {point.id for point in pareto_front(points, cost, name, higher_is_better=higher_is_better)}
+    unit, unit_name = flops_unit(points)
+    metrics = list(dict.fromkeys(key for point in points for key in (name, *point.metrics)))
+    values = [[point.metrics.get(key) for point in points] for key in metrics]
+    decimals = {key: _decimals(column) for key, column in zip(metrics, values, strict=True)}
+    timed = any(point.latency_ms is not None for point in points)
+
+    table = Table(title=Text(points.dataset) if points.dataset else None, box=SIMPLE_HEAD)
+    table.add_column("id", justify="right", no_wrap=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    for header in (unit_name, "params (M)", *(["latency (ms)"] if timed else []), *metrics):
+        table.add_column(Text(header), justify="right", no_wrap=True)
+    table.add_column("mark", no_wrap=True)
+    for point in sorted(points, key=lambda point: point.cost(cost)):
+        cells = [str(point.id), point.name, point.kind, f"{point.flops / unit:.2f}", f"{point.params / 1e6:.2f}"]
+        if timed:
+            cells.append(_cell(point.latency_ms, 2))
+        cells += [_cell(point.metrics.get(key), decimals[key]) for key in metrics]
+        marks = ["front"] * (point.id in front) + ["anchor"] * point.is_anchor
+        cells.append(", ".join(marks))
+        table.add_row(*(Text(cell) for cell in cells), style="bold" if point.id in front else None)
+    return table
+
+
+def _cell(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _decimals(values: Sequence[float | None]) -> int:
+    """Two for percentages, four for what is small (a relative error, say)."""
+    return 2 if any(value is not None and not math.isnan(value) and abs(value) >= 10 for value in values) else 4

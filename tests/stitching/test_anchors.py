@@ -1,0 +1,400 @@
+"""Anchors against timm's own forward, and the loading of pretrained weights."""
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from mmsnnet.stitching import Anchor, StitchedNetwork, StitchSpace, create_anchor, load_pretrained
+
+MakeAnchor = Callable[..., Anchor]
+
+FAMILIES = {
+    "deit3": dict(model="deit3_small_patch16_224"),  # class token, layer scale, positions without the class token
+    "vit": dict(model="vit_tiny_patch16_224"),  # positions with the class token
+    "no class token": dict(model="vit_base_patch16_gap_224"),
+    "registers": dict(model="vit_little_patch16_reg4_gap_256"),
+    "class token and registers": dict(model="vit_small_patch14_reg4_dinov2", patch_size=16),
+    "pre-norm": dict(model="vit_base_patch16_clip_224"),
+    "patch 8": dict(model="vit_base_patch8_224"),
+    "patch 32": dict(model="vit_small_patch32_224", img_size=64),
+    "rectangular": dict(model="deit3_small_patch16_224", img_size=(32, 64)),
+}
+SIZES = [(32, 32), (64, 64), (32, 96), (64, 32), (40, 71)]
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class RunsCode:
+    """What a hostile checkpoint holds: unpickling it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+# Running
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_stem_and_blocks_are_timms(
+    family: str, size: tuple[int, int], make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
+) -> None:
+    anchor = make_anchor(depth=2, **FAMILIES[family])
+    images = make_images(2, *size)
+    expected = anchor.model.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
+    patches = expected["image_intermediates"]
+    prefix = expected.get("image_intermediates_prefix") or [torch.zeros(2, 0, 32)] * 2
+    tokens = anchor.stem(images)
+    for block in range(2):
+        tokens = anchor.run_block(block, tokens)
+        torch.testing.assert_close(anchor.to_map(tokens, size), patches[block])
+        torch.testing.assert_close(tokens[:, : anchor.num_prefix_tokens], prefix[block])
+        patch = anchor.patch_size
+        assert anchor.to_map(tokens, size).shape == (2, 32, -(-size[0] // patch[0]), -(-size[1] // patch[1]))
+        assert anchor.to_map(tokens, size).is_contiguous()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_classify_is_timms_forward(family: str, make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
+    anchor = make_anchor(depth=2, classifier=True, num_classes=5, **FAMILIES[family])
+    images = make_images(2, 32, 64)
+    tokens = anchor.stem(images)
+    for block in range(anchor.depth):
+        tokens = anchor.run_block(block, tokens)
+    logits = anchor.classify(tokens)
+    assert logits.shape == (2, 5)
+    torch.testing.assert_close(logits, anchor.model(images))
+
+
+@torch.no_grad()
+def test_the_position_embedding_is_resampled_to_the_input(
+    make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
+) -> None:
+    """By hand: patches of a padded image, positions resampled from 2 x 2 to 3 x 5, class token first."""
+    anchor = make_anchor()
+    images = make_images(1, 40, 71)
+    model = anchor.model
+    patches = model.patch_embed.proj(nn.functional.pad(images, (0, 80 - 71, 0, 48 - 40))).flatten(2).transpose(1, 2)
+    grid = model.pos_embed.unflatten(1, (2, 2)).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, (3, 5), mode="bicubic", antialias=True)
+    expected = torch.cat([model.cls_token, patches + grid.flatten(2).transpose(1, 2)], dim=1)
+    torch.testing.assert_close(anchor.stem(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "patch", "prefix"),
+    [
+        ("deit3", 16, 1),
+        ("no class token", 16, 0),
+        ("registers", 16, 4),
+        ("class token and registers", 16, 5),
+        ("patch 8", 8, 1),
+        ("patch 32", 32, 1),
+    ],
+)
+def test_what_an_anchor_says_of_itself(family: str, patch: int, prefix: int, make_anchor: MakeAnchor) -> None:
+    anchor = make_anchor(depth=3, width=64, **FAMILIES[family])
+    assert (anchor.depth, anchor.width, anchor.widths) == (3, 64, (64, 64, 64))
+    assert (anchor.patch_size, anchor.num_prefix_tokens) == ((patch, patch), prefix)
+    side = FAMILIES[family].get("img_size", 32)
+    assert anchor.img_size == (side, side)
+
+
+def test_recomputing_changes_no_gradient(make_anchor: MakeAnchor) -> None:
+    anchor = make_anchor()
+    gradients = []
+    for recompute in (False, True):
+        tokens = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        anchor.zero_grad()
+        anchor.run_block(0, tokens, recompute=recompute).square().sum().backward()
+        gradients.append([tokens.grad, *(p.grad for p in anchor.model.blocks[0].parameters())])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("classifier", [False, True])
+def test_parameters_by_their_use(family: str, classifier: bool, make_anchor: MakeAnchor) -> None:
+    """Stem, blocks and classifier share out all parameters; the stem's are those that its output depends on."""
+    anchor = make_anchor(classifier=classifier, **FAMILIES[family])
+    parts = [anchor.stem_parameters(), list(anchor.model.blocks.parameters()), anchor.classifier_parameters()]
+    shared_out = [id(p) for part in parts for p in part]
+    assert sorted(shared_out) == sorted(id(p) for p in anchor.parameters())
+    assert bool(parts[2]) == classifier
+    anchor.stem(torch.randn(1, 3, 32, 32)).square().sum().backward()
+    assert {id(p) for p in parts[0]} == {id(p) for p in anchor.parameters() if p.grad is not None}
+
+
+# Freezing
+
+
+@pytest.mark.parametrize("family", ["deit3", "registers", "pre-norm"])
+@pytest.mark.parametrize("blocks", [0, 1, None])
+@pytest.mark.parametrize("mode", [True, False])
+def test_freeze(family: str, blocks: int | None, mode: bool, make_anchor: MakeAnchor) -> None:
+    anchor = make_anchor(depth=3, classifier=True, drop_path_rate=0.1, proj_drop_rate=0.1, **FAMILIES[family])
+    anchor.train(mode)
+    anchor.freeze(blocks)
+    model = anchor.model
+    frozen_blocks = 3 if blocks is None else blocks
+    for repeat in range(2):
+        for index, block in enumerate(model.blocks):
+            frozen = index < frozen_blocks
+            assert {p.requires_grad for p in block.parameters()} == {not frozen}
+            assert {m.training for m in block.modules()} == {mode and not frozen}
+        assert not any(p.requires_grad for p in anchor.stem_parameters())
+        for module in (model.patch_embed, model.pos_drop, model.norm_pre):
+            assert not module.training
+        assert {p.requires_grad for p in anchor.classifier_parameters()} == {blocks is not None}
+        assert model.head.training == (mode and blocks is not None)
+        mode = not mode
+        anchor.train(mode)
+        assert repeat or anchor.training == mode
+
+
+def test_frozen_parts_get_no_gradient(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
+    anchor = make_anchor(depth=3)
+    anchor.freeze(1)
+    tokens = anchor.stem(make_images())
+    for block in range(3):
+        tokens = anchor.run_block(block, tokens)
+    tokens.sum().backward()
+    with_gradient = {name for name, p in anchor.model.named_parameters() if p.grad is not None}
+    assert with_gradient == {
+        name for name, _ in anchor.model.named_parameters() if name.startswith(("blocks.1", "blocks.2"))
+    }
+
+
+# Making
+
+
+@pytest.mark.parametrize("name", ["deit3_smal_patch16_224", "deit3_small_patch16_22.fb_in1k"])
+def test_unknown_model_with_near_names(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}.*deit3_small_patch16_224"):
+        create_anchor(name, 32)
+
+
+def test_unknown_model_like_no_other() -> None:
+    with pytest.raises(ValueError, match="list_models"):
+        create_anchor("@@@", 32)
+
+
+def test_unknown_key() -> None:
+    with pytest.raises(ValueError, match="unknown key 'embed_dims'"):
+        create_anchor("deit3_small_patch16_224", 32, embed_dims=64)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+def test_not_a_plain_vit(name: str) -> None:
+    with pytest.raises(TypeError, match="plain ViT"):
+        create_anchor(name, 64)
+    with pytest.raises(TypeError, match="VisionTransformer"):
+        Anchor(timm.create_model(name))
+
+
+def test_dropping_patches() -> None:
+    with pytest.raises(ValueError, match="patch_drop_rate"):
+        create_anchor("deit3_small_patch16_224", 32, embed_dim=32, depth=2, num_heads=2, patch_drop_rate=0.5)
+
+
+def test_a_model_of_one_input_size() -> None:
+    model = timm.create_model("deit3_small_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2)
+    with pytest.raises(ValueError, match="dynamic_img_size"):
+        Anchor(model)
+
+
+def test_no_classifier(make_anchor: MakeAnchor) -> None:
+    anchor = make_anchor()
+    with pytest.raises(ValueError, match="classifier=True"):
+        anchor.classify(torch.zeros(1, 5, 32))
+    assert not any(name.startswith(("norm.", "head", "fc_norm")) for name in anchor.model.state_dict())
+
+
+# Loading
+
+
+@pytest.mark.parametrize("family", ["deit3", "vit", "registers", "class token and registers", "no class token"])
+@pytest.mark.parametrize(("made_at", "size"), [(32, (64, 96)), (64, (32, 48)), (48, 48), (64, (32, 128))])
+def test_the_stored_position_embedding_is_resampled(
+    family: str, made_at: int, size: int | tuple[int, int], make_anchor: MakeAnchor, tmp_path: Path
+) -> None:
+    settings = {**FAMILIES[family]}
+    source, anchor = make_anchor(img_size=made_at, **settings), make_anchor(img_size=size, **settings)
+    torch.save(source.model.state_dict(), tmp_path / "w.pth")
+    report = load_pretrained(anchor, str(tmp_path / "w.pth"))
+
+    grid = (size, size) if isinstance(size, int) else size
+    expected = resample_abs_pos_embed(
+        source.model.pos_embed,
+        [grid[0] // 16, grid[1] // 16],
+        old_size=[made_at // 16, made_at // 16],
+        num_prefix_tokens=source.model.pos_embed.shape[1] - (made_at // 16) ** 2,
+    )
+    torch.testing.assert_close(anchor.model.pos_embed, expected)
+    assert report.resized == (() if grid == (made_at, made_at) else ("pos_embed",))
+    others = [{k: v for k, v in state(a.model).items() if k != "pos_embed"} for a in (source, anchor)]
+    assert same(*others)
+
+
+def test_the_patch_embedding_is_resized(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    source = make_anchor()
+    anchor = make_anchor(patch_size=8)
+    torch.save(source.model.state_dict(), tmp_path / "w.pth")
+    report = load_pretrained(anchor, str(tmp_path / "w.pth"))
+    assert set(report.resized) == {"patch_embed.proj.weight", "pos_embed"}
+    assert "resized" in str(report) and "pos_embed" in str(report)
+
+
+def deit_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's names turned into those of DeiT-III's own files."""
+    return {re.sub(r"ls([12])\.gamma", r"gamma_\1", name): tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("wrap", ["bare", "model", "state_dict", "deit names", "network", "backbone"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_files_may_look_like(wrap: str, suffix: str, make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    source, anchor = make_anchor(), make_anchor()
+    network = StitchedNetwork([source], StitchSpace.single(2))
+    weights: dict[str, Any] = {
+        "deit names": deit_names(source.model.state_dict()),
+        "network": network.state_dict(),
+        "backbone": {f"backbone.network.{k}": v for k, v in network.state_dict().items()}
+        | {"decode_head.weight": torch.zeros(1)},
+    }.get(wrap, source.model.state_dict())
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(weights, path)
+    else:
+        torch.save({wrap: weights, "epoch": 3} if wrap in ("model", "state_dict") else weights, path)
+    report = load_pretrained(anchor, str(path))
+    assert same(state(source.model), state(anchor.model))
+    assert (report.source, report.loaded) == (str(path), len(source.model.state_dict()))
+    assert report.resized == report.left_out == ()
+
+
+def test_wrapped_deit_checkpoint_as_published(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    """DeiT-III's own files: its names under 'model', with a head."""
+    source = make_anchor(classifier=True)
+    anchor = make_anchor(img_size=(32, 64))
+    torch.save({"model": deit_names(source.model.state_dict())}, tmp_path / "w.pth")
+    report = load_pretrained(anchor, str(tmp_path / "w.pth"))
+    assert set(report.left_out) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+    assert report.resized == ("pos_embed",)
+    assert torch.equal(anchor.model.blocks[1].ls2.gamma, source.model.blocks[1].ls2.gamma)
+    assert "left out" in str(report) and "head.bias" in str(report) and "w.pth" in str(report)
+
+
+def test_a_classifier_is_loaded_where_it_is_kept(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    source, anchor = make_anchor(classifier=True), make_anchor(classifier=True)
+    torch.save(source.model.state_dict(), tmp_path / "w.pth")
+    assert load_pretrained(anchor, str(tmp_path / "w.pth")).left_out == ()
+    assert same(state(source.model), state(anchor.model))
+
+
+def refused(anchor: Anchor, path: Path | str, error: type[Exception] = ValueError) -> str:
+    """The message of the error that loading ends in, after checking that it left the anchor as it was."""
+    before = state(anchor)
+    with pytest.raises(error) as caught:
+        load_pretrained(anchor, str(path))
+    assert type(caught.value) is error
+    assert same(before, state(anchor))
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_file(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    refused(make_anchor(), tmp_path / "none.pth", FileNotFoundError)
+    refused(make_anchor(), tmp_path, FileNotFoundError)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.999])
+def test_truncated_file(suffix: str, keep: float, make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    anchor, path = make_anchor(), tmp_path / f"w{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(anchor.model.state_dict(), path)
+    else:
+        torch.save(anchor.model.state_dict(), path)
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    assert "cut short" in refused(anchor, path)
+
+
+@pytest.mark.parametrize("start", [b"", b"hello world\n", b"<!DOCTYPE html>", b"\x80\x02}q", b"X\xff\x00\x00\x00"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_no_checkpoint_at_all(start: bytes, suffix: str, make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(start)
+    refused(make_anchor(), path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {}}, torch.zeros(3), {"epoch": 3}, {1: 2}])
+def test_no_state_dict(content: Any, make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    refused(make_anchor(), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("how", ["torch.save", "pickle"])
+def test_code_in_a_checkpoint_is_not_run(how: str, protocol: int, make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    anchor, path, mark = make_anchor(), tmp_path / "w.pth", tmp_path / "mark"
+    content = {"model": anchor.model.state_dict(), "args": RunsCode(mark)}
+    if how == "torch.save":
+        torch.save(content, path, pickle_protocol=protocol)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+    assert "run code" in refused(anchor, path)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(content["args"]))  # the check can fail: unpickled, it does make the file
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (dict(depth=3), r"unexpected: blocks\.2\.\S+"),
+        (dict(depth=1), r"missing: blocks\.1\.\S+"),
+        (dict(width=64), r"mismatched: cls_token \(\(1, 1, 64\) in the file, \(1, 1, 32\) in the anchor\)"),
+        (dict(init_values=0.0), r"missing: blocks\.0\.ls1\.gamma, .*blocks\.1\.ls2\.gamma"),
+        (dict(model="vit_base_patch16_clip_224"), r"unexpected: .*norm_pre\.weight"),
+        (dict(model="vit_tiny_patch16_224"), "pos_embed"),
+        (dict(model="vit_tiny_patch16_224", img_size=48), "pos_embed|missing: .*ls1"),
+        (dict(model="vit_base_patch16_gap_224", img_size=48), "missing: cls_token"),
+        (dict(model="vit_little_patch16_reg4_gap_256"), "reg_token"),
+    ],
+)
+def test_another_architecture(other: dict[str, Any], says: str, make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    torch.save(make_anchor(**other).model.state_dict(), tmp_path / "w.pth")
+    message = refused(make_anchor(), tmp_path / "w.pth")
+    assert re.search(says, message) and "2 blocks, width 32" in message
+
+
+def test_a_network_of_two_anchors(make_network: Callable[..., StitchedNetwork], tmp_path: Path) -> None:
+    network = make_network(depths=(2, 2))
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    assert "2 anchors" in refused(network.anchor(0), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("source", [False, 3])
+def test_a_source_is_a_string_or_true(source: Any, make_anchor: MakeAnchor) -> None:
+    with pytest.raises(TypeError, match=str(source)):
+        load_pretrained(make_anchor(), source)

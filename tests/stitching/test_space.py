@@ -1,0 +1,276 @@
+"""The stitch space against the table of the paper (SN-Netv2, arXiv 2307.00154), enumerated here on its own."""
+
+import dataclasses
+import re
+
+import pytest
+
+from mmsnnet.stitching import LayerKey, Segment, Stitch, StitchSpace, Tap, UnknownStitchError
+
+WHOLE = [(12, 24), (12, 12), (2, 4), (2, 2), (3, 9)]
+UNEVEN = [(8, 12), (5, 7), (12, 40), (2, 3), (6, 7)]
+
+Segments = tuple[tuple[int, int, int], ...]
+
+
+def published(depths: tuple[int, int]) -> dict[int, tuple[str, Segments]]:
+    """Kind and segments (anchor, start, stop) by id, row by row as in the paper's table for a whole ratio."""
+    d0, d1 = depths
+    r = d1 // d0
+    m = {i: i * d0 // d1 for i in range(d1)}
+    sl = range(d0)
+    ls = [i for i in range(d1 - 1) if i % r == r - 1]
+    rows: list[tuple[str, Segments] | None] = [("S", ((0, 0, d0),)), ("L", ((1, 0, d1),))]
+    for i in sl:
+        rows.append(None if i == d0 - 1 else ("SL", ((0, 0, i + 1), (1, (i + 1) * r, d1))))
+    for i in ls:
+        rows.append(("LS", ((1, 0, i + 1), (0, m[i] + 1, d0))))
+    for i in ls:
+        for f in sl[:-1]:
+            if f >= m[i] + 1:
+                rows.append(("LSL", ((1, 0, i + 1), (0, m[i] + 1, f + 1), (1, (f + 1) * r, d1))))
+    for f in sl:
+        for i in ls:
+            if i >= (f + 1) * r:
+                rows.append(("SLS", ((0, 0, f + 1), (1, (f + 1) * r, i + 1), (0, m[i] + 1, d0))))
+    return {id_: row for id_, row in enumerate(rows) if row is not None}
+
+
+def as_triples(stitch: Stitch) -> Segments:
+    return tuple((s.anchor, s.start, s.stop) for s in stitch.segments)
+
+
+def groups(depths: tuple[int, int]) -> list[list[int]]:
+    """The large blocks that correspond to each small block: those ``i`` with ``floor(i * D0 / D1)`` equal to it."""
+    d0, d1 = depths
+    return [[i for i in range(d1) if i * d0 // d1 == f] for f in range(d0)]
+
+
+@pytest.mark.parametrize("depths", WHOLE)
+def test_two_way_is_the_published_enumeration(depths: tuple[int, int]) -> None:
+    space = StitchSpace.two_way(depths)
+    assert {s.id: (s.kind, as_triples(s)) for s in space} == published(depths)
+
+
+@pytest.mark.parametrize("depths", [(12, 24), (12, 12)])
+def test_published_counts(depths: tuple[int, int]) -> None:
+    space = StitchSpace.two_way(depths)
+    kinds = [s.kind for s in space]
+    assert len(space) == 134
+    assert {kind: kinds.count(kind) for kind in kinds} == {"S": 1, "L": 1, "SL": 11, "LS": 11, "LSL": 55, "SLS": 55}
+    assert len(space.layers) == len(set(space.layers)) == 12 + 11
+    assert [s.id for s in space] == [i for i in range(135) if i != 13]
+
+
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
+@pytest.mark.parametrize("scheme", ["two_way", "one_way"])
+def test_each_route_covers_each_group_once_in_order(depths: tuple[int, int], scheme: str) -> None:
+    small_blocks = [[f] for f in range(depths[0])]
+    by_anchor = (small_blocks, groups(depths))
+    for stitch in getattr(StitchSpace, scheme)(depths):
+        covered = []
+        for segment in stitch.segments:
+            blocks = list(range(segment.start, segment.stop))
+            inside = [f for f, group in enumerate(by_anchor[segment.anchor]) if set(group) <= set(blocks)]
+            assert [block for f in inside for block in by_anchor[segment.anchor][f]] == blocks, str(stitch)
+            covered += inside
+        assert covered == list(range(depths[0])), str(stitch)
+
+
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
+def test_layers_join_the_segments_of_a_route(depths: tuple[int, int]) -> None:
+    space = StitchSpace.two_way(depths)
+    for stitch in space:
+        joints = zip(stitch.segments[:-1], stitch.segments[1:], strict=True)
+        assert stitch.layers == tuple(LayerKey(a.anchor, a.stop - 1, b.anchor, b.start) for a, b in joints)
+        assert set(stitch.layers) <= set(space.layers)
+        assert stitch.kind == "".join("SL"[s.anchor] for s in stitch.segments)
+
+
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
+def test_every_change_over_is_offered(depths: tuple[int, int]) -> None:
+    """Routes with at most two changes over are all the ways to cut the groups into runs of alternating anchors."""
+    d0 = depths[0]
+    assert len(StitchSpace.two_way(depths)) == 2 + 2 * (d0 - 1) + (d0 - 1) * (d0 - 2)
+    assert len({as_triples(s) for s in StitchSpace.two_way(depths)}) == len(StitchSpace.two_way(depths))
+
+
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
+def test_each_tap_has_exactly_one_block_on_every_route(depths: tuple[int, int]) -> None:
+    d0, d1 = depths
+    space = StitchSpace.two_way(depths)
+    wanted = [1, *range(d1), 0]
+    for stitch in space:
+        on_route = [(s.anchor, block) for s in stitch.segments for block in range(s.start, s.stop)]
+        taps = space.taps(stitch, wanted)
+        for index, tap in zip(wanted, taps, strict=True):
+            candidates = {(1, index), (0, index * d0 // d1)} & set(on_route)
+            assert candidates == {(tap.anchor, tap.block)}, f"{stitch} at {index}"
+
+
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
+def test_taps_come_in_the_large_width(depths: tuple[int, int]) -> None:
+    space = StitchSpace.two_way(depths)
+    for stitch in space:
+        for tap in space.taps(stitch, range(depths[1])):
+            widths = [tap.anchor, *(key.target for key in tap.layers)]
+            assert widths[-1] == 1
+            assert [key.source for key in tap.layers] == widths[:-1]
+            if tap.layers:
+                first_beyond = groups(depths)[tap.block][-1] + 1
+                assert tap.layers == (LayerKey(0, tap.block, 1, first_beyond),)
+                assert tap.layers[0] in space.layers
+
+
+def test_published_taps_of_the_small_anchor() -> None:
+    space = StitchSpace.two_way((12, 24))
+    taps = space.taps(space["S"], (9, 14, 19, 23))
+    assert [(tap.anchor, tap.block) for tap in taps] == [(0, 4), (0, 7), (0, 9), (0, 11)]
+    assert [tap.block for tap in space.taps(space["S"], (4, 11, 17, 23))] == [2, 5, 8, 11]
+    assert space.taps(space["L"], (9, 23)) == (Tap(1, 9), Tap(1, 23))
+
+
+@pytest.mark.parametrize("index", [-1, 24, 100])
+def test_taps_outside_the_largest_anchor(index: int) -> None:
+    space = StitchSpace.two_way((12, 24))
+    with pytest.raises(ValueError, match=rf"23.*{index}"):
+        space.taps(space["S"], (0, index))
+
+
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
+def test_lookup_by_id_name_and_digits(depths: tuple[int, int]) -> None:
+    space = StitchSpace.two_way(depths)
+    for stitch in space:
+        assert space[stitch.id] is space[stitch.name] is space[str(stitch.id)] is stitch
+        assert stitch.id in space and stitch.name in space and stitch in space
+    assert len({s.name for s in space}) == len(space)
+    assert list(space) == sorted(space, key=lambda s: s.id)
+
+
+def test_published_names() -> None:
+    space = StitchSpace.two_way((12, 24))
+    assert as_triples(space["S4-L10"]) == ((0, 0, 5), (1, 10, 24))
+    assert space["S4-L10"].id == 6
+    assert as_triples(space["L5-S3-L12"]) == ((1, 0, 6), (0, 3, 6), (1, 12, 24))
+    # LSL from id 25 on, 10 that leave the large anchor at block 1, 9 at block 3; at block 5, small blocks 3, 4, 5
+    assert space[25 + 10 + 9 + 2] is space["L5-S3-L12"]
+    assert str(space[46]) == "46 (L5-S3-L12)"
+    assert as_triples(space["S2-L6-S5"]) == ((0, 0, 3), (1, 6, 10), (0, 5, 12))
+
+
+@pytest.mark.parametrize(
+    ("spec", "ids"),
+    [
+        ("anchors", [0, 1]),
+        ("57,S4-L10", [6, 57]),
+        ("57 | 2", [2, 57]),
+        ("S4-L10", [6]),
+        ([57, "0", "S4-L10", 6], [0, 6, 57]),
+        ("all", [i for i in range(135) if i != 13]),
+    ],
+)
+def test_select(spec: str | list[int | str], ids: list[int]) -> None:
+    space = StitchSpace.two_way((12, 24))
+    assert [s.id for s in space.select(spec)] == ids
+
+
+@pytest.mark.parametrize("spec", ["13", "0,S4-L11", [135], "anchor", ""])
+def test_select_what_there_is_not(spec: str | list[int | str]) -> None:
+    with pytest.raises(UnknownStitchError):
+        StitchSpace.two_way((12, 24)).select(spec)
+
+
+def test_id_13_keeps_its_place_but_is_no_stitch() -> None:
+    space = StitchSpace.two_way((12, 24))
+    assert 13 not in space and 12 in space and 14 in space
+    assert LayerKey(0, 11, 1, 24) in space.layers
+    with pytest.raises(UnknownStitchError, match=r"13 .*nothing of the large anchor"):
+        space[13]
+
+
+@pytest.mark.parametrize("key", [135, -1, "200", "S4-L11", "s", ""])
+def test_unknown_stitch(key: int | str) -> None:
+    space = StitchSpace.two_way((12, 24))
+    assert key not in space
+    with pytest.raises(UnknownStitchError, match=r"134.*0 to 134") as caught:
+        space[key]
+    assert isinstance(caught.value, KeyError) and isinstance(caught.value, ValueError)
+    assert str(key) in str(caught.value) and "S" in str(caught.value)
+
+
+def test_anchors_smallest_first() -> None:
+    space = StitchSpace.two_way((12, 24))
+    assert [(s.id, s.name) for s in space.anchors] == [(0, "S"), (1, "L")]
+    assert [space.corresponding_block(0, i) for i in (0, 1, 2, 23)] == [0, 0, 1, 11]
+    assert [space.corresponding_block(1, i) for i in (0, 1, 2, 23)] == [0, 1, 2, 23]
+
+
+def test_equality_hash_and_immutability() -> None:
+    space, same = StitchSpace.two_way((4, 8)), StitchSpace.two_way([4, 8])
+    hash_before = hash(space)
+    assert space["S"] is not None  # fills the look-up tables, which are no part of the value
+    assert space == same and hash(space) == hash(same) == hash_before
+    others = [StitchSpace.two_way((4, 4)), StitchSpace.one_way((4, 8)), StitchSpace.single(4)]
+    assert len({space, same, *others}) == 4
+    for frozen, field in (
+        (space, "depths"),
+        (space["S"], "id"),
+        (space.layers[0], "source"),
+        (Segment(0, 0, 1), "stop"),
+    ):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(frozen, field, 0)
+
+
+@pytest.mark.parametrize("depths", [(12, 24), (4, 4), (5, 7)])
+def test_one_way_is_the_first_part_of_two_way(depths: tuple[int, int]) -> None:
+    one, two = StitchSpace.one_way(depths), StitchSpace.two_way(depths)
+    assert list(one) == [s for s in two if s.kind in ("S", "L", "SL")]
+    assert [s.id for s in one] == list(range(depths[0] + 1))
+    assert one.layers == tuple(key for key in two.layers if key.source == 0)
+    for stitch in one:
+        assert one.taps(stitch, range(depths[1])) == two.taps(stitch, range(depths[1]))
+
+
+def test_single() -> None:
+    space = StitchSpace.single(3)
+    assert list(space) == [Stitch(0, "A", "A", (Segment(0, 0, 3),))]
+    assert space.layers == () and space.anchors == (space["A"],)
+    assert space.taps(space[0], (2, 0)) == (Tap(0, 2), Tap(0, 0))
+    with pytest.raises(ValueError, match="3"):
+        space.taps(space[0], (3,))
+    with pytest.raises(ValueError, match="depth 0"):
+        StitchSpace.single(0)
+
+
+@pytest.mark.parametrize(
+    ("depths", "says"),
+    [
+        ((12,), "two anchors"),
+        ((12, 24, 24), "two anchors"),
+        ((24, 12), "smallest to the largest"),
+        ((0, 12), "depths 0 and 12"),
+        ((1, 12), "one block"),
+        ((1, 1), "one block"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["two_way", "one_way"])
+def test_depths_that_cannot_be_stitched(depths: tuple[int, ...], says: str, scheme: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        getattr(StitchSpace, scheme)(depths)
+
+
+@pytest.mark.parametrize("bounds", [(2, 2), (3, 2), (-1, 2)])
+def test_segments_are_never_empty(bounds: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"[{bounds[0]}, {bounds[1]})")):
+        Segment(0, *bounds)
+
+
+def test_segment_is_half_open() -> None:
+    segment = Segment(1, 2, 5)
+    assert [block for block in range(7) if block in segment] == [2, 3, 4] and len(segment) == 3
+
+
+def test_a_stitch_has_one_layer_less_than_segments() -> None:
+    with pytest.raises(ValueError, match="2 segments need 1"):
+        Stitch(0, "X", "SL", (Segment(0, 0, 1), Segment(1, 1, 2)))

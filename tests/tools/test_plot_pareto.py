@@ -1,0 +1,154 @@
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+
+Main = Callable[[list[str]], int]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def plot_pareto(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, REPOSITORY / "tools" / "analysis_tools" / "plot_pareto.py", *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "40"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def points(tmp_path: Path) -> Path:
+    path = tmp_path / "points.json"
+    OperatingPoints(
+        "configs/quickstart/a_config_with_a_name.py",
+        None,
+        "shapes",
+        (64, 64),
+        "cpu",
+        (
+            OperatingPoint(0, "S", "S", 32_000_000, 23_000_000, {"mIoU": 45.5}),
+            OperatingPoint(1, "L", "L", 363_000_000, 307_000_000, {"mIoU": 51.5}),
+            OperatingPoint(57, "L5-S3-L12", "LSL", 226_000_000, 301_000_000, {"mIoU": 46.38}),
+        ),
+    ).save(path)
+    return path
+
+
+def test_writes_the_picture_and_prints_the_table(points: Path, tmp_path: Path) -> None:
+    done = plot_pareto(points, "--out", "plots/pareto.png", "--table", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *table = done.stdout.splitlines()
+    assert first == os.path.join("plots", "pareto.png")
+    with Image.open(tmp_path / first) as image:
+        image.load()
+        assert image.size == (1200, 750)
+    found = [line.split() for line in table]
+    assert ["id", "name", "kind", "MFLOPs", "params", "(M)", "mIoU", "mark"] in found
+    assert ["57", "L5-S3-L12", "LSL", "226.00", "301.00", "46.38", "front"] in found
+
+
+def test_help(tmp_path: Path) -> None:
+    done = plot_pareto("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(option in done.stdout for option in ("--out", "--metric", "--table", "--cost", "--lower-is-better"))
+
+
+def test_a_broken_file_is_an_error_and_overwrites_nothing(points: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pareto.png"
+    out.write_bytes(b"old")
+    points.write_bytes(points.read_bytes()[:-20])
+    done = plot_pareto(points, "--out", out, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {points}: expected operating points in JSON, found no valid JSON")
+    assert len(done.stderr.splitlines()) == 1 and out.read_bytes() == b"old"
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Main:
+    """The command in this process: a process of its own takes seconds to start."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tools" / "analysis_tools"))
+    import plot_pareto as command
+
+    return command.main
+
+
+def test_several_runs_as_svg(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    out = points.parent / "pareto.svg"
+    assert main([str(points), str(points), "--metric", "mIoU", "--out", str(out)]) == 0
+    assert capsys.readouterr() == (f"{out}\n", "")
+    assert ElementTree.parse(out).getroot().tag.endswith("svg")
+
+
+def changed(points: Path, name: str, **changes: object) -> Path:
+    path = points.parent / name
+    path.write_text(json.dumps({**json.loads(points.read_text()), **changes}))
+    return path
+
+
+STITCH = {"id": 0, "name": "S", "kind": "S", "flops": 5, "params": 6, "metrics": {"rmse": 1.5, "abs_rel": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"dataset": "NYUv2"}, [], "runs of different data sets cannot share a plot, found shapes, NYUv2"),
+        ({"stitches": [STITCH]}, [], "expected a metric that all points have, found mIoU, rmse, abs_rel"),
+        ({"stitches": [STITCH]}, ["--metric", "mIoU"], "stitch 0 (S) has no metric 'mIoU'; it has rmse, abs_rel"),
+        ({"stitches": []}, [], "has no stitches"),
+        ({"schema": 2}, [], "schema: expected 1, found 2"),
+        ({}, ["--metric", "mAP"], "stitch 0 (S) has no metric 'mAP'; it has mIoU"),
+        ({}, ["--metric", "mAP", "--table"], "stitch 0 (S) has no metric 'mAP'; it has mIoU"),
+        ({}, ["--cost", "latency_ms"], "stitch 0 (S) has no latency_ms"),
+    ],
+)
+def test_mistakes(
+    points: Path, main: Main, capsys: pytest.CaptureFixture[str], changes: dict, options: list[str], message: str
+) -> None:
+    out = points.parent / "pareto.png"
+    out.write_bytes(b"old")
+    other = changed(points, "other.json", **changes)
+    assert main([str(points), str(other), "--out", str(out), *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and message in said.err
+    assert out.read_bytes() == b"old"
+
+
+def test_which_metric(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    other = changed(points, "other.json", stitches=[STITCH])
+    out = points.parent / "pareto.png"
+    assert main([str(other), "--out", str(out)]) == 2
+    assert (
+        "which metric? The points have 2 in common: rmse, abs_rel; say which with --metric" in capsys.readouterr().err
+    )
+    assert main([str(other), "--out", str(out), "--metric", "rmse", "--lower-is-better"]) == 0
+
+
+def test_places_that_do_not_serve(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = points.parent
+    assert main([str(folder / "none.json"), "--out", str(folder / "pareto.png")]) == 2
+    assert "none.json: no such file" in capsys.readouterr().err
+    assert main([str(folder), "--out", str(folder / "pareto.png")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    before = points.read_bytes()
+    assert main([str(points), "--out", str(points)]) == 2
+    assert "expected a name that ends in .png or .svg, found '.json'" in capsys.readouterr().err
+    assert points.read_bytes() == before
+    assert main([str(points), "--out", str(points / "pareto.png")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("args", [[], ["a.json"], ["--out", "a.png"], ["a.json", "--out", "a.png", "--cost", "watts"]])
+def test_the_command_line_is_checked(main: Main, capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(args)
+    assert leave.value.code == 2 and "error: " in capsys.readouterr().err

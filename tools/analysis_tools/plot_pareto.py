@@ -1,0 +1,57 @@
+"""Draws quality over cost of every stitch, with the Pareto front, from files of operating points.
+
+Example:
+    python tools/analysis_tools/plot_pareto.py work_dirs/quickstart/stitches.json --out pareto.png --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mmsnnet.evaluation import OperatingPoints, common_metric
+from mmsnnet.visualization import operating_points_table, plot_pareto
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="what tools/test.py --out wrote")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.png", help="the picture: .png or .svg")
+    parser.add_argument("--metric", help="the metric to draw (default: the only one that all stitches have)")
+    parser.add_argument("--cost", choices=("flops", "latency_ms"), default="flops", help="default: %(default)s")
+    parser.add_argument("--lower-is-better", action="store_true", help="for a metric that is an error, like RMSE")
+    parser.add_argument("--table", action="store_true", help="print the stitches of the first file as a table, too")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        runs = [OperatingPoints.load(path) for path in args.files]
+        metric = args.metric or common_metric(point for run in runs for point in run)
+        direction = not args.lower_is_better
+        table = operating_points_table(runs[0], metric, args.cost, higher_is_better=direction) if args.table else None
+        print(plot_pareto(runs, metric, args.out, args.cost, higher_is_better=direction))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if table is not None:
+        print_table(table)
+    return 0
+
+
+def print_table(table: Table) -> None:
+    """Prints to the terminal, or as wide as the table is to a file or pipe, so that nothing is cut off there."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

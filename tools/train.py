@@ -1,0 +1,48 @@
+"""Trains a model from a config."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+
+from mmsnnet.apis import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", metavar="D", help="folder for logs and checkpoints (default: the config's)")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of the work folder")
+    parser.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        args.config = load_config(args.config, args.cfg_options)
+    except (FileNotFoundError, ImportError) as error:
+        parser.error(str(error))
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    config = args.config
+    config.launcher = args.launcher
+    config.resume = args.resume
+    if args.work_dir:
+        config.work_dir = args.work_dir
+    config.setdefault("work_dir", str(Path("work_dirs") / Path(config.filename).stem))
+    if args.amp:
+        config.optim_wrapper.type = "AmpOptimWrapper"
+        config.optim_wrapper.setdefault("loss_scale", "dynamic")
+    Runner.from_cfg(config).train()
+
+
+if __name__ == "__main__":
+    main()
