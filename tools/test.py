@@ -26,7 +26,9 @@ def parse_args() -> argparse.Namespace:
         help="all, anchors, or ids and names separated by commas, such as 57,80 or S4-L10 (default: all)",
     )
     parser.add_argument(
-        "--out", metavar="FILE.json", help="file of operating points (default: operating_points.json in the work folder)"
+        "--out",
+        metavar="FILE.json",
+        help="file of operating points (default: operating_points.json in the work folder)",
     )
     parser.add_argument("--metric", default="mIoU", help="metric of the Pareto front in the table (default: mIoU)")
     parser.add_argument("--work-dir", metavar="D", help="folder for logs (default: the config's)")

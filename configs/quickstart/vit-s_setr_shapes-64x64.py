@@ -1,12 +1,16 @@
 # The small anchor alone.
 _base_ = [
-    '../_base_/models/stitched_setr_tiny.py', '../_base_/datasets/shapes.py', '../_base_/schedules/schedule_tiny.py',
-    '../_base_/default_runtime.py'
+    "../_base_/models/stitched_setr_tiny.py",
+    "../_base_/datasets/shapes.py",
+    "../_base_/schedules/schedule_tiny.py",
+    "../_base_/default_runtime.py",
 ]
-work_dir = 'work_dirs/quickstart/anchor_s'
+work_dir = "work_dirs/quickstart/anchor_s"
 model = dict(
     backbone=dict(
-        anchors=[dict(model='vit_tiny_patch16_224', patch_size=8, embed_dim=64, depth=6, num_heads=2)],
-        out_indices=dict(train=(3, 5), test=(5, ))),
+        anchors=[dict(model="vit_tiny_patch16_224", patch_size=8, embed_dim=64, depth=6, num_heads=2)],
+        out_indices=dict(train=(3, 5), test=(5,)),
+    ),
     decode_head=dict(in_channels=64),
-    auxiliary_head=dict(in_channels=64))
+    auxiliary_head=dict(in_channels=64),
+)

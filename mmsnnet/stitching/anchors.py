@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models import load_state_dict_from_hf
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -217,8 +219,8 @@ def load_pretrained(anchor: Anchor, source: str | bool) -> LoadReport:
         ValueError: the file cannot be read, or holds another architecture (missing, unexpected and mismatching keys
             are listed). The anchor is then left as it was.
     """
-    state_dict = _unwrap(_read(anchor, source), source)
-    filtered = checkpoint_filter_fn(state_dict, anchor.model, adapt_layer_scale=True)
+    state_dict, same_grid = _unwrap(_read(anchor, source), source)
+    filtered = _in_timm_names(anchor, state_dict, same_grid, source)
     wanted = anchor.model.state_dict()
     left_out = [
         key for key in filtered if key not in wanted and key.split(".")[0] in (*CLASSIFIER_MODULES, "mask_token")
@@ -226,9 +228,9 @@ def load_pretrained(anchor: Anchor, source: str | bool) -> LoadReport:
     missing = [key for key in wanted if key not in filtered]
     unexpected = [key for key in filtered if key not in wanted and key not in left_out]
     mismatched = [
-        f"{key} ({tuple(filtered[key].shape)} in the file, {tuple(wanted[key].shape)} in the anchor)"
+        f"{key} ({_shape(filtered[key])} in the file, {_shape(wanted[key])} in the anchor)"
         for key in wanted
-        if key in filtered and filtered[key].shape != wanted[key].shape
+        if key in filtered and _shape(filtered[key]) != _shape(wanted[key])
     ]
     problems = dict(missing=missing, unexpected=unexpected, mismatched=mismatched)
     if any(problems.values()):
@@ -236,7 +238,7 @@ def load_pretrained(anchor: Anchor, source: str | bool) -> LoadReport:
         raise ValueError(
             f"pretrained={source!r} does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). {listing}"
         )
-    resized = [key for key in wanted if key in state_dict and state_dict[key].shape != filtered[key].shape]
+    resized = [key for key in wanted if key in state_dict and not torch.equal(state_dict[key], filtered[key])]
     anchor.model.load_state_dict({key: filtered[key] for key in wanted})
     return LoadReport(str(source), len(wanted), tuple(resized), tuple(left_out))
 
@@ -263,30 +265,65 @@ def _read(anchor: Anchor, source: str | bool) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"pretrained={source!r} is refused: it is cut short, or holds Python objects beside weights, and those "
-            f"could run code ({str(error).splitlines()[0]})"
+            f"could run code ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, safetensors.SafetensorError) as error:
+    except Exception as error:  # a damaged file makes the readers raise almost anything
         raise ValueError(
-            f"pretrained={source!r} cannot be read: it is cut short or no checkpoint ({str(error).splitlines()[0]})"
+            f"pretrained={source!r} cannot be read: it is cut short or no checkpoint ({_first_line(error)})"
         ) from error
 
 
-def _unwrap(file: Mapping[str, Any], source: str | bool) -> dict[str, Tensor]:
-    """The weights in timm's names: out of their wrapper, and out of a stitched network with one anchor."""
+def _unwrap(file: Any, source: str | bool) -> tuple[dict[str, Tensor], bool]:
+    """The weights out of their wrapper, and out of a stitched network with one anchor. Also whether they come from such
+    a network: then the position embedding is for the grid that the anchor has, if the numbers agree."""
     for wrapper in ("state_dict", "model"):
         if isinstance(file, Mapping) and isinstance(file.get(wrapper), Mapping):
             file = file[wrapper]
-    if not isinstance(file, Mapping) or not file:
+    if not isinstance(file, Mapping) or not file or not all(isinstance(key, str) for key in file):
         raise ValueError(f"pretrained={source!r} holds no state dict")
-    inside = [re.match(r"(?:.*\.)?anchors\.(\d+)\.model\.", key) for key in file]
-    anchors = {match[1] for match in inside if match}
-    if len(anchors) > 1:
+    inside = {key: match for key in file if (match := re.match(r"(?:.*\.)?anchors\.(\d+)\.model\.", key))}
+    indices = {match[1] for match in inside.values()}
+    if len(indices) > 1:
         raise ValueError(
-            f"pretrained={source!r} holds {len(anchors)} anchors: an anchor's weights come from a checkpoint of one"
+            f"pretrained={source!r} holds {len(indices)} anchors: an anchor's weights come from a checkpoint of one"
         )
-    if anchors:
-        return {key[match.end() :]: file[key] for key, match in zip(file, inside, strict=True) if match}
-    return dict(file)
+    if inside:
+        return {key[match.end() :]: file[key] for key, match in inside.items()}, True
+    return dict(file), False
+
+
+def _in_timm_names(
+    anchor: Anchor, state_dict: dict[str, Tensor], same_grid: bool, source: str | bool
+) -> dict[str, Tensor]:
+    """The weights under timm's names, those that depend on patch or input size resampled to the anchor's.
+
+    timm's filter does it but for a position embedding of as many tokens on another grid, which it cannot tell apart.
+    """
+    model = anchor.model
+    position = state_dict.get("pos_embed")
+    others = {key: value for key, value in state_dict.items() if key != "pos_embed"}
+    try:
+        filtered = checkpoint_filter_fn(others, model, adapt_layer_scale=True)
+    except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"pretrained={source!r} is of another architecture ({_first_line(error)})") from error
+    if isinstance(position, Tensor) and model.pos_embed is not None and position.ndim == 3:
+        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+        side = math.isqrt(max(position.shape[1] - prefix, 0))
+        known = same_grid and position.shape == model.pos_embed.shape
+        if not known and side and side**2 == position.shape[1] - prefix:
+            grid = list(model.patch_embed.grid_size)
+            position = resample_abs_pos_embed(position, new_size=grid, old_size=[side, side], num_prefix_tokens=prefix)
+    if position is not None:
+        filtered["pos_embed"] = position
+    return filtered
+
+
+def _shape(value: object) -> object:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _listed(keys: list[str], most: int = 8) -> str:

@@ -71,7 +71,7 @@ class NormalEquations:
                     pairs = [pair for pair in pending if site in pair]
                     if not pairs:
                         continue
-                    kept[site] = _with_one(tokens)
+                    kept[site] = with_one(tokens)
                     if site in self.grams:
                         self.grams[site].addmm_(kept[site].T, kept[site])
                     for source, target in pairs:
@@ -106,7 +106,8 @@ class NormalEquations:
 
 
 def solve_normal_equations(gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-    """The weight (out, in) and bias (out,) of least squared error, of smallest norm where there are several.
+    """The weight (out, in) and bias (out,) of least squared error; where there are several, the one of smallest norm
+    with the channels of ``x`` scaled to unit power.
 
     Args:
         gram: sum of ``x x^T`` with 1 appended to ``x``, shape (in + 1, in + 1).
@@ -134,7 +135,7 @@ def solve_normal_equations(gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]
     return solution[:-1].T, solution[-1]
 
 
-def _with_one(tokens: Tensor) -> Tensor:
+def with_one(tokens: Tensor) -> Tensor:
     """Tokens (..., C) as rows (M, C + 1) in float64, 1 appended."""
     rows = tokens.reshape(-1, tokens.shape[-1]).double()
     return torch.cat([rows, rows.new_ones(rows.shape[0], 1)], dim=1)

@@ -40,7 +40,16 @@ class StitchingLayer(nn.Module):
 
     @torch.no_grad()
     def set_base(self, weight: Tensor, bias: Tensor) -> None:
-        """Sets ``W`` (out, in) and ``b`` (out,), which makes the layer ready to be trained."""
+        """Sets ``W`` (out, in) and ``b`` (out,), which makes the layer ready to be trained.
+
+        Raises:
+            ValueError: one of them has another shape.
+        """
+        if weight.shape != self.weight.shape or bias.shape != self.bias.shape:
+            raise ValueError(
+                f"this layer takes a weight of {tuple(self.weight.shape)} and a bias of {tuple(self.bias.shape)}, got "
+                f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         self.initialized = True
@@ -72,5 +81,6 @@ class StitchingLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if f"{prefix}weight" in state_dict:
+        own = {"weight": self.weight, "bias": self.bias}
+        if all(prefix + name in state_dict and state_dict[prefix + name].shape == p.shape for name, p in own.items()):
             self.initialized = True

@@ -91,7 +91,7 @@ class StitchedNetwork(nn.Module):
         """A copy with every low-rank update merged into its layer: what is deployed."""
         merged = copy.deepcopy(self)
         for key in self.space.layers:
-            merged.layers[str(key)] = self.layer(key).merged()
+            merged.layers[str(key)] = self.layer(key).merged().train(self.training)
         return merged
 
     def _walk(self, images: Tensor, stitch: Stitch) -> Iterator[tuple[int, int, dict[LayerPath, Tensor]]]:

@@ -143,7 +143,10 @@ class StitchSpace:
         return iter(self.stitches)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._by_key if isinstance(key, int | str) else key in self.stitches
+        """Whether this is a stitch of the space, or the id or name of one."""
+        if isinstance(key, int | str):
+            return (int(key) if isinstance(key, str) and key.isdigit() else key) in self._by_key
+        return key in self.stitches
 
     def __getitem__(self, key: int | str) -> Stitch:
         """The stitch with this published id or this name; a string of digits counts as an id.

@@ -85,7 +85,9 @@ def test_composed_cost_is_the_direct_count(
         assert cost.params == parameters_with_gradient(route, images), str(stitch)
 
 
-@pytest.mark.parametrize("model", ["deit3_small_patch16_224", "vit_little_patch16_reg4_gap_256"])
+@pytest.mark.parametrize(
+    "model", ["deit3_small_patch16_224", "vit_little_patch16_reg4_gap_256", "vit_tiny_patch16_224"]
+)
 def test_composed_cost_of_classifiers(
     model: str, make_network: MakeNetwork, make_images: Callable[..., Tensor]
 ) -> None:

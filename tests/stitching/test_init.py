@@ -234,6 +234,17 @@ def test_rank_deficient_tokens_leave_no_more_error_than_lstsq(case: str) -> None
     assert residual(rows, y, torch.cat([weight.T, bias[None]])) <= 1.01 * best + 1e-8 * y.square().sum()
 
 
+def test_rank_deficient_channels_of_very_different_size() -> None:
+    x = torch.randn(60, 10, dtype=torch.float64) * torch.logspace(-4, 4, 10, dtype=torch.float64)
+    x = torch.cat([x, 2 * x], dim=1)
+    y = x[:, :1] * 1e4 + torch.randn(60, 6, dtype=torch.float64)
+    rows, gram, cross = sums_of(x, y)
+    weight, bias = solve_normal_equations(gram, cross)
+    distinct = rows[:, [*range(10), 20]]
+    best = residual(distinct, y, torch.linalg.lstsq(distinct, y).solution)
+    assert residual(rows, y, torch.cat([weight.T, bias[None]])) <= 1.01 * best
+
+
 def test_one_image_is_enough(make_network: MakeNetwork, make_images: MakeImages) -> None:
     """5 tokens for 33 or 49 unknowns: they can be, and so are, mapped without error."""
     network, images = make_network((2, 4)).double(), make_images(1, dtype=torch.float64)

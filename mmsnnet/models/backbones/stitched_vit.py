@@ -37,8 +37,8 @@ class StitchedViT(BaseModule):
     forward (resource-constrained sampling), as a pure function of ``seed`` and of the number of draws so far; that
     number travels in the state dict under ``draws``, as a tensor on the CPU that no step reads.
 
-    Images (B, 3, H, W) give a tuple with one map (B, C, h, w) for each of ``out_indices``, in the width C of the largest
-    anchor, whichever route ran.
+    Images (B, 3, H, W) give a tuple with one map (B, C, h, w) for each of ``out_indices``, in the width C of the
+    largest anchor, whichever route ran.
 
     Args:
         anchors: one dict for each anchor, smallest first: ``model``, a plain ViT of timm's; ``pretrained``, what
@@ -142,7 +142,7 @@ class StitchedViT(BaseModule):
         return {stitch.id: model.stitch(stitch, self.test_out_indices) for stitch in self.space}
 
     def init_weights(self) -> None:
-        """Loads the anchors' pretrained weights, then does what ``init_cfg`` says. The runner calls it on every rank."""
+        """Loads the anchors' pretrained weights, then does what ``init_cfg`` says. The runner calls it on each rank."""
         if not self.is_init:
             for index, source in enumerate(self.pretrained):
                 if source:

@@ -1,0 +1,63 @@
+"""Counts FLOPs (multiply-accumulates) and parameters of a stitched model at every stitch, without running them."""
+
+import argparse
+import time
+
+from rich.console import Console
+
+from mmsnnet.apis import build_model, load_config
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.models import find_stitched_backbone, model_costs
+from mmsnnet.visualization import operating_points_table
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--shape", nargs=2, type=int, metavar=("H", "W"), help="input size (default: the backbone's img_size)"
+    )
+    parser.add_argument("--out", metavar="FILE.json", help="write the counts as a file of operating points")
+    args = parser.parse_args()
+    try:
+        args.config = load_config(args.config)
+        args.model = build_model(args.config)
+        args.backbone = find_stitched_backbone(args.model)
+    except (FileNotFoundError, ImportError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    backbone = args.backbone
+    start = time.monotonic()
+    costs = model_costs(args.model, args.shape and tuple(args.shape))
+    seconds = time.monotonic() - start
+    points = OperatingPoints(
+        config=str(args.config.filename),
+        checkpoint=None,
+        dataset=None,
+        input_shape=tuple(args.shape or backbone.img_size),
+        device=None,
+        points=tuple(
+            OperatingPoint(stitch.id, stitch.name, stitch.kind, costs[stitch.id].flops, costs[stitch.id].params)
+            for stitch in backbone.space
+        ),
+    )
+    console = Console()
+    console.print(operating_points_table(points))
+    total = sum(parameter.numel() for parameter in backbone.parameters())
+    console.print(
+        f"{len(points)} stitches, {min(c.flops for c in costs.values()) / 1e9:.4g} to "
+        f"{max(c.flops for c in costs.values()) / 1e9:.4g} GFLOPs at {points.input_shape}, counted in {seconds:.1f} s; "
+        f"backbone: {total / 1e6:.2f} M parameters",
+        highlight=False,
+    )
+    if args.out:
+        points.save(args.out)
+        console.print(f"written to {args.out}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
