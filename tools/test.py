@@ -7,12 +7,11 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
-from rich.console import Console
 
 from mmsnnet.apis import load_config
 from mmsnnet.evaluation import OperatingPoints
 from mmsnnet.stitching import UnknownStitchError
-from mmsnnet.visualization import operating_points_table
+from mmsnnet.visualization import operating_points_table, print_table
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,9 +63,8 @@ def main() -> None:
     except UnknownStitchError as error:
         args.parser.error(str(error))
     if is_main_process():
-        console = Console()
-        console.print(operating_points_table(OperatingPoints.load(args.out), args.metric))
-        console.print(f"operating points: {args.out}", highlight=False)
+        print_table(operating_points_table(OperatingPoints.load(args.out), args.metric))
+        print(f"operating points: {args.out}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -23,15 +24,19 @@ def operating_points_table(
     """One row per stitch, by ascending ``cost``, with every metric that was measured.
 
     Stitches on the Pareto front of ``metric`` over ``cost`` are bold and say "front" in the last column, anchors say
-    "anchor" there. ``metric`` and ``higher_is_better`` are those of :func:`mmsnnet.evaluation.pareto_front`.
+    "anchor" there. Where nothing was measured there is no front. ``metric`` and ``higher_is_better`` are those of
+    :func:`mmsnnet.evaluation.pareto_front`.
 
     Raises:
-        ValueError: there are no stitches, or one of them lacks the metric or the cost.
+        ValueError: a stitch lacks the metric or the cost.
     """
-    name = common_metric(points) if metric is None else metric
-    front = {point.id for point in pareto_front(points, cost, name, higher_is_better=higher_is_better)}
+    front: set[int] = set()
+    names: list[str] = []
+    if metric is not None or any(point.metrics for point in points):
+        names = [common_metric(points) if metric is None else metric]
+        front = {point.id for point in pareto_front(points, cost, names[0], higher_is_better=higher_is_better)}
     unit, unit_name = flops_unit(points)
-    metrics = list(dict.fromkeys(key for point in points for key in (name, *point.metrics)))
+    metrics = list(dict.fromkeys(key for point in points for key in (*names, *point.metrics)))
     values = [[point.metrics.get(key) for point in points] for key in metrics]
     decimals = {key: _decimals(column) for key, column in zip(metrics, values, strict=True)}
     timed = any(point.latency_ms is not None for point in points)
@@ -52,6 +57,14 @@ def operating_points_table(
         cells.append(", ".join(marks))
         table.add_row(*(Text(cell) for cell in cells), style="bold" if point.id in front else None)
     return table
+
+
+def print_table(table: Table) -> None:
+    """Prints to the terminal, or as wide as the table is to a file or pipe, so that nothing is cut off there."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
 
 
 def _cell(value: float | None, decimals: int) -> str:

@@ -1,5 +1,6 @@
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -78,10 +79,15 @@ def test_names_are_not_read_as_markup() -> None:
     assert all(text in out.getvalue() for text in ("[red]S[/]", "[bold]m", "[blue]d"))
 
 
+def test_without_measurements_there_is_no_front_to_mark() -> None:
+    table = operating_points_table(make_run(replace(SMALL, metrics={})))
+    header, row = rows(table)
+    assert [cell.strip() for cell in header] == ["id", "name", "kind", "GFLOPs", "params (M)", "mark"]
+    assert [cell.strip() for cell in row] == ["0", "S", "S", "32.00", "23.00", "anchor"]
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"57 \(L5-S3-L12\) has no metric 'abs_rel'"):
         operating_points_table(make_run(SMALL, TIMED), "abs_rel")
     with pytest.raises(ValueError, match="2 in common: mIoU, abs_rel"):
         operating_points_table(make_run(SMALL), None)
-    with pytest.raises(ValueError, match="expected operating points, found none"):
-        operating_points_table(make_run(), None)

@@ -3,12 +3,10 @@
 import argparse
 import time
 
-from rich.console import Console
-
 from mmsnnet.apis import build_model, load_config
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import find_stitched_backbone, model_costs
-from mmsnnet.visualization import operating_points_table
+from mmsnnet.visualization import operating_points_table, print_table
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,18 +43,16 @@ def main() -> None:
             for stitch in backbone.space
         ),
     )
-    console = Console()
-    console.print(operating_points_table(points))
+    print_table(operating_points_table(points))
     total = sum(parameter.numel() for parameter in backbone.parameters())
-    console.print(
+    print(
         f"{len(points)} stitches, {min(c.flops for c in costs.values()) / 1e9:.4g} to "
         f"{max(c.flops for c in costs.values()) / 1e9:.4g} GFLOPs at {points.input_shape}, counted in {seconds:.1f} s; "
-        f"backbone: {total / 1e6:.2f} M parameters",
-        highlight=False,
+        f"backbone: {total / 1e6:.2f} M parameters"
     )
     if args.out:
         points.save(args.out)
-        console.print(f"written to {args.out}", highlight=False)
+        print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Draws quality over cost of every stitch, with the Pareto front, from files of operating points.
 
 Example:
-    python tools/analysis_tools/plot_pareto.py work_dirs/quickstart/stitches.json --out pareto.png --table
+    python tools/analysis_tools/plot_pareto.py work_dirs/quickstart/operating_points.json --out pareto.png --table
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from mmsnnet.evaluation import OperatingPoints, common_metric
-from mmsnnet.visualization import operating_points_table, plot_pareto
+from mmsnnet.visualization import operating_points_table, plot_pareto, print_table
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,14 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if table is not None:
         print_table(table)
     return 0
-
-
-def print_table(table: Table) -> None:
-    """Prints to the terminal, or as wide as the table is to a file or pipe, so that nothing is cut off there."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=console.measure(table, options=console.options.update(width=1000)).maximum)
-    console.print(table)
 
 
 if __name__ == "__main__":
