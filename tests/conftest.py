@@ -88,3 +88,82 @@ def make_network(
         return network
 
     return make
+
+
+@pytest.fixture
+def backbone_config() -> Callable[..., dict[str, Any]]:
+    """``backbone_config(small=..., large=...)``: a config of a tiny ``StitchedViT`` of depths 2 and 4, with changes to
+    its anchors; other keywords are the backbone's."""
+
+    def make(
+        small: dict[str, Any] | None = None, large: dict[str, Any] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        tiny = dict(model="vit_tiny_patch16_224", num_heads=2)
+        anchors = [tiny | dict(embed_dim=32, depth=2) | (small or {}), tiny | dict(embed_dim=48, depth=4) | (large or {})]
+        return dict(type="mmsnnet.StitchedViT", anchors=anchors, img_size=32, rank=2, flops_step=2e4) | kwargs
+
+    return make
+
+
+@pytest.fixture
+def make_backbone(
+    backbone_config: Callable[..., dict[str, Any]], randomise: Callable[[nn.Module], None]
+) -> Callable[..., Any]:
+    """``make_backbone(...)``: the backbone of ``backbone_config``, in training mode, its layers initialised."""
+
+    def make(initialized: bool = True, **kwargs: Any) -> Any:
+        from mmsnnet.registry import MODELS  # not every test needs OpenMMLab
+
+        backbone = MODELS.build(backbone_config(**kwargs))
+        randomise(backbone)
+        if initialized:
+            initialize(backbone)
+        return backbone
+
+    return make
+
+
+@pytest.fixture
+def segmentor_config(backbone_config: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """``segmentor_config(...)``: a config of an mmseg segmentor around the backbone of ``backbone_config``."""
+
+    def make(out_indices: Any = None, **kwargs: Any) -> dict[str, Any]:
+        backbone = backbone_config(out_indices=out_indices or dict(train=(1, 3), test=(3,)), **kwargs)
+        norm = dict(type="BN")
+        head = dict(type="SETRUPHead", in_channels=48, channels=8, num_classes=8, norm_cfg=norm, num_convs=1)
+        head |= dict(up_scale=4, kernel_size=1, align_corners=False, dropout_ratio=0)
+        return dict(
+            type="mmseg.EncoderDecoder",
+            data_preprocessor=dict(
+                type="mmseg.SegDataPreProcessor", mean=[127.5] * 3, std=[60.0] * 3, size=(32, 32), seg_pad_val=255
+            ),
+            backbone=backbone,
+            decode_head=dict(head, in_index=1),
+            auxiliary_head=dict(head, in_index=0),
+            test_cfg=dict(mode="whole"),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_segmentor(
+    segmentor_config: Callable[..., dict[str, Any]], randomise: Callable[[nn.Module], None]
+) -> Callable[..., Any]:
+    """``make_segmentor(...)``: the model of ``segmentor_config``, its stitching layers initialised."""
+
+    def make(**kwargs: Any) -> Any:
+        from mmseg.registry import MODELS
+
+        model = MODELS.build(segmentor_config(**kwargs))
+        randomise(model)
+        initialize(model.backbone)
+        return model
+
+    return make
+
+
+def initialize(backbone: Any) -> None:
+    """Declares a backbone's stitching layers initialised, as they are."""
+    for layer in backbone.network.layers.values():
+        layer.set_base(layer.weight, layer.bias)

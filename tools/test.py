@@ -50,7 +50,8 @@ def parse_args() -> argparse.Namespace:
         config.work_dir = args.work_dir
     config.setdefault("work_dir", str(Path("work_dirs") / Path(config.filename).stem))
     args.out = args.out or str(Path(config.work_dir) / "operating_points.json")
-    config.test_cfg = dict(type="mmsnnet.StitchTestLoop", stitches=args.stitches, out=args.out)
+    loop = dict(type="mmsnnet.StitchTestLoop", stitches=args.stitches, out=args.out)
+    config.test_cfg = {**(config.get("test_cfg") or {}), **loop}
     args.config, args.parser = config, parser
     return args
 

@@ -90,7 +90,7 @@ def stitched(tool: Tool, quickstart: Options, pretrained: Mapping[str, Path], wo
 
 @pytest.fixture(scope="module")
 def resumed(tool: Tool, quickstart: Options, pretrained: Mapping[str, Path], stitched: Path) -> Path:
-    """A copy of the stitched run's work folder in which training was resumed; its anchors' files are gone by then."""
+    """A copy of the stitched run's work folder in which training went on, without the anchors' files."""
     copy = shutil.copytree(stitched, stitched.with_name("resumed"))
     nowhere = dict.fromkeys(pretrained, None)
     done = tool("train", STITCHED, "--work-dir", copy, "--resume", *quickstart(MORE_ITERATIONS, **nowhere))

@@ -1,0 +1,160 @@
+"""The command lines: what their help names, and what they say to a user's mistake."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmsnnet.apis import build_model, load_config
+
+Tool = Callable[..., subprocess.CompletedProcess[str]]
+Options = Callable[..., list[str]]
+REPOSITORY = Path(__file__).parents[2]
+TOOLS = sorted(str(path.relative_to(REPOSITORY / "tools").with_suffix("")) for path in REPOSITORY.glob("tools/**/*.py"))
+SCRIPTS = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("*/**/*.sh"))
+STITCHED = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
+# The arguments whose names are fixed, by tool.
+ARGUMENTS = {
+    "train": ("config", "--work-dir", "--resume", "--amp", "--cfg-options", "--launcher"),
+    "test": ("config", "checkpoint", "--stitches", "--out"),
+    "analysis_tools/get_flops": ("config", "--shape", "--out"),
+    "analysis_tools/plot_pareto": ("FILE.json", "--out"),
+    "dataset_converters/make_shapes": ("OUT", "--layout", "--train", "--val", "--size", "--seed"),
+}
+
+# Stands for a backbone that is none of ours.
+PLAIN_CONFIG = """
+default_scope = "mmseg"
+model = dict(
+    type="EncoderDecoder",
+    backbone=dict(type="ResNetV1c", depth=18, base_channels=8, norm_cfg=dict(type="BN")),
+    decode_head=dict(type="FCNHead", in_channels=64, channels=8, num_classes=8, num_convs=1, norm_cfg=dict(type="BN")),
+    test_cfg=dict(mode="whole"),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the stitched quickstart model as it is built."""
+    path = tmp_path_factory.mktemp("checkpoint") / "model.pth"
+    torch.save({"state_dict": build_model(load_config(STITCHED)).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder to run in."""
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+def is_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
+    """Asserts that a command ended as after a user's mistake: status 2, and one error that says what was wrong."""
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "Traceback" not in said
+    errors = [line for line in done.stderr.splitlines() if re.search(r"\berror: ", line)]
+    assert len(errors) == 1 and message in errors[0], said
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_help_names_the_arguments(tool: Tool, folder: Path, name: str) -> None:
+    done = tool(name, "--help", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+    missing = [argument for argument in ARGUMENTS[name] if not re.search(rf"(?<![\w-]){argument}(?![\w-])", done.stdout)]
+    assert missing == []
+    assert list(folder.iterdir()) == []
+
+
+def test_every_tool_is_known() -> None:
+    assert set(TOOLS) == set(ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "analysis_tools/get_flops"])
+def test_a_missing_config(tool: Tool, checkpoint: Path, folder: Path, name: str) -> None:
+    more = [checkpoint] if name == "test" else []
+    is_refused(tool(name, "configs/nowhere.py", *more, cwd=folder), "configs/nowhere.py")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_missing_checkpoint(tool: Tool, folder: Path) -> None:
+    is_refused(tool("test", STITCHED, "nowhere.pth", cwd=folder), "nowhere.pth")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("stitch", ["555", "X9"])
+def test_an_unknown_stitch(
+    tool: Tool, checkpoint: Path, quickstart: Options, data: Path, folder: Path, stitch: str
+) -> None:
+    done = tool("test", STITCHED, checkpoint, "--stitches", f"0,{stitch}", *quickstart(1), cwd=folder)
+    is_refused(done, f"no stitch {stitch!r}" if stitch == "X9" else f"no stitch {stitch}")
+    assert sorted(path.name for path in folder.rglob("*")) == []
+
+
+def test_get_flops_wants_a_stitched_backbone(tool: Tool, folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "plain.py"
+    config.write_text(PLAIN_CONFIG)
+    is_refused(tool("analysis_tools/get_flops", config, "--out", "flops.json", cwd=folder), "mmsnnet.StitchedViT")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_missing_pretrained_file_is_named(tool: Tool, quickstart: Options, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere.pth"
+    options = quickstart(1, **{f"model.backbone.anchors.{index}.pretrained": nowhere for index in (0, 1)})
+    done = tool("train", STITCHED, "--work-dir", tmp_path / "work", *options)
+    assert done.returncode not in (0, None)
+    # The line that ends the output, not only the config, which the log begins with.
+    assert re.search(rf"(error|Error).*{re.escape(str(nowhere))}", done.stderr.splitlines()[-1]), done.stderr
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_training_without_the_init_hook_names_it(tool: Tool, quickstart: Options, tmp_path: Path) -> None:
+    pretrained = {f"model.backbone.anchors.{index}.pretrained": None for index in (0, 1)}
+    options = quickstart(1, custom_hooks=[], **pretrained)
+    done = tool("train", STITCHED, "--work-dir", tmp_path / "work", *options)
+    assert done.returncode != 0
+    assert "mmsnnet.StitchInitHook" in done.stderr.splitlines()[-1], done.stderr
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_well_formed(script: str) -> None:
+    done = subprocess.run(["bash", "-n", REPOSITORY / script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_scripts_are_found() -> None:
+    assert {"configs/quickstart/run.sh", "tools/dist_train.sh", "tools/dist_test.sh"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("dist_train", [], "config file"),
+        ("dist_train", ["config.py"], "number of GPUs"),
+        ("dist_test", [], "config file"),
+        ("dist_test", ["config.py"], "checkpoint file"),
+        ("dist_test", ["config.py", "model.pth"], "number of GPUs"),
+    ],
+)
+def test_distributed_scripts_say_what_is_missing(
+    folder: Path, script: str, arguments: list[str], message: str
+) -> None:
+    command = ["bash", REPOSITORY / "tools" / f"{script}.sh", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and done.stdout == ""
+    assert done.stderr.rstrip().endswith(message)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_quickstart_runs_tools_and_configs_that_exist() -> None:
+    text = (REPOSITORY / "configs/quickstart/run.sh").read_text().replace("$CONFIGS", "configs/quickstart")
+    named = re.findall(r"\S+\.py\b", text)
+    assert len(named) >= 9
+    assert [name for name in named if not (REPOSITORY / name).is_file()] == []
