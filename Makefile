@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+# opencv-python needs a desktop's libraries; where they are missing, its headless build takes its place.
+HEADLESS := $(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-python-headless
 PACKAGING := constraints.txt pyproject.toml setup.py
 
 .PHONY: help quickstart test setup setup-full lint clean
@@ -26,20 +28,23 @@ setup: $(VENV)/.setup
 setup-full: $(VENV)/.setup-full
 
 $(VENV)/.setup: $(PACKAGING)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmsnnet needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14) and "the pinned stack needs Python 3.10 to 3.13: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -U pip
 	$(PIP) -e '.[mminstall]'
+	$(HEADLESS)
 	touch $@
 
 # mmdet does not import without mmcv's compiled operators. Where no wheel offers them, they are compiled against the
-# installed torch (about 13 minutes on 2 cores); pip caches the operator-less wheel, hence --no-cache-dir.
+# installed torch (about 10 minutes on 2 cores); pip caches the operator-less wheel, hence --no-cache-dir.
 $(VENV)/.setup-full: $(VENV)/.setup
 	$(PIP) setuptools wheel ninja psutil packaging
+	@echo "mmcv's operators: from a wheel if there is one, else compiled now, which takes about 10 minutes on 2 cores"
 	$(BIN)/python -c 'import mmcv._ext' 2>/dev/null || \
 		$(PIP) --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv
 	$(BIN)/python -c 'import mmcv._ext'
 	$(PIP) -e '.[mminstall,det,dev]'
+	$(HEADLESS)
 	touch $@
 
 clean:

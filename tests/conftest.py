@@ -95,11 +95,10 @@ def backbone_config() -> Callable[..., dict[str, Any]]:
     """``backbone_config(small=..., large=...)``: a config of a tiny ``StitchedViT`` of depths 2 and 4, with changes to
     its anchors; other keywords are the backbone's."""
 
-    def make(
-        small: dict[str, Any] | None = None, large: dict[str, Any] | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def make(small: dict[str, Any] | None = None, large: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
         tiny = dict(model="vit_tiny_patch16_224", num_heads=2)
-        anchors = [tiny | dict(embed_dim=32, depth=2) | (small or {}), tiny | dict(embed_dim=48, depth=4) | (large or {})]
+        sizes = (dict(embed_dim=32, depth=2) | (small or {}), dict(embed_dim=48, depth=4) | (large or {}))
+        anchors = [tiny | size for size in sizes]
         return dict(type="mmsnnet.StitchedViT", anchors=anchors, img_size=32, rank=2, flops_step=2e4) | kwargs
 
     return make

@@ -4,11 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import DictAction
-from mmengine.dist import is_main_process
-from mmengine.runner import Runner
-
-from mmsnnet.apis import load_config
+from mmsnnet.apis import DictAction, build_runner, load_config
 from mmsnnet.evaluation import OperatingPoints
 from mmsnnet.stitching import UnknownStitchError
 from mmsnnet.visualization import operating_points_table, print_table
@@ -20,9 +16,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument(
         "--stitches",
-        default="all",
         metavar="WHICH",
-        help="all, anchors, or ids and names separated by commas, such as 57,80 or S4-L10 (default: all)",
+        help="all, anchors, or ids and names, such as 57,80 or S4-L10 (default: the config's, or all)",
     )
     parser.add_argument(
         "--out",
@@ -44,28 +39,29 @@ def parse_args() -> argparse.Namespace:
         config = load_config(args.config, args.cfg_options)
     except (FileNotFoundError, ImportError) as error:
         parser.error(str(error))
-    config.launcher = args.launcher
     config.load_from = args.checkpoint
-    if args.work_dir:
-        config.work_dir = args.work_dir
-    config.setdefault("work_dir", str(Path("work_dirs") / Path(config.filename).stem))
-    args.out = args.out or str(Path(config.work_dir) / "operating_points.json")
-    loop = dict(type="mmsnnet.StitchTestLoop", stitches=args.stitches, out=args.out)
-    config.test_cfg = {**(config.get("test_cfg") or {}), **loop}
+    loop = config.get("test_cfg") or {}
+    config.test_cfg = {**loop, "type": "mmsnnet.StitchTestLoop"}
+    if args.stitches:
+        config.test_cfg.stitches = args.stitches
     args.config, args.parser = config, parser
     return args
 
 
 def main() -> None:
     args = parse_args()
-    runner = Runner.from_cfg(args.config)
+    runner = build_runner(args.config, args.launcher, args.work_dir)
+    out = args.out or str(Path(runner.work_dir) / "operating_points.json")
     try:
+        runner.test_loop.out = out
         runner.test()
     except UnknownStitchError as error:
         args.parser.error(str(error))
-    if is_main_process():
-        print_table(operating_points_table(OperatingPoints.load(args.out), args.metric))
-        print(f"operating points: {args.out}")
+    if runner.rank == 0:
+        points = OperatingPoints.load(out)
+        measured = all(args.metric in point.metrics for point in points)
+        print_table(operating_points_table(points, args.metric if measured else None))
+        print(f"operating points: {out}")
 
 
 if __name__ == "__main__":

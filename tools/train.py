@@ -2,12 +2,8 @@
 
 import argparse
 import os
-from pathlib import Path
 
-from mmengine.config import DictAction
-from mmengine.runner import Runner
-
-from mmsnnet.apis import load_config
+from mmsnnet.apis import DictAction, build_runner, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,15 +29,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     config = args.config
-    config.launcher = args.launcher
     config.resume = args.resume
-    if args.work_dir:
-        config.work_dir = args.work_dir
-    config.setdefault("work_dir", str(Path("work_dirs") / Path(config.filename).stem))
     if args.amp:
         config.optim_wrapper.type = "AmpOptimWrapper"
         config.optim_wrapper.setdefault("loss_scale", "dynamic")
-    Runner.from_cfg(config).train()
+    build_runner(config, args.launcher, args.work_dir).train()
 
 
 if __name__ == "__main__":

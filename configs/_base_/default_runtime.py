@@ -10,7 +10,7 @@ find_unused_parameters = True
 randomness = dict(seed=0)
 vis_backends = [dict(type="LocalVisBackend")]
 visualizer = dict(type="SegLocalVisualizer", vis_backends=vis_backends, name="visualizer")
-log_processor = dict(by_epoch=False)
+log_processor = dict(by_epoch=False, mean_pattern=r".*(loss|time|data_time|grad_norm|flops_share).*")
 log_level = "INFO"
 load_from = None
 resume = False

@@ -1,4 +1,6 @@
-from mmsnnet.apis.config import load_config
+import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
+from mmsnnet.apis.config import DictAction, load_config
 from mmsnnet.apis.model import build_model
+from mmsnnet.apis.runner import build_runner
 
-__all__ = ["build_model", "load_config"]
+__all__ = ["DictAction", "build_model", "build_runner", "load_config"]

@@ -5,8 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
+
+__all__ = ["DictAction", "load_config"]
 
 # What to install for the toolbox that a config's default_scope names.
 TOOLBOXES = {

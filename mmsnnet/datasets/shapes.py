@@ -1,13 +1,14 @@
 """A procedural set for semantic segmentation, written in the folders and file names of the real sets.
 
-A scene shows seven shapes before a textured background. What a thing is, only its outline tells: colours, textures and
-light are drawn alike for every class, shapes come in all sizes and angles and hide each other, and irregular blobs that
-look like objects count as background. Image ``i`` of a split is a pure function of (seed, split, ``i``), so that a
-longer run only adds images.
+A scene shows seven shapes before a textured background. The hue that most shapes of a class lean to gives a first hint;
+but some have any colour, so have the irregular blobs that count as background, and light, textures, sizes, angles and
+overlaps are drawn alike for all: beyond the hint, only the outline tells. Image ``i`` of a split is a pure function of
+(seed, split, ``i``), so that a longer run only adds images.
 """
 
 from __future__ import annotations
 
+import colorsys
 import os
 import tempfile
 from collections.abc import Callable
@@ -30,6 +31,8 @@ PALETTE = (
     (204, 121, 167),
 )
 SPLITS = ("train", "val")
+HUE_SHARE, HUE_SPREAD = 0.8, 0.05
+"""How many shapes have the hue that their class leans to, and how far around it, in turns."""
 MIN_SIDE = 32
 """The shortest side, in pixels, at which the smallest shapes can still be told apart."""
 
@@ -151,7 +154,8 @@ def make_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndar
         if not coverage.any():
             continue
         under = canvas[window]
-        over = _colour_apart_from(rng, _texture(rng, coverage.shape), under[coverage > 0].mean(axis=0))
+        hue = _hue_of(rng, figure.label)
+        over = _colour_apart_from(rng, _texture(rng, coverage.shape), under[coverage > 0].mean(axis=0), hue)
         canvas[window] = under + coverage[..., None] * (over - under)
         labels[window][coverage >= 0.5] = figure.label
     return _photograph(rng, canvas), labels
@@ -266,7 +270,7 @@ def _place_figures(rng: np.random.Generator, size: tuple[int, int]) -> list[_Fig
     """What the scene holds, from the farthest to the nearest; as many for each square of the shorter side."""
     short = min(size)
     squares = size[0] * size[1] / short**2
-    shapes, blobs = round(rng.uniform(5, 11) * squares), round(rng.uniform(1, 4) * squares)
+    shapes, blobs = round(rng.uniform(3, 7) * squares), round(rng.uniform(1, 3) * squares)
     figures = [0] * blobs + [1 + int(rng.integers(len(_INSIDE))) for _ in range(shapes)]
     rng.shuffle(figures)
     return [_place_figure(rng, label, size, short) for label in figures]
@@ -274,7 +278,7 @@ def _place_figures(rng: np.random.Generator, size: tuple[int, int]) -> list[_Fig
 
 def _place_figure(rng: np.random.Generator, label: int, size: tuple[int, int], short: int) -> _Figure:
     centre = (rng.uniform(0.04, 0.96) * size[0], rng.uniform(0.04, 0.96) * size[1])
-    radius = short * np.exp(rng.uniform(np.log(0.12), np.log(0.28)))
+    radius = short * np.exp(rng.uniform(np.log(0.16), np.log(0.32)))
     angle = rng.uniform(0, 2 * np.pi)
     stretch = np.exp(rng.uniform(-1, 1) * np.log(1.25))
     waves = tuple((k, rng.uniform(0.08, 0.2), rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5)) if label == 0 else ()
@@ -338,17 +342,27 @@ def _noise(rng: np.random.Generator, along: np.ndarray, across: np.ndarray) -> n
 _TEXTURES = (_plain, _gradient, _stripes, _checks, _dots, _noise, _noise)
 
 
-def _colour(rng: np.random.Generator, texture: np.ndarray, contrast: float) -> np.ndarray:
-    """The texture (h, w) between two colours that lie ``contrast`` apart."""
+def _hue_of(rng: np.random.Generator, label: int) -> float | None:
+    """The hue that a shape leans to, in turns; None, for any colour, for blobs and for some of the shapes."""
+    hue, leans = (label - 1) / len(_INSIDE) + rng.normal(0, HUE_SPREAD), rng.random() < HUE_SHARE
+    return hue % 1 if label and leans else None
+
+
+def _colour(rng: np.random.Generator, texture: np.ndarray, contrast: float, hue: float | None = None) -> np.ndarray:
+    """The texture (h, w) between two colours that lie ``contrast`` apart, about one of this ``hue`` if it is given."""
     base, step = rng.uniform(20, 235, 3), rng.normal(size=3)
+    if hue is not None:
+        base = 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 1), rng.uniform(0.5, 1)))
     step *= contrast / np.linalg.norm(step)
     return np.clip(base + (texture[..., None] - texture.mean()) * step, 0, 255).astype(np.float32)
 
 
-def _colour_apart_from(rng: np.random.Generator, texture: np.ndarray, under: np.ndarray) -> np.ndarray:
+def _colour_apart_from(
+    rng: np.random.Generator, texture: np.ndarray, under: np.ndarray, hue: float | None
+) -> np.ndarray:
     """As :func:`_colour`, but not so near the colour ``under`` that the figure could not be seen at all."""
     while True:
-        colours = _colour(rng, texture, contrast=rng.uniform(15, 90))
+        colours = _colour(rng, texture, rng.uniform(10, 60), hue)
         if np.linalg.norm(colours.mean(axis=(0, 1)) - under) > 45:
             return colours
 

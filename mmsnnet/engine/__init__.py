@@ -1,3 +1,4 @@
+import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
 from mmsnnet.engine.hooks import StitchInitHook, StitchLogHook
 from mmsnnet.engine.runner import StitchTestLoop, StitchValLoop
 

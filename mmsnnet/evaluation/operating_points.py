@@ -23,8 +23,9 @@ CostName = Literal["flops", "latency_ms"]
 class OperatingPoint:
     """A stitch with its cost and its measured quality.
 
-    ``flops`` are multiply-accumulates for one image, ``params`` the weights that the stitch uses, ``latency_ms`` is in
-    milliseconds, None where it was not measured. NaN stands for a metric that was measured without a finite result.
+    ``flops`` are multiply-accumulates for one input of the run's input shape, ``params`` the weights that the stitch
+    uses, ``latency_ms`` is in milliseconds, None where it was not measured. NaN stands for a metric that was measured
+    without a finite result.
 
     Raises:
         TypeError: a value of the wrong type.
@@ -81,7 +82,7 @@ class OperatingPoint:
             raise ValueError(f"a cost is 'flops' or 'latency_ms', got {name!r}")
         value = self.flops if name == "flops" else self.latency_ms
         if value is None:
-            raise ValueError(f"stitch {self} has no latency_ms: tools/analysis_tools/benchmark.py measures it")
+            raise ValueError(f"stitch {self} has no latency_ms: it was not measured")
         return value
 
     def metric(self, name: str) -> float:

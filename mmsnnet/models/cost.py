@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import torch
 from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmsnnet.models.backbones import find_stitched_backbone
 from mmsnnet.stitching import Cost, count_flops
+from mmsnnet.stitching.network import evaluation_mode
 
 
 @torch.no_grad()
 def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) -> dict[int, Cost]:
-    """FLOPs and parameters of the deployed model by stitch id, for one image of ``input_shape`` (height, width; the
+    """FLOPs and parameters of the deployed model by stitch id, for one input of ``input_shape`` (height, width; the
     backbone's ``img_size`` by default).
 
     What follows the backbone sees maps of one shape whichever stitch ran, so that it is counted once, with the cheapest
@@ -21,15 +23,14 @@ def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) ->
     backbone = find_stitched_backbone(model)
     shape = backbone.img_size if input_shape is None else input_shape
     costs = backbone.costs(shape)
-    active, training = backbone.stitch, model.training
+    active = backbone.stitch
     backbone.set_stitch(min(costs, key=lambda id_: costs[id_].flops))
-    model.eval()
+    image = next(model.parameters()).new_zeros(1, backbone.network.anchor(0).in_chans, *shape)
     try:
-        image = next(model.parameters()).new_zeros(1, 3, *shape)
-        rest = _cost_behind(model, backbone, image)
+        with evaluation_mode(model):
+            rest = _cost_behind(model, backbone, image)
     finally:
         backbone.set_stitch(active)
-        model.train(training)
     return {id_: cost + rest for id_, cost in costs.items()}
 
 
@@ -60,4 +61,6 @@ class _TensorMode(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> object:
-        return self.model(images, mode="tensor")
+        shape = tuple(images.shape[-2:])
+        meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
+        return self.model(images, [BaseDataElement(metainfo=meta) for _ in images], mode="tensor")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,11 @@ class Anchor(nn.Module):
         return (self.width,) * self.depth
 
     @property
+    def in_chans(self) -> int:
+        """The channels of its images."""
+        return self.model.patch_embed.proj.in_channels
+
+    @property
     def patch_size(self) -> tuple[int, int]:
         return tuple(self.model.patch_embed.patch_size)
 
@@ -97,10 +103,17 @@ class Anchor(nn.Module):
     def run_block(self, index: int, tokens: Tensor, recompute: bool = False) -> Tensor:
         """Runs block ``index`` on tokens (B, N, C); with ``recompute`` its activations are computed again in the
         backward pass instead of being kept."""
-        block = self.model.blocks[index]
         if recompute:
-            return checkpoint(block, tokens, use_reentrant=False)
-        return block(tokens)
+            return checkpoint(self.block(index), tokens, use_reentrant=False)
+        return self.block(index)(tokens)
+
+    def block(self, index: int) -> nn.Module:
+        """Block ``index``, which maps tokens (B, N, C) to tokens."""
+        return self.model.blocks[index]
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, C) as rows (B * N, C), what a stitching layer maps one by one."""
+        return tokens.reshape(-1, tokens.shape[-1])
 
     def to_map(self, tokens: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Patch tokens (B, N, C) of images of ``image_size`` (height, width) as a contiguous map (B, C, h, w)."""
@@ -183,7 +196,18 @@ def create_anchor(model: str, img_size: int | tuple[int, int], classifier: bool 
             f"anchor {model!r}: unknown key {unknown[1]!r}; keys beside 'model' and 'pretrained' are those of "
             "timm.create_model"
         ) from error
-    return Anchor(net, classifier=classifier)
+    except AssertionError as error:
+        raise ValueError(f"anchor {model!r} cannot be built: {error}") from error
+    anchor = Anchor(net, classifier=classifier)
+    # Images are padded to whole patches: the position embedding is stored for those, not resampled at each forward.
+    whole = tuple(-(-side // patch) * patch for side, patch in zip(_pair(img_size), anchor.patch_size, strict=True))
+    if whole != anchor.img_size:
+        net.set_input_size(img_size=whole)
+    return anchor
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 @dataclass(frozen=True)
@@ -205,7 +229,7 @@ class LoadReport:
         return text
 
 
-def load_pretrained(anchor: Anchor, source: str | bool) -> LoadReport:
+def load_pretrained(anchor: Anchor, source: str | os.PathLike[str] | bool) -> LoadReport:
     """Loads pretrained weights into an anchor, its position embedding resampled to the anchor's input size.
 
     Args:
@@ -214,17 +238,20 @@ def load_pretrained(anchor: Anchor, source: str | bool) -> LoadReport:
             weights that timm publishes for the model. A checkpoint of a :class:`StitchedNetwork` with one anchor works
             too. Files are read with ``weights_only=True``.
 
+    A position embedding is taken for one of a square grid, unless it is of a one-anchor checkpoint and has as many
+    tokens as the anchor.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read, or holds another architecture (missing, unexpected and mismatching keys
             are listed). The anchor is then left as it was.
     """
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
     state_dict, same_grid = _unwrap(_read(anchor, source), source)
     filtered = _in_timm_names(anchor, state_dict, same_grid, source)
     wanted = anchor.model.state_dict()
-    left_out = [
-        key for key in filtered if key not in wanted and key.split(".")[0] in (*CLASSIFIER_MODULES, "mask_token")
-    ]
+    left_out = [key for key in filtered if key not in wanted and key.split(".")[0] in CLASSIFIER_MODULES]
     missing = [key for key in wanted if key not in filtered]
     unexpected = [key for key in filtered if key not in wanted and key not in left_out]
     mismatched = [
@@ -251,14 +278,15 @@ def _read(anchor: Anchor, source: str | bool) -> Mapping[str, Any]:
             raise ValueError("timm publishes no weights for this anchor: give pretrained a path or a URL")
     if not isinstance(source, str):
         raise TypeError(f"pretrained is a path, a URL, 'hf-hub:owner/name' or True, got {source!r}")
-    if source.startswith("hf-hub:"):
-        return load_state_dict_from_hf(source.removeprefix("hf-hub:"), weights_only=True)
-    if re.match(r"https?://", source):
-        return torch.hub.load_state_dict_from_url(source, map_location="cpu", weights_only=True)
     path = Path(source).expanduser()
-    if not path.is_file():
+    remote = re.match(r"hf-hub:|https?://", source)
+    if not remote and not path.is_file():
         raise FileNotFoundError(f"pretrained={source!r}: there is no such file (working folder {Path.cwd()})")
     try:
+        if remote and remote[0] == "hf-hub:":
+            return load_state_dict_from_hf(source.removeprefix("hf-hub:"), weights_only=True)
+        if remote:
+            return torch.hub.load_state_dict_from_url(source, map_location="cpu", weights_only=True)
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -267,9 +295,10 @@ def _read(anchor: Anchor, source: str | bool) -> Mapping[str, Any]:
             f"pretrained={source!r} is refused: it is cut short, or holds Python objects beside weights, and those "
             f"could run code ({_first_line(error)})"
         ) from error
-    except Exception as error:  # a damaged file makes the readers raise almost anything
+    except Exception as error:  # a damaged file, like a failed download, makes the readers raise almost anything
+        cause = "it cannot be fetched, is cut short" if remote else "it is cut short"
         raise ValueError(
-            f"pretrained={source!r} cannot be read: it is cut short or no checkpoint ({_first_line(error)})"
+            f"pretrained={source!r} cannot be read: {cause} or no checkpoint ({_first_line(error)})"
         ) from error
 
 
@@ -300,11 +329,12 @@ def _in_timm_names(
     timm's filter does it but for a position embedding of as many tokens on another grid, which it cannot tell apart.
     """
     model = anchor.model
-    position = state_dict.get("pos_embed")
-    others = {key: value for key, value in state_dict.items() if key != "pos_embed"}
+    # Files of DINOv2, known by their mask token, are renamed by the filter as a whole.
+    position = None if "mask_token" in state_dict else state_dict.get("pos_embed")
+    others = {key: value for key, value in state_dict.items() if position is None or key != "pos_embed"}
     try:
         filtered = checkpoint_filter_fn(others, model, adapt_layer_scale=True)
-    except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
         raise ValueError(f"pretrained={source!r} is of another architecture ({_first_line(error)})") from error
     if isinstance(position, Tensor) and model.pos_embed is not None and position.ndim == 3:
         prefix = 0 if model.no_embed_class else model.num_prefix_tokens

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmsnnet.stitching.network import StitchedNetwork
+from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
 from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
 
 
@@ -94,13 +94,14 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
     tokens: list[torch.Tensor] = []
     for index in range(len(network.anchors)):
         anchor = network.anchor(index)
-        image = next(anchor.parameters()).new_zeros(1, anchor.model.in_chans, *input_shape)
-        embedded = anchor.stem(image)
-        parts[Component("stem", index)] = Cost(
-            count_flops(_Call(anchor, anchor.stem), image), _numel(anchor.stem_parameters())
-        )
+        image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
+        with evaluation_mode(anchor):
+            embedded = anchor.stem(image)
+            stem_flops = count_flops(_Call(anchor, anchor.stem), image)
+        parts[Component("stem", index)] = Cost(stem_flops, _numel(anchor.stem_parameters()))
         tokens.append(embedded.to("meta"))
-        for block, module in enumerate(anchor.model.blocks):
+        for block in range(anchor.depth):
+            module = anchor.block(block)
             on_meta = copy.deepcopy(module).to("meta")
             parts[Component("block", index, block)] = Cost(
                 count_flops(on_meta, tokens[-1]), _numel(module.parameters())
@@ -110,7 +111,7 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
                 count_flops(_Call(anchor, anchor.classify), embedded), _numel(anchor.classifier_parameters())
             )
     for key in network.space.layers:
-        layer = network.layer(key).merged().to("meta")
+        layer = copy.deepcopy(network.layer(key)).to("meta").merged()
         parts[key] = Cost(count_flops(layer, tokens[key.source]), _numel(layer.parameters()))
     return CostModel(network.space, input_shape, parts)
 

@@ -7,13 +7,14 @@ kept: memory grows with the square of the widths, not with the number of images,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmsnnet.stitching.network import StitchedNetwork
+from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
+from mmsnnet.stitching.space import LayerKey
 
 
 class Site(NamedTuple):
@@ -29,6 +30,8 @@ class NormalEquations:
 
     The layers into and out of the large anchor join the same pairs of sites: they share the sums of ``x y^T``.
 
+    ``layers`` are those to solve for, all of the network's by default.
+
     Usage::
 
         equations = NormalEquations(network)
@@ -37,11 +40,11 @@ class NormalEquations:
         equations.solve()
     """
 
-    def __init__(self, network: StitchedNetwork) -> None:
+    def __init__(self, network: StitchedNetwork, layers: Sequence[LayerKey] | None = None) -> None:
         self.network = network
         self.sites = {
             key: (Site(key.source, key.source_block), Site(key.target, key.target_block - 1))
-            for key in network.space.layers
+            for key in (network.space.layers if layers is None else layers)
         }
         self.grams: dict[Site, Tensor] = {}
         self.crosses: dict[tuple[Site, Site], Tensor] = {}
@@ -57,9 +60,7 @@ class NormalEquations:
     def add(self, images: Tensor) -> None:
         """Runs both anchors over images (B, 3, H, W) and adds what leaves their blocks to the sums. Frees each pair's
         tokens as soon as both are there."""
-        modes = {module: module.training for module in self.network.modules()}
-        self.network.eval()
-        try:
+        with evaluation_mode(self.network):
             kept: dict[Site, Tensor] = {}
             pending = set(self.crosses)
             for index in range(len(self.network.anchors)):
@@ -71,7 +72,7 @@ class NormalEquations:
                     pairs = [pair for pair in pending if site in pair]
                     if not pairs:
                         continue
-                    kept[site] = with_one(tokens)
+                    kept[site] = with_one(anchor.rows(tokens))
                     if site in self.grams:
                         self.grams[site].addmm_(kept[site].T, kept[site])
                     for source, target in pairs:
@@ -79,9 +80,6 @@ class NormalEquations:
                             self.crosses[source, target].addmm_(kept[source].T, kept[target])
                             pending.remove((source, target))
                     kept = {s: rows for s, rows in kept.items() if any(s in pair for pair in pending)}
-        finally:
-            for module, training in modes.items():
-                module.training = training
 
     def sums(self) -> Iterable[Tensor]:
         """The sums, in an order that is the same in every process: to be added up over processes, in place."""
@@ -89,7 +87,7 @@ class NormalEquations:
         yield from self.crosses.values()
 
     def solve(self) -> None:
-        """Solves for each layer's weight and bias in float64 and sets them. The low-rank update is left as it is: none.
+        """Solves for each layer's weight and bias in float64 and sets them; a low-rank update is left as it is.
 
         Raises:
             ValueError: no images were added, or their tokens are not finite.
@@ -135,7 +133,7 @@ def solve_normal_equations(gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]
     return solution[:-1].T, solution[-1]
 
 
-def with_one(tokens: Tensor) -> Tensor:
-    """Tokens (..., C) as rows (M, C + 1) in float64, 1 appended."""
-    rows = tokens.reshape(-1, tokens.shape[-1]).double()
+def with_one(rows: Tensor) -> Tensor:
+    """Tokens (M, C) as rows (M, C + 1) in float64, 1 appended."""
+    rows = rows.double()
     return torch.cat([rows, rows.new_ones(rows.shape[0], 1)], dim=1)

@@ -71,7 +71,9 @@ class StitchingLayer(nn.Module):
     def merged(self) -> StitchingLayer:
         """A copy of rank 0 that computes the same: what is deployed. This layer stays as it is, so that there is
         nothing to take back before training goes on."""
-        copy = StitchingLayer(self.in_features, self.out_features, rank=0).to(self.weight)
+        with torch.device("meta"):  # no weights are drawn that would be overwritten
+            copy = StitchingLayer(self.in_features, self.out_features, rank=0)
+        copy = copy.to(self.weight.dtype).to_empty(device=self.weight.device)
         copy.set_base(self.merged_weight(), self.bias)
         copy.initialized = self.initialized
         return copy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,18 @@ class StitchedNetwork(nn.Module):
         if path not in projected:
             projected[path] = self.layer(path[-1])(self._project(projected, path[:-1]))
         return projected[path]
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode, and each of its submodules back into the mode that it was in."""
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in modes.items():
+            submodule.training = training
 
 
 def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmsnnet.evaluation.operating_points import CostName, OperatingPoints, common_metric, pareto_front
+from mmsnnet.evaluation.operating_points import CostName, OperatingPoints, pareto_front
 from mmsnnet.visualization.pareto import flops_unit
 
 
@@ -24,7 +24,7 @@ def operating_points_table(
     """One row per stitch, by ascending ``cost``, with every metric that was measured.
 
     Stitches on the Pareto front of ``metric`` over ``cost`` are bold and say "front" in the last column, anchors say
-    "anchor" there. Where nothing was measured there is no front. ``metric`` and ``higher_is_better`` are those of
+    "anchor" there; without a metric there is no front. ``metric`` and ``higher_is_better`` are those of
     :func:`mmsnnet.evaluation.pareto_front`.
 
     Raises:
@@ -32,9 +32,9 @@ def operating_points_table(
     """
     front: set[int] = set()
     names: list[str] = []
-    if metric is not None or any(point.metrics for point in points):
-        names = [common_metric(points) if metric is None else metric]
-        front = {point.id for point in pareto_front(points, cost, names[0], higher_is_better=higher_is_better)}
+    if metric is not None:
+        names = [metric]
+        front = {point.id for point in pareto_front(points, cost, metric, higher_is_better=higher_is_better)}
     unit, unit_name = flops_unit(points)
     metrics = list(dict.fromkeys(key for point in points for key in (*names, *point.metrics)))
     values = [[point.metrics.get(key) for point in points] for key in metrics]

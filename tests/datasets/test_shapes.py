@@ -1,5 +1,6 @@
 """The procedural set: what an image depends on, what it shows, and that mmseg's own datasets read it as it was made."""
 
+import colorsys
 import importlib.util
 import os
 import re
@@ -94,16 +95,16 @@ def test_classes_and_palette_go_together():
     assert all(len(colour) == 3 and all(0 <= c <= 255 for c in colour) for colour in PALETTE)
 
 
-def test_colour_does_not_give_the_class_away():
-    """The mean colours of the classes lie near each other, compared with how widely each class's own are strewn."""
-    colours = [[] for _ in CLASSES]
-    for index in range(300):
+def test_the_hue_hints_at_the_class_but_does_not_decide_it():
+    """The class whose hue is nearest to a shape's mean colour is right more often than by chance, and often wrong."""
+    right = []
+    for index in range(200):
         image, labels = scene(index=index)
-        for label in np.unique(labels):
-            colours[label].append(image[labels == label].mean(axis=0))
-    means = np.array([np.mean(of_class, axis=0) for of_class in colours])
-    spread = np.mean([np.std(of_class, axis=0) for of_class in colours])
-    assert np.ptp(means, axis=0).max() < 0.6 * spread
+        for label in set(np.unique(labels)) - {0}:
+            hue = colorsys.rgb_to_hsv(*image[labels == label].mean(axis=0) / 255)[0]
+            distances = [abs((hue - k / 7 + 0.5) % 1 - 0.5) for k in range(7)]
+            right.append(int(np.argmin(distances)) + 1 == label)
+    assert 2 / 7 < np.mean(right) < 0.75
 
 
 @pytest.mark.parametrize("label", range(1, len(CLASSES)))

@@ -67,7 +67,9 @@ def test_help_names_the_arguments(tool: Tool, folder: Path, name: str) -> None:
     done = tool(name, "--help", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
-    missing = [argument for argument in ARGUMENTS[name] if not re.search(rf"(?<![\w-]){argument}(?![\w-])", done.stdout)]
+    missing = [
+        argument for argument in ARGUMENTS[name] if not re.search(rf"(?<![\w-]){argument}(?![\w-])", done.stdout)
+    ]
     assert missing == []
     assert list(folder.iterdir()) == []
 
@@ -143,9 +145,7 @@ def test_the_scripts_are_found() -> None:
         ("dist_test", ["config.py", "model.pth"], "number of GPUs"),
     ],
 )
-def test_distributed_scripts_say_what_is_missing(
-    folder: Path, script: str, arguments: list[str], message: str
-) -> None:
+def test_distributed_scripts_say_what_is_missing(folder: Path, script: str, arguments: list[str], message: str) -> None:
     command = ["bash", REPOSITORY / "tools" / f"{script}.sh", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0 and done.stdout == ""

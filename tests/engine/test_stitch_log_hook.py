@@ -14,11 +14,11 @@ from mmsnnet.stitching import count_flops
 
 
 class Deployed(nn.Module):
-    """The backbone in evaluation mode at one stitch, its low-rank updates merged."""
+    """One stitch with the taps of training, its low-rank updates merged."""
 
     def __init__(self, backbone: StitchedViT, stitch: Any) -> None:
         super().__init__()
-        self.network, self.stitch, self.taps = backbone.network.merged().eval(), stitch, backbone.test_out_indices
+        self.network, self.stitch, self.taps = backbone.network.merged().eval(), stitch, (1, 3)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.network(images, self.stitch, self.taps)

@@ -99,7 +99,7 @@ def test_front_of_nothing_is_empty() -> None:
 def test_front_refuses_what_was_not_measured() -> None:
     with pytest.raises(ValueError, match=r"1 \(S1-L2\) has no metric 'mIoU'; it has none"):
         pareto_front([point(0, 1, 2.0), point(1, 1)], metric="mIoU")
-    with pytest.raises(ValueError, match=r"0 \(S0-L0\) has no latency_ms.*benchmark.py"):
+    with pytest.raises(ValueError, match=r"0 \(S0-L0\) has no latency_ms"):
         pareto_front([point(0, 1, 2.0)], cost="latency_ms")
     with pytest.raises(ValueError, match="'flops' or 'latency_ms', got 'gflops'"):
         pareto_front([point(0, 1, 2.0)], cost="gflops")

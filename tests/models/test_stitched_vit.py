@@ -59,8 +59,10 @@ def draw(backbone: StitchedViT, n: int) -> list[int]:
 def count_calls(backbone: StitchedViT) -> Counter[str]:
     """How often each block and stitching layer runs from now on: ``L2`` is block 2 of the large anchor."""
     calls: Counter[str] = Counter()
-    parts = {f"{name}{i}": b for a, name in enumerate("SL") for i, b in enumerate(backbone.network.anchor(a).model.blocks)}
-    for name, module in (parts | dict(backbone.network.layers.items())).items():
+    parts = dict(backbone.network.layers.items())
+    for index, name in enumerate("SL"):
+        parts |= {f"{name}{i}": block for i, block in enumerate(backbone.network.anchor(index).model.blocks)}
+    for name, module in parts.items():
         module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
     return calls
 
@@ -209,7 +211,9 @@ def test_layers_must_be_initialised_or_loaded_to_train(
 
 @pytest.mark.parametrize("size", [32, (32, 64)])
 @torch.no_grad()
-def test_evaluation_mode_runs_the_active_stitch(size: Any, make_backbone: MakeBackbone, make_images: MakeImages) -> None:
+def test_evaluation_mode_runs_the_active_stitch(
+    size: Any, make_backbone: MakeBackbone, make_images: MakeImages
+) -> None:
     backbone = make_backbone(img_size=size, out_indices=(1, 3)).eval()
     outputs = []
     for height, width in ((32, 32), (32, 64), (40, 50)):
@@ -359,7 +363,9 @@ def trained(backbone: StitchedViT) -> dict[int, set[str]]:
     [
         (dict(), (-1, -1)),
         (dict(frozen_stages=0), (0, 0)),
+        (dict(frozen_stages=1), (0, 1)),
         (dict(frozen_stages=2), (1, 2)),
+        (dict(frozen_stages=3), (1, 3)),
         (dict(frozen_stages=4), (2, 4)),
         (dict(frozen_anchors=(0,)), (2, -1)),
         (dict(frozen_anchors=(1,)), (-1, 4)),
@@ -426,6 +432,28 @@ def test_init_weights_loads_the_anchors_once(
     assert not large.pos_embed.any()
 
 
+def test_init_cfg_leaves_pretrained_anchors(
+    timm_weights: tuple[str, dict[str, Tensor]], backbone_config: Config
+) -> None:
+    path, weights = timm_weights
+    constant = dict(type="Constant", layer="Linear", val=0.5)
+    backbone = MODELS.build(backbone_config(large=dict(pretrained=path), init_cfg=constant))
+    backbone.init_weights()
+    assert same_weights(backbone.network.anchor(1).model, weights)
+    assert (backbone.network.anchor(0).model.blocks[0].mlp.fc1.weight == 0.5).all()
+
+
+def test_a_checkpoint_of_the_whole_backbone_wins_over_those_of_its_anchors(
+    timm_weights: tuple[str, dict[str, Tensor]], backbone_config: Config, make_backbone: MakeBackbone, tmp_path: Path
+) -> None:
+    whole, path = make_backbone(), str(tmp_path / "whole.pth")
+    save_checkpoint(dict(meta={}, state_dict=whole.state_dict()), path)
+    config = backbone_config(large=dict(pretrained=timm_weights[0]), init_cfg=dict(type="Pretrained", checkpoint=path))
+    backbone = MODELS.build(config)
+    backbone.init_weights()
+    assert same_weights(backbone, whole.state_dict()) and backbone.network.initialized
+
+
 def test_the_constructor_reads_no_file(backbone_config: Config, tmp_path: Path) -> None:
     backbone = MODELS.build(backbone_config(small=dict(pretrained=str(tmp_path / "absent.pth"))))
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
@@ -476,6 +504,7 @@ def test_init_weights_reads_what_a_training_run_of_one_anchor_wrote(
         (dict(out_indices=()), "at least one block"),
         (dict(out_indices=dict(train=(1,), test=())), "at least one block"),
         (dict(anchors=[dict(embed_dim=32)]), r"'model', the name of a timm model.*embed_dim"),
+        (dict(large=dict(img_size=64)), "img_size is set once, for the backbone"),
         (dict(anchors=[]), r"two anchors.*\(\)"),
         (dict(small=dict(embed_dims=32)), "unknown key 'embed_dims'.*timm.create_model"),
         (dict(small=dict(patch_size=8)), r"patch_size.*\(8, 8\) and \(16, 16\).*one family"),

@@ -10,6 +10,7 @@ import torch
 from mmengine import dist
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -41,20 +42,21 @@ class StitchInitHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         network = find_stitched_backbone(runner.model).network
-        if network.initialized:
+        lacking = [key for key in network.space.layers if not network.layer(key).initialized]
+        if not lacking:
             return
         start = time.monotonic()
-        equations = NormalEquations(network)
+        equations = NormalEquations(network, lacking)
         for images in self._images(runner):
             equations.add(images)
         for total in equations.sums():
             dist.all_reduce(total)
         equations.solve()
-        for key in network.space.layers:
+        for key in lacking:
             for parameter in network.layer(key).parameters():
                 dist.broadcast(parameter.data)
         runner.logger.info(
-            f"StitchInitHook: initialised {len(network.space.layers)} stitching layers from "
+            f"StitchInitHook: initialised {len(lacking)} stitching layers from "
             f"{min(self.num_images, len(runner.train_dataloader.dataset))} images in {time.monotonic() - start:.1f} s"
         )
 
@@ -63,7 +65,7 @@ class StitchInitHook(Hook):
         dataset = runner.train_dataloader.dataset
         chosen = np.random.default_rng(self.seed).permutation(len(dataset))[: self.num_images]
         own = chosen[dist.get_rank() :: dist.get_world_size()]
-        model = runner.model.module if hasattr(runner.model, "module") else runner.model
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         with _own_randomness():
             for first in range(0, len(own), self.batch_size):
                 samples = []
@@ -88,4 +90,4 @@ def _own_randomness() -> Iterator[None]:
 def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)

@@ -11,18 +11,19 @@ from mmsnnet.registry import HOOKS
 
 @HOOKS.register_module()
 class StitchLogHook(Hook):
-    """Logs ``flops_share`` in training: the FLOPs of the stitch that was drawn over those of the costliest one.
+    """Logs ``flops_share`` in training: the FLOPs of the stitch that was drawn over those of the costliest one, with
+    the taps of training.
 
-    A loss goes up and down with the stitch that was drawn; this number says which of the two moved it.
+    The loss depends on the stitch that was drawn. For a mean over the same iterations as the loss's, rather than the
+    last one, the log processor's ``mean_pattern`` names ``flops_share`` too (``configs/_base_/default_runtime.py``).
     """
-
-    priority = "NORMAL"
 
     def before_train(self, runner: Runner) -> None:
         self._backbone = find_stitched_backbone(runner.model)
-        costs = self._backbone.costs()
-        most = max(cost.flops for cost in costs.values())
-        self._shares = {id_: cost.flops / most for id_, cost in costs.items()}
+        backbone = self._backbone
+        model = backbone.cost_model()
+        flops = {stitch.id: model.stitch(stitch, backbone.out_indices).flops for stitch in backbone.space}
+        self._shares = {id_: count / max(flops.values()) for id_, count in flops.items()}
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self._backbone.drawn is not None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
+from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop, ValLoop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import StitchedViT, find_stitched_backbone, model_costs
 from mmsnnet.registry import LOOPS
-from mmsnnet.stitching import Stitch
+from mmsnnet.stitching import LayerKey, Stitch
 
 
 @LOOPS.register_module()
@@ -54,17 +55,16 @@ class StitchTestLoop(TestLoop):
         """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``.
 
         Raises:
-            RuntimeError: a stitch crosses stitching layers that were neither initialised nor loaded.
+            RuntimeError: a stitch passes through stitching layers that were neither initialised nor loaded.
         """
-        _check_initialized(self.backbone, self.stitches)
         points = _operating_points(self.runner, self.backbone, self.dataloader)
-        model = self.runner.model.module if hasattr(self.runner.model, "module") else self.runner.model
+        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
         costs = model_costs(model)
         metrics: dict[str, float] = {}
         self.runner.call_hook("before_test")
         self.runner.call_hook("before_test_epoch")
         self.runner.model.eval()
-        for stitch, found in _passes(self, self.backbone, self.stitches):
+        for stitch, found in _passes(self, self.test_loss):
             metrics |= {f"{stitch.name}/{name}": value for name, value in found.items()}
             cost = costs[stitch.id]
             point = OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params, found)
@@ -106,7 +106,7 @@ class StitchValLoop(ValLoop):
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
-        for stitch, found in _passes(self, self.backbone, self.stitches):
+        for stitch, found in _passes(self, self.val_loss):
             metrics |= {f"{stitch.name}/{name}": value for name, value in found.items()}
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
@@ -114,10 +114,12 @@ class StitchValLoop(ValLoop):
 
 
 def _passes(
-    loop: StitchTestLoop | StitchValLoop, backbone: StitchedViT, stitches: Sequence[Stitch]
+    loop: StitchTestLoop | StitchValLoop, losses: dict[str, HistoryBuffer]
 ) -> Iterator[tuple[Stitch, dict[str, float]]]:
-    """Evaluates one stitch after the other, with progress on the console; the active stitch is the same afterwards."""
-    logger = loop.runner.logger
+    """Evaluates one stitch after the other, with progress on the console; the active stitch is the same afterwards.
+    ``losses`` is where the loop's ``run_iter`` keeps what a model puts out beside predictions."""
+    backbone, stitches, logger = loop.backbone, loop.stitches, loop.runner.logger
+    _check_initialized(backbone, stitches)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     active = backbone.stitch
@@ -128,13 +130,16 @@ def _passes(
                 start = time.monotonic()
                 progress.update(task, description=f"stitch {number}/{len(stitches)} {stitch.name}")
                 backbone.set_stitch(stitch)
+                losses.clear()
                 for index, batch in enumerate(loop.dataloader):
                     loop.run_iter(index, batch)
                     progress.advance(task)
                 metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+                metrics |= {name: values.mean() for name, values in losses.items()}
                 figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
                 line = f"stitch {number}/{len(stitches)}  {stitch.id:>4}  {stitch.name:<14} {figures}"
-                progress.console.print(line, highlight=False)
+                if is_main_process():
+                    progress.console.print(line, highlight=False)
                 logger.info(f"{line}  ({time.monotonic() - start:.1f} s)")
                 yield stitch, metrics
     finally:
@@ -156,11 +161,18 @@ def _operating_points(runner: Runner, backbone: StitchedViT, dataloader: DataLoa
 
 
 def _check_initialized(backbone: StitchedViT, stitches: Sequence[Stitch]) -> None:
-    lacking = [s.name for s in stitches if any(not backbone.network.layer(key).initialized for key in s.layers)]
+    network = backbone.network
+
+    def layers(stitch: Stitch) -> Iterator[LayerKey]:
+        yield from stitch.layers
+        for tap in backbone.space.taps(stitch, backbone.test_out_indices):
+            yield from tap.layers
+
+    lacking = [stitch.name for stitch in stitches if any(not network.layer(key).initialized for key in layers(stitch))]
     if lacking:
         raise RuntimeError(
-            f"{len(lacking)} stitches ({lacking[0]}, ...) cross stitching layers that were neither initialised nor "
-            "loaded: is the checkpoint one of a stitched model of these anchors?"
+            f"{len(lacking)} of {len(stitches)} stitches, {lacking[0]} for one, pass through stitching layers that "
+            "were neither initialised nor loaded: is the checkpoint one of a stitched model of these anchors?"
         )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import Tensor, nn
 
 from mmsnnet.registry import MODELS
@@ -55,7 +54,7 @@ class StitchedViT(BaseModule):
         stitch: id or name of the stitch for evaluation mode; the largest anchor alone by default.
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
         frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor and
-            those that correspond to them in the others.
+            those blocks of the others whose whole group is among them.
         frozen_anchors: indices of anchors to freeze altogether.
         init_cfg: as of any mmengine module.
 
@@ -85,6 +84,8 @@ class StitchedViT(BaseModule):
             config = dict(config)
             if "model" not in config:
                 raise ValueError(f"an anchor needs 'model', the name of a timm model; got {config}")
+            if "img_size" in config:
+                raise ValueError("img_size is set once, for the backbone, not for an anchor")
             self.pretrained.append(config.pop("pretrained", None))
             built.append(create_anchor(config.pop("model"), self.img_size, **config))
         self.network = StitchedNetwork(built, _space(scheme, [a.depth for a in built]), rank=rank, with_cp=with_cp)
@@ -142,14 +143,19 @@ class StitchedViT(BaseModule):
         return {stitch.id: model.stitch(stitch, self.test_out_indices) for stitch in self.space}
 
     def init_weights(self) -> None:
-        """Loads the anchors' pretrained weights, then does what ``init_cfg`` says. The runner calls it on each rank."""
-        if not self.is_init:
-            for index, source in enumerate(self.pretrained):
-                if source:
-                    with _safe_globals():
-                        report = load_pretrained(self.network.anchor(index), source)
-                    print_log(f"Anchor {index} from {report}", logger="current")
+        """Does what ``init_cfg`` says, then loads the anchors' pretrained weights, unless ``init_cfg`` has loaded a
+        checkpoint of the whole backbone. The runner calls it on each rank."""
+        first = not self.is_init
         super().init_weights()
+        whole = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+        if not first or any(config["type"] == "Pretrained" for config in whole):
+            return
+        for index, source in enumerate(self.pretrained):
+            if source:
+                # The loss history in mmengine's checkpoints is what weights_only=True would stumble over.
+                with torch.serialization.safe_globals(get_torch_safe_globals()):
+                    report = load_pretrained(self.network.anchor(index), source)
+                print_log(f"Anchor {index} from {report}", logger="current")
 
     def forward(self, images: Tensor) -> tuple[Tensor | None, ...]:
         """Images (B, 3, H, W) to one map (B, C, h, w) for each of ``out_indices``; None where evaluation mode leaves a
@@ -244,11 +250,3 @@ def _per_mode(
 def _save_draws(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
     assert isinstance(module, StitchedViT)
     state_dict[prefix + DRAWS] = torch.tensor(module.draws)
-
-
-def _safe_globals() -> AbstractContextManager:
-    """Lets ``weights_only=True`` read the loss history that mmengine's checkpoints carry beside the weights."""
-    core = np._core if hasattr(np, "_core") else np.core
-    array_types = [np.ndarray, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.int64))]
-    functions = [getattr, slice, core.multiarray._reconstruct, core.multiarray.scalar]
-    return torch.serialization.safe_globals([HistoryBuffer, *array_types, *functions])

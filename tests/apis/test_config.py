@@ -1,0 +1,116 @@
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from mmengine.registry import DefaultScope
+
+from mmsnnet.apis import load_config
+
+WriteConfig = Callable[[str], Path]
+Uninstall = Callable[..., None]
+REPOSITORY = Path(__file__).parents[2]
+STITCHED = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> WriteConfig:
+    """``write_config(text)``: the path of a config file with this text."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "config.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def uninstall(monkeypatch: pytest.MonkeyPatch) -> Uninstall:
+    """``uninstall(*packages)``: ``load_config`` finds these packages no longer."""
+
+    def remove(*packages: str) -> None:
+        def find(name: str, package: str | None = None) -> ModuleSpec | None:
+            return None if name in packages else find_spec(name, package)
+
+        monkeypatch.setattr("mmsnnet.apis.config.find_spec", find)
+
+    return remove
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_reads_a_config_with_its_base_files(as_type: type) -> None:
+    config = load_config(as_type(STITCHED))
+    assert [anchor["depth"] for anchor in config.model.backbone.anchors] == [6, 12]
+    assert config.model.type == "EncoderDecoder" and config.optim_wrapper.optimizer.lr == 5e-4
+    assert Path(config.filename) == STITCHED
+
+
+def test_makes_the_toolbox_ready() -> None:
+    load_config(STITCHED)
+    scope = DefaultScope.get_current_instance()
+    assert scope is not None and scope.scope_name == "mmseg"
+
+
+def test_options_override_settings() -> None:
+    options = {
+        "work_dir": "elsewhere",
+        "model.backbone.rank": 4,
+        "model.backbone.anchors.1.pretrained": "large.pth",
+        "custom_hooks": [],
+    }
+    config, plain = load_config(STITCHED, options), load_config(STITCHED)
+    assert (config.work_dir, config.model.backbone.rank, config.custom_hooks) == ("elsewhere", 4, [])
+    small, large = config.model.backbone.anchors
+    assert large.pretrained == "large.pth" and small == plain.model.backbone.anchors[0]
+    assert plain.model.backbone.rank == 8 and len(plain.custom_hooks) == 2
+    assert options["model.backbone.rank"] == 4 and len(options) == 4
+
+
+def test_no_options_change_nothing() -> None:
+    assert (
+        load_config(STITCHED, {}).to_dict() == load_config(STITCHED, None).to_dict() == load_config(STITCHED).to_dict()
+    )
+
+
+@pytest.mark.parametrize("path", ["configs/nowhere.py", "."])
+def test_a_missing_file_is_named(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        load_config(path)
+    assert repr(path) in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("scope", "missing", "command"),
+    [
+        ("mmseg", ("mmseg",), "pip install 'mmsnnet[mminstall]'"),
+        ("mmseg", ("mmcv", "mmseg"), "pip install 'mmsnnet[mminstall]'"),
+        ("mmdet", ("mmdet",), "pip install 'mmsnnet[mminstall,det]'"),
+        ("mmdet", ("mmcv",), "pip install 'mmsnnet[mminstall,det]'"),
+    ],
+)
+def test_a_missing_toolbox_says_what_to_install(
+    write_config: WriteConfig, uninstall: Uninstall, scope: str, missing: tuple[str, ...], command: str
+) -> None:
+    path = write_config(f"default_scope = {scope!r}")
+    uninstall(*missing)
+    with pytest.raises(ImportError) as error:
+        load_config(path)
+    message = str(error.value)
+    assert message.endswith(command) and str(path) in message
+    assert f"{' and '.join(missing)} is missing" in message
+
+
+def test_the_toolbox_of_another_task_may_be_missing(uninstall: Uninstall) -> None:
+    uninstall("mmdet")
+    assert load_config(STITCHED).default_scope == "mmseg"
+
+
+def test_a_config_without_a_scope_is_for_segmentation(write_config: WriteConfig, uninstall: Uninstall) -> None:
+    path = write_config("work_dir = 'here'")
+    assert load_config(path).work_dir == "here"
+    uninstall("mmseg")
+    with pytest.raises(ImportError, match="a config for mmseg"):
+        load_config(path)

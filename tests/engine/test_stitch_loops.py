@@ -1,0 +1,289 @@
+"""The loops over stitches: what mmengine's own loops would measure, stitch by stitch, and the same calls of hooks."""
+
+import copy
+import itertools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, TestLoop
+from torch import nn
+
+from mmsnnet.datasets import write_shapes
+from mmsnnet.datasets.shapes import CLASSES, PALETTE
+from mmsnnet.engine import StitchTestLoop, StitchValLoop
+from mmsnnet.evaluation import OperatingPoints
+from mmsnnet.models import model_costs
+from mmsnnet.stitching import UnknownStitchError
+
+MakeRunner = Callable[..., Runner]
+NAMES = ("S", "L", "S0-L2", "L1-S1")
+BATCHES = 3  # of five images, two at a time
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "camvid", "camvid", train=4, val=5, size=(32, 32))
+
+
+@pytest.fixture
+def make_runner(
+    data_root: Path,
+    segmentor_config: Callable[..., dict[str, Any]],
+    randomise: Callable[[nn.Module], None],
+    tmp_path: Path,
+) -> MakeRunner:
+    """``make_runner(...)``: a runner with a random model and initialised layers; keywords are those of the config."""
+
+    def loader(split: str, **kwargs: Any) -> dict[str, Any]:
+        dataset = dict(
+            type="BaseSegDataset",
+            data_root=str(data_root),
+            metainfo=dict(name="shapes", classes=CLASSES, palette=[list(colour) for colour in PALETTE]),
+            img_suffix=".jpg",
+            seg_map_suffix=".png",
+            data_prefix=dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}"),
+            pipeline=[dict(type=name) for name in ("LoadImageFromFile", "LoadAnnotations", "PackSegInputs")],
+        )
+        return dict(batch_size=2, num_workers=0, dataset=dataset, **kwargs)
+
+    def make(initialized: bool = True, **kwargs: Any) -> Runner:
+        test = loader("val", sampler=dict(type="DefaultSampler", shuffle=False))
+        config = dict(
+            default_scope="mmseg",
+            model=segmentor_config(),
+            work_dir=str(tmp_path / "work_dir"),
+            experiment_name=f"loops_{next(NUMBERS)}",
+            train_dataloader=loader("train", sampler=dict(type="InfiniteSampler", shuffle=True)),
+            train_cfg=dict(type="IterBasedTrainLoop", max_iters=1, val_interval=1),
+            optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1e-3)),
+            val_dataloader=test,
+            val_cfg=dict(type="mmsnnet.StitchValLoop"),
+            val_evaluator=dict(type="IoUMetric", iou_metrics=["mIoU"]),
+            test_dataloader=test,
+            test_cfg=dict(type="mmsnnet.StitchTestLoop", **kwargs.pop("test_cfg", {})),
+            test_evaluator=dict(type="IoUMetric", iou_metrics=["mIoU"]),
+        )
+        runner = Runner.from_cfg(Config(config | kwargs))
+        randomise(runner.model)
+        if initialized:
+            for layer in runner.model.backbone.network.layers.values():
+                layer.set_base(layer.weight, layer.bias)
+        return runner
+
+    return make
+
+
+NUMBERS = itertools.count()
+
+
+class Recorder(Hook):
+    """What is called, with which arguments."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        for stage in ("val", "test"):
+            for point in (f"before_{stage}", f"before_{stage}_epoch", f"after_{stage}"):
+                setattr(self, point, self._recording(point))
+            for point in (f"before_{stage}_iter", f"after_{stage}_iter"):
+                setattr(self, point, self._recording(point, "batch_idx"))
+            setattr(self, f"after_{stage}_epoch", self._recording(f"after_{stage}_epoch", "metrics"))
+
+    def _recording(self, point: str, keep: str | None = None) -> Callable[..., None]:
+        return lambda runner, **kwargs: self.calls.append((point, kwargs.get(keep)))
+
+
+def evaluate_alone(runner: Runner, stitch: str) -> dict[str, float]:
+    """The metrics of one stitch by mmengine's own loop."""
+    runner.model.backbone.set_stitch(stitch)
+    return TestLoop(runner, runner.cfg.test_dataloader, runner.cfg.test_evaluator).run()
+
+
+def fail_at(loop: StitchTestLoop | StitchValLoop, number: int) -> None:
+    """Makes the ``number``-th evaluation raise."""
+    metric, count = loop.evaluator.metrics[0], itertools.count(1)
+    compute = metric.compute_metrics
+
+    def compute_or_fail(results: list[Any]) -> dict[str, float]:
+        if next(count) == number:
+            raise ArithmeticError("the metric failed")
+        return compute(results)
+
+    metric.compute_metrics = compute_or_fail
+
+
+def console_levels(runner: Runner) -> list[int]:
+    return [h.level for h in runner.logger.handlers if not isinstance(h, logging.FileHandler)]
+
+
+def test_a_point_for_each_stitch_as_if_evaluated_alone(make_runner: MakeRunner, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "points.json"
+    runner = make_runner(test_cfg=dict(out=str(out)))
+    runner.model.backbone.set_stitch("S0-L2")
+    metrics = runner.test()
+    assert runner.model.backbone.stitch.name == "S0-L2"
+
+    points = OperatingPoints.load(out)
+    costs = model_costs(runner.model)
+    assert (points.dataset, points.input_shape, points.device) == ("shapes", (32, 32), "cpu")
+    assert [point.name for point in points] == list(NAMES)
+    for point, stitch in zip(points, runner.model.backbone.space, strict=True):
+        assert (point.id, point.kind) == (stitch.id, stitch.kind)
+        assert (point.flops, point.params) == (costs[stitch.id].flops, costs[stitch.id].params)
+        expected = evaluate_alone(runner, stitch.name)
+        assert point.metrics == pytest.approx(expected, abs=0, nan_ok=True)
+        assert {name: metrics[f"{stitch.name}/{name}"] for name in expected} == pytest.approx(expected, nan_ok=True)
+    assert len({tuple(point.metrics.values()) for point in points}) > 1
+    log = Path(runner._log_dir, f"{runner.timestamp}.log").read_text()
+    assert all(f"stitch {number}/4" in log and name in log for number, name in enumerate(NAMES, start=1))
+
+
+def test_hooks_see_what_the_stock_loop_shows_them(make_runner: MakeRunner) -> None:
+    runner, recorder = make_runner(), Recorder()
+    runner.register_hook(recorder)
+    runner.test()
+    ours = recorder.calls.copy()
+    recorder.calls.clear()
+    expected = {f"{name}/{k}": v for name in NAMES for k, v in evaluate_alone(runner, name).items()}
+    stock = recorder.calls[: len(recorder.calls) // 4]
+    assert len(stock) == 2 + 2 * BATCHES + 2
+    assert ours[:-2] == stock[:2] + stock[2:-2] * 4
+    assert [point for point, _ in ours[-2:]] == [point for point, _ in stock[-2:]]
+    assert ours[-2][1] == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_file_is_whole_after_each_stitch(make_runner: MakeRunner, tmp_path: Path) -> None:
+    out = tmp_path / "points.json"
+    runner = make_runner(test_cfg=dict(out=str(out)))
+    runner.model.backbone.set_stitch("S")
+    levels = console_levels(runner)
+    fail_at(runner.test_loop, 3)
+    with pytest.raises(ArithmeticError, match="the metric failed"):
+        runner.test()
+    assert [point.name for point in OperatingPoints.load(out)] == list(NAMES[:2])
+    assert runner.model.backbone.stitch.name == "S"
+    assert console_levels(runner) == levels
+
+
+def test_a_file_that_cannot_be_written(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """The error is seen on a console that speaks again, by whoever handles it."""
+    (tmp_path / "file").touch()
+    runner = make_runner(test_cfg=dict(out=str(tmp_path / "file" / "points.json")))
+    runner.model.backbone.set_stitch("S0-L2")
+    levels = console_levels(runner)
+    with pytest.raises(OSError) as raised:
+        runner.test()
+    assert raised.tb is not None  # holds on to the frames, and so to any generator left half-way
+    assert (runner.model.backbone.stitch.name, console_levels(runner)) == ("S0-L2", levels)
+
+
+def test_the_console_is_quiet_during_the_passes_only(make_runner: MakeRunner) -> None:
+    class Levels(Hook):
+        def before_test_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+            seen.append(console_levels(runner))
+
+    seen: list[list[int]] = []
+    runner = make_runner(test_cfg=dict(stitches="L"))
+    runner.register_hook(Levels())
+    runner.logger.handlers[0].setLevel(logging.DEBUG)
+    levels = console_levels(runner)
+    runner.test()
+    assert levels and seen == [[logging.WARNING] * len(levels)] * BATCHES
+    assert console_levels(runner) == levels
+
+
+@pytest.mark.parametrize(
+    ("stitches", "names"),
+    [
+        ("all", NAMES),
+        ("anchors", ("S", "L")),
+        ("2,0", ("S", "S0-L2")),
+        ("L1-S1|L", ("L", "L1-S1")),
+        (["L1-S1", 0], ("S", "L1-S1")),
+    ],
+)
+def test_selection(stitches: Any, names: tuple[str, ...], make_runner: MakeRunner, tmp_path: Path) -> None:
+    out = tmp_path / "points.json"
+    metrics = make_runner(test_cfg=dict(stitches=stitches, out=str(out))).test()
+    assert tuple(point.name for point in OperatingPoints.load(out)) == names
+    assert tuple(dict.fromkeys(key.rpartition("/")[0] for key in metrics)) == names
+
+
+@pytest.mark.parametrize("stitches", ["L,7", "S0-L3", ["S", 99]])
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_an_unknown_stitch(stage: str, stitches: Any, make_runner: MakeRunner) -> None:
+    loop = dict(val="mmsnnet.StitchValLoop", test="mmsnnet.StitchTestLoop")[stage]
+    runner = make_runner()
+    setattr(runner, f"_{stage}_loop", dict(type=loop, stitches=stitches))
+    with pytest.raises(UnknownStitchError, match="ids run from 0 to 4"):
+        getattr(runner, stage)()
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+@pytest.mark.parametrize(("stitches", "says"), [("all", "3 of 4 stitches, S "), ("2", "1 of 1 stitches, S0-L2 ")])
+def test_layers_that_were_never_set_are_not_measured(
+    stage: str, stitches: str, says: str, make_runner: MakeRunner, tmp_path: Path
+) -> None:
+    """The small anchor's maps too come through a stitching layer, into the large width."""
+    loop = dict(
+        val=dict(type="mmsnnet.StitchValLoop", stitches=stitches),
+        test=dict(type="mmsnnet.StitchTestLoop", stitches=stitches, out=str(tmp_path / "points.json")),
+    )
+    runner = make_runner(initialized=False)
+    setattr(runner, f"_{stage}_loop", loop[stage])
+    with pytest.raises(RuntimeError, match=f"{says}.*neither initialised nor loaded.*checkpoint"):
+        getattr(runner, stage)()
+    assert not (tmp_path / "points.json").exists()
+
+
+def test_the_largest_anchor_needs_no_layers(make_runner: MakeRunner) -> None:
+    runner = make_runner(initialized=False, test_cfg=dict(stitches="L"))
+    metrics = runner.test()
+    assert {name.removeprefix("L/"): value for name, value in metrics.items()} == pytest.approx(
+        evaluate_alone(runner, "L"), nan_ok=True
+    )
+
+
+def test_validation_is_of_the_anchors_and_leaves_the_active_stitch(make_runner: MakeRunner) -> None:
+    runner, recorder = make_runner(), Recorder()
+    runner.register_hook(recorder)
+    runner.model.backbone.set_stitch("L1-S1")
+    metrics = runner.val()
+    assert isinstance(runner.val_loop, StitchValLoop)
+    assert runner.model.backbone.stitch.name == "L1-S1"
+    expected = {f"{name}/{k}": v for name in ("S", "L") for k, v in evaluate_alone(runner, name).items()}
+    assert metrics == pytest.approx(expected, nan_ok=True)
+    iterations = [(f"{when}_val_iter", index) for index in range(BATCHES) for when in ("before", "after")]
+    val = [call for call in recorder.calls if "val" in call[0]]
+    assert val[:-2] == [("before_val", None), ("before_val_epoch", None), *iterations * 2]
+    assert [point for point, _ in val[-2:]] == ["after_val_epoch", "after_val"]
+
+    fail_at(runner.val_loop, 2)
+    runner.model.backbone.set_stitch("L1-S1")
+    with pytest.raises(ArithmeticError):
+        runner.val()
+    assert runner.model.backbone.stitch.name == "L1-S1"
+
+
+def test_validation_during_training(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """With the layers initialised by the hook, the best stitch's checkpoint kept, and training going on."""
+    runner = make_runner(
+        initialized=False,
+        custom_hooks=[dict(type="mmsnnet.StitchInitHook", num_images=4), dict(type="mmsnnet.StitchLogHook")],
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=1, save_best="L/mIoU")),
+    )
+    runner.train()
+    scalars = runner.message_hub.log_scalars
+    expected = {f"val/{s}/{m}" for s in ("S", "L") for m in ("aAcc", "mIoU", "mAcc")}
+    assert {name for name in scalars if name.startswith("val/") and "time" not in name} == expected
+    assert "train/flops_share" in scalars
+    for name in ("S", "L"):
+        alone = evaluate_alone(copy.copy(runner), name)
+        assert scalars[f"val/{name}/mIoU"].current() == pytest.approx(alone["mIoU"])
+    best = torch.load(tmp_path / "work_dir" / "best_L_mIoU_iter_1.pth", weights_only=False)
+    assert best["state_dict"]["backbone.draws"] == 1

@@ -1,0 +1,214 @@
+"""What importing the package pulls in, what it needs, and which of its parts may import which."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "mmsnnet"
+TOOLBOXES = {"mmengine", "mmcv", "mmseg", "mmdet"}
+
+# Each part may import those named here; the root and the registry import no part, but for what the root registers.
+MAY_IMPORT = {
+    "stitching": set(),
+    "evaluation": {"stitching"},
+    "models": {"stitching", "evaluation", "registry"},
+    "engine": {"stitching", "evaluation", "models", "registry"},
+    "datasets": {"stitching", "evaluation", "registry"},
+    "visualization": {"stitching", "evaluation", "datasets"},
+    "apis": {"stitching", "evaluation", "models", "engine", "datasets", "visualization", "registry"},
+}
+
+# Makes packages look as if they were not installed: neither importable nor to be found.
+WITHOUT = """
+import importlib.util, json, sys
+
+class Missing:
+    packages = {packages!r}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.packages:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        return None
+
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: (
+    None if name.partition(".")[0] in Missing.packages else find(name, package)
+)
+sys.meta_path.insert(0, Missing())
+"""
+# What OpenMMLab brings, and all that mmsnnet itself depends on beside torch, torchvision, timm, numpy and safetensors.
+MISSING = (*sorted(TOOLBOXES), "cv2", "rich", "matplotlib", "fvcore", "iopath", "scipy", "terminaltables", "gradio")
+
+
+def python(code: str) -> Any:
+    """Runs code in a process of its own; returns the last line that it prints, read as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_the_package_is_light_and_registers_its_modules() -> None:
+    found = python("""
+import json, sys
+import mmsnnet
+heavy = [name for name in ("mmseg", "mmdet", "mmcv.ops", "matplotlib", "gradio", "fvcore") if name in sys.modules]
+from mmengine.registry import HOOKS, LOOPS, MODELS
+wanted = [(MODELS, "StitchedViT"), (HOOKS, "StitchInitHook"), (HOOKS, "StitchLogHook"), (LOOPS, "StitchTestLoop"),
+          (LOOPS, "StitchValLoop")]
+names = {}
+for registry, name in wanted:
+    child = registry.children.get("mmsnnet")
+    by_scope = registry.get(f"mmsnnet.{name}")
+    names[name] = [child is not None and name in child.module_dict, by_scope.__module__, name in registry.module_dict]
+print(json.dumps([heavy, names]))
+""")
+    heavy, names = found
+    assert heavy == []
+    assert names == {
+        "StitchedViT": [True, "mmsnnet.models.backbones.stitched_vit", False],
+        "StitchInitHook": [True, "mmsnnet.engine.hooks.stitch_init_hook", False],
+        "StitchLogHook": [True, "mmsnnet.engine.hooks.stitch_log_hook", False],
+        "StitchTestLoop": [True, "mmsnnet.engine.runner.stitch_loops", False],
+        "StitchValLoop": [True, "mmsnnet.engine.runner.stitch_loops", False],
+    }
+
+
+def test_stitching_works_without_openmmlab() -> None:
+    code = """
+import mmsnnet.stitching as stitching
+import torch
+
+anchors = [stitching.create_anchor("deit3_small_patch16_224", 32, embed_dim=width, depth=depth, num_heads=2)
+           for width, depth in ((32, 2), (48, 4))]
+network = stitching.StitchedNetwork(anchors, stitching.StitchSpace.two_way((2, 4)), rank=2).eval()
+with torch.no_grad():
+    maps = [network(torch.zeros(1, 3, 32, 32), stitch, (3,))[0] for stitch in network.space]
+print(json.dumps([mmsnnet_version, len(maps), sorted({tuple(m.shape) for m in maps}), sorted(
+    name for name in sys.modules if name.partition(".")[0] in Missing.packages)]))
+""".replace("mmsnnet_version", "__import__('mmsnnet').__version__")
+    version, stitches, shapes, imported = python(WITHOUT.format(packages=MISSING) + code)
+    # S, L, SL: 1, LS: 1 and no group left to change back.
+    assert (stitches, shapes, imported) == (4, [[1, 48, 2, 2]], [])
+    assert version
+
+
+def test_all_else_says_what_to_install_without_openmmlab() -> None:
+    code = """
+import importlib
+import mmsnnet
+
+said = {}
+for name in ("models", "engine", "registry", "apis"):
+    for how, fetch in (("attribute", lambda: getattr(mmsnnet, name)),
+                       ("import", lambda: importlib.import_module(f"mmsnnet.{name}"))):
+        try:
+            fetch()
+            said[f"{name}, {how}"] = "nothing"
+        except Exception as error:
+            said[f"{name}, {how}"] = f"{'ImportError' if isinstance(error, ImportError) else type(error)}: {error}"
+try:
+    mmsnnet.nonsense
+except AttributeError as error:
+    said["nonsense"] = str(error)
+print(json.dumps(said))
+"""
+    said = python(WITHOUT.format(packages=MISSING) + code)
+    assert "nonsense" in said.pop("nonsense") and len(said) == 8
+    unhelpful = {
+        key: text
+        for key, text in said.items()
+        if not (text.startswith("ImportError: ") and "pip install 'mmsnnet[mminstall]'" in text)
+    }
+    assert unhelpful == {}
+
+
+def imports(path: Path, *, at_import: bool = False) -> set[str]:
+    """The modules that a file imports, relative ones made absolute; names imported from a package count as modules.
+
+    With ``at_import`` only what is imported when the file itself is: nothing inside a function.
+    """
+    package = path.relative_to(REPOSITORY).with_suffix("").parts[:-1]
+    found: set[str] = set()
+    nodes = [ast.parse(path.read_text())] if at_import else list(ast.walk(ast.parse(path.read_text())))
+    while nodes:
+        node = nodes.pop()
+        if at_import and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join((*base, *filter(None, [node.module])))
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def files(part: str) -> list[Path]:
+    found = sorted((PACKAGE / part).rglob("*.py"))
+    assert found, f"mmsnnet/{part} has no files"
+    return found
+
+
+def test_every_part_has_its_place_in_the_order() -> None:
+    parts = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert parts == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_imports_only_those_above_it(part: str) -> None:
+    allowed = {part, "version", *MAY_IMPORT[part]}
+    wrong = {
+        f"{path.relative_to(REPOSITORY)}: {name}"
+        for path in files(part)
+        for name in imports(path)
+        if name.startswith("mmsnnet.") and name.split(".")[1] not in allowed
+    }
+    assert wrong == set()
+
+
+def test_stitching_knows_nothing_of_openmmlab() -> None:
+    wrong = {
+        f"{path.name}: {name}"
+        for path in files("stitching")
+        for name in imports(path)
+        if name.partition(".")[0] in TOOLBOXES
+    }
+    assert wrong == set()
+
+
+def test_stitching_is_imported_with_torch_and_timm_alone() -> None:
+    needed = {
+        name.partition(".")[0]
+        for path in files("stitching")
+        for name in imports(path, at_import=True)
+        if name.partition(".")[0] not in {*sys.stdlib_module_names, "mmsnnet"}
+    }
+    assert {"torch", "timm"} <= needed <= {"torch", "torchvision", "timm", "numpy", "safetensors"}
+
+
+def test_the_imports_of_a_file_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    path = tmp_path / "mmsnnet" / "stitching" / "one.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "import torch.nn as nn\nfrom mmsnnet import models\nfrom ..engine import hooks\nfrom . import two\n"
+        "def f():\n    import mmcv\n"
+    )
+    at_import = {"torch.nn", "mmsnnet", "mmsnnet.models", "mmsnnet.engine", "mmsnnet.engine.hooks"}
+    at_import |= {"mmsnnet.stitching", "mmsnnet.stitching.two"}
+    assert imports(path, at_import=True) == at_import
+    assert imports(path) == at_import | {"mmcv"}
