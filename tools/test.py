@@ -4,9 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from mmsnnet.apis import DictAction, build_runner, load_config
+from mmsnnet.apis import DictAction, build_runner, build_space, load_config
 from mmsnnet.evaluation import OperatingPoints
-from mmsnnet.stitching import UnknownStitchError
 from mmsnnet.visualization import operating_points_table, print_table
 
 
@@ -37,14 +36,15 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"there is no checkpoint {args.checkpoint!r}")
     try:
         config = load_config(args.config, args.cfg_options)
-    except (FileNotFoundError, ImportError) as error:
+        loop = config.get("test_cfg") or {}
+        config.test_cfg = {**loop, "type": "mmsnnet.StitchTestLoop"}
+        if args.stitches:
+            config.test_cfg.stitches = args.stitches
+        build_space(config).select(config.test_cfg.get("stitches", "all"))
+    except (FileNotFoundError, ImportError, TypeError, ValueError) as error:
         parser.error(str(error))
     config.load_from = args.checkpoint
-    loop = config.get("test_cfg") or {}
-    config.test_cfg = {**loop, "type": "mmsnnet.StitchTestLoop"}
-    if args.stitches:
-        config.test_cfg.stitches = args.stitches
-    args.config, args.parser = config, parser
+    args.config = config
     return args
 
 
@@ -52,11 +52,8 @@ def main() -> None:
     args = parse_args()
     runner = build_runner(args.config, args.launcher, args.work_dir)
     out = args.out or str(Path(runner.work_dir) / "operating_points.json")
-    try:
-        runner.test_loop.out = out
-        runner.test()
-    except UnknownStitchError as error:
-        args.parser.error(str(error))
+    runner.test_loop.out = out
+    runner.test()
     if runner.rank == 0:
         points = OperatingPoints.load(out)
         measured = all(args.metric in point.metrics for point in points)

@@ -19,6 +19,7 @@ model = dict(
                 pretrained="work_dirs/camvid/anchor_l/iter_1000.pth",
             ),
         ],
+        rank=8,
         flops_step=100e6,
     )
 )

@@ -1,10 +1,5 @@
 # Both anchors stitched: every stitch is trained in this one run.
-_base_ = [
-    "../_base_/models/stitched_setr_tiny.py",
-    "../_base_/datasets/shapes.py",
-    "../_base_/schedules/schedule_tiny_300.py",
-    "../_base_/default_runtime.py",
-]
+_base_ = "vit-l_setr_shapes-64x64.py"
 work_dir = "work_dirs/quickstart/stitched"
 model = dict(
     backbone=dict(
@@ -15,7 +10,7 @@ model = dict(
                 embed_dim=64,
                 depth=6,
                 num_heads=2,
-                pretrained="work_dirs/quickstart/anchor_s/iter_300.pth",
+                pretrained="work_dirs/quickstart/anchor_s/iter_600.pth",
             ),
             dict(
                 model="vit_tiny_patch16_224",
@@ -23,9 +18,10 @@ model = dict(
                 embed_dim=128,
                 depth=12,
                 num_heads=4,
-                pretrained="work_dirs/quickstart/anchor_l/iter_300.pth",
+                pretrained="work_dirs/quickstart/anchor_l/iter_600.pth",
             ),
         ],
+        rank=8,
         flops_step=20e6,
     )
 )

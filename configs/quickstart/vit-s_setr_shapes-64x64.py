@@ -1,10 +1,5 @@
 # The small anchor alone.
-_base_ = [
-    "../_base_/models/stitched_setr_tiny.py",
-    "../_base_/datasets/shapes.py",
-    "../_base_/schedules/schedule_tiny_300.py",
-    "../_base_/default_runtime.py",
-]
+_base_ = "vit-l_setr_shapes-64x64.py"
 work_dir = "work_dirs/quickstart/anchor_s"
 model = dict(
     backbone=dict(

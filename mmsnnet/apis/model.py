@@ -5,7 +5,19 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import load_checkpoint
 
+from mmsnnet.models import find_stitched_backbone
 from mmsnnet.registry import MODELS
+from mmsnnet.stitching import StitchSpace
+
+
+def build_space(config: Config) -> StitchSpace:
+    """The stitch space of a config's backbone, without weights: quick, whatever the size of the anchors.
+
+    Raises:
+        TypeError: the model has no stitched backbone.
+    """
+    with torch.device("meta"):
+        return find_stitched_backbone(MODELS.build(config.model)).space
 
 
 def build_model(config: Config, checkpoint: str | None = None, device: str | torch.device = "cpu") -> BaseModel:

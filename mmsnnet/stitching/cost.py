@@ -95,7 +95,7 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
     for index in range(len(network.anchors)):
         anchor = network.anchor(index)
         image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
-        with evaluation_mode(anchor):
+        with evaluation_mode(anchor), torch.autocast(image.device.type, enabled=False):
             embedded = anchor.stem(image)
             stem_flops = count_flops(_Call(anchor, anchor.stem), image)
         parts[Component("stem", index)] = Cost(stem_flops, _numel(anchor.stem_parameters()))
@@ -126,7 +126,9 @@ def count_flops(module: nn.Module, *inputs: Any, outside: str | None = None) -> 
     analysis = FlopCountAnalysis(module, inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
-    return int(analysis.total() - (analysis.by_module()[outside] if outside else 0))
+    # The casts of a surrounding autocast would be traced as constants that require a gradient, which fails.
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        return int(analysis.total() - (analysis.by_module()[outside] if outside else 0))
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:

@@ -20,7 +20,6 @@ train_pipeline = [
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="RandomFlip", prob=0.5, direction="vertical"),
-    dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [

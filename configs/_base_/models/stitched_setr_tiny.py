@@ -1,4 +1,5 @@
-# A stitched backbone with SETR's naive head and one auxiliary head. Tiny: GPUs want SyncBN, a CPU wants BN.
+# One tiny ViT, an anchor alone, with SETR's naive head and one auxiliary head; a config that stitches lists two.
+# BN trains on a CPU; on several GPUs it is to be SyncBN.
 norm_cfg = dict(type="BN", requires_grad=True)
 model = dict(
     type="EncoderDecoder",
@@ -13,13 +14,9 @@ model = dict(
     ),
     backbone=dict(
         type="mmsnnet.StitchedViT",
-        anchors=[
-            dict(model="vit_tiny_patch16_224", patch_size=8, embed_dim=64, depth=6, num_heads=2),
-            dict(model="vit_tiny_patch16_224", patch_size=8, embed_dim=128, depth=12, num_heads=4),
-        ],
+        anchors=[dict(model="vit_tiny_patch16_224", patch_size=8, embed_dim=128, depth=12, num_heads=4)],
         img_size=64,
         out_indices=dict(train=(7, 11), test=(11,)),
-        rank=8,
     ),
     decode_head=dict(
         type="SETRUPHead",

@@ -1,30 +1,7 @@
-# A short AdamW schedule for tiny anchors.
-optim_wrapper = dict(
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        custom_keys=dict(pos_embed=dict(decay_mult=0.0), cls_token=dict(decay_mult=0.0)),
-    ),
-)
+_base_ = "schedule_tiny_600.py"
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, begin=0, end=100, by_epoch=False),
     dict(type="CosineAnnealingLR", eta_min=1e-6, begin=100, end=1000, T_max=900, by_epoch=False),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=1000, val_interval=1000)
-val_cfg = dict(type="mmsnnet.StitchValLoop")
-test_cfg = dict(type="mmsnnet.StitchTestLoop")
-default_hooks = dict(
-    timer=dict(type="IterTimerHook"),
-    logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
-    param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=1000, max_keep_ckpts=1),
-    sampler_seed=dict(type="DistSamplerSeedHook"),
-    visualization=dict(type="SegVisualizationHook"),
-)
-custom_hooks = [
-    dict(type="mmsnnet.StitchInitHook", num_images=50),
-    dict(type="mmsnnet.StitchLogHook"),
-]
+train_cfg = dict(max_iters=1000, val_interval=1000)
+default_hooks = dict(checkpoint=dict(interval=1000))

@@ -19,6 +19,7 @@ from mmsnnet.stitching import (
     StitchedNetwork,
     StitchSampler,
     StitchSpace,
+    UnknownStitchError,
     cost_model,
     create_anchor,
     flops_bins,
@@ -112,7 +113,10 @@ class StitchedViT(BaseModule):
         Raises:
             UnknownStitchError: the space has no such stitch.
         """
-        self._stitch = self.space[stitch.id if isinstance(stitch, Stitch) else stitch]
+        found = self.space[stitch.id if isinstance(stitch, Stitch) else stitch]
+        if isinstance(stitch, Stitch) and stitch != found:
+            raise UnknownStitchError(f"stitch {stitch} is of another space: in this one, id {found.id} is {found.name}")
+        self._stitch = found
 
     @property
     def sampler(self) -> StitchSampler:
