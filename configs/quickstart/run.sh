@@ -11,6 +11,6 @@ fi
 python tools/train.py $CONFIGS/vit-s_setr_shapes-64x64.py
 python tools/train.py $CONFIGS/vit-l_setr_shapes-64x64.py
 python tools/train.py $CONFIGS/stitched-vit-s-l_setr_shapes-64x64.py
-python tools/test.py $CONFIGS/stitched-vit-s-l_setr_shapes-64x64.py $WORK/stitched/iter_600.pth \
+python tools/test.py $CONFIGS/stitched-vit-s-l_setr_shapes-64x64.py $WORK/stitched/iter_800.pth \
     --out $WORK/operating_points.json
 python tools/analysis_tools/plot_pareto.py $WORK/operating_points.json --metric mIoU --out $WORK/pareto.png

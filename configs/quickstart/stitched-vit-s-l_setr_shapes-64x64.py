@@ -7,10 +7,10 @@ model = dict(
             dict(
                 model="vit_tiny_patch16_224",
                 patch_size=8,
-                embed_dim=64,
+                embed_dim=32,
                 depth=6,
                 num_heads=2,
-                pretrained="work_dirs/quickstart/anchor_s/iter_600.pth",
+                pretrained="work_dirs/quickstart/anchor_s/iter_800.pth",
             ),
             dict(
                 model="vit_tiny_patch16_224",
@@ -18,11 +18,15 @@ model = dict(
                 embed_dim=128,
                 depth=12,
                 num_heads=4,
-                pretrained="work_dirs/quickstart/anchor_l/iter_600.pth",
+                pretrained="work_dirs/quickstart/anchor_l/iter_800.pth",
             ),
         ],
         rank=8,
         flops_step=20e6,
     )
 )
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+# The anchors are pretrained; the heads and the stitching layers' updates start from nothing.
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4),
+    paramwise_cfg=dict(custom_keys={"head": dict(lr_mult=10.0), "network.layers": dict(lr_mult=10.0)}),
+)

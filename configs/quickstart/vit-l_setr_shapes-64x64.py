@@ -2,7 +2,7 @@
 _base_ = [
     "../_base_/models/stitched_setr_tiny.py",
     "../_base_/datasets/shapes.py",
-    "../_base_/schedules/schedule_tiny_600.py",
+    "../_base_/schedules/schedule_tiny_800.py",
     "../_base_/default_runtime.py",
 ]
 work_dir = "work_dirs/quickstart/anchor_l"

@@ -31,7 +31,7 @@ PALETTE = (
     (204, 121, 167),
 )
 SPLITS = ("train", "val")
-HUE_SHARE, HUE_SPREAD = 0.8, 0.05
+HUE_SHARE, HUE_SPREAD = 0.9, 0.03
 """How many shapes have the hue that their class leans to, and how far around it, in turns."""
 MIN_SIDE = 32
 """The shortest side, in pixels, at which the smallest shapes can still be told apart."""

@@ -10,17 +10,17 @@ optim_wrapper = dict(
     ),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, begin=0, end=60, by_epoch=False),
-    dict(type="CosineAnnealingLR", eta_min=1e-6, begin=60, end=600, T_max=540, by_epoch=False),
+    dict(type="LinearLR", start_factor=0.01, begin=0, end=80, by_epoch=False),
+    dict(type="CosineAnnealingLR", eta_min=1e-6, begin=80, end=800, T_max=720, by_epoch=False),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=600, val_interval=600)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=800, val_interval=800)
 val_cfg = dict(type="mmsnnet.StitchValLoop")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=600, max_keep_ckpts=1),
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=800, max_keep_ckpts=1),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="SegVisualizationHook"),
 )
