@@ -51,13 +51,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     runner = build_runner(args.config, args.launcher, args.work_dir)
-    out = args.out or str(Path(runner.work_dir) / "operating_points.json")
+    out = args.out or runner.test_loop.out or str(Path(runner.work_dir) / "operating_points.json")
     runner.test_loop.out = out
     runner.test()
     if runner.rank == 0:
         points = OperatingPoints.load(out)
         measured = all(args.metric in point.metrics for point in points)
         print_table(operating_points_table(points, args.metric if measured else None))
+        if not measured:
+            print(f"no Pareto front is marked: {args.metric} was not measured; --metric names one that was")
         print(f"operating points: {out}")
 
 

@@ -23,4 +23,8 @@ model = dict(
         flops_step=100e6,
     )
 )
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+# The anchors are pretrained; the heads and the stitching layers' updates start from nothing.
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4),
+    paramwise_cfg=dict(custom_keys={"head": dict(lr_mult=10.0), "network.layers": dict(lr_mult=10.0)}),
+)

@@ -1,6 +1,6 @@
 # The large anchor alone.
 _base_ = [
-    "../_base_/models/stitched_setr_tiny.py",
+    "../_base_/models/setr_tiny.py",
     "../_base_/datasets/camvid.py",
     "../_base_/schedules/schedule_tiny_1k.py",
     "../_base_/default_runtime.py",

@@ -1,6 +1,6 @@
 # The large anchor alone.
 _base_ = [
-    "../_base_/models/stitched_setr_tiny.py",
+    "../_base_/models/setr_tiny.py",
     "../_base_/datasets/shapes.py",
     "../_base_/schedules/schedule_tiny_800.py",
     "../_base_/default_runtime.py",

@@ -38,5 +38,6 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise ImportError(f"{path} is a config for {scope}, and {' and '.join(missing)} is missing: {command}")
+    config.default_scope = scope
     init_default_scope(scope)
     return config

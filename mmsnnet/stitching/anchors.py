@@ -196,6 +196,11 @@ def create_anchor(model: str, img_size: int | tuple[int, int], classifier: bool 
             f"anchor {model!r}: unknown key {unknown[1]!r}; keys beside 'model' and 'pretrained' are those of "
             "timm.create_model"
         ) from error
+    except RuntimeError as error:
+        if "pretrained tag" not in str(error):
+            raise
+        tags = timm.list_pretrained(f"{model.split('.')[0]}.*")
+        raise ValueError(f"timm knows no weights {model!r}; there are {', '.join(tags)}") from error
     except AssertionError as error:
         raise ValueError(f"anchor {model!r} cannot be built: {error}") from error
     anchor = Anchor(net, classifier=classifier)

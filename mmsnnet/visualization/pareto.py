@@ -217,7 +217,7 @@ def _add_legends(figure: Figure, axes: Axes, runs: Sequence[OperatingPoints], co
     entries = [(Line2D([], [], color=colour, **dot), kind) for kind, colour in colours.items()]
     entries.append((Line2D([], [], color="0.15", lw=1.3, marker="o", markerfacecolor="none"), "Pareto front"))
     if any(point.is_anchor for run in runs for point in run):
-        entries.append((Line2D([], [], **STAR, markersize=13), "anchor alone"))
+        entries.append((Line2D([], [], **STAR, markersize=13), "anchor"))
     handles, labels = zip(*entries, strict=True)
     columns = min(len(entries), 7)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=11, frameon=False)

@@ -99,7 +99,7 @@ def test_texts_say_what_is_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (legend,) = axes.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         *("SL", "LS", "LSL", "SLS"),
-        *("Pareto front", "anchor alone"),
+        *("Pareto front", "anchor"),
     ]
 
 

@@ -1,4 +1,5 @@
-# CamVid at 480 x 360 with 11 classes, as the SegNet authors prepared it: images/{train,val}, annotations/{train,val}.
+# CamVid at 480 x 360 with 11 classes: images/{train,val}/*.jpg, annotations/{train,val}/*.png with labels 0 to 10, and
+# 255 for what has none.
 dataset_type = "BaseSegDataset"
 data_root = "data/camvid"
 crop_size = (256, 256)
