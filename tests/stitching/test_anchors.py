@@ -204,12 +204,12 @@ def test_unknown_key() -> None:
         create_anchor("deit3_small_patch16_224", 32, embed_dims=64)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
 def test_an_unknown_tag_lists_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"fb_in22k'; there are .*deit3_small_patch16_224\.fb_in22k_ft_in1k"):
         create_anchor("deit3_small_patch16_224.fb_in22k", 32, embed_dim=32, depth=2, num_heads=2)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
 def test_not_a_plain_vit(name: str) -> None:
     with pytest.raises(TypeError, match="plain ViT"):
         create_anchor(name, 64)
