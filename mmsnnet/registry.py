@@ -1,9 +1,11 @@
 """The registries of the scope ``mmsnnet``: children of mmengine's, so that mmseg and mmdet configs find them alike."""
 
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
 try:
-    from mmengine.registry import HOOKS as MMENGINE_HOOKS
-    from mmengine.registry import LOOPS as MMENGINE_LOOPS
-    from mmengine.registry import MODELS as MMENGINE_MODELS
+    from mmengine import registry as mmengine_registry
     from mmengine.registry import Registry
 except ModuleNotFoundError as error:
     raise ImportError(
@@ -11,6 +13,58 @@ except ModuleNotFoundError as error:
         "installs mmengine, mmcv and mmsegmentation"
     ) from error
 
-MODELS = Registry("model", scope="mmsnnet", parent=MMENGINE_MODELS, locations=["mmsnnet.models"])
-HOOKS = Registry("hook", scope="mmsnnet", parent=MMENGINE_HOOKS, locations=["mmsnnet.engine"])
-LOOPS = Registry("loop", scope="mmsnnet", parent=MMENGINE_LOOPS, locations=["mmsnnet.engine"])
+
+class ToolboxRegistry(Registry):
+    """A registry some of whose modules build on a toolbox: these are imported when one of them is first asked for, so
+    that ``import mmsnnet`` loads no toolbox, and a user of one toolbox need not have the other.
+
+    Args:
+        on_demand: the Python module that registers each of them, by the name in the registry.
+        args, kwargs: as of mmengine's ``Registry``.
+    """
+
+    def __init__(self, *args: Any, on_demand: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._on_demand = dict(on_demand)
+
+    def get(self, key: str) -> type | None:
+        name = key.removeprefix(f"{self.scope}.")
+        if name in self._on_demand and name not in self.module_dict:
+            try:
+                import_module(self._on_demand[name])
+            except ModuleNotFoundError as error:
+                raise ImportError(
+                    f"mmsnnet.{name} needs {error.name}, which is missing: pip install 'mmsnnet[mminstall,det]' "
+                    "installs all toolboxes"
+                ) from error
+        return super().get(key)
+
+
+MODELS = ToolboxRegistry(
+    "model",
+    scope="mmsnnet",
+    parent=mmengine_registry.MODELS,
+    locations=["mmsnnet.models"],
+    on_demand={
+        "DPTDepthHead": "mmsnnet.models.decode_heads.dpt_depth_head",  # mmseg
+        "LinearHead": "mmsnnet.models.decode_heads.linear_head",  # mmseg
+    },
+)
+HOOKS = Registry("hook", scope="mmsnnet", parent=mmengine_registry.HOOKS, locations=["mmsnnet.engine"])
+LOOPS = Registry("loop", scope="mmsnnet", parent=mmengine_registry.LOOPS, locations=["mmsnnet.engine"])
+OPTIMIZERS = Registry("optimizer", scope="mmsnnet", parent=mmengine_registry.OPTIMIZERS, locations=["mmsnnet.engine"])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    "optimizer wrapper constructor",
+    scope="mmsnnet",
+    parent=mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS,
+    locations=["mmsnnet.engine"],
+)
+DATASETS = ToolboxRegistry(
+    "dataset", scope="mmsnnet", parent=mmengine_registry.DATASETS, locations=["mmsnnet.datasets"], on_demand={}
+)
+TRANSFORMS = ToolboxRegistry(
+    "transform", scope="mmsnnet", parent=mmengine_registry.TRANSFORMS, locations=["mmsnnet.datasets"], on_demand={}
+)
+METRICS = ToolboxRegistry(
+    "metric", scope="mmsnnet", parent=mmengine_registry.METRICS, locations=["mmsnnet.evaluation"], on_demand={}
+)
