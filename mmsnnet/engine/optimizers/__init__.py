@@ -1,0 +1,3 @@
+from mmsnnet.engine.optimizers.stitch_optim_wrapper_constructor import StitchOptimWrapperConstructor
+
+__all__ = ["StitchOptimWrapperConstructor"]

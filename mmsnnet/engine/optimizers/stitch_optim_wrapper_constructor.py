@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mmsnnet.models import find_stitched_backbone
+from mmsnnet.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmsnnet.stitching import Anchor, StitchedNetwork
+from mmsnnet.stitching.anchors import CLASSIFIER_MODULES
+
+DEFAULTS = dict(anchor_lr_mult=1.0, stitching_lr_mult=1.0, head_lr_mult=1.0, layer_decay_rate=1.0)
+# Parameters of more than one dimension that are not decayed either, by the last part of their name.
+NOT_DECAYED = ("bias", "pos_embed", "cls_token", "reg_token", "dist_token", "relative_position_bias_table")
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Parameter groups for a model with a stitched backbone, in any toolbox; printed as a table at the start.
+
+    The learning rate of a parameter is that of the optimizer, times
+
+    - ``anchor_lr_mult`` in an anchor, and there also times ``layer_decay_rate ** (depth + 1 - layer)``, as in BEiT, MAE
+      and ViTDet: layer 0 is the stem, layer ``i + 1`` block ``i`` with its relative-position bias, and layer
+      ``depth + 1`` the norm after the last block. Each anchor counts its own layers;
+    - ``stitching_lr_mult`` in a stitching layer;
+    - ``head_lr_mult`` in all else: necks, decode heads, and the anchors' classification heads.
+
+    Weight decay spares parameters of at most one dimension (biases, norms, layer scale), position embeddings, class and
+    register tokens and relative-position biases, wherever they are. It does act on the low-rank updates of stitching
+    layers, which it draws towards none, that is towards the least-squares solution. Parameters without gradient (frozen
+    anchors, the base weights of stitching layers) are in no group.
+
+    Args:
+        optim_wrapper_cfg: of the wrapper, with ``optimizer``, which sets ``lr``.
+        paramwise_cfg: any of the four keys above, 1.0 by default; ``layer_decay_rate`` is at most 1.
+
+    Raises:
+        ValueError: ``paramwise_cfg`` has another key or a number out of range, or the optimizer sets no ``lr``.
+        TypeError: a value is not a number.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        given = dict(paramwise_cfg or {})
+        unknown = [key for key in given if key not in DEFAULTS]
+        if unknown:
+            raise ValueError(
+                f"optim_wrapper.paramwise_cfg: unknown key {', '.join(map(repr, unknown))}; "
+                f"mmsnnet.StitchOptimWrapperConstructor knows {', '.join(DEFAULTS)}"
+            )
+        for key, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"optim_wrapper.paramwise_cfg.{key} is a number, got {value!r}")
+            if not 0 < value < math.inf or (key == "layer_decay_rate" and value > 1):
+                wanted = "above 0 and at most 1" if key == "layer_decay_rate" else "above 0"
+                raise ValueError(f"optim_wrapper.paramwise_cfg.{key} is {wanted}, got {value}")
+        # Never empty: without options mmengine's class would put all parameters into one group, norms included.
+        super().__init__(optim_wrapper_cfg, DEFAULTS | given)
+        if self.base_lr is None:
+            raise ValueError("optim_wrapper.optimizer needs lr, which the groups of parameters take their rates from")
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """The wrapper of an optimizer whose groups are those of ``model``, wrapped or not."""
+        wrapper = super().__call__(model)
+        if is_main_process():
+            print_log(f"Groups of parameters:\n{_table(wrapper.optimizer.param_groups)}", logger="current")
+        return wrapper
+
+    def add_params(self, params: list[dict], module: nn.Module, **kwargs: Any) -> None:
+        """Appends the groups of ``module`` to ``params``: one for each part, layer and decay, in the order in which the
+        model has its parameters, so that a resumed optimizer finds its groups again."""
+        places = self._backbone_places(find_stitched_backbone(module).network)
+        elsewhere = ("head", "", self.paramwise_cfg["head_lr_mult"])
+        groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            part, layer, lr_mult = places.get(parameter, elsewhere)
+            decayed = parameter.ndim > 1 and name.rpartition(".")[2] not in NOT_DECAYED
+            group = dict(params=[], part=part, layer=layer, lr=self.base_lr * lr_mult)
+            if not decayed:
+                group["weight_decay"] = 0.0
+            groups.setdefault((part, layer, decayed), group)["params"].append(parameter)
+        params.extend(groups.values())
+
+    def _backbone_places(self, network: StitchedNetwork) -> dict[nn.Parameter, tuple[str, str, float]]:
+        """Part, layer and multiple of the learning rate of each parameter of anchors and stitching layers."""
+        rate, lr_mult = self.paramwise_cfg["layer_decay_rate"], self.paramwise_cfg["anchor_lr_mult"]
+        places = {
+            p: ("stitching layers", "", self.paramwise_cfg["stitching_lr_mult"]) for p in network.layers.parameters()
+        }
+        for index in range(len(network.anchors)):
+            anchor = network.anchor(index)
+            for name, parameter in anchor.named_parameters():
+                layer = _layer(anchor, name)
+                if layer is not None:
+                    # Without decay over layers, one group serves the whole anchor.
+                    label = _layer_name(anchor, layer) if rate < 1 else ""
+                    places[parameter] = (f"anchor {index}", label, lr_mult * rate ** (anchor.depth + 1 - layer))
+        return places
+
+
+def _layer(anchor: Anchor, name: str) -> int | None:
+    """The layer of an anchor that its parameter ``name`` belongs to: 0 the stem, ``i + 1`` block ``i``, ``depth + 1``
+    the norm after the last block; None for the classification head."""
+    owner, *path = name.split(".")
+    if owner == "model" and path[0] in CLASSIFIER_MODULES:
+        return None if path[0] in ("head", "head_dist") else anchor.depth + 1
+    if (owner, path[0]) == ("model", "blocks"):
+        return int(path[1]) + 1
+    return int(path[0]) + 1 if owner == "rel_pos_bias" else 0
+
+
+def _layer_name(anchor: Anchor, layer: int) -> str:
+    return {0: "stem", anchor.depth + 1: "norm"}.get(layer, f"block {layer - 1}")
+
+
+def _table(groups: Sequence[dict[str, Any]]) -> str:
+    with_layers = any(group["layer"] for group in groups)
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("part", "layer") if with_layers else ("part",):
+        table.add_column(column)
+    for column in ("lr", "weight decay", "tensors", "parameters"):
+        table.add_column(column, justify="right")
+    for group in groups:
+        size = sum(parameter.numel() for parameter in group["params"])
+        names = [group["part"], group["layer"]] if with_layers else [group["part"]]
+        numbers = (f"{group['lr']:.3g}", f"{group['weight_decay']:.3g}", f"{len(group['params'])}", f"{size:,}")
+        table.add_row(*names, *numbers)
+    out = io.StringIO()
+    Console(file=out, width=100).print(table)
+    return out.getvalue().rstrip()
