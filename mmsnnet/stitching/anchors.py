@@ -22,6 +22,9 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmsnnet.stitching.attention import BIAS_TABLE, AnchorAttention, resize_table, run_block
+from mmsnnet.stitching.windows import Grid, from_windows, to_windows
+
 CLASSIFIER_MODULES = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
 
 
@@ -32,17 +35,29 @@ class Anchor(nn.Module):
     them into a tap (B, C, h, w), and ``classify`` runs the model's own norm, pooling and head. The model takes any
     input size: its position embedding is resampled, and the image padded to whole patches.
 
+    A block that attends within windows takes and gives tokens arranged in windows; :meth:`arrange` rearranges them
+    where two blocks differ.
+
     Args:
         model: the ViT, made with ``dynamic_img_size=True, dynamic_img_pad=True``; see :func:`create_anchor`.
         classifier: keep the final norm, pooling and head, for :meth:`classify`. Without it they are dropped: a decode
             head reads the tokens as they leave the blocks.
+        windows: for each block, the side in patches of the windows that it attends within, 0 for the whole image; None
+            for a plain ViT. Windows, like a bias, need a model made with ``attn_layer=AnchorAttention``.
+        rel_pos_bias: give every block a learned relative position bias.
 
     Raises:
         TypeError: the model is not a timm ``VisionTransformer``.
         ValueError: the model drops patches, so that its tokens form no map.
     """
 
-    def __init__(self, model: nn.Module, classifier: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        classifier: bool = False,
+        windows: Sequence[int] | None = None,
+        rel_pos_bias: bool = False,
+    ) -> None:
         super().__init__()
         if not isinstance(model, VisionTransformer):
             raise TypeError(
@@ -59,6 +74,12 @@ class Anchor(nn.Module):
                     setattr(model, name, nn.Identity())
         self.model = model
         self.classifier = classifier
+        self.windows = (0,) * self.depth if windows is None else tuple(windows)
+        if rel_pos_bias or any(self.windows):
+            for block, window in zip(model.blocks, self.windows, strict=True):
+                block.attn.set_window(window, self.num_prefix_tokens)
+                if rel_pos_bias:
+                    block.attn.add_position_bias(model.patch_embed.grid_size, self.num_prefix_tokens)
         self._frozen: list[nn.Module] = []
 
     @property
@@ -91,6 +112,11 @@ class Anchor(nn.Module):
         return self.model.num_prefix_tokens
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether the first prefix token is a class token."""
+        return self.model.cls_token is not None
+
+    @property
     def img_size(self) -> tuple[int, int]:
         """The input size (height, width) that the position embedding is stored for."""
         return tuple(self.model.patch_embed.img_size)
@@ -100,26 +126,38 @@ class Anchor(nn.Module):
         model = self.model
         return model.norm_pre(model._pos_embed(model.patch_embed(images)))
 
-    def run_block(self, index: int, tokens: Tensor, recompute: bool = False) -> Tensor:
-        """Runs block ``index`` on tokens (B, N, C); with ``recompute`` its activations are computed again in the
-        backward pass instead of being kept."""
+    def grid(self, image_size: tuple[int, int]) -> Grid:
+        """The patches (height, width) of images of ``image_size`` (height, width)."""
+        return self.model.patch_embed.dynamic_feat_size(image_size)
+
+    def arrange(self, tokens: Tensor, grid: Grid, window: int, wanted: int) -> Tensor:
+        """Tokens (B, N, C) of a ``grid``, from windows of side ``window`` to windows of side ``wanted``; 0 stands for
+        the whole image, prefix tokens first."""
+        if window == wanted:
+            return tokens
+        if window:
+            tokens = from_windows(tokens, grid, window, self.num_prefix_tokens)
+        return to_windows(tokens, grid, wanted, self.num_prefix_tokens) if wanted else tokens
+
+    def run_block(self, index: int, tokens: Tensor, grid: Grid, recompute: bool = False) -> Tensor:
+        """Runs block ``index`` on tokens (B, N, C) of a ``grid``, arranged in windows of ``windows[index]``; with
+        ``recompute`` its activations are computed again in the backward pass instead of being kept."""
         if recompute:
-            return checkpoint(self.block(index), tokens, use_reentrant=False)
-        return self.block(index)(tokens)
+            return checkpoint(run_block, self.block(index), tokens, grid, use_reentrant=False)
+        return run_block(self.block(index), tokens, grid)
 
     def block(self, index: int) -> nn.Module:
-        """Block ``index``, which maps tokens (B, N, C) to tokens."""
+        """timm's block ``index``."""
         return self.model.blocks[index]
 
     def rows(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, C) as rows (B * N, C), what a stitching layer maps one by one."""
         return tokens.reshape(-1, tokens.shape[-1])
 
-    def to_map(self, tokens: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Patch tokens (B, N, C) of images of ``image_size`` (height, width) as a contiguous map (B, C, h, w)."""
-        height, width = self.model.patch_embed.dynamic_feat_size(image_size)
+    def to_map(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """The patch tokens among tokens (B, N, C) of a ``grid`` as a contiguous map (B, C, h, w)."""
         patches = tokens[:, self.num_prefix_tokens :]
-        return patches.transpose(1, 2).reshape(tokens.shape[0], -1, height, width).contiguous()
+        return patches.transpose(1, 2).reshape(tokens.shape[0], -1, *grid).contiguous()
 
     def classify(self, tokens: Tensor) -> Tensor:
         """The model's norm, pooling and head on the tokens leaving its last block: logits (B, classes)."""
@@ -161,17 +199,31 @@ class Anchor(nn.Module):
         return [p for name, p in self.model.named_parameters() if name.split(".")[0] in CLASSIFIER_MODULES]
 
 
-def create_anchor(model: str, img_size: int | tuple[int, int], classifier: bool = False, **kwargs: Any) -> Anchor:
+def create_anchor(
+    model: str,
+    img_size: int | tuple[int, int],
+    classifier: bool = False,
+    rel_pos_bias: bool = False,
+    window_size: int | None = None,
+    global_blocks: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> Anchor:
     """Builds an anchor, without pretrained weights, from the name of a timm model.
 
     Args:
         model: name of a plain ViT in timm, with or without a tag.
         img_size: height and width (or the side) that the position embedding is stored for; need not be square.
         classifier: keep the classifier, see :class:`Anchor`.
+        rel_pos_bias: give every block a learned relative position bias, zero at first, as the segmentation models of
+            SN-Netv2 have. It is stored for ``img_size`` and interpolated for others.
+        window_size: side in patches of the windows that blocks attend within, as in ViTDet (arXiv 2203.16527); None
+            lets every block attend over the whole image.
+        global_blocks: with ``window_size``, the blocks that attend over the whole image all the same; the last of each
+            quarter of the blocks by default.
         kwargs: go to ``timm.create_model`` (``drop_path_rate``, ``embed_dim``, ``depth``, ``num_heads``, ...).
 
     Raises:
-        ValueError: timm knows no such model (near names are listed) or no such keyword.
+        ValueError: timm knows no such model (near names are listed) or no such keyword, or windows are out of range.
         TypeError: the model is not a plain ViT.
     """
     if not timm.is_model(model.split(".")[0]):
@@ -182,13 +234,18 @@ def create_anchor(model: str, img_size: int | tuple[int, int], classifier: bool 
         )
     dynamic = dict(dynamic_img_size=True, dynamic_img_pad=True)
     head = {} if classifier else dict(num_classes=0)
+    attention = dict(attn_layer=AnchorAttention) if rel_pos_bias or window_size is not None else {}
+    if attention and "attn_layer" in kwargs:
+        raise ValueError(
+            f"anchor {model!r}: rel_pos_bias and window_size go with timm's plain attention, no attn_layer"
+        )
     try:
-        net = timm.create_model(model, img_size=img_size, **{**dynamic, **head, **kwargs})
+        net = timm.create_model(model, img_size=img_size, **{**dynamic, **head, **attention, **kwargs})
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
             raise
-        if unknown[1] in ("img_size", *dynamic):
+        if unknown[1] in ("img_size", *dynamic, *attention):
             raise TypeError(
                 f"timm's {model!r} does not take images of any size: an anchor is a plain ViT (deit3_*, vit_*, ...)"
             ) from error
@@ -203,12 +260,31 @@ def create_anchor(model: str, img_size: int | tuple[int, int], classifier: bool 
         raise ValueError(f"timm knows no weights {model!r}; there are {', '.join(tags)}") from error
     except AssertionError as error:
         raise ValueError(f"anchor {model!r} cannot be built: {error}") from error
-    anchor = Anchor(net, classifier=classifier)
+    if not isinstance(net, VisionTransformer):
+        return Anchor(net)  # says why not
     # Images are padded to whole patches: the position embedding is stored for those, not resampled at each forward.
-    whole = tuple(-(-side // patch) * patch for side, patch in zip(_pair(img_size), anchor.patch_size, strict=True))
-    if whole != anchor.img_size:
+    patch_size = tuple(net.patch_embed.patch_size)
+    whole = tuple(-(-side // patch) * patch for side, patch in zip(_pair(img_size), patch_size, strict=True))
+    if whole != tuple(net.patch_embed.img_size):
         net.set_input_size(img_size=whole)
-    return anchor
+    windows = _windows(len(net.blocks), window_size, global_blocks)
+    return Anchor(net, classifier=classifier, windows=windows, rel_pos_bias=rel_pos_bias)
+
+
+def _windows(depth: int, window_size: int | None, global_blocks: Sequence[int] | None) -> tuple[int, ...]:
+    """The window's side for each block, 0 for the whole image."""
+    if window_size is None:
+        if global_blocks is not None:
+            raise ValueError(f"global_blocks={tuple(global_blocks)} goes with window_size, which is not set")
+        return (0,) * depth
+    if window_size < 1:
+        raise ValueError(f"window_size is the side of a window in patches, at least 1; got {window_size}")
+    if global_blocks is None:
+        global_blocks = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4) if depth * quarter // 4 > 0]
+    wrong = [block for block in global_blocks if not 0 <= block < depth]
+    if wrong:
+        raise ValueError(f"global_blocks are blocks of the anchor, 0 to {depth - 1}; got {wrong}")
+    return tuple(0 if block in global_blocks else window_size for block in range(depth))
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
@@ -218,12 +294,15 @@ def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class LoadReport:
     """What :func:`load_pretrained` did: where the weights came from, which keys were resized to the anchor's patch and
-    input size, and which of the file's keys an anchor has no use for (its classifier)."""
+    input size, which of the file's keys an anchor has no use for (its classifier, or one for another number of
+    classes), and which parts of the anchor the file has nothing for and which stay as they were (the tables of a
+    relative position bias; a head for another number of classes)."""
 
     source: str
     loaded: int
     resized: tuple[str, ...]
     left_out: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.loaded} tensors loaded"
@@ -231,6 +310,8 @@ class LoadReport:
             text += f", resized: {', '.join(self.resized)}"
         if self.left_out:
             text += f", left out: {', '.join(self.left_out)}"
+        if self.kept:
+            text += f", not in the file and kept as initialised: {_listed(list(self.kept))}"
         return text
 
 
@@ -243,8 +324,9 @@ def load_pretrained(anchor: Anchor, source: str | os.PathLike[str] | bool) -> Lo
             weights that timm publishes for the model. A checkpoint of a :class:`StitchedNetwork` with one anchor works
             too. Files are read with ``weights_only=True``.
 
-    A position embedding is taken for one of a square grid, unless it is of a one-anchor checkpoint and has as many
-    tokens as the anchor.
+    A position embedding, like the tables of a relative position bias, is taken for one of a square grid, unless it is
+    of a one-anchor checkpoint and has the anchor's number of tokens. Where the file has no such tables, the anchor's
+    stay at zero. A head for another number of classes than the anchor's is left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -256,7 +338,11 @@ def load_pretrained(anchor: Anchor, source: str | os.PathLike[str] | bool) -> Lo
     state_dict, same_grid = _unwrap(_read(anchor, source), source)
     filtered = _in_timm_names(anchor, state_dict, same_grid, source)
     wanted = anchor.model.state_dict()
-    left_out = [key for key in filtered if key not in wanted and key.split(".")[0] in CLASSIFIER_MODULES]
+    kept = _kept(filtered, wanted)
+    left_out = [
+        key for key in filtered if key.split(".")[0] in CLASSIFIER_MODULES and (key not in wanted or key in kept)
+    ]
+    wanted = {key: value for key, value in wanted.items() if key not in kept}
     missing = [key for key in wanted if key not in filtered]
     unexpected = [key for key in filtered if key not in wanted and key not in left_out]
     mismatched = [
@@ -271,8 +357,20 @@ def load_pretrained(anchor: Anchor, source: str | os.PathLike[str] | bool) -> Lo
             f"pretrained={source!r} does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). {listing}"
         )
     resized = [key for key in wanted if key in state_dict and not torch.equal(state_dict[key], filtered[key])]
-    anchor.model.load_state_dict({key: filtered[key] for key in wanted})
-    return LoadReport(str(source), len(wanted), tuple(resized), tuple(left_out))
+    anchor.model.load_state_dict({key: filtered[key] for key in wanted}, strict=False)
+    return LoadReport(str(source), len(wanted), tuple(resized), tuple(left_out), tuple(kept))
+
+
+def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What of an anchor stays as it is initialised: bias tables, where the file has none at all, and a head whose
+    number of classes is not the file's."""
+    tables = [key for key in wanted if key.endswith(BIAS_TABLE)]
+    kept = [] if any(key in filtered for key in tables) else tables
+    for head in ("head", "head_dist"):
+        weight = f"{head}.weight"
+        if weight in wanted and weight in filtered and len(wanted[weight]) != len(filtered[weight]):
+            kept += [key for key in wanted if key.startswith(f"{head}.")]
+    return kept
 
 
 def _read(anchor: Anchor, source: str | bool) -> Mapping[str, Any]:
@@ -336,7 +434,10 @@ def _in_timm_names(
     model = anchor.model
     # Files of DINOv2, known by their mask token, are renamed by the filter as a whole.
     position = None if "mask_token" in state_dict else state_dict.get("pos_embed")
-    others = {key: value for key, value in state_dict.items() if position is None or key != "pos_embed"}
+    apart = {key: value for key, value in state_dict.items() if key.endswith(BIAS_TABLE)}
+    others = {
+        key: value for key, value in state_dict.items() if key not in apart and (position is None or key != "pos_embed")
+    }
     try:
         filtered = checkpoint_filter_fn(others, model, adapt_layer_scale=True)
     except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
@@ -350,7 +451,20 @@ def _in_timm_names(
             position = resample_abs_pos_embed(position, new_size=grid, old_size=[side, side], num_prefix_tokens=prefix)
     if position is not None:
         filtered["pos_embed"] = position
-    return filtered
+    return filtered | {key: _in_anchors_grid(model, key, table, same_grid) for key, table in apart.items()}
+
+
+def _in_anchors_grid(model: VisionTransformer, key: str, table: Tensor, same_grid: bool) -> Tensor:
+    """A table of a relative position bias, resized from a square grid to that of the anchor's own table."""
+    own = model.state_dict().get(key)
+    if own is None or table.ndim != 2 or (same_grid and table.shape == own.shape):
+        return table
+    extra = 3 if model.num_prefix_tokens else 0
+    odd = math.isqrt(max(len(table) - extra, 0))
+    if odd % 2 == 0 or odd**2 != len(table) - extra:
+        return table
+    side = (odd + 1) // 2
+    return resize_table(table, (side, side), model.get_submodule(key.removesuffix(f".{BIAS_TABLE}")).bias_grid)
 
 
 def _shape(value: object) -> object:

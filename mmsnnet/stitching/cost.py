@@ -16,8 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmsnnet.stitching.anchors import Anchor
+from mmsnnet.stitching.attention import run_block, tokens_of
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
 from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
+from mmsnnet.stitching.windows import Grid
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,6 @@ def tap_parts(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int]) ->
 def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostModel:
     """Counts each component of ``network`` once, for one image of ``input_shape`` (height, width)."""
     parts: dict[Part, Cost] = {}
-    tokens: list[torch.Tensor] = []
     for index in range(len(network.anchors)):
         anchor = network.anchor(index)
         image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
@@ -99,12 +101,11 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
             embedded = anchor.stem(image)
             stem_flops = count_flops(_Call(anchor, anchor.stem), image)
         parts[Component("stem", index)] = Cost(stem_flops, _numel(anchor.stem_parameters()))
-        tokens.append(embedded.to("meta"))
         for block in range(anchor.depth):
             module = anchor.block(block)
-            on_meta = copy.deepcopy(module).to("meta")
+            call = _BlockCall(copy.deepcopy(module).to("meta"), anchor.grid(input_shape))
             parts[Component("block", index, block)] = Cost(
-                count_flops(on_meta, tokens[-1]), _numel(module.parameters())
+                count_flops(call, _arranged(anchor, block, input_shape)), _numel(module.parameters())
             )
         if anchor.classifier:
             parts[Component("classifier", index)] = Cost(
@@ -112,8 +113,15 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
             )
     for key in network.space.layers:
         layer = copy.deepcopy(network.layer(key)).to("meta").merged()
-        parts[key] = Cost(count_flops(layer, tokens[key.source]), _numel(layer.parameters()))
+        tokens = _arranged(network.anchor(key.source), key.source_block, input_shape)
+        parts[key] = Cost(count_flops(layer, tokens), _numel(layer.parameters()))
     return CostModel(network.space, input_shape, parts)
+
+
+def _arranged(anchor: Anchor, block: int, input_shape: tuple[int, int]) -> torch.Tensor:
+    """Tokens of one image on the meta device, arranged as ``block`` takes and gives them."""
+    number = tokens_of(anchor.grid(input_shape), anchor.windows[block], anchor.num_prefix_tokens)
+    return torch.empty(1, number, anchor.width, device="meta", dtype=next(anchor.parameters()).dtype)
 
 
 def count_flops(module: nn.Module, *inputs: Any, outside: str | None = None) -> int:
@@ -135,6 +143,18 @@ def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """Multiply-accumulates of softmax(Q K^T) V with Q (..., N, D), K (..., M, D), V (..., M, E)."""
     query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+class _BlockCall(nn.Module):
+    """A block on images of one grid, for fvcore to trace."""
+
+    def __init__(self, block: nn.Module, grid: Grid) -> None:
+        super().__init__()
+        self.block = block
+        self.grid = grid
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return run_block(self.block, tokens, self.grid)
 
 
 class _Call(nn.Module):

@@ -65,14 +65,18 @@ class NormalEquations:
             pending = set(self.crosses)
             for index in range(len(self.network.anchors)):
                 anchor = self.network.anchor(index)
-                tokens = anchor.stem(images)
+                tokens, window = anchor.stem(images), 0
+                grid = anchor.grid((images.shape[-2], images.shape[-1]))
                 for block in range(anchor.depth):
-                    tokens = anchor.run_block(block, tokens)
+                    tokens = anchor.arrange(tokens, grid, window, anchor.windows[block])
+                    window = anchor.windows[block]
+                    tokens = anchor.run_block(block, tokens, grid)
                     site = Site(index, block)
                     pairs = [pair for pair in pending if site in pair]
                     if not pairs:
                         continue
-                    kept[site] = with_one(anchor.rows(tokens))
+                    # Row by row the tokens of both anchors correspond, whatever windows they have.
+                    kept[site] = with_one(anchor.rows(anchor.arrange(tokens, grid, window, 0)))
                     if site in self.grams:
                         self.grams[site].addmm_(kept[site].T, kept[site])
                     for source, target in pairs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,16 @@ from mmsnnet.stitching.layers import StitchingLayer
 from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
 
 LayerPath = tuple[LayerKey, ...]
+
+
+class Leaving(NamedTuple):
+    """Tokens that leave ``block`` of ``anchor``, arranged in windows of side ``window``; ``projected`` has them under
+    the empty path, and what stitching layers make of them."""
+
+    anchor: int
+    block: int
+    window: int
+    projected: dict[LayerPath, Tensor]
 
 
 class StitchedNetwork(nn.Module):
@@ -70,22 +81,29 @@ class StitchedNetwork(nn.Module):
         Raises:
             ValueError: an index is not a block of the largest anchor.
         """
+        grid = self._grid(images)
+        return tuple(self.anchor(-1).to_map(tokens, grid) for tokens in self.tokens(images, stitch, out_indices))
+
+    def tokens(self, images: Tensor, stitch: Stitch, out_indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """The taps of a route as tokens (B, N, C), prefix tokens first; otherwise as :meth:`forward`."""
+        grid = self._grid(images)
         taps = self.space.taps(stitch, out_indices)
-        maps: dict[object, Tensor] = {}
-        for anchor, block, projected in self._walk(images, stitch):
+        found: dict[object, Tensor] = {}
+        for leaving in self._walk(images, stitch):
             for tap in taps:
-                if (tap.anchor, tap.block) == (anchor, block) and tap not in maps:
-                    tokens = self._project(projected, tap.layers)
-                    maps[tap] = self.anchor(-1).to_map(tokens, (images.shape[-2], images.shape[-1]))
-            if len(maps) == len(set(taps)):
+                if (tap.anchor, tap.block) == (leaving.anchor, leaving.block) and tap not in found:
+                    tokens = self._project(leaving.projected, tap.layers)
+                    found[tap] = self.anchor(-1).arrange(tokens, grid, leaving.window, 0)
+            if len(found) == len(set(taps)):
                 break
-        return tuple(maps[tap] for tap in taps)
+        return tuple(found[tap] for tap in taps)
 
     def classify(self, images: Tensor, stitch: Stitch) -> Tensor:
         """Logits (B, classes) of a route over images (B, 3, H, W), by the classifier of the anchor that it ends in."""
-        for anchor, _, projected in self._walk(images, stitch):
-            last, tokens = anchor, projected[()]
-        return self.anchor(last).classify(tokens)
+        for leaving in self._walk(images, stitch):
+            last = leaving
+        anchor = self.anchor(last.anchor)
+        return anchor.classify(anchor.arrange(last.projected[()], self._grid(images), last.window, 0))
 
     @torch.no_grad()
     def merged(self) -> StitchedNetwork:
@@ -95,19 +113,25 @@ class StitchedNetwork(nn.Module):
             merged.layers[str(key)] = self.layer(key).merged().train(self.training)
         return merged
 
-    def _walk(self, images: Tensor, stitch: Stitch) -> Iterator[tuple[int, int, dict[LayerPath, Tensor]]]:
-        """Runs a route; after each block gives its anchor, its index, and its tokens under the empty path, to which
-        :meth:`_project` adds what stitching layers make of them. The crossing uses what a tap has already projected."""
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        return self.anchor(-1).grid((images.shape[-2], images.shape[-1]))
+
+    def _walk(self, images: Tensor, stitch: Stitch) -> Iterator[Leaving]:
+        """Runs a route; gives what leaves each block. A crossing uses what a tap has already projected. Tokens are
+        rearranged where a block's windows differ from those of the block before it, in whichever anchor."""
         recompute = self.with_cp and self.training and torch.is_grad_enabled()
-        tokens = self.anchor(stitch.segments[0].anchor).stem(images)
+        grid = self._grid(images)
+        tokens, window = self.anchor(stitch.segments[0].anchor).stem(images), 0
         for segment, crossing in zip(stitch.segments, (*stitch.layers, None), strict=True):
             anchor = self.anchor(segment.anchor)
             for block in range(segment.start, segment.stop):
-                tokens = anchor.run_block(block, tokens, recompute=recompute)
-                projected: dict[LayerPath, Tensor] = {(): tokens}
-                yield segment.anchor, block, projected
+                tokens = anchor.arrange(tokens, grid, window, anchor.windows[block])
+                window = anchor.windows[block]
+                tokens = anchor.run_block(block, tokens, grid, recompute=recompute)
+                leaving = Leaving(segment.anchor, block, window, {(): tokens})
+                yield leaving
             if crossing is not None:
-                tokens = self._project(projected, (crossing,))
+                tokens = self._project(leaving.projected, (crossing,))
 
     def _project(self, projected: dict[LayerPath, Tensor], path: LayerPath) -> Tensor:
         if path not in projected:

@@ -63,14 +63,15 @@ def test_stem_and_blocks_are_timms(
     expected = anchor.model.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
     patches = expected["image_intermediates"]
     prefix = expected.get("image_intermediates_prefix") or [torch.zeros(2, 0, 32)] * 2
+    grid = anchor.grid(size)
+    assert grid == tuple(-(-side // patch) for side, patch in zip(size, anchor.patch_size, strict=True))
     tokens = anchor.stem(images)
     for block in range(2):
-        tokens = anchor.run_block(block, tokens)
-        torch.testing.assert_close(anchor.to_map(tokens, size), patches[block])
+        tokens = anchor.run_block(block, tokens, grid)
+        torch.testing.assert_close(anchor.to_map(tokens, grid), patches[block])
         torch.testing.assert_close(tokens[:, : anchor.num_prefix_tokens], prefix[block])
-        patch = anchor.patch_size
-        assert anchor.to_map(tokens, size).shape == (2, 32, -(-size[0] // patch[0]), -(-size[1] // patch[1]))
-        assert anchor.to_map(tokens, size).is_contiguous()
+        assert anchor.to_map(tokens, grid).shape == (2, 32, *grid)
+        assert anchor.to_map(tokens, grid).is_contiguous()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,7 +81,7 @@ def test_classify_is_timms_forward(family: str, make_anchor: MakeAnchor, make_im
     images = make_images(2, 32, 64)
     tokens = anchor.stem(images)
     for block in range(anchor.depth):
-        tokens = anchor.run_block(block, tokens)
+        tokens = anchor.run_block(block, tokens, anchor.grid((32, 64)))
     logits = anchor.classify(tokens)
     assert logits.shape == (2, 5)
     torch.testing.assert_close(logits, anchor.model(images))
@@ -126,7 +127,7 @@ def test_recomputing_changes_no_gradient(make_anchor: MakeAnchor) -> None:
     for recompute in (False, True):
         tokens = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
         anchor.zero_grad()
-        anchor.run_block(0, tokens, recompute=recompute).square().sum().backward()
+        anchor.run_block(0, tokens, (2, 2), recompute=recompute).square().sum().backward()
         gradients.append([tokens.grad, *(p.grad for p in anchor.model.blocks[0].parameters())])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
@@ -177,7 +178,7 @@ def test_frozen_parts_get_no_gradient(make_anchor: MakeAnchor, make_images: Call
     anchor.freeze(1)
     tokens = anchor.stem(make_images())
     for block in range(3):
-        tokens = anchor.run_block(block, tokens)
+        tokens = anchor.run_block(block, tokens, (2, 2))
     tokens.sum().backward()
     with_gradient = {name for name, p in anchor.model.named_parameters() if p.grad is not None}
     assert with_gradient == {

@@ -20,9 +20,7 @@ class StitchLogHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._backbone = find_stitched_backbone(runner.model)
-        backbone = self._backbone
-        model = backbone.cost_model()
-        flops = {stitch.id: model.stitch(stitch, backbone.out_indices).flops for stitch in backbone.space}
+        flops = {id_: cost.flops for id_, cost in self._backbone.training_costs().items()}
         self._shares = {id_: count / max(flops.values()) for id_, count in flops.items()}
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

@@ -165,8 +165,9 @@ def _check_initialized(backbone: StitchedViT, stitches: Sequence[Stitch]) -> Non
 
     def layers(stitch: Stitch) -> Iterator[LayerKey]:
         yield from stitch.layers
-        for tap in backbone.space.taps(stitch, backbone.test_out_indices):
-            yield from tap.layers
+        if backbone.num_classes is None:
+            for tap in backbone.space.taps(stitch, backbone.test_out_indices):
+                yield from tap.layers
 
     lacking = [stitch.name for stitch in stitches if any(not network.layer(key).initialized for key in layers(stitch))]
     if lacking:

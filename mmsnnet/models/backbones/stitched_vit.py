@@ -38,16 +38,21 @@ class StitchedViT(BaseModule):
     number travels in the state dict under ``draws``, as a tensor on the CPU that no step reads.
 
     Images (B, 3, H, W) give a tuple with one map (B, C, h, w) for each of ``out_indices``, in the width C of the
-    largest anchor, whichever route ran.
+    largest anchor, whichever route ran; or, with ``num_classes``, logits (B, num_classes).
 
     Args:
         anchors: one dict for each anchor, smallest first: ``model``, a plain ViT of timm's; ``pretrained``, what
             :func:`mmsnnet.stitching.load_pretrained` takes (a path, a URL, ``hf-hub:`` or True), or None for random
-            weights; all else goes to ``timm.create_model``. One anchor alone makes a space of one stitch.
+            weights; ``rel_pos_bias``, ``window_size`` and ``global_blocks`` as of
+            :func:`mmsnnet.stitching.create_anchor`; all else goes to ``timm.create_model``. One anchor alone makes a
+            space of one stitch.
         img_size: the training input size, height and width or the side. Any other size works too.
         out_indices: blocks of the largest anchor whose output is handed out; the last block by default. Given as
             ``dict(train=..., test=...)``, the taps of ``train`` that ``test`` lacks are neither run nor projected in
             evaluation mode and come as None, so that a head's ``in_index`` holds in both.
+        output_cls_token: hand out each tap as ``[map, class token (B, C)]``, as mmseg's ``VisionTransformer`` does.
+        num_classes: keep the norm and the head of each anchor: forward then gives the logits of the head of the anchor
+            that the route ends in, and there are no taps. ``StitchedClassifier`` sets it.
         scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net).
         rank: of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         flops_step: the width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
@@ -68,6 +73,8 @@ class StitchedViT(BaseModule):
         anchors: Sequence[Mapping[str, Any]],
         img_size: int | Sequence[int] = 224,
         out_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        output_cls_token: bool = False,
+        num_classes: int | None = None,
         scheme: str = "two_way",
         rank: int = 16,
         flops_step: float = 10e9,
@@ -88,9 +95,24 @@ class StitchedViT(BaseModule):
             if "img_size" in config:
                 raise ValueError("img_size is set once, for the backbone, not for an anchor")
             self.pretrained.append(config.pop("pretrained", None))
-            built.append(create_anchor(config.pop("model"), self.img_size, **config))
+            head = {} if num_classes is None else dict(classifier=True, num_classes=num_classes)
+            if reserved := {"classifier", "num_classes"} & set(config):
+                raise ValueError(
+                    f"{', '.join(sorted(reserved))} is no key of an anchor: a classifier's backbone is given"
+                )
+            built.append(create_anchor(config.pop("model"), self.img_size, **head, **config))
         self.network = StitchedNetwork(built, _space(scheme, [a.depth for a in built]), rank=rank, with_cp=with_cp)
         self.space: StitchSpace = self.network.space
+        self.num_classes = num_classes
+        self.output_cls_token = output_cls_token
+        if num_classes is not None and (out_indices is not None or output_cls_token):
+            raise ValueError(
+                "a backbone with num_classes gives logits: out_indices and output_cls_token do not go with it"
+            )
+        if output_cls_token and not built[-1].has_class_token:
+            raise ValueError(
+                "output_cls_token=True, but the anchors have no class token: choose others, or a head without"
+            )
         self.out_indices, self.test_out_indices = _per_mode(out_indices, built[-1].depth)
         self.flops_step = flops_step
         self.seed = seed
@@ -122,8 +144,7 @@ class StitchedViT(BaseModule):
     def sampler(self) -> StitchSampler:
         """Draws the stitches of training mode, from bins of their FLOPs at ``img_size`` with the taps of training."""
         if self._sampler is None:
-            model = self.cost_model()
-            bins = flops_bins({s.id: model.stitch(s, self.out_indices).flops for s in self.space}, self.flops_step)
+            bins = flops_bins({id_: cost.flops for id_, cost in self.training_costs().items()}, self.flops_step)
             if len(bins) == 1 < len(self.space):
                 print_log(
                     f"All {len(self.space)} stitches fall into one FLOPs bin: training draws them uniformly and the "
@@ -143,8 +164,16 @@ class StitchedViT(BaseModule):
 
     def costs(self, input_shape: tuple[int, int] | None = None) -> dict[int, Cost]:
         """What the backbone costs in evaluation mode, by stitch id."""
-        model = self.cost_model(input_shape)
-        return {stitch.id: model.stitch(stitch, self.test_out_indices) for stitch in self.space}
+        return self._costs(self.cost_model(input_shape), self.test_out_indices)
+
+    def training_costs(self) -> dict[int, Cost]:
+        """What the backbone costs at ``img_size`` with the taps of training, by stitch id."""
+        return self._costs(self.cost_model(), self.out_indices)
+
+    def _costs(self, model: CostModel, out_indices: tuple[int, ...]) -> dict[int, Cost]:
+        if self.num_classes is not None:
+            return {stitch.id: model.classifier(stitch) for stitch in self.space}
+        return {stitch.id: model.stitch(stitch, out_indices) for stitch in self.space}
 
     def init_weights(self) -> None:
         """Does what ``init_cfg`` says, then loads the anchors' pretrained weights, unless ``init_cfg`` has loaded a
@@ -161,22 +190,28 @@ class StitchedViT(BaseModule):
                     report = load_pretrained(self.network.anchor(index), source)
                 print_log(f"Anchor {index} from {report}", logger="current")
 
-    def forward(self, images: Tensor) -> tuple[Tensor | None, ...]:
-        """Images (B, 3, H, W) to one map (B, C, h, w) for each of ``out_indices``; None where evaluation mode leaves a
-        tap out.
+    def forward(self, images: Tensor) -> tuple[Tensor | list[Tensor] | None, ...] | Tensor:
+        """Images (B, 3, H, W) to one map (B, C, h, w) for each of ``out_indices``, None where evaluation mode leaves a
+        tap out; with ``output_cls_token`` to ``[map, class token (B, C)]`` for each; with ``num_classes`` to logits (B,
+        num_classes).
 
         Raises:
             RuntimeError: in training mode, where stitching layers have been neither initialised nor loaded.
         """
-        if not self.training:
-            maps = dict(
-                zip(
-                    self.test_out_indices,
-                    self.network(images, self._stitch, self.test_out_indices),
-                    strict=True,
-                )
-            )
-            return tuple(maps.get(index) for index in self.out_indices)
+        stitch = self._draw() if self.training else self._stitch
+        if self.num_classes is not None:
+            return self.network.classify(images, stitch)
+        out_indices = self.out_indices if self.training else self.test_out_indices
+        if self.output_cls_token:
+            anchor = self.network.anchor(-1)
+            grid = anchor.grid((images.shape[-2], images.shape[-1]))
+            tokens = self.network.tokens(images, stitch, out_indices)
+            taps = dict(zip(out_indices, ([anchor.to_map(t, grid), t[:, 0]] for t in tokens), strict=True))
+        else:
+            taps = dict(zip(out_indices, self.network(images, stitch, out_indices), strict=True))
+        return tuple(taps.get(index) for index in self.out_indices)
+
+    def _draw(self) -> Stitch:
         if self.drawn is None and not self.network.initialized:
             raise RuntimeError(
                 "the stitching layers have been neither initialised nor loaded, and training from random ones would "
@@ -184,7 +219,7 @@ class StitchedViT(BaseModule):
             )
         self.drawn = self.space[self.sampler.draw(self.draws)]
         self.draws += 1
-        return self.network(images, self.drawn, self.out_indices)
+        return self.drawn
 
     def _freeze(self, stages: int, anchors: Sequence[int]) -> None:
         depths = self.space.depths

@@ -1,0 +1,62 @@
+"""Windows of tokens, kept from one windowed block to the next.
+
+ViTDet (arXiv 2203.16527) lets most blocks of a plain ViT attend within windows and a few over the whole image. Here the
+tokens of windows stand one window after the other, (B, n * (P + w * w), C), each with a copy of the P prefix tokens, so
+that everything but attention sees an ordinary sequence, and nothing is rearranged between two windowed blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Grid = tuple[int, int]
+
+
+def number_of_windows(grid: Grid, window: int) -> int:
+    """How many windows of ``window`` x ``window`` patches cover a grid (height, width), the last ones padded."""
+    return math.prod(-(-side // window) for side in grid)
+
+
+def to_windows(tokens: Tensor, grid: Grid, window: int, prefix: int) -> Tensor:
+    """Tokens (B, P + h * w, C) of a grid (h, w), the prefix tokens first, to windows (B, n * (P + window**2), C).
+
+    Each window gets a copy of the prefix tokens. Patches beyond the right and lower edge are zeros, which attention
+    does not see (:func:`window_mask`).
+    """
+    batch, _, width = tokens.shape
+    rows, columns = (-(-side // window) for side in grid)
+    patches = tokens[:, prefix:].reshape(batch, *grid, width)
+    if (rows * window, columns * window) != tuple(grid):
+        patches = F.pad(patches, (0, 0, 0, columns * window - grid[1], 0, rows * window - grid[0]))
+    patches = patches.reshape(batch, rows, window, columns, window, width).transpose(2, 3)
+    patches = patches.reshape(batch, rows * columns, window * window, width)
+    copies = tokens[:, None, :prefix].expand(batch, rows * columns, prefix, width)
+    return torch.cat([copies, patches], dim=2).flatten(1, 2)
+
+
+def from_windows(tokens: Tensor, grid: Grid, window: int, prefix: int) -> Tensor:
+    """Windows (B, n * (P + window**2), C) back to tokens (B, P + h * w, C) of a grid (h, w): the padding is dropped,
+    and a prefix token is the mean of its copies."""
+    batch, _, width = tokens.shape
+    rows, columns = (-(-side // window) for side in grid)
+    windows = tokens.reshape(batch, rows * columns, prefix + window * window, width)
+    patches = windows[:, :, prefix:].reshape(batch, rows, columns, window, window, width).transpose(2, 3)
+    patches = patches.reshape(batch, rows * window, columns * window, width)[:, : grid[0], : grid[1]]
+    return torch.cat([windows[:, :, :prefix].mean(dim=1), patches.flatten(1, 2)], dim=1)
+
+
+@lru_cache(maxsize=32)
+def window_mask(grid: Grid, window: int, prefix: int, device: torch.device) -> Tensor | None:
+    """Which tokens of each window are no padding, (n, 1, 1, P + window**2), for all queries and heads; None where no
+    window is padded."""
+    if all(side % window == 0 for side in grid):
+        return None
+    with torch.inference_mode(False):  # what is kept must serve training too
+        inside = torch.ones(1, math.prod(grid), 1, dtype=torch.bool, device=device)
+        padded = to_windows(inside, grid, window, 0).reshape(-1, 1, 1, window * window)
+        return F.pad(padded, (prefix, 0), value=True)
