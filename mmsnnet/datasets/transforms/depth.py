@@ -1,0 +1,145 @@
+"""Depth maps in mmseg's pipelines: checked loading, and the augmentations of NYUv2 that mmseg lacks.
+
+mmseg's ``RandomFlip``, ``RandomRotate``, ``RandomCrop`` and ``Resize`` treat a depth map as a label map: moved along
+with the image, by nearest neighbour, its values left alone. Where they pad, ``seg_pad_val`` has to be 0, not measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmcv.transforms.utils import cache_randomness
+from mmengine import fileio
+from mmseg.datasets.transforms import LoadDepthAnnotation
+from mmseg.utils import datafrombytes
+
+from mmsnnet.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadDepth(LoadDepthAnnotation):
+    """mmseg's ``LoadDepthAnnotation`` for 16-bit PNGs, with a check of what was read.
+
+    Adds ``gt_depth_map``, float32 (H, W) in metres, 0 where nothing was measured.
+
+    Args:
+        depth_rescale_factor: metres per step of the file's values; 1e-3 for millimetres.
+        max_depth: in metres; what lies there or farther counts as not measured.
+        backend_args: of mmengine's file backend.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a 16-bit PNG of one channel, not of its image's size, or has no measured pixel.
+    """
+
+    def __init__(
+        self, depth_rescale_factor: float = 1e-3, max_depth: float = 10.0, backend_args: dict | None = None
+    ) -> None:
+        super().__init__(depth_rescale_factor=depth_rescale_factor, backend_args=backend_args)
+        self.max_depth = max_depth
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        path = results["depth_map_path"]
+        try:
+            content = fileio.get(path, self.backend_args)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no depth map {path} for the image {results['img_path']}") from None
+        values = datafrombytes(content, backend=self.decode_backend) if content else None
+        if values is None or values.dtype != np.uint16 or values.ndim != 2:
+            found = "no image" if values is None else f"{values.dtype} of shape {values.shape}"
+            raise ValueError(f"{path}: a depth map is a 16-bit PNG of one channel, found {found}")
+        if values.shape != tuple(results["ori_shape"]):
+            raise ValueError(
+                f"{path}: a depth map is as large as its image, found {values.shape} for {results['img_path']} of "
+                f"{tuple(results['ori_shape'])} (height, width)"
+            )
+        depth = values.astype(np.float32) * np.float32(self.depth_rescale_factor)
+        if not ((depth > 0) & (depth < self.max_depth)).any():
+            raise ValueError(
+                f"{path}: a depth map has pixels between 0 and {self.max_depth} m, found none: values from "
+                f"{values.min()} to {values.max()}, each worth {self.depth_rescale_factor} m"
+            )
+        results["gt_depth_map"] = depth
+        results["seg_fields"].append("gt_depth_map")
+        results["depth_rescale_factor"] = self.depth_rescale_factor
+        return results
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(depth_rescale_factor={self.depth_rescale_factor}, max_depth={self.max_depth}, "
+            f"backend_args={self.backend_args})"
+        )
+
+
+@TRANSFORMS.register_module()
+class NYUCrop(BaseTransform):
+    """Cuts off the blank border that NYUv2's frames have from the registration of colour and depth: rows 45 to 471 and
+    columns 43 to 607 of 480 x 640 stay, and the same share of another size."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        height, width = results["img"].shape[:2]
+        rows = slice(45 * height // 480, 472 * height // 480)
+        columns = slice(43 * width // 640, 608 * width // 640)
+        for key in ("img", *results["seg_fields"]):
+            results[key] = results[key][rows, columns]
+        results["img_shape"] = results["img"].shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class RandomColor(BaseTransform):
+    """Changes the exposure and tint of an image, as BTS (arXiv 1907.10326) and its successors do on NYUv2.
+
+    With ``x`` from 0 to 1 in each channel ``c``: ``clip(x ** gamma * brightness * color[c], 0, 1)``. Gamma and
+    brightness are drawn once for an image, the colour for each channel, all uniformly.
+
+    Args:
+        prob: of a change.
+        gamma, brightness, color: the lowest and the highest value.
+
+    Raises:
+        ValueError: a probability outside of 0 to 1, or a range that is none.
+    """
+
+    def __init__(
+        self,
+        prob: float = 0.5,
+        gamma: tuple[float, float] = (0.9, 1.1),
+        brightness: tuple[float, float] = (0.75, 1.25),
+        color: tuple[float, float] = (0.9, 1.1),
+    ) -> None:
+        super().__init__()
+        if not 0 <= prob <= 1:
+            raise ValueError(f"RandomColor: prob is from 0 to 1, got {prob}")
+        for name, (low, high) in (("gamma", gamma), ("brightness", brightness), ("color", color)):
+            if not 0 < low <= high:
+                raise ValueError(f"RandomColor: {name} is (lowest, highest), both above 0, got {(low, high)}")
+        self.prob = prob
+        self.gamma, self.brightness, self.color = gamma, brightness, color
+
+    @cache_randomness
+    def draw(self) -> tuple[float, np.ndarray] | None:
+        """Gamma and the factor of each channel; None for no change."""
+        # NumPy's global generator, as mmcv's transforms: mmengine seeds it in each worker.
+        if np.random.rand() >= self.prob:  # noqa: NPY002
+            return None
+        gamma, brightness = np.random.uniform(*self.gamma), np.random.uniform(*self.brightness)  # noqa: NPY002
+        return gamma, brightness * np.random.uniform(*self.color, size=3)  # noqa: NPY002
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        drawn = self.draw()
+        if drawn is not None:
+            gamma, factors = drawn
+            levels = (np.arange(256) / 255)[:, None] ** gamma * factors
+            table = np.rint(255 * levels.clip(0, 1)).astype(np.uint8)
+            image = results["img"]
+            results["img"] = np.stack([table[image[..., channel], channel] for channel in range(3)], axis=-1)
+        return results
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(prob={self.prob}, gamma={self.gamma}, brightness={self.brightness}, "
+            f"color={self.color})"
+        )

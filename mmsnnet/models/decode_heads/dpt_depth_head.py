@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmseg.models.decode_heads import DPTHead
+from mmseg.models.utils import resize
+from mmseg.utils import SampleList
+from torch import Tensor, nn
+
+from mmsnnet.registry import MODELS
+
+
+@MODELS.register_module()
+class DPTDepthHead(DPTHead):
+    """DPT (arXiv 2103.13413) for depth: mmseg's ``DPTHead`` with one output, ``min_depth + (max_depth - min_depth) *
+    sigmoid(x)``, in the unit of the ground truth, metres as a rule.
+
+    The sigmoid keeps each prediction inside of the range that is trained and measured, so that its logarithm is finite.
+    With a ReLU in its place pixels that start below zero, about half of them, would get no gradient.
+
+    Four taps, from the shallowest to the deepest, each ``[map (B, C, h, w), class token (B, C)]`` as of a backbone with
+    ``output_cls_token=True``, give a depth map (B, 1, 8h, 8w): half the side of the image at patch size 16. For the
+    loss and for predictions it is resized to the ground truth and to the image.
+
+    Ground truth outside of (``min_depth``, ``max_depth``) counts as not measured: losses get 0 there.
+
+    Args:
+        in_channels: the width of the taps, that of the largest anchor.
+        channels: of the fusion blocks.
+        post_process_channels: of the four maps that the taps are reassembled into.
+        readout_type: what becomes of the class token: ``'project'`` joins it to each patch and projects back, ``'add'``
+            adds it, ``'ignore'`` leaves it out.
+        min_depth, max_depth: the range, with 0 < ``min_depth`` < ``max_depth``.
+        loss_decode: one loss or several, of positive prediction and target (B, 1, H, W).
+        kwargs: as of mmseg's ``DPTHead``.
+
+    Raises:
+        ValueError: the range is empty or begins at or below zero.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int = 256,
+        post_process_channels: Sequence[int] = (96, 192, 384, 768),
+        readout_type: str = "project",
+        min_depth: float = 1e-3,
+        max_depth: float = 10.0,
+        loss_decode: dict | Sequence[dict] = dict(type="mmsnnet.SILogLoss", warm_up_iters=100),  # noqa: B006
+        **kwargs: Any,
+    ) -> None:
+        if not 0 < min_depth < max_depth:
+            raise ValueError(f"DPTDepthHead: 0 < min_depth < max_depth, got {min_depth} and {max_depth}")
+        taps = len(post_process_channels)
+        super().__init__(
+            embed_dims=in_channels,
+            post_process_channels=list(post_process_channels),
+            readout_type=readout_type,
+            in_channels=[in_channels] * taps,
+            in_index=list(range(taps)),
+            input_transform="multiple_select",
+            channels=channels,
+            num_classes=1,
+            threshold=0.0,  # of binary segmentation: unused, but mmseg warns of one channel without it
+            dropout_ratio=0.0,  # depth is a regression: dropout would shift the mean of what the last layer sees
+            loss_decode=loss_decode,
+            **kwargs,
+        )
+        self.min_depth = min_depth
+        self.max_depth = max_depth
+
+    def forward(self, inputs: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Four taps to a depth map (B, 1, 8h, 8w), in float32 whatever the precision."""
+        return self.min_depth + (self.max_depth - self.min_depth) * super().forward(inputs).float().sigmoid()
+
+    def loss_by_feat(self, depth: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """The losses of a batch by name; depth (B, 1, h, w), ground truth in the samples' ``gt_depth_map``."""
+        target = torch.stack([sample.gt_depth_map.data for sample in batch_data_samples])
+        target = torch.where((target > self.min_depth) & (target < self.max_depth), target, 0.0)
+        depth = resize(depth, size=target.shape[2:], mode="bilinear", align_corners=self.align_corners)
+        losses: dict[str, Tensor] = {}
+        for loss in self.loss_decode if isinstance(self.loss_decode, nn.ModuleList) else [self.loss_decode]:
+            losses[loss.loss_name] = losses.get(loss.loss_name, 0.0) + loss(depth, target)
+        return losses
