@@ -60,11 +60,30 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     locations=["mmsnnet.engine"],
 )
 DATASETS = ToolboxRegistry(
-    "dataset", scope="mmsnnet", parent=mmengine_registry.DATASETS, locations=["mmsnnet.datasets"], on_demand={}
+    "dataset",
+    scope="mmsnnet",
+    parent=mmengine_registry.DATASETS,
+    locations=["mmsnnet.datasets"],
+    on_demand={"ImageNet": "mmsnnet.datasets.imagenet"},  # make_shapes.py does without mmengine
 )
 TRANSFORMS = ToolboxRegistry(
-    "transform", scope="mmsnnet", parent=mmengine_registry.TRANSFORMS, locations=["mmsnnet.datasets"], on_demand={}
+    "transform",
+    scope="mmsnnet",
+    parent=mmengine_registry.TRANSFORMS,
+    locations=["mmsnnet.datasets"],
+    on_demand={
+        "LoadDepth": "mmsnnet.datasets.transforms.depth",  # mmseg
+        "LoadPillowImage": "mmsnnet.datasets.transforms.classification",
+        "NYUCrop": "mmsnnet.datasets.transforms.depth",  # mmcv
+        "PackClsInputs": "mmsnnet.datasets.transforms.classification",
+        "RandomColor": "mmsnnet.datasets.transforms.depth",  # mmcv
+        "TimmTransform": "mmsnnet.datasets.transforms.classification",
+    },
 )
 METRICS = ToolboxRegistry(
-    "metric", scope="mmsnnet", parent=mmengine_registry.METRICS, locations=["mmsnnet.evaluation"], on_demand={}
+    "metric",
+    scope="mmsnnet",
+    parent=mmengine_registry.METRICS,
+    locations=["mmsnnet.evaluation"],
+    on_demand={"Accuracy": "mmsnnet.evaluation.metrics.accuracy"},  # operating points do without mmengine
 )
