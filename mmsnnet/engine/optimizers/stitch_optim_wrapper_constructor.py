@@ -113,12 +113,12 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 def _layer(anchor: Anchor, name: str) -> int | None:
     """The layer of an anchor that its parameter ``name`` belongs to: 0 the stem, ``i + 1`` block ``i``, ``depth + 1``
     the norm after the last block; None for the classification head."""
-    owner, *path = name.split(".")
-    if owner == "model" and path[0] in CLASSIFIER_MODULES:
-        return None if path[0] in ("head", "head_dist") else anchor.depth + 1
-    if (owner, path[0]) == ("model", "blocks"):
-        return int(path[1]) + 1
-    return int(path[0]) + 1 if owner == "rel_pos_bias" else 0
+    module, _, inner = name.removeprefix("model.").partition(".")
+    if module == "blocks":
+        return int(inner.partition(".")[0]) + 1
+    if module in ("head", "head_dist"):
+        return None
+    return anchor.depth + 1 if module in CLASSIFIER_MODULES else 0
 
 
 def _layer_name(anchor: Anchor, layer: int) -> str:
