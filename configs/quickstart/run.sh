@@ -6,7 +6,7 @@ CONFIGS=configs/quickstart
 WORK=work_dirs/quickstart
 
 if [ ! -d $WORK/data ]; then
-    python tools/dataset_converters/make_shapes.py $WORK/data --layout ade20k --train 800 --val 64 --size 64 64
+    python tools/dataset_converters/make_shapes.py $WORK/data --layout shapes --train 800 --val 64 --size 64 64
 fi
 python tools/train.py $CONFIGS/vit-s_setr_shapes-64x64.py
 python tools/train.py $CONFIGS/vit-l_setr_shapes-64x64.py

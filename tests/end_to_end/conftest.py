@@ -32,9 +32,9 @@ def tool() -> Tool:
 
 @pytest.fixture(scope="session")
 def data(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few images of 64 x 64 in ADE20K's layout."""
+    """A few images of 64 x 64, made as the quickstart's."""
     out = tmp_path_factory.mktemp("shapes") / "data"
-    options = ("--layout", "ade20k", "--train", TRAIN_IMAGES, "--val", VAL_IMAGES, "--size", 64, 64)
+    options = ("--layout", "shapes", "--train", TRAIN_IMAGES, "--val", VAL_IMAGES, "--size", 64, 64)
     done = tool("dataset_converters/make_shapes", out, *options)
     assert done.returncode == 0, done.stderr
     return out

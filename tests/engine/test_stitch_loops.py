@@ -28,7 +28,7 @@ BATCHES = 3  # of five images, two at a time
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("shapes") / "camvid", "camvid", train=4, val=5, size=(32, 32))
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "set", "shapes", train=4, val=5, size=(32, 32))
 
 
 @pytest.fixture
@@ -47,19 +47,20 @@ def make_runner(
             metainfo=dict(name="shapes", classes=CLASSES, palette=[list(colour) for colour in PALETTE]),
             img_suffix=".jpg",
             seg_map_suffix=".png",
+            reduce_zero_label=True,
             data_prefix=dict(img_path=f"images/{split}", seg_map_path=f"annotations/{split}"),
             pipeline=[dict(type=name) for name in ("LoadImageFromFile", "LoadAnnotations", "PackSegInputs")],
         )
         return dict(batch_size=2, num_workers=0, dataset=dataset, **kwargs)
 
     def make(initialized: bool = True, **kwargs: Any) -> Runner:
-        test = loader("val", sampler=dict(type="DefaultSampler", shuffle=False))
+        test = loader("validation", sampler=dict(type="DefaultSampler", shuffle=False))
         config = dict(
             default_scope="mmseg",
             model=segmentor_config(),
             work_dir=str(tmp_path / "work_dir"),
             experiment_name=f"loops_{next(NUMBERS)}",
-            train_dataloader=loader("train", sampler=dict(type="InfiniteSampler", shuffle=True)),
+            train_dataloader=loader("training", sampler=dict(type="InfiniteSampler", shuffle=True)),
             train_cfg=dict(type="IterBasedTrainLoop", max_iters=1, val_interval=1),
             optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1e-3)),
             val_dataloader=test,

@@ -1,4 +1,4 @@
-"""Writes a procedural set of shapes in the folders and file names of a real set, to try configs without a download."""
+"""Writes a procedural set in the folders and file names of a real set, to try configs without a download."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ import sys
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from mmsnnet.datasets import CLASSES, LAYOUTS, MIN_SIDE, write_shapes
+from mmsnnet.datasets import LAYOUTS, MIN_SIDE, write_shapes
 
 
 def parser() -> argparse.ArgumentParser:
-    from_one = [name for name, layout in LAYOUTS.items() if layout.first_label == 1]
+    layouts = "\n".join(f"  {name:<14} {layout.summary}" for name, layout in LAYOUTS.items())
     described = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"The {len(CLASSES)} classes: {', '.join(CLASSES)}. "
-        f"Labels on disk start from 1 (read them with reduce_zero_label=True) in: {', '.join(from_one)}; else from 0.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__, epilog=f"layouts:\n{layouts}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     described.add_argument("out", metavar="OUT", help="the folder to make; may exist only if it is empty")
-    described.add_argument(
-        "--layout", required=True, metavar="LAYOUT", help=f"whose folders and file names: {', '.join(LAYOUTS)}"
-    )
-    described.add_argument("--train", type=int, default=200, metavar="N", help="images to train on")
-    described.add_argument("--val", type=int, default=50, metavar="N", help="images to validate on")
+    described.add_argument("--layout", required=True, metavar="LAYOUT", help="whose folders and file names: see below")
+    described.add_argument("--train", type=int, default=200, metavar="N", help="images to train on (default: 200)")
+    described.add_argument("--val", type=int, default=50, metavar="N", help="images to validate on (default: 50)")
     described.add_argument(
         "--size",
         type=int,
         nargs=2,
-        default=(128, 128),
         metavar=("H", "W"),
-        help=f"height and width in pixels, each at least {MIN_SIDE}",
+        help=f"height and width in pixels, each at least {MIN_SIDE} (default: 128 128; nyu: 480 640)",
     )
     described.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="the same seed gives the same images, however many are made"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="the same seed gives the same images, however many are made (default: 0)",
     )
     return described
 
@@ -52,7 +50,7 @@ def main() -> None:
                 args.layout,
                 train=args.train,
                 val=args.val,
-                size=tuple(args.size),
+                size=args.size and tuple(args.size),
                 seed=args.seed,
                 on_image=lambda: progress.advance(task),
             )

@@ -1,4 +1,4 @@
-# The procedural set of tools/dataset_converters/make_shapes.py, in ADE20K's layout.
+# The procedural set of `tools/dataset_converters/make_shapes.py --layout shapes`: ADE20K's folders, 8 classes.
 dataset_type = "BaseSegDataset"
 data_root = "work_dirs/quickstart/data"
 metainfo = dict(
