@@ -66,9 +66,9 @@ def test_importing_the_package_is_light_and_registers_its_modules() -> None:
 import json, sys
 import mmsnnet
 heavy = [name for name in ("mmseg", "mmdet", "mmcv.ops", "matplotlib", "gradio", "fvcore") if name in sys.modules]
-from mmengine.registry import HOOKS, LOOPS, MODELS
+from mmengine.registry import HOOKS, LOOPS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 wanted = [(MODELS, "StitchedViT"), (HOOKS, "StitchInitHook"), (HOOKS, "StitchLogHook"), (LOOPS, "StitchTestLoop"),
-          (LOOPS, "StitchValLoop")]
+          (LOOPS, "StitchValLoop"), (OPTIM_WRAPPER_CONSTRUCTORS, "StitchOptimWrapperConstructor")]
 names = {}
 for registry, name in wanted:
     child = registry.children.get("mmsnnet")
@@ -82,6 +82,11 @@ print(json.dumps([heavy, names]))
         "StitchedViT": [True, "mmsnnet.models.backbones.stitched_vit", False],
         "StitchInitHook": [True, "mmsnnet.engine.hooks.stitch_init_hook", False],
         "StitchLogHook": [True, "mmsnnet.engine.hooks.stitch_log_hook", False],
+        "StitchOptimWrapperConstructor": [
+            True,
+            "mmsnnet.engine.optimizers.stitch_optim_wrapper_constructor",
+            False,
+        ],
         "StitchTestLoop": [True, "mmsnnet.engine.runner.stitch_loops", False],
         "StitchValLoop": [True, "mmsnnet.engine.runner.stitch_loops", False],
     }

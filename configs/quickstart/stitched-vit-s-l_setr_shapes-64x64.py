@@ -28,5 +28,5 @@ model = dict(
 # The anchors are pretrained; the heads and the stitching layers' updates start from nothing.
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4),
-    paramwise_cfg=dict(custom_keys={"head": dict(lr_mult=10.0), "network.layers": dict(lr_mult=10.0)}),
+    paramwise_cfg=dict(head_lr_mult=10.0, stitching_lr_mult=10.0),
 )
