@@ -306,6 +306,76 @@ def test_evaluation_mode_runs_no_more_than_its_own_taps_need(
                 torch.testing.assert_close(got, backbone.network(images, backbone.stitch, (index,))[0])
 
 
+@pytest.mark.parametrize("out_indices", [(1, 3), dict(train=(1, 3), test=(3,))])
+@torch.no_grad()
+def test_class_tokens_are_handed_out(out_indices: Any, make_backbone: MakeBackbone, make_images: MakeImages) -> None:
+    """As pairs of map and class token; a tap left out is None."""
+    plain, pairs = (make_backbone(out_indices=out_indices, output_cls_token=token).eval() for token in (False, True))
+    pairs.load_state_dict(plain.state_dict())
+    images = make_images(2, 32, 64)
+    for stitch in plain.space:
+        plain.set_stitch(stitch)
+        pairs.set_stitch(stitch)
+        for expected, found in zip(plain(images), pairs(images), strict=True):
+            if expected is None:
+                assert found is None
+                continue
+            assert torch.equal(found[0], expected)
+            assert found[1].shape == (2, 48)
+    pairs.set_stitch("L")
+    model = pairs.network.anchor(1).model
+    _, class_token = model.forward_intermediates(images, intermediates_only=True, return_prefix_tokens=True)[3]
+    torch.testing.assert_close(pairs(images)[-1][1], class_token[:, 0])
+
+
+def test_class_tokens_in_training(make_backbone: MakeBackbone, make_images: MakeImages) -> None:
+    taps = make_backbone(out_indices=(1, 3), output_cls_token=True)(make_images())
+    assert [(tuple(map_.shape), tuple(token.shape)) for map_, token in taps] == [((2, 48, 2, 2), (2, 48))] * 2
+    torch.stack([token.sum() for _, token in taps]).sum().backward()
+
+
+def test_a_class_token_that_there_is_none_of(backbone_config: Config) -> None:
+    anchor = dict(model="vit_base_patch16_gap_224")
+    with pytest.raises(ValueError, match="no class token"):
+        MODELS.build(backbone_config(small=anchor, large=anchor, output_cls_token=True))
+
+
+@torch.no_grad()
+def test_a_classifiers_backbone_gives_the_logits_of_the_last_anchor(
+    make_backbone: MakeBackbone, make_images: MakeImages
+) -> None:
+    backbone, images = make_backbone(num_classes=5), make_images()
+    assert backbone(images).shape == (2, 5) and backbone.drawn is not None
+    backbone.eval()
+    for stitch in backbone.space:
+        backbone.set_stitch(stitch)
+        assert torch.equal(backbone(images), backbone.network.classify(images, stitch))
+    for index, name in enumerate("SL"):
+        backbone.set_stitch(name)
+        torch.testing.assert_close(backbone(images), backbone.network.anchor(index).model(images))
+
+
+def test_the_costs_of_a_classifiers_backbone(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone(num_classes=5)
+    model = backbone.cost_model()
+    expected = {stitch.id: model.classifier(stitch) for stitch in backbone.space}
+    assert backbone.costs() == backbone.training_costs() == expected
+    assert sorted(id_ for bin_ in backbone.sampler.bins for id_ in bin_) == sorted(expected)
+
+
+@pytest.mark.parametrize("anchor", [dict(rel_pos_bias=True), dict(window_size=1, global_blocks=(1,))])
+def test_anchors_take_windows_and_a_bias(
+    anchor: dict[str, Any], make_backbone: MakeBackbone, make_images: MakeImages
+) -> None:
+    backbone = make_backbone(small=anchor, large=anchor)
+    attention = backbone.network.anchor(1).block(0).attn
+    assert (attention.bias_grid, attention.window) == (((2, 2), 0) if "rel_pos_bias" in anchor else (None, 1))
+    for _ in range(4):
+        (map_,) = backbone(make_images())
+        map_.square().mean().backward()
+    assert map_.shape == (2, 48, 2, 2)
+
+
 @torch.no_grad()
 def test_one_anchor_alone_is_the_anchor(make_images: MakeImages) -> None:
     backbone, images = StitchedViT([TINY], img_size=32, out_indices=(0, 1)), make_images(2, 32, 48)
@@ -515,6 +585,10 @@ def test_init_weights_reads_what_a_training_run_of_one_anchor_wrote(
         (dict(frozen_anchors=(0, 2)), r"indices of the 2 anchors; got \(0, 2\)"),
         (dict(frozen_anchors=(-1,)), r"indices of the 2 anchors; got \(-1,\)"),
         (dict(rank=-1), "0 or more, got -1"),
+        (dict(num_classes=5, out_indices=(1,)), "gives logits: out_indices"),
+        (dict(num_classes=5, output_cls_token=True), "gives logits"),
+        (dict(small=dict(num_classes=5)), "num_classes is no key of an anchor"),
+        (dict(small=dict(window_size=0)), "at least 1; got 0"),
     ],
 )
 def test_wrong_arguments(settings: dict[str, Any], says: str, backbone_config: Config) -> None:

@@ -14,6 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmsnnet.stitching import Anchor, StitchedNetwork, StitchSpace, create_anchor, load_pretrained
+from mmsnnet.stitching.attention import resize_table
 
 MakeAnchor = Callable[..., Anchor]
 
@@ -315,6 +316,61 @@ def test_a_classifier_is_loaded_where_it_is_kept(make_anchor: MakeAnchor, tmp_pa
     torch.save(source.model.state_dict(), tmp_path / "w.pth")
     assert load_pretrained(anchor, str(tmp_path / "w.pth")).left_out == ()
     assert same(state(source.model), state(anchor.model))
+
+
+def test_a_head_for_other_classes_is_left_out(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    source, anchor = make_anchor(classifier=True), make_anchor(classifier=True, num_classes=5)
+    head = state(anchor.model.head)
+    torch.save(source.model.state_dict(), tmp_path / "w.pth")
+    report = load_pretrained(anchor, str(tmp_path / "w.pth"))
+    assert set(report.left_out) == set(report.kept) == {"head.weight", "head.bias"}
+    assert "kept as initialised: head.weight, head.bias" in str(report)
+    assert same(state(anchor.model.head), head) and same(state(anchor.model.norm), state(source.model.norm))
+
+
+def test_a_bias_that_the_file_lacks_stays_zero(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    source = make_anchor()
+    torch.save(source.model.state_dict(), tmp_path / "w.pth")
+    anchor = create_anchor("deit3_small_patch16_224", 64, rel_pos_bias=True, embed_dim=32, depth=2, num_heads=2)
+    report = load_pretrained(anchor, str(tmp_path / "w.pth"))
+    assert report.kept == tuple(f"blocks.{block}.attn.relative_position_bias_table" for block in range(2))
+    assert not any(block.attn.relative_position_bias_table.any() for block in anchor.model.blocks)
+
+
+@pytest.mark.parametrize("one_anchor_checkpoint", [False, True])
+def test_a_bias_is_resized_like_the_position_embedding(
+    one_anchor_checkpoint: bool, make_anchor: MakeAnchor, tmp_path: Path
+) -> None:
+    source, anchor = (make_anchor(img_size=size, rel_pos_bias=True) for size in (64, (32, 80)))
+    weights = source.model.state_dict()
+    if one_anchor_checkpoint:
+        weights = StitchedNetwork([source], StitchSpace.single(2)).state_dict()
+    torch.save(weights, tmp_path / "w.pth")
+    report = load_pretrained(anchor, str(tmp_path / "w.pth"))
+    assert report.kept == ()
+    for own, other in zip(anchor.model.blocks, source.model.blocks, strict=True):
+        expected = resize_table(other.attn.relative_position_bias_table, (4, 4), (2, 5))
+        torch.testing.assert_close(own.attn.relative_position_bias_table, expected)
+
+
+def test_a_bias_of_a_rectangular_grid_is_loaded_at_its_own_size(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    source, anchor = (
+        make_anchor(img_size=(32, 80), rel_pos_bias=True),
+        make_anchor(img_size=(32, 80), rel_pos_bias=True),
+    )
+    torch.save(StitchedNetwork([source], StitchSpace.single(2)).state_dict(), tmp_path / "w.pth")
+    assert load_pretrained(anchor, str(tmp_path / "w.pth")).resized == ()
+    assert same(state(source.model), state(anchor.model))
+
+
+def test_half_the_tables_of_a_bias(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    weights = make_anchor(rel_pos_bias=True).model.state_dict()
+    del weights["blocks.1.attn.relative_position_bias_table"]
+    torch.save(weights, tmp_path / "w.pth")
+    message = refused(make_anchor(rel_pos_bias=True), tmp_path / "w.pth")
+    assert "missing: blocks.1.attn.relative_position_bias_table" in message
+    message = refused(make_anchor(), tmp_path / "w.pth")
+    assert "unexpected: blocks.0.attn.relative_position_bias_table" in message
 
 
 def refused(anchor: Anchor, path: Path | str, error: type[Exception] = ValueError) -> str:

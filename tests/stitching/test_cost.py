@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,47 @@ def test_composed_cost_is_the_direct_count(
         cost = costs.stitch(stitch, out_indices)
         assert cost.flops == count_flops(route, images), str(stitch)
         assert cost.params == parameters_with_gradient(route, images), str(stitch)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        dict(rel_pos_bias=True),
+        dict(window_size=2, global_blocks=(1,)),
+        dict(window_size=3, global_blocks=(0,), rel_pos_bias=True),
+        dict(window_size=2, global_blocks=(), model="vit_base_patch16_gap_224"),
+    ],
+)
+def test_composed_cost_with_windows_and_bias(
+    kind: dict[str, Any], make_network: MakeNetwork, make_images: Callable[..., Tensor]
+) -> None:
+    """Padding and the copies of prefix tokens included: they are computed."""
+    network, images = make_network((2, 4), img_size=(64, 80), **kind), make_images(1, 64, 80)
+    costs = cost_model(network, (64, 80))
+    merged = network.merged()
+    for stitch in network.space:
+        route = Route(merged, stitch, (1, 3))
+        cost = costs.stitch(stitch, (1, 3))
+        assert cost.flops == count_flops(route, images), str(stitch)
+        assert cost.params == parameters_with_gradient(route, images), str(stitch)
+
+
+def test_windowed_attention_by_hand() -> None:
+    """Six windows of 2 x 2 patches and a class token over 4 x 5 patches, against one sequence of 21 tokens."""
+    windowed, plain = (
+        create_anchor("deit3_small_patch16_224", (64, 80), embed_dim=32, depth=1, num_heads=2, **kind)
+        for kind in (dict(window_size=2, global_blocks=()), {})
+    )
+    block = [
+        cost_model(StitchedNetwork([anchor], StitchSpace.single(1)), (64, 80)).parts[Component("block", 0, 0)]
+        for anchor in (windowed, plain)
+    ]
+    per_token = 12 * 32 * 32 + 2 * 5 * 32
+    assert [cost.flops for cost in block] == [
+        6 * (2 * 5 * 5 * 32 + 5 * per_token),
+        2 * 21 * 21 * 32 + 21 * per_token,
+    ]
+    assert block[0].params == block[1].params
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,23 @@ def residual(x: Tensor, y: Tensor, weights: Tensor) -> float:
 # The network's layers
 
 
+@pytest.mark.parametrize("windows", [(2, 0), (2, 2), (3, 2)])
+def test_windows_change_what_is_seen_but_not_which_tokens_correspond(
+    windows: tuple[int, int], make_anchor: Callable[..., Anchor], make_images: MakeImages
+) -> None:
+    """Two copies of one anchor whose blocks do nothing but pass tokens on: every layer is the identity on them."""
+    pair = [make_anchor(2, 32, img_size=64, window_size=w or None, global_blocks=(0,) if w else None) for w in windows]
+    pair[1].load_state_dict(pair[0].state_dict())
+    for anchor in pair:
+        for block in anchor.model.blocks:
+            block.ls1.gamma.data.zero_()
+            block.ls2.gamma.data.zero_()
+    network = StitchedNetwork(pair, StitchSpace.two_way((2, 2)), rank=0).double().eval()
+    initialise(network, [make_images(8, 64, 48, dtype=torch.float64)])
+    for key in network.space.layers:
+        torch.testing.assert_close(network.layer(key).weight, torch.eye(32).double(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("depths", [(2, 4), (3, 3), (2, 3)])
 @pytest.mark.parametrize("batches", [[40], [7, 20, 13]])
 @pytest.mark.parametrize("model", ["deit3_small_patch16_224", "vit_little_patch16_reg4_gap_256"])

@@ -45,6 +45,39 @@ def twins(anchor: Anchor, rank: int = 0) -> StitchedNetwork:
 # Properties
 
 
+@pytest.mark.parametrize("kind", [dict(rel_pos_bias=True), dict(window_size=2, global_blocks=(1,))])
+@torch.no_grad()
+def test_equal_anchors_are_the_anchor_with_windows_or_a_bias_too(
+    kind: dict[str, Any], make_anchor: MakeAnchor, make_images: MakeImages
+) -> None:
+    anchor, images = (
+        make_anchor(depth=4, img_size=(48, 64), classifier=True, num_classes=5, **kind),
+        make_images(2, 48, 64),
+    )
+    network = twins(anchor)
+    expected = network(images, network.space.anchors[0], range(4))
+    logits = network.classify(images, network.space.anchors[0])
+    for stitch in network.space:
+        for a, b in zip(network(images, stitch, range(4)), expected, strict=True):
+            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(network.classify(images, stitch), logits)
+
+
+@torch.no_grad()
+def test_taps_as_tokens(make_network: MakeNetwork, make_images: MakeImages) -> None:
+    """The class token of an anchor alone is timm's, and the maps are the patches among the tokens."""
+    network, images = make_network(depths=(2, 4), widths=(32, 48)), make_images(2, 32, 64)
+    for stitch in network.space:
+        tokens = network.tokens(images, stitch, (1, 3))
+        for tap, found in zip(tokens, network(images, stitch, (1, 3)), strict=True):
+            assert tap.shape == (2, 1 + 2 * 4, 48)
+            assert torch.equal(tap[:, 1:].transpose(1, 2).reshape(2, 48, 2, 4), found)
+    large = network.anchor(1).model.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
+    tokens = network.tokens(images, network.space["L"], range(4))
+    for tap, prefix in zip(tokens, large["image_intermediates_prefix"], strict=True):
+        torch.testing.assert_close(tap[:, :1], prefix)
+
+
 @pytest.mark.parametrize("model", ["deit3_small_patch16_224", "vit_tiny_patch16_224", "vit_base_patch16_gap_224"])
 @pytest.mark.parametrize("rank", [0, 4])
 @torch.no_grad()

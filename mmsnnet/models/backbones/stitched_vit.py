@@ -95,11 +95,11 @@ class StitchedViT(BaseModule):
             if "img_size" in config:
                 raise ValueError("img_size is set once, for the backbone, not for an anchor")
             self.pretrained.append(config.pop("pretrained", None))
-            head = {} if num_classes is None else dict(classifier=True, num_classes=num_classes)
             if reserved := {"classifier", "num_classes"} & set(config):
                 raise ValueError(
-                    f"{', '.join(sorted(reserved))} is no key of an anchor: a classifier's backbone is given"
+                    f"{', '.join(sorted(reserved))} is no key of an anchor: num_classes is set once, for the backbone"
                 )
+            head = {} if num_classes is None else dict(classifier=True, num_classes=num_classes)
             built.append(create_anchor(config.pop("model"), self.img_size, **head, **config))
         self.network = StitchedNetwork(built, _space(scheme, [a.depth for a in built]), rank=rank, with_cp=with_cp)
         self.space: StitchSpace = self.network.space
