@@ -1,7 +1,15 @@
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
 from mmsnnet.models.backbones import StitchedViT, find_stitched_backbone
+from mmsnnet.models.classifiers import StitchedClassifier
 from mmsnnet.models.cost import model_costs
 from mmsnnet.models.losses import SILogLoss
 from mmsnnet.models.necks import SimpleFeaturePyramid
 
-__all__ = ["SILogLoss", "SimpleFeaturePyramid", "StitchedViT", "find_stitched_backbone", "model_costs"]
+__all__ = [
+    "SILogLoss",
+    "SimpleFeaturePyramid",
+    "StitchedClassifier",
+    "StitchedViT",
+    "find_stitched_backbone",
+    "model_costs",
+]

@@ -1,3 +1,4 @@
+from mmsnnet.engine.optimizers.lamb import Lamb
 from mmsnnet.engine.optimizers.stitch_optim_wrapper_constructor import StitchOptimWrapperConstructor
 
-__all__ = ["StitchOptimWrapperConstructor"]
+__all__ = ["Lamb", "StitchOptimWrapperConstructor"]

@@ -1,0 +1,29 @@
+# Both anchors stitched: every stitch is trained in this one run.
+_base_ = "vit-l_4e_cifar10-32x32.py"
+work_dir = "work_dirs/cifar10/stitched"
+model = dict(
+    backbone=dict(
+        anchors=[
+            dict(
+                model="vit_tiny_patch16_224",
+                patch_size=4,
+                embed_dim=64,
+                depth=6,
+                num_heads=2,
+                pretrained="work_dirs/cifar10/anchor_s/epoch_4.pth",
+            ),
+            dict(
+                model="vit_tiny_patch16_224",
+                patch_size=4,
+                embed_dim=96,
+                depth=12,
+                num_heads=3,
+                pretrained="work_dirs/cifar10/anchor_l/epoch_4.pth",
+            ),
+        ],
+        rank=8,
+        flops_step=6e6,
+    )
+)
+# The anchors are pretrained; the stitching layers' updates start from nothing.
+optim_wrapper = dict(optimizer=dict(lr=5e-4), paramwise_cfg=dict(stitching_lr_mult=10.0))

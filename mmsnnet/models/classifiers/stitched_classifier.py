@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import dist
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from mmsnnet.registry import MODELS
+
+
+@MODELS.register_module()
+class StitchedClassifier(BaseModel):
+    """An image classifier whose every stitch ends in the norm and head of the anchor that it ends in (SN-Netv2, arXiv
+    2307.00154).
+
+    Images (B, 3, H, W) give logits (B, K). The loss is the cross entropy against targets (B, K), which label smoothing
+    and mixing (CutMix, arXiv 1905.04899; mixup, arXiv 1710.09412) make soft.
+
+    Args:
+        backbone: an ``mmsnnet.StitchedViT``, the same dict as in a segmentor or a detector.
+        num_classes: K; the data set has as many.
+        mixing: of ``timm.data.Mixup``, such as ``dict(mixup_alpha=0.0, cutmix_alpha=1.0, label_smoothing=0.1)``; None
+            takes the labels as they are. What it draws is a function of the backbone's ``seed``, of its number of draws
+            and of the rank, so that a resumed run goes on with the draws that it would have made.
+        data_preprocessor, init_cfg: as of any mmengine model.
+
+    Raises:
+        ValueError: ``mixing`` mixes nothing, though its probability says that it should.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        num_classes: int = 1000,
+        mixing: Mapping[str, Any] | None = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.backbone = MODELS.build({**backbone, "num_classes": num_classes})
+        self.num_classes = num_classes
+        self.mixing = None if mixing is None else Mixup(**mixing, num_classes=num_classes)
+        if self.mixing and self.mixing.mix_prob > 0 >= max(self.mixing.mixup_alpha, self.mixing.cutmix_alpha):
+            raise ValueError(
+                f"mixing needs mixup_alpha or cutmix_alpha above 0, or prob=0.0 for label smoothing alone; got {mixing}"
+            )
+        self.criterion = nn.CrossEntropyLoss() if mixing is None else SoftTargetCrossEntropy()
+
+    def forward(
+        self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None, mode: str = "tensor"
+    ) -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
+        """What :meth:`loss` (mode ``'loss'``) or :meth:`predict` (mode ``'predict'``) returns, or the logits (B, K)
+        (mode ``'tensor'``)."""
+        if mode == "loss":
+            return self.loss(inputs, data_samples or ())
+        if mode == "predict":
+            return self.predict(inputs, data_samples)
+        if mode == "tensor":
+            return self.backbone(inputs)
+        raise ValueError(f"mode is 'loss', 'predict' or 'tensor'; got {mode!r}")
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
+        """The loss of images (B, 3, H, W), which mixing changes in place, with the samples' ``gt_label``.
+
+        Raises:
+            ValueError: the data set has another number of classes, or an odd batch is to be mixed.
+        """
+        self._check(data_samples)
+        if self.mixing and len(inputs) % 2:
+            raise ValueError(
+                f"mixing takes batches of an even size, got one of {len(inputs)}: change train_dataloader.batch_size, "
+                "or set train_dataloader.drop_last=True"
+            )
+        labels = torch.tensor([sample.gt_label for sample in data_samples], pin_memory=inputs.is_cuda)
+        targets = labels.to(inputs.device, non_blocking=True)
+        if self.mixing:
+            inputs, targets = self._mix(self.mixing, inputs, targets)
+        return dict(loss=self.criterion(self.backbone(inputs), targets))
+
+    def predict(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None) -> list[BaseDataElement]:
+        """The samples (new ones, where there are none) with ``logits`` (K,) and ``pred_label``, a tensor of one number.
+
+        Raises:
+            ValueError: the data set has another number of classes.
+        """
+        if data_samples is None:
+            data_samples = [BaseDataElement() for _ in inputs]
+        self._check(data_samples)
+        logits = self.backbone(inputs)
+        for sample, row, label in zip(data_samples, logits, logits.argmax(dim=1), strict=True):
+            sample.logits, sample.pred_label = row, label
+        return list(data_samples)
+
+    def _check(self, data_samples: Sequence[BaseDataElement]) -> None:
+        for sample in data_samples:
+            classes = sample.get("num_classes", self.num_classes)
+            if classes != self.num_classes:
+                raise ValueError(
+                    f"the data set has {classes} classes ({sample.get('img_path')} is one of its images), the model "
+                    f"{self.num_classes}: set model.num_classes, or data_root to the folder meant"
+                )
+
+    def _mix(self, mixing: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels (B,), mixed, as images and soft targets (B, K)."""
+        # timm draws from NumPy's global generator, which mmengine seeds alike on all ranks and does not resume.
+        state = np.random.get_state()
+        np.random.seed([self.backbone.seed % 2**32, self.backbone.draws, dist.get_rank()])
+        try:
+            return mixing(images, labels)
+        finally:
+            np.random.set_state(state)
