@@ -1,6 +1,17 @@
 """What the toolboxes lack: small procedural sets in the folders and file names of the real ones."""
 
 from mmsnnet.datasets.layouts import LAYOUTS, SPLITS, scene_rng, write_shapes
+from mmsnnet.datasets.rooms import make_room
 from mmsnnet.datasets.shapes import CLASSES, MIN_SIDE, PALETTE, make_scene
 
-__all__ = ["CLASSES", "LAYOUTS", "MIN_SIDE", "PALETTE", "SPLITS", "make_scene", "scene_rng", "write_shapes"]
+__all__ = [
+    "CLASSES",
+    "LAYOUTS",
+    "MIN_SIDE",
+    "PALETTE",
+    "SPLITS",
+    "make_room",
+    "make_scene",
+    "scene_rng",
+    "write_shapes",
+]

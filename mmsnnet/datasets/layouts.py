@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mmsnnet.datasets.masks import bounding_box, polygons, run_lengths
+from mmsnnet.datasets.rooms import make_room
 from mmsnnet.datasets.shapes import SHAPES, Look, check_size, distinct_looks, make_portrait, make_scene
 
 SPLITS = ("train", "val")
@@ -148,6 +149,27 @@ class ImageNetLayout(Layout):
             yield
 
 
+class NyuLayout(Layout):
+    """``images/`` and ``annotations/``, each with ``train/`` and ``test/``: depth in millimetres, as 16-bit PNG."""
+
+    summary = "rooms with their depth in millimetres, 16 bits, 0 where it is unknown"
+    size = (480, 640)
+    scenes: ClassVar[tuple[str, ...]] = ("kitchen", "living_room", "bedroom", "office", "dining_room", "classroom")
+
+    def write(self, root: Path, split: str, scenes: Iterator[np.random.Generator], size: tuple[int, int]) -> Iterator:
+        folder = "train" if split == "train" else "test"
+        images, annotations = root / "images" / folder, root / "annotations" / folder
+        images.mkdir(parents=True)
+        annotations.mkdir(parents=True)
+        for index, rng in enumerate(scenes):
+            image, depth = make_room(rng, size)
+            scene = self.scenes[index % len(self.scenes)]
+            stem = f"{scene}_0001_{index + 1:05d}" if split == "train" else f"{scene}_{index + 1:05d}"
+            _save_jpeg(image, images / f"{stem}.jpg")
+            Image.fromarray(depth).save(annotations / f"{stem}.png")
+            yield
+
+
 LAYOUTS: dict[str, Layout] = {
     "shapes": SemanticLayout(
         "the quickstart's set: 8 classes, in ADE20K's folders; labels from 1",
@@ -179,6 +201,7 @@ LAYOUTS: dict[str, Layout] = {
         ("train_{:06d}", "val_{:06d}"),
         distinct_looks(10),
     ),
+    "nyu": NyuLayout(),
     "coco": CocoLayout(),
     "imagenet": ImageNetLayout(),
 }

@@ -114,8 +114,8 @@ def distinct_looks(count: int) -> tuple[Look, ...]:
 
 @dataclass(frozen=True)
 class Figure:
-    """One outline, placed in the image: ``centre`` (y, x) and ``radius`` in pixels, ``angle`` in radians. ``outline`` is
-    None for a blob."""
+    """One outline, placed in the image: ``centre`` (y, x) and ``radius`` in pixels, ``angle`` in radians. A blob has no
+    ``outline``."""
 
     outline: str | None
     centre: tuple[float, float]
@@ -184,8 +184,8 @@ class Scene:
 def make_scene(
     rng: np.random.Generator, size: tuple[int, int], looks: Sequence[Look] = SHAPES, crowd_share: float = 0.0
 ) -> Scene:
-    """Draws a scene of ``size`` (H, W) with several shapes of any of the classes that ``looks`` describe; of the shapes,
-    ``crowd_share`` are crowds.
+    """Draws a scene of ``size`` (H, W) with several shapes of any of the classes that ``looks`` describe; the share
+    ``crowd_share`` of them are crowds.
 
     Raises:
         ValueError: a side is below ``MIN_SIDE``.
