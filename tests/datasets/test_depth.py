@@ -140,7 +140,7 @@ def test_image_and_depth_stay_together(seed: int) -> None:
     assert set(np.unique(moved)) <= {0.0, *np.unique(depth)}
     measured = moved > 0
     assert measured.mean() > 0.9
-    # Nearest neighbours here, interpolated there: a step of brightness and its rounding apart, beside the black corners.
+    # The nearest neighbour here, interpolation there: a step of brightness apart, but beside the black corners.
     apart = np.abs(100 * moved - results["img"][..., 0].astype(float))[measured]
     assert (apart <= 1.5).mean() > 0.99
     assert not measured[results["img"].sum(axis=-1) == 0].any()
