@@ -64,7 +64,10 @@ DATASETS = ToolboxRegistry(
     scope="mmsnnet",
     parent=mmengine_registry.DATASETS,
     locations=["mmsnnet.datasets"],
-    on_demand={"ImageNet": "mmsnnet.datasets.imagenet"},  # make_shapes.py does without mmengine
+    on_demand={
+        "CocoDataset": "mmsnnet.datasets.coco",  # mmdet
+        "ImageNet": "mmsnnet.datasets.imagenet",  # make_shapes.py does without mmengine
+    },
 )
 TRANSFORMS = ToolboxRegistry(
     "transform",
@@ -73,7 +76,9 @@ TRANSFORMS = ToolboxRegistry(
     locations=["mmsnnet.datasets"],
     on_demand={
         "LoadDepth": "mmsnnet.datasets.transforms.depth",  # mmseg
+        "LoadImage": "mmsnnet.datasets.transforms.image",  # mmcv
         "LoadPillowImage": "mmsnnet.datasets.transforms.classification",
+        "LoadSegLabels": "mmsnnet.datasets.transforms.segmentation",  # mmseg
         "NYUCrop": "mmsnnet.datasets.transforms.depth",  # mmcv
         "PackClsInputs": "mmsnnet.datasets.transforms.classification",
         "RandomColor": "mmsnnet.datasets.transforms.depth",  # mmcv
@@ -85,5 +90,8 @@ METRICS = ToolboxRegistry(
     scope="mmsnnet",
     parent=mmengine_registry.METRICS,
     locations=["mmsnnet.evaluation"],
-    on_demand={"Accuracy": "mmsnnet.evaluation.metrics.accuracy"},  # operating points do without mmengine
+    on_demand={
+        "Accuracy": "mmsnnet.evaluation.metrics.accuracy",  # operating points do without mmengine
+        "CocoMetric": "mmsnnet.evaluation.metrics.coco_metric",  # mmdet
+    },
 )

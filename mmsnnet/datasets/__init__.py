@@ -1,5 +1,6 @@
-"""What the toolboxes lack: small procedural sets in the folders and file names of the real ones."""
+"""What the toolboxes lack: small procedural sets in the folders and file names of the real ones, and checks of data."""
 
+from mmsnnet.datasets.folders import check_folders
 from mmsnnet.datasets.layouts import LAYOUTS, SPLITS, scene_rng, write_shapes
 from mmsnnet.datasets.rooms import make_room
 from mmsnnet.datasets.shapes import CLASSES, MIN_SIDE, PALETTE, make_scene
@@ -10,6 +11,7 @@ __all__ = [
     "MIN_SIDE",
     "PALETTE",
     "SPLITS",
+    "check_folders",
     "make_room",
     "make_scene",
     "scene_rng",

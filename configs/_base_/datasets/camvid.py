@@ -21,8 +21,8 @@ metainfo = dict(
     ],
 )
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
+    dict(type="mmsnnet.LoadImage"),
+    dict(type="mmsnnet.LoadSegLabels", num_classes=11),
     dict(type="RandomResize", scale=(480, 360), ratio_range=(0.75, 1.5), keep_ratio=True),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -30,8 +30,8 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
+    dict(type="LoadImageFromFile"),  # by this name mmseg's inferencers find it
+    dict(type="mmsnnet.LoadSegLabels", num_classes=11),
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(

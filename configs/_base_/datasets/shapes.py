@@ -16,15 +16,15 @@ metainfo = dict(
     ],
 )
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="mmsnnet.LoadImage"),
+    dict(type="mmsnnet.LoadSegLabels", num_classes=8),
     dict(type="RandomFlip", prob=0.5),
     dict(type="RandomFlip", prob=0.5, direction="vertical"),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="LoadImageFromFile"),  # by this name mmseg's inferencers find it
+    dict(type="mmsnnet.LoadSegLabels", num_classes=8),
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(
