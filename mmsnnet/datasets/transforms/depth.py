@@ -22,7 +22,8 @@ from mmsnnet.registry import TRANSFORMS
 class LoadDepth(LoadDepthAnnotation):
     """mmseg's ``LoadDepthAnnotation`` for 16-bit PNGs, with a check of what was read.
 
-    Adds ``gt_depth_map``, float32 (H, W) in metres, 0 where nothing was measured.
+    Adds ``gt_depth_map``, float32 (H, W) in metres, 0 where nothing was measured. A sample without ``depth_map_path``,
+    as the inference functions of mmseg make them, goes through unchanged.
 
     Args:
         depth_rescale_factor: metres per step of the file's values; 1e-3 for millimetres.
@@ -41,6 +42,8 @@ class LoadDepth(LoadDepthAnnotation):
         self.max_depth = max_depth
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if "depth_map_path" not in results:
+            return results
         path = results["depth_map_path"]
         try:
             content = fileio.get(path, self.backend_args)
