@@ -17,7 +17,7 @@ TOOLBOXES = {"mmengine", "mmcv", "mmseg", "mmdet"}
 # Each part may import those named here; the root and the registry import no part, but for what the root registers.
 MAY_IMPORT = {
     "stitching": set(),
-    "evaluation": {"stitching"},
+    "evaluation": {"stitching", "registry"},
     "models": {"stitching", "evaluation", "registry"},
     "engine": {"stitching", "evaluation", "models", "registry"},
     "datasets": {"stitching", "evaluation", "registry"},

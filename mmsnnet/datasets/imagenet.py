@@ -25,6 +25,7 @@ class ImageNet(BaseDataset):
         pipeline: of transforms.
         metainfo: such as ``name``, the data set's name in a file of operating points.
         indices: the first so many images, or those with these indices; all by default.
+        lazy_init: look into the folders when the data set is first asked for an image.
 
     Raises:
         FileNotFoundError: a folder is missing.
@@ -39,6 +40,7 @@ class ImageNet(BaseDataset):
         pipeline: Sequence[dict | Callable] = (),
         metainfo: dict[str, Any] | None = None,
         indices: int | Sequence[int] | None = None,
+        lazy_init: bool = False,
     ) -> None:
         self.split = split
         # No refetch: an image that cannot be had is an error, not another image.
@@ -48,6 +50,7 @@ class ImageNet(BaseDataset):
             pipeline=list(pipeline),
             metainfo=metainfo,
             indices=indices,
+            lazy_init=lazy_init,
             max_refetch=0,
         )
 
