@@ -1,34 +1,51 @@
-"""Puts what `mim` looks for into `mmsnnet/.mim`; the metadata is in pyproject.toml."""
+"""Puts what `mim` looks for into the wheel; the metadata is in pyproject.toml."""
 
 import shutil
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 MIM_FILES = ("configs", "tools", "model-index.yml")
 
 
+def put_mim_files(mim: Path, link: bool = False) -> None:
+    mim.mkdir(parents=True, exist_ok=True)
+    for name in MIM_FILES:
+        source, target = ROOT / name, mim / name
+        if target.is_symlink() or target.is_file():
+            target.unlink()
+        elif target.is_dir():
+            shutil.rmtree(target)
+        if link:
+            target.symlink_to(source)
+        elif source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
+
+
 class BuildWithMim(build_py):
-    """Copies the mim files into a wheel; links them for an editable installation, so that edits are seen."""
+    """Copies the mim files into `mmsnnet/.mim`, where OpenMMLab has them; links them for an editable installation, so
+    that edits are seen."""
 
     def run(self) -> None:
         super().run()
-        mim = ROOT / "mmsnnet" / ".mim" if self.editable_mode else Path(self.build_lib) / "mmsnnet" / ".mim"
-        mim.mkdir(parents=True, exist_ok=True)
-        for name in MIM_FILES:
-            source, target = ROOT / name, mim / name
-            if target.is_symlink() or target.is_file():
-                target.unlink()
-            elif target.is_dir():
-                shutil.rmtree(target)
-            if self.editable_mode:
-                target.symlink_to(source)
-            elif source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copyfile(source, target)
+        root = ROOT if self.editable_mode else Path(self.build_lib)
+        put_mim_files(root / "mmsnnet" / ".mim", link=self.editable_mode)
 
 
-setup(cmdclass={"build_py": BuildWithMim})
+class WheelWithMim(bdist_wheel):
+    """Copies them into the wheel's metadata, too. onedl-mim 0.5.1 looks for `.mim` beside the first file that pip
+    recorded. pip sorts what it records, and `mmsnnet-0.1.0.dist-info` comes before `mmsnnet`. An editable installation
+    is looked up by the checkout's path instead."""
+
+    def write_wheelfile(self, wheelfile_base: str, *args: str) -> None:
+        super().write_wheelfile(wheelfile_base, *args)
+        if "editable_wheel" not in self.distribution.commands:
+            put_mim_files(Path(wheelfile_base) / ".mim")
+
+
+setup(cmdclass={"build_py": BuildWithMim, "bdist_wheel": WheelWithMim})

@@ -1,5 +1,7 @@
 """The wheel: what it contains, what it asks for, and what `mim` finds in it."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from mmsnnet.datasets import write_shapes
+
 REPOSITORY = Path(__file__).parents[1]
 MIM = "mmsnnet/.mim"
 
@@ -26,11 +30,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Build:
-    """The sources before and after a wheel was built from them, and the wheel: contents by path."""
+    """The sources before and after a wheel was built from them, and the wheel: contents by path, and the file."""
 
     before: dict[str, bytes]
     after: dict[str, bytes]
     wheel: dict[str, bytes]
+    file: Path
     metadata: Message = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +75,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     (path,) = out.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         wheel = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
-    return Build(before, contents(source), wheel)
+    return Build(before, contents(source), wheel, path)
 
 
 def test_building_leaves_the_sources_as_they_are(build: Build) -> None:
@@ -92,8 +97,10 @@ def test_the_wheel_has_what_mim_looks_for(build: Build) -> None:
     wanted = {**build.sources("configs", "tools"), "model-index.yml": build.before["model-index.yml"]}
     configs = [name for name in wanted if name.startswith("configs/") and name.endswith(".py")]
     assert len(configs) >= 12 and "tools/train.py" in wanted
-    found = {name.removeprefix(f"{MIM}/"): data for name, data in build.wheel.items() if name.startswith(f"{MIM}/")}
-    assert found == wanted
+    version = build.metadata["Version"]
+    for mim in (MIM, f"mmsnnet-{version}.dist-info/.mim"):
+        found = {name.removeprefix(f"{mim}/"): data for name, data in build.wheel.items() if name.startswith(f"{mim}/")}
+        assert found == wanted
 
 
 def test_the_metadata(build: Build) -> None:
@@ -166,3 +173,54 @@ def test_every_model_is_in_a_collection_that_exists(build: Build, metafiles: dic
     assert used == known
     pages = [collection["README"] for collection in collections if "README" in collection]
     assert [page for page in pages if page not in build.before] == []
+
+
+@pytest.fixture(scope="module")
+def site(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel installed outside the repository, by itself: what it needs comes from this environment."""
+    folder = tmp_path_factory.mktemp("site")
+    options = ("--no-deps", "--no-index", "--disable-pip-version-check", "--target", folder)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *options, build.file], check=True, timeout=300)
+    return folder
+
+
+def mim(site: Path, cwd: Path, *arguments: str) -> str:
+    """Runs `mim` from ``cwd`` and returns what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mim", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    return said
+
+
+def test_mim_trains_and_tests_an_installed_wheel(site: Path, tmp_path: Path) -> None:
+    write_shapes(tmp_path / "data", "shapes", train=4, val=2, size=(64, 64))
+    config = "vit-s_setr_shapes-64x64.py"
+    settings: dict[str, object] = {
+        "train_cfg.max_iters": 2,
+        "train_dataloader.batch_size": 2,
+        "default_hooks.checkpoint.interval": 2,
+    }
+    for split in ("train", "val", "test"):
+        settings[f"{split}_dataloader.dataset.data_root"] = "data"
+        settings[f"{split}_dataloader.num_workers"] = 0
+        settings[f"{split}_dataloader.persistent_workers"] = False
+    options = ("--cfg-options", *(f"{key}={value}" for key, value in settings.items()))
+    said = mim(site, tmp_path, "train", "mmsnnet", config, "--gpus", "0", *options)
+    checkpoint = "work_dirs/quickstart/anchor_s/iter_2.pth"
+    assert (tmp_path / checkpoint).is_file()
+
+    chosen = ("--checkpoint", checkpoint, "--out", "points.json")
+    said += mim(site, tmp_path, "test", "mmsnnet", config, *chosen, *options)
+    (stitch,) = json.loads((tmp_path / "points.json").read_text())["stitches"]
+    assert stitch["name"] == "A" and "mIoU" in stitch["metrics"]
+    # Both came from the installation: its tools and its configs.
+    for name in ("tools/train.py", "tools/test.py", f"configs/quickstart/{config}"):
+        assert re.search(rf"command is .*{re.escape(str(site))}\S*/\.mim/{re.escape(name)}", said)
+    assert str(REPOSITORY) not in said
