@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
 import torch
 from mmengine.model import BaseModel
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmsnnet.models.backbones import find_stitched_backbone
+from mmsnnet.models.backbones import StitchedViT, find_stitched_backbone
 from mmsnnet.stitching import Cost, count_flops
 from mmsnnet.stitching.network import evaluation_mode
 
@@ -17,50 +24,117 @@ def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) ->
     """FLOPs and parameters of the deployed model by stitch id, for one input of ``input_shape`` (height, width; the
     backbone's ``img_size`` by default).
 
-    What follows the backbone sees maps of one shape whichever stitch ran, so that it is counted once, with the cheapest
-    stitch. Heads that only training runs are not counted.
+    What follows the backbone sees maps of one shape whichever stitch ran, so that it is counted once, on empty maps.
+    Heads that only training runs are not counted.
+
+    A two-stage detector is counted with as many proposals as its RPN may hand on (``test_cfg.rpn.max_per_img``): how
+    many of them NMS leaves depends on weights and image. The box head runs on all of them, a mask head on the first
+    100, as in mmdet's tensor mode. NMS and the cutting out of regions (RoIAlign) count nothing.
     """
     backbone = find_stitched_backbone(model)
     shape = backbone.img_size if input_shape is None else input_shape
-    costs = backbone.costs(shape)
-    active = backbone.stitch
-    backbone.set_stitch(min(costs, key=lambda id_: costs[id_].flops))
     image = next(model.parameters()).new_zeros(1, backbone.network.anchor(0).in_chans, *shape)
-    try:
-        with evaluation_mode(model):
-            rest = _cost_behind(model, backbone, image)
-    finally:
-        backbone.set_stitch(active)
-    return {id_: cost + rest for id_, cost in costs.items()}
+    used: set[nn.Parameter] = set()
+    with (
+        evaluation_mode(model),
+        _replaced(backbone, "forward", _empty_maps(backbone, image)),
+        _every_proposal(model),
+        _countable_attention(),
+    ):
+        rest = Cost(count_flops(_TensorMode(model, used), image), sum(parameter.numel() for parameter in used))
+    return {id_: cost + rest for id_, cost in backbone.costs(shape).items()}
 
 
-def _cost_behind(model: BaseModel, backbone: nn.Module, image: Tensor) -> Cost:
-    """The cost of all that runs on the backbone's maps."""
-    inside = set(backbone.modules())
-    called: set[nn.Module] = set()
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, outputs: called.add(module))
-        for module in model.modules()
-        if module not in inside
-    ]
-    try:
-        name = next(name for name, module in model.named_modules() if module is backbone)
-        flops = count_flops(_TensorMode(model), image, outside=f"model.{name}")
-    finally:
-        for hook in hooks:
-            hook.remove()
-    params = {parameter for module in called for parameter in module.parameters(recurse=False)}
-    return Cost(flops, sum(parameter.numel() for parameter in params))
+def _empty_maps(backbone: StitchedViT, image: Tensor) -> Callable[[Tensor], Any]:
+    """What stands in for the backbone's forward: zeros in the shapes of what it hands out in evaluation mode."""
+    memo: dict[int, Any] = {id(parameter): nn.Parameter(parameter.to("meta")) for parameter in backbone.parameters()}
+    memo |= {id(buffer): buffer.to("meta") for buffer in backbone.buffers()}
+    maps = copy.deepcopy(backbone, memo)(image.to("meta"))
+    return lambda images: tree_map_only(Tensor, lambda found: images.new_zeros(found.shape), maps)
 
 
 class _TensorMode(nn.Module):
-    """A model's forward from images to what its heads put out."""
+    """A model's forward from images to what its heads put out; adds the parameters that it uses to ``used``."""
 
-    def __init__(self, model: BaseModel) -> None:
+    def __init__(self, model: BaseModel, used: set[nn.Parameter]) -> None:
         super().__init__()
         self.model = model
+        self.used = used
 
     def forward(self, images: Tensor) -> object:
         shape = tuple(images.shape[-2:])
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
-        return self.model(images, [BaseDataElement(metainfo=meta) for _ in images], mode="tensor")
+        with _UsedParameters(self.used):
+            return self.model(images, [BaseDataElement(metainfo=meta) for _ in images], mode="tensor")
+
+
+class _UsedParameters(TorchFunctionMode):
+    """Adds to ``used`` the parameters that tensors are computed from: also those of modules that are never called
+    themselves, such as the output projection of ``nn.MultiheadAttention``."""
+
+    def __init__(self, used: set[nn.Parameter]) -> None:
+        super().__init__()
+        self.used = used
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # A shape, a device or the like is no use of the values.
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            self.used.update(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
+        return result
+
+
+@contextmanager
+def _countable_attention() -> Iterator[None]:
+    """Has ``nn.MultiheadAttention`` run the operators that it consists of: fvcore counts its fused one as 0."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _every_proposal(model: BaseModel) -> Iterator[None]:
+    """Makes a two-stage detector's RPN hand on as many proposals as it may, and the RoI extractors empty regions, so
+    that nothing depends on weights."""
+    with ExitStack() as stack:
+        proposer = getattr(model, "rpn_head", None)
+        if hasattr(proposer, "predict_by_feat"):
+            number = proposer.test_cfg["max_per_img"]
+
+            def propose(scores: Sequence[Tensor], *_: Any, batch_img_metas: Sequence[dict], **__: Any) -> list:
+                return [InstanceData(bboxes=scores[0].new_zeros(number, 4)) for _ in batch_img_metas]
+
+            stack.enter_context(_replaced(proposer, "predict_by_feat", propose))
+        for extractor in _roi_extractors(model):
+            stack.enter_context(_replaced(extractor, "forward", _empty_regions(extractor)))
+        yield
+
+
+def _roi_extractors(model: BaseModel) -> list[nn.Module]:
+    if not hasattr(model, "roi_head"):
+        return []
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+    return [module for module in model.modules() if isinstance(module, SingleRoIExtractor)]
+
+
+def _empty_regions(extractor: nn.Module) -> Callable[..., Tensor]:
+    def extract(maps: Sequence[Tensor], regions: Tensor, *_: Any, **__: Any) -> Tensor:
+        return maps[0].new_zeros(len(regions), extractor.out_channels, *extractor.roi_layers[0].output_size)
+
+    return extract
+
+
+@contextmanager
+def _replaced(owner: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Gives an object another method for a while."""
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        delattr(owner, name)

@@ -1,0 +1,120 @@
+"""COCO's layout with its annotation files checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mmdet.datasets import CocoDataset as _CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+
+from mmsnnet.registry import DATASETS
+
+# What mmdet reads of each entry.
+KEYS = dict(
+    images=("id", "file_name", "height", "width"),
+    annotations=("id", "image_id", "category_id", "bbox", "area"),
+    categories=("id", "name"),
+)
+
+
+class CocoAnnotations(COCO):
+    """An annotation file in COCO's format for instances.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON or not in this format, where mmdet's class would find no annotations.
+    """
+
+    def __init__(self, annotation_file: str) -> None:
+        self.file = annotation_file
+        try:
+            super().__init__(annotation_file)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"there is no annotation file {annotation_file!r}: set data_root and ann_file of the data set"
+            ) from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{annotation_file} is not JSON, as COCO's annotation files are: {error}") from error
+
+    def createIndex(self) -> None:
+        for kind, keys in KEYS.items():
+            entries = self.dataset.get(kind)
+            if not isinstance(entries, list):
+                raise ValueError(
+                    f"{self.file} has no list {kind!r}: a file in COCO's format for instances has lists "
+                    f"{', '.join(KEYS)}; this one has {', '.join(self.dataset) or 'nothing'}"
+                )
+            for number, entry in enumerate(entries):
+                lacking = [key for key in keys if key not in entry]
+                if lacking:
+                    raise ValueError(
+                        f"{self.file}: {kind}[{number}] lacks {', '.join(lacking)}; COCO's format has {', '.join(keys)}"
+                    )
+        known = {category["id"] for category in self.dataset["categories"]}
+        for number, annotation in enumerate(self.dataset["annotations"]):
+            if annotation["category_id"] not in known:
+                raise ValueError(
+                    f"{self.file}: annotations[{number}] has category_id {annotation['category_id']}, which is not "
+                    "among the categories of the file"
+                )
+        super().createIndex()
+
+    def get_cat_ids(
+        self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()
+    ) -> list[int]:
+        """The ids of the categories with these names.
+
+        Raises:
+            ValueError: the file lacks one, or has them in another order, in which labels would have the wrong names.
+        """
+        found = super().get_cat_ids(cat_names, sup_names, cat_ids)
+        own = [self.cats[id_]["name"] for id_ in found]
+        if cat_names and own != list(cat_names):
+            lacking = [name for name in cat_names if name not in own]
+            names = ", ".join(category["name"] for category in self.dataset["categories"])
+            what = f"no category {', '.join(map(repr, lacking))}" if lacking else "the categories in another order"
+            raise ValueError(
+                f"{self.file} has {what}: metainfo.classes of the data set names categories of the file, in the file's "
+                f"order, which are {names}"
+            )
+        return found
+
+
+@DATASETS.register_module()
+class CocoDataset(_CocoDataset):
+    """mmdet's ``CocoDataset``, which says what is wrong with an annotation file instead of training on no boxes.
+
+    Its ``metainfo`` has ``ann_file``, where :class:`mmsnnet.evaluation.metrics.coco_metric.CocoMetric` finds the ground
+    truth.
+
+    Raises:
+        FileNotFoundError: there is no such annotation file.
+        ValueError: the annotation file is not in COCO's format, lacks a class of ``metainfo`` or masks that the
+            pipeline loads, or ``filter_cfg`` leaves no image.
+    """
+
+    COCOAPI = CocoAnnotations
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        self._metainfo["ann_file"] = self.ann_file
+        return super().load_data_list()
+
+    def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
+        data_info = super().parse_data_info(raw_data_info)
+        loads_masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
+        if loads_masks and any("mask" not in instance for instance in data_info["instances"]):
+            raise ValueError(
+                f"{self.ann_file}: an annotation of image {data_info['img_path']} has no segmentation, and the "
+                "pipeline loads masks: leave out with_mask of LoadAnnotations, and the mask head"
+            )
+        return data_info
+
+    def filter_data(self) -> list[dict[str, Any]]:
+        kept = super().filter_data()
+        if not kept:
+            raise ValueError(
+                f"{self.ann_file}: of its {len(self.data_list)} images, filter_cfg={self.filter_cfg} leaves none"
+            )
+        return kept
