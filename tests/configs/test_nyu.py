@@ -1,5 +1,6 @@
 """What the NYUv2 configs say, held against what was published."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mmsnnet.apis import load_config
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted(REPOSITORY.glob("configs/nyu/*.py"))
-ITERATIONS = 300  # in an epoch
+ITERATIONS = 100  # in an epoch
 
 
 @pytest.fixture(scope="module")
@@ -34,35 +35,34 @@ class Stitched(nn.Module):
         self.head = nn.Linear(2, 2)
 
 
+def one_cycle(step: int, highest: float) -> float:
+    """Smith's one cycle as PyTorch has it: up a cosine from a 25th of the highest rate, down to a 100th of that."""
+    up, total = 0.3 * 24 * ITERATIONS, 24 * ITERATIONS
+    low, share = (highest / 25, 1 - step / up) if step < up else (highest / 2500, (step - up) / (total - up))
+    return low + (highest - low) * (1 + math.cos(math.pi * share)) / 2
+
+
 def test_the_learning_rates_make_one_cycle(config: Config, make_backbone: Any) -> None:
-    """As PyTorch's, which reaches its peak one step earlier; each group of parameters has a peak of its own."""
+    """Each group of parameters has a highest rate of its own."""
     settings = config.optim_wrapper.copy()
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
         dict(type=settings.pop("constructor"), paramwise_cfg=settings.pop("paramwise_cfg"), optim_wrapper_cfg=settings)
     )
     optimizer = constructor(Stitched(make_backbone())).optimizer
-    parts = [group["part"] for group in optimizer.param_groups]
-    highest = [2e-5 if part == "head" else 2e-6 for part in parts]
-    assert {"anchor 0", "anchor 1", "stitching layers", "head"} == set(parts)
+    highest = {"anchor 0": 2e-6, "anchor 1": 2e-6, "stitching layers": 2e-6, "head": 2e-5}
+    assert {group["part"] for group in optimizer.param_groups} == set(highest)
     schedulers = []
     for scheduler in config.param_scheduler.copy():
         of = PARAM_SCHEDULERS.get(scheduler.pop("type"))
         assert scheduler.pop("convert_to_iter_based")
         schedulers.append(of.build_iter_from_epoch(optimizer, **scheduler, epoch_length=ITERATIONS))
-    total = 24 * ITERATIONS
-    other = torch.optim.AdamW([dict(params=[nn.Parameter(torch.zeros(1))]) for _ in parts], lr=1.0)
-    expected = torch.optim.lr_scheduler.OneCycleLR(
-        other, max_lr=highest, total_steps=total, pct_start=0.3, div_factor=25, final_div_factor=100
-    )
-    for step in range(total):
-        if step % 100 == 0 or step > total - 10:
-            found = [group["lr"] for group in optimizer.param_groups]
-            assert found == pytest.approx([group["lr"] for group in other.param_groups], rel=0.03), step
-        other.step()
+    for step in range(24 * ITERATIONS):
+        if step % 60 == 0:
+            for group in optimizer.param_groups:
+                assert group["lr"] == pytest.approx(one_cycle(step, highest[group["part"]]), rel=1e-4), step
         for scheduler in schedulers:
             scheduler.step()
-        if step < total - 1:
-            expected.step()
+    assert group["lr"] == pytest.approx(2e-5 / 2500, rel=1e-2)
 
 
 def test_the_published_settings(config: Config) -> None:
