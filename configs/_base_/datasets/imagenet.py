@@ -1,5 +1,5 @@
-# ImageNet-1K: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, 1000 folders each. Any other set in this layout takes its place
-# by data_root, and by num_classes.
+# ImageNet-1K: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, 1000 folders each. Another set in this layout takes its place by
+# data_root and by num_classes.
 dataset_type = "mmsnnet.ImageNet"
 data_root = "data/imagenet"
 metainfo = dict(name="ImageNet")

@@ -1,0 +1,166 @@
+"""The pipeline of classification: Pillow's images, DeiT-III's augmentation, and what a model gets."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import Compose
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from mmsnnet.apis import load_config
+from mmsnnet.registry import TRANSFORMS
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = "configs/imagenet/stitched-deit3-s-l_8xb64-50e_imagenet-224x224.py"
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def apply(image: Image.Image, **settings: Any) -> Tensor:
+    transform = TRANSFORMS.build(dict(type="mmsnnet.TimmTransform", **settings))
+    return transform(dict(img=image))["img"]
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+PLAIN = dict(is_training=True, train_crop_mode="src", color_jitter=None, hflip=0.0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1"])
+def test_images_of_every_kind_become_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    grey = Image.fromarray(np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6) // 255 * 255)
+    grey.convert("RGB").convert(mode).save(path)
+    image = TRANSFORMS.build(dict(type="mmsnnet.LoadPillowImage"))(dict(img_path=str(path)))["img"]
+    assert (image.mode, image.size) == ("RGB", (6, 4))
+    assert np.array_equal(np.array(image), np.array(grey.convert("RGB")))
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"no image {tmp_path}/a.jpg"):
+        TRANSFORMS.build(dict(type="mmsnnet.LoadPillowImage"))(dict(img_path=f"{tmp_path}/a.jpg"))
+
+
+@pytest.mark.parametrize("kind", ["no image", "cut short", "damaged", "empty"])
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.png"
+    noise(32, 32).save(path)
+    whole = path.read_bytes()
+    damaged = whole[:60] + bytes(20) + whole[80:]
+    path.write_bytes({"no image": b"hello", "cut short": whole[:1000], "damaged": damaged, "empty": b""}[kind])
+    with pytest.raises(ValueError, match=f"{path}: expected an image, found a file that cannot be decoded"):
+        TRANSFORMS.build(dict(type="mmsnnet.LoadPillowImage"))(dict(img_path=str(path)))
+
+
+def test_the_simple_random_crop_is_a_window_of_the_image_and_its_reflection() -> None:
+    image = noise(8, 8)
+    mirrored = np.pad(np.array(image), ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    windows = {mirrored[y : y + 8, x : x + 8].tobytes(): (y, x) for y in range(9) for x in range(9)}
+    torch.manual_seed(0)
+    crops = [apply(image, input_size=8, **PLAIN) for _ in range(200)]
+    assert all(crop.dtype == torch.uint8 and crop.shape == (3, 8, 8) for crop in crops)
+    found = [windows[crop.permute(1, 2, 0).numpy().tobytes()] for crop in crops]
+    assert {y for y, _ in found} == {x for _, x in found} == set(range(9))
+
+
+def test_the_shorter_side_is_resized_to_the_crop() -> None:
+    image = noise(24, 40)
+    mirrored = np.pad(np.array(image.resize((20, 12), Image.BICUBIC)), ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    windows = {mirrored[y : y + 12, x : x + 12].tobytes() for y in range(9) for x in range(17)}
+    for _ in range(10):
+        crop = apply(image, input_size=12, interpolation="bicubic", **PLAIN)
+        assert crop.permute(1, 2, 0).numpy().tobytes() in windows
+
+
+def test_half_of_the_images_are_flipped() -> None:
+    ramp = Image.fromarray(np.tile(np.arange(0, 240, 10, dtype=np.uint8)[None, :, None], (24, 1, 3)))
+    torch.manual_seed(0)
+    crops = [apply(ramp, input_size=24, **PLAIN | dict(hflip=0.5)) for _ in range(200)]
+    flipped = sum(bool(crop[0, 0, 8] > crop[0, 0, 15]) for crop in crops)
+    assert 75 < flipped < 125
+
+
+def test_three_augment_is_one_of_grey_solarised_and_blurred() -> None:
+    """On an image whose every crop is the same but for its reflection: two vertical halves, one dark, one bright."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, :8], pixels[:, 8:] = (10, 60, 110), (140, 190, 240)
+    torch.manual_seed(0)
+    random.seed(0)
+    kinds = {"grey": 0, "solarised": 0, "blurred": 0}
+    for _ in range(150):
+        crop = apply(Image.fromarray(pixels), input_size=16, **PLAIN, auto_augment="3a").int()
+        colours = {tuple(pixel) for pixel in crop.flatten(1).T.tolist()}
+        if all(red == green == blue for red, green, blue in colours):
+            kinds["grey"] += 1
+        elif colours == {(10, 60, 110), (255 - 140, 255 - 190, 255 - 240)}:  # what is above 128 is inverted
+            kinds["solarised"] += 1
+        else:
+            assert crop[0].max() <= 140 and crop[2].min() >= 110  # nothing but mixtures of the two
+            kinds["blurred"] += 1
+    assert all(count > 30 for count in kinds.values()), kinds
+
+
+def test_three_augment_blurs_by_at_most_two_pixels() -> None:
+    """DeiT-III draws the radius between 0.1 and 2."""
+    pixels = np.zeros((33, 33, 3), np.uint8)
+    pixels[16, 16] = 255
+    point = Image.fromarray(pixels)
+    widest = np.array(point.filter(ImageFilter.GaussianBlur(2.0))).max()
+    settings = dict(type="mmsnnet.TimmTransform", input_size=33, **PLAIN, auto_augment="3a")
+    _, _, augment, _ = TRANSFORMS.build(settings).transform.transforms
+    random.seed(0)
+    peaks = [int(np.array(augment(point)).max()) for _ in range(100)]
+    blurred = [peak for peak in peaks if 0 < peak < 255]  # solarised, the point is black; grey, it is white
+    assert len(set(blurred)) > 10 and widest <= min(blurred) < 2 * widest
+
+
+def test_testing_takes_the_middle_of_the_image_resized_to_the_crop() -> None:
+    image = noise(20, 40)
+    found = apply(image, input_size=10, crop_pct=1.0, interpolation="bicubic")
+    expected = to_tensor(image.resize((20, 10), Image.BICUBIC))[:, :, 5:15]
+    assert torch.equal(found, expected)
+
+
+def test_a_typing_mistake_is_an_error() -> None:
+    with pytest.raises(TypeError, match="colour_jitter"):
+        apply(noise(8, 8), input_size=8, colour_jitter=0.3)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_pipelines_of_imagenet_give_what_a_classifier_takes(tmp_path: Path, split: str) -> None:
+    noise(300, 260).save(tmp_path / "a.png")
+    config = load_config(REPOSITORY / CONFIG)
+    pipeline = Compose(config[f"{split}_dataloader"].dataset.pipeline)
+    found = pipeline(dict(img_path=str(tmp_path / "a.png"), gt_label=7, num_classes=1000))
+    assert set(found) == {"inputs", "data_samples"}
+    assert (found["inputs"].shape, found["inputs"].dtype) == ((3, 224, 224), torch.uint8)
+    sample = found["data_samples"]
+    assert (sample.gt_label, sample.num_classes, sample.img_path) == (7, 1000, str(tmp_path / "a.png"))
+
+
+def test_training_augments_as_published() -> None:
+    """Resize, crop with reflection, flip, one of three, colour jitter, in this order, and no random erasing."""
+    config = load_config(REPOSITORY / CONFIG)
+    (settings,) = (step for step in config.train_dataloader.dataset.pipeline if "TimmTransform" in step.type)
+    steps = TRANSFORMS.build(settings).transform.transforms
+    assert [type(step).__name__ for step in steps] == [
+        "Resize",
+        "RandomCrop",
+        "RandomHorizontalFlip",
+        "AutoAugment",
+        "ColorJitter",
+        "MaybePILToTensor",
+    ]
+    resize, crop, flip, augment, jitter, _ = steps
+    assert (resize.size, resize.interpolation.value) == (224, "bicubic")
+    assert (crop.size, crop.padding, crop.padding_mode, flip.p) == ((224, 224), 4, "reflect", 0.5)
+    assert sorted(op.name for (op,) in augment.policy) == ["Desaturate", "GaussianBlurRand", "Solarize"]
+    assert jitter.brightness == jitter.contrast == jitter.saturation == (0.7, 1.3) and jitter.hue is None
