@@ -1,44 +1,41 @@
-"""The procedural set: what an image depends on, what it shows, and that mmseg's own datasets read it as it was made."""
+"""Scenes of shapes: what they show, what tells their classes, and that the quickstart's are what they were."""
 
 import colorsys
-import importlib.util
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+import zlib
+from itertools import combinations
 
 import numpy as np
 import pytest
-from mmseg.datasets import ADE20KDataset, BaseSegDataset, COCOStuffDataset
-from PIL import Image
 
 import mmsnnet.datasets.shapes as shapes
-from mmsnnet.datasets import CLASSES, LAYOUTS, MIN_SIDE, PALETTE, make_scene, scene_rng, write_shapes
+from mmsnnet.datasets import CLASSES, MIN_SIDE, PALETTE, make_scene, scene_rng
+from mmsnnet.datasets.shapes import MAX_LOOKS, SHAPES, Figure, Look, Scene, Thing, distinct_looks, make_portrait
 
-ROOT = Path(__file__).parents[2]
-COMMAND = ROOT / "tools" / "dataset_converters" / "make_shapes.py"
 SIZE = (48, 64)
 
 
-def scene(seed: int = 0, split: str = "train", index: int = 0, size: tuple[int, int] = SIZE):
-    return make_scene(scene_rng(seed, split, index), size)
+def scene(seed: int = 0, split: str = "train", index: int = 0, size: tuple[int, int] = SIZE, **options) -> Scene:
+    return make_scene(scene_rng(seed, split, index), size, **options)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def hue_of(image: np.ndarray, mask: np.ndarray) -> float:
+    return colorsys.rgb_to_hsv(*image[mask].mean(axis=0) / 255)[0]
+
+
+def hue_distance(one: float, other: float) -> float:
+    return abs((one - other + 0.5) % 1 - 0.5)
 
 
 # What an image depends on
 
 
 def test_a_scene_is_a_function_of_seed_split_and_index_alone():
-    wanted_image, wanted_labels = scene(3, "val", 7)
+    wanted = scene(3, "val", 7)
     np.random.seed(1)  # noqa: NPY002  the global state must not matter
     scene(3, "val", 6)
-    image, labels = scene(3, "val", 7)
-    np.testing.assert_array_equal(image, wanted_image)
-    np.testing.assert_array_equal(labels, wanted_labels)
+    again = scene(3, "val", 7)
+    np.testing.assert_array_equal(again.image, wanted.image)
+    np.testing.assert_array_equal(again.owners, wanted.owners)
 
 
 def test_making_a_scene_leaves_the_global_random_state_alone():
@@ -48,43 +45,39 @@ def test_making_a_scene_leaves_the_global_random_state_alone():
 
 
 def test_images_differ_between_seeds_splits_and_indices():
-    made = [scene(seed, split, i)[0].tobytes() for seed in (0, 1) for split in ("train", "val") for i in range(10)]
+    made = [scene(seed, split, i).image.tobytes() for seed in (0, 1) for split in ("train", "val") for i in range(10)]
     assert len(set(made)) == len(made)
 
 
-def test_a_longer_run_only_adds_images(tmp_path):
-    short = contents(write_shapes(tmp_path / "short", "ade20k", train=2, val=1, size=SIZE))
-    long = contents(write_shapes(tmp_path / "long", "ade20k", train=5, val=3, size=SIZE))
-    assert len(long) == 2 * 8
-    assert {name: long[name] for name in short} == short
-
-
-def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path):
-    first, again, other = (
-        contents(write_shapes(tmp_path / str(k), "camvid", train=2, val=2, size=SIZE, seed=seed))
-        for k, seed in enumerate((4, 4, 5))
-    )
-    assert first == again
-    assert first.keys() == other.keys()
-    assert all(first[name] != other[name] for name in first if name.startswith("images"))
+@pytest.mark.parametrize(
+    ("index", "checksum", "brightness"),
+    [(0, 1289512665, 123.116699), (1, 972195980, 156.159180), (2, 1436574775, 124.081217)],
+)
+def test_the_quickstarts_images_are_those_of_its_published_figures(index, checksum, brightness):
+    """Recorded when the quickstart's figures in the README were measured."""
+    made = scene(index=index, size=(64, 64))
+    assert zlib.crc32(made.labels().tobytes()) == checksum
+    assert made.image.mean() == pytest.approx(brightness, abs=1e-3)
 
 
 # What an image shows
 
 
 @pytest.mark.parametrize("size", [(MIN_SIDE, MIN_SIDE), (48, 64), (128, 128), (40, 200)])
-def test_scenes_have_the_promised_form(size):
+@pytest.mark.parametrize("looks", [SHAPES, distinct_looks(170)], ids=len)
+def test_scenes_have_the_promised_form(size, looks):
     for index in range(5):
-        image, labels = scene(index=index, size=size)
-        assert image.shape == (*size, 3) and image.dtype == np.uint8
+        made = scene(index=index, size=size, looks=looks)
+        assert made.image.shape == (*size, 3) and made.image.dtype == np.uint8
+        labels = made.labels()
         assert labels.shape == size and labels.dtype == np.uint8
-        assert labels.max() < len(CLASSES)
+        assert labels.max() <= len(looks)
         assert labels.any(), "a scene without a single shape"
-        assert image.std() > 1
+        assert made.image.std() > 1
 
 
 def test_every_class_has_a_share_and_background_the_greatest():
-    counts = sum(np.bincount(scene(index=i)[1].ravel(), minlength=len(CLASSES)) for i in range(100))
+    counts = sum(np.bincount(scene(index=i).labels().ravel(), minlength=len(CLASSES)) for i in range(100))
     shares = counts / counts.sum()
     assert shares.argmax() == 0 and 0.5 < shares[0] < 0.8
     assert shares[1:].min() > 0.02
@@ -95,24 +88,116 @@ def test_classes_and_palette_go_together():
     assert all(len(colour) == 3 and all(0 <= c <= 255 for c in colour) for colour in PALETTE)
 
 
+def test_labels_tell_shapes_from_blobs_and_background():
+    disc = Figure("disc", (20, 20), 8, 0.0, 1.0)
+    things = (Thing(0, (disc,)), Thing(5, (disc,)), Thing(2, (disc, disc)))
+    owners = np.array([[-1, 0], [1, 2]], np.int16)
+    made = Scene(np.zeros((2, 2, 3), np.uint8), things, owners)
+    np.testing.assert_array_equal(made.labels(), [[0, 0], [5, 2]])
+    np.testing.assert_array_equal(made.labels(blobs=255), [[0, 255], [5, 2]])
+
+
+def test_the_nearer_thing_hides_the_farther(monkeypatch):
+    far, near = Figure("square", (24, 32), 14, 0.0, 1.0), Figure("disc", (24, 40), 10, 0.0, 1.0)
+    monkeypatch.setattr(shapes, "_place_things", lambda *_: [Thing(2, (far,)), Thing(1, (near,))])
+    made = scene()
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    in_disc = np.hypot(y - 24, x - 40) < 0.85 * 10 - 1
+    in_square = np.maximum(abs(y - 24), abs(x - 32)) < 0.75 * 14 - 1
+    assert (in_disc & in_square).any()
+    assert (made.owners[in_disc] == 1).all()
+    assert (made.owners[in_square & (np.hypot(y - 24, x - 40) > 0.85 * 10 + 1)] == 0).all()
+
+
+def test_crowds_are_small_copies_of_one_class():
+    made = [scene(index=i, size=(96, 96), crowd_share=0.3) for i in range(40)]
+    shown = [thing for one in made for thing in one.things if thing.label]
+    crowds = [thing for thing in shown if thing.is_crowd]
+    assert 0.15 < len(crowds) / len(shown) < 0.45
+    for thing in crowds:
+        assert 4 <= len(thing.figures) <= 7
+        assert len({(figure.outline, figure.radius) for figure in thing.figures}) == 1
+        assert thing.figures[0].radius <= 0.4 * 0.32 * 96
+        assert all(0 <= c <= 96 for figure in thing.figures for c in figure.centre)
+    assert not any(thing.is_crowd for i in range(10) for thing in scene(index=i).things)
+
+
+@pytest.mark.parametrize("look", distinct_looks(10)[::3], ids=lambda look: look.outline)
+def test_a_portrait_shows_one_large_shape(look):
+    for index in range(5):
+        made = make_portrait(scene_rng(0, "train", index), (64, 64), look)
+        (shown,) = [k for k, thing in enumerate(made.things) if thing.label]
+        assert made.things[shown].figures[0].outline == look.outline
+        # The thinnest, the bar, covers 2.4 x 0.5 radii squared, the radius being 16 at the least.
+        assert (made.owners == shown).sum() > 0.9 * 2.4 * 0.5 * 16**2
+        assert hue_distance(hue_of(made.image, made.owners == shown), look.hue) < 0.2
+
+
+# What tells a class
+
+
 def test_the_hue_hints_at_the_class_but_does_not_decide_it():
     """The class whose hue is nearest to a shape's mean colour is right far more often than by chance, not always."""
     right = []
-    for index in range(200):
-        image, labels = scene(index=index)
+    for index in range(100):
+        made = scene(index=index)
+        labels = made.labels()
         for label in set(np.unique(labels)) - {0}:
-            hue = colorsys.rgb_to_hsv(*image[labels == label].mean(axis=0) / 255)[0]
-            distances = [abs((hue - k / 7 + 0.5) % 1 - 0.5) for k in range(7)]
-            right.append(int(np.argmin(distances)) + 1 == label)
+            hue = hue_of(made.image, labels == label)
+            right.append(int(np.argmin([hue_distance(hue, k / 7) for k in range(7)])) + 1 == label)
     assert 2 / 7 < np.mean(right) < 0.95
 
 
-@pytest.mark.parametrize("label", range(1, len(CLASSES)))
-def test_a_shape_lies_whole_within_its_window_and_turns_with_its_angle(label):
+def test_looks_differ_and_neighbours_do_in_outline_and_hue():
+    looks = distinct_looks(MAX_LOOKS)
+    assert len(set(looks)) == MAX_LOOKS == 175
+    for one, other in combinations(looks[:5], 2):
+        assert one.outline != other.outline and one.hue != other.hue
+    assert distinct_looks(10) == looks[:10]
+
+
+@pytest.mark.parametrize("count", [0, 176])
+def test_there_are_only_so_many_looks(count):
+    with pytest.raises(ValueError, match=f"from 1 to 175.*{count}"):
+        distinct_looks(count)
+
+
+def test_many_classes_have_the_hue_of_their_look():
+    looks = distinct_looks(150)
+    right = []
+    for index in range(60):
+        made = scene(index=index, size=(64, 64), looks=looks)
+        for k, thing in enumerate(made.things):
+            mask = made.owners == k
+            if thing.label and mask.sum() > 30:
+                hue = hue_of(made.image, mask)
+                nearest = int(np.argmin([hue_distance(hue, k / 5) for k in range(5)]))
+                right.append(nearest / 5 == looks[thing.label - 1].hue)
+    assert len(right) > 100
+    assert np.mean(right) > 0.85
+
+
+def test_a_texture_of_its_own_can_be_seen():
+    """Checks vary more within the figure than a plain colour does, whatever the light and the noise."""
+    spread = {}
+    for texture in ("plain", "checks"):
+        spreads = []
+        for index in range(30):
+            made = make_portrait(scene_rng(0, "train", index), (64, 64), Look("square", 0.6, texture))
+            spreads.append(made.image[made.owners == len(made.things) - 1].std(axis=0).max())
+        spread[texture] = np.median(spreads)
+    assert spread["checks"] > 1.5 * spread["plain"]
+
+
+# Outlines
+
+
+@pytest.mark.parametrize("outline", shapes.OUTLINES)
+def test_a_shape_lies_whole_within_its_window_and_turns_with_its_angle(outline):
     for stretch in (0.8, 1.25):
         for angle in np.linspace(0, 2 * np.pi, 9):
-            upright = shapes._Figure(label, (64, 64), 25, 0.0, stretch)
-            turned = shapes._Figure(label, (64, 64), 25, float(angle), stretch)
+            upright = Figure(outline, (64, 64), 25, 0.0, stretch)
+            turned = Figure(outline, (64, 64), 25, float(angle), stretch)
             window, coverage = turned.draw((128, 128))
             assert coverage.shape == tuple(s.stop - s.start for s in window)
             assert not any(edge.any() for edge in (coverage[0], coverage[-1], coverage[:, 0], coverage[:, -1]))
@@ -120,209 +205,10 @@ def test_a_shape_lies_whole_within_its_window_and_turns_with_its_angle(label):
 
 
 def test_the_outline_is_smooth_in_the_image_and_crisp_in_the_labels(monkeypatch):
-    disc = shapes._Figure(1, (24, 32), 15, 0.0, 1.0)
-    monkeypatch.setattr(shapes, "_place_figures", lambda rng, size: [disc])
+    disc = Figure("disc", (24, 32), 15, 0.0, 1.0)
+    monkeypatch.setattr(shapes, "_place_things", lambda *_: [Thing(1, (disc,))])
     _, coverage = disc.draw(SIZE)
     assert ((coverage > 0) & (coverage < 1)).any()
-    _, labels = scene()
+    labels = scene().labels()
     assert set(np.unique(labels)) == {0, 1}
     assert (labels == 1).sum() == pytest.approx(np.pi * (0.85 * 15) ** 2, rel=0.03)
-
-
-# What lies on disk
-
-
-OWN_CLASSES = {"classes": CLASSES, "palette": [list(colour) for colour in PALETTE]}
-
-
-@pytest.mark.parametrize("backend", ["pillow", "cv2"])
-@pytest.mark.parametrize(
-    ("layout", "dataset", "options", "folders"),
-    [
-        ("ade20k", ADE20KDataset, {}, ("training", "validation")),
-        ("ade20k", BaseSegDataset, {"metainfo": OWN_CLASSES, "reduce_zero_label": True}, ("training", "validation")),
-        (
-            "coco_stuff10k",
-            COCOStuffDataset,
-            {"reduce_zero_label": True},
-            ("train2014", "test2014"),
-        ),
-        ("camvid", BaseSegDataset, {"metainfo": OWN_CLASSES}, ("train", "val")),
-    ],
-)
-def test_mmseg_reads_the_images_and_labels_that_were_made(tmp_path, layout, dataset, options, folders, backend):
-    out = write_shapes(tmp_path / "set", layout, train=3, val=2, size=SIZE)
-    for split, folder, count in zip(("train", "val"), folders, (3, 2), strict=True):
-        read = dataset(
-            data_root=str(out),
-            data_prefix={"img_path": f"images/{folder}", "seg_map_path": f"annotations/{folder}"},
-            pipeline=[
-                {"type": "LoadImageFromFile"},
-                {"type": "mmseg.LoadAnnotations", "imdecode_backend": backend},
-                {"type": "mmseg.PackSegInputs"},
-            ],
-            **options,
-        )
-        assert len(read) == count
-        for index in range(count):
-            image, labels = scene(0, split, index)
-            sample = read[index]
-            np.testing.assert_array_equal(sample["data_samples"].gt_sem_seg.data[0].numpy(), labels)
-            # JPEG, and mmseg's images are BGR.
-            off = np.abs(sample["inputs"].numpy()[::-1].transpose(1, 2, 0).astype(int) - image)
-            assert off.mean() < 4
-
-
-def test_file_names_are_those_of_the_real_sets(tmp_path):
-    names = {layout: sorted(contents(write_shapes(tmp_path / layout, layout, 1, 1, SIZE))) for layout in LAYOUTS}
-    assert names["ade20k"] == [
-        "annotations/training/ADE_train_00000001.png",
-        "annotations/validation/ADE_val_00000001.png",
-        "images/training/ADE_train_00000001.jpg",
-        "images/validation/ADE_val_00000001.jpg",
-    ]
-    assert names["coco_stuff10k"] == [
-        "annotations/test2014/COCO_test2014_000000000001_labelTrainIds.png",
-        "annotations/train2014/COCO_train2014_000000000001_labelTrainIds.png",
-        "images/test2014/COCO_test2014_000000000001.jpg",
-        "images/train2014/COCO_train2014_000000000001.jpg",
-    ]
-    assert [Path(name).parent.as_posix() for name in names["camvid"]] == [
-        "annotations/train",
-        "annotations/val",
-        "images/train",
-        "images/val",
-    ]
-
-
-def test_label_maps_hold_indices_not_colours(tmp_path):
-    out = write_shapes(tmp_path / "set", "ade20k", train=1, val=1, size=SIZE)
-    with Image.open(out / "annotations/training/ADE_train_00000001.png") as label_map:
-        assert label_map.mode == "L"
-        np.testing.assert_array_equal(np.asarray(label_map), scene()[1] + 1)
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_run_leaves_nothing(tmp_path, stop):
-    made = []
-
-    def interrupt():
-        made.append(True)
-        if len(made) == 3:
-            raise stop
-
-    with pytest.raises(stop):
-        write_shapes(tmp_path / "set", "camvid", train=5, val=5, size=SIZE, on_image=interrupt)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_exists_already_stays_untouched(tmp_path):
-    folder, file = tmp_path / "folder", tmp_path / "file"
-    folder.mkdir()
-    (folder / "mine.txt").write_text("mine")
-    file.write_text("mine")
-    for taken in (folder, file):
-        with pytest.raises(FileExistsError, match=rf"{re.escape(str(taken))}.*[Rr]emove it or name another"):
-            write_shapes(taken, "camvid", train=1, val=1, size=SIZE)
-    assert contents(tmp_path) == {"folder/mine.txt": b"mine", "file": b"mine"}
-
-
-def test_what_appears_during_the_run_stays_untouched(tmp_path):
-    def interfere():
-        (tmp_path / "set").mkdir(exist_ok=True)
-        (tmp_path / "set" / "mine.txt").write_text("mine")
-
-    with pytest.raises(FileExistsError):
-        write_shapes(tmp_path / "set", "camvid", train=1, val=1, size=SIZE, on_image=interfere)
-    assert contents(tmp_path) == {"set/mine.txt": b"mine"}
-
-
-def test_an_empty_folder_is_filled_and_missing_parents_are_made(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for out in (tmp_path / "empty", tmp_path / "a" / "b"):
-        assert write_shapes(out, "camvid", train=1, val=1, size=SIZE) == out
-        assert sorted(path.name for path in out.iterdir()) == ["annotations", "images"]
-        assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
-
-
-def test_others_may_read_the_set_as_far_as_the_umask_allows(tmp_path):
-    before = os.umask(0o022)
-    try:
-        out = write_shapes(tmp_path / "set", "camvid", train=1, val=1, size=SIZE)
-    finally:
-        os.umask(before)
-    assert out.stat().st_mode & 0o777 == 0o755
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"layout": "pascal"}, "pascal.*ade20k, coco_stuff10k, camvid"),
-        ({"train": 0}, "train split.*got 0"),
-        ({"val": -1}, "val split.*got -1"),
-        ({"size": (16, 64)}, f"at least {MIN_SIDE}.*16 x 64"),
-        ({"seed": -1}, "seed.*-1"),
-    ],
-)
-def test_mistakes_are_named_before_anything_is_written(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        write_shapes(tmp_path / "set", **{"layout": "camvid", "train": 1, "val": 1, "size": SIZE, **options})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_split_is_an_error():
-    with pytest.raises(ValueError, match=r"test.*train, val"):
-        scene_rng(0, "test", 0)
-
-
-def test_the_module_needs_neither_torch_nor_openmmlab():
-    assert importlib.util.find_spec("torch") is not None
-    code = (
-        "import importlib.util, sys; "
-        f"spec = importlib.util.spec_from_file_location('shapes', {shapes.__file__!r}); "
-        "module = sys.modules['shapes'] = importlib.util.module_from_spec(spec); spec.loader.exec_module(module); "
-        "assert not {'torch', 'mmengine', 'mmcv', 'mmseg'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# The command line
-
-
-def run(*args: object) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    command = [sys.executable, str(COMMAND), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def test_the_command_writes_what_the_function_writes_and_says_where(tmp_path):
-    done = run(tmp_path / "made", "--layout", "ade20k", "--train", 3, "--val", 2, "--size", *SIZE, "--seed", 9)
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "made") in done.stdout and "3 training and 2 validation" in done.stdout
-    wanted = write_shapes(tmp_path / "wanted", "ade20k", train=3, val=2, size=SIZE, seed=9)
-    assert contents(tmp_path / "made") == contents(wanted)
-
-
-def test_help_names_layouts_classes_and_defaults():
-    done = run("--help")
-    assert done.returncode == 0
-    for word in (*LAYOUTS, *CLASSES, "OUT", "H W", "default: 200", "default: 50", "default: 0"):
-        assert word in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--layout", "pascal"), "ade20k, coco_stuff10k, camvid"),
-        (("--layout", "camvid", "--train", "1", "--val", "1", "taken"), "name another output folder"),
-    ],
-)
-def test_mistakes_end_with_an_error_and_code_2(tmp_path, options, message):
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "mine.txt").write_text("mine")
-    out = tmp_path / ("taken" if "taken" in options else "new")
-    done = run(out, *(option for option in options if option != "taken"))
-    assert done.returncode == 2
-    assert "error: " in done.stderr and message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert contents(tmp_path) == {"taken/mine.txt": b"mine"}
