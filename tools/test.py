@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from mmsnnet.apis import DictAction, build_runner, build_space, load_config
-from mmsnnet.evaluation import OperatingPoints
+from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.visualization import operating_points_table, print_table
 
 
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE.json",
         help="file of operating points (default: operating_points.json in the work folder)",
     )
-    parser.add_argument("--metric", default="mIoU", help="metric of the Pareto front in the table (default: mIoU)")
+    parser.add_argument("--metric", help="metric of the Pareto front in the table (default: the task's own)")
     parser.add_argument("--work-dir", metavar="D", help="folder for logs (default: the config's)")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
@@ -56,10 +56,11 @@ def main() -> None:
     runner.test()
     if runner.rank == 0:
         points = OperatingPoints.load(out)
-        measured = all(args.metric in point.metrics for point in points)
-        print_table(operating_points_table(points, args.metric if measured else None))
-        if not measured:
-            print(f"no Pareto front is marked: {args.metric} was not measured; --metric names one that was")
+        try:
+            print_table(operating_points_table(points, args.metric or default_metric(points)))
+        except ValueError as error:
+            print_table(operating_points_table(points))
+            print(f"no Pareto front is marked: {error}")
         print(f"operating points: {out}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 CostName = Literal["flops", "latency_ms"]
+
+# Of the figures that are measured for a task, the one that it is known by.
+MAIN_METRICS = ("mIoU", "bbox_mAP", "top1", "abs_rel")
+HIGHER_IS_BETTER = (
+    r"aAcc|m(IoU|Acc|Dice|Fscore|Precision|Recall)",  # mmseg's IoUMetric
+    r"d[123]",  # mmseg's DepthMetric
+    r"(\w+_)?m?AP(_?\d+|_[sml])?|AR(_[sml])?@\d+|\w+_precision",  # mmdet's CocoMetric and VOCMetric
+    r"top\d+|accuracy",
+)
+LOWER_IS_BETTER = (
+    r"abs_rel|sq_rel|rmse|rmse_log|log10|silog",  # mmseg's DepthMetric
+    r"(.+[._])?loss([._].+)?|latency_ms",
+)
 
 
 @dataclass(frozen=True)
@@ -209,18 +223,33 @@ class OperatingPoints:
         return cls(*head, tuple(points))
 
 
-def common_metric(points: Iterable[OperatingPoint]) -> str:
-    """The only metric that all of ``points`` have.
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a metric is better, by the part of its name that follows the last slash (``coco/bbox_mAP``).
 
     Raises:
-        ValueError: there are no points, or they have no metric in common, or several: the message lists them.
+        ValueError: the name is not known.
+    """
+    name = metric.rpartition("/")[2]
+    for patterns, higher in ((LOWER_IS_BETTER, False), (HIGHER_IS_BETTER, True)):
+        if any(re.fullmatch(pattern, name) for pattern in patterns):
+            return higher
+    raise ValueError(f"metric {metric!r} is not known, nor whether more or less of it is better: say so with --better")
+
+
+def default_metric(points: Iterable[OperatingPoint]) -> str:
+    """Of the metrics that all of ``points`` have, the only one, or else the one that the task is known by.
+
+    Raises:
+        ValueError: there are no points, or they have no metric in common, or several that do not tell the task: the
+            message lists them.
     """
     points = tuple(points)
     if not points:
         raise ValueError("expected operating points, found none")
     common = [name for name in points[0].metrics if all(name in point.metrics for point in points)]
-    if len(common) == 1:
-        return common[0]
+    main = [name for known in MAIN_METRICS for name in common if name.rpartition("/")[2] == known]
+    if len(common) == 1 or main:
+        return (main or common)[0]
     if common:
         names = ", ".join(common)
         raise ValueError(f"which metric? The points have {len(common)} in common: {names}; say which with --metric")
@@ -233,7 +262,7 @@ def pareto_front(
     cost: CostName = "flops",
     metric: str | None = None,
     *,
-    higher_is_better: bool = True,
+    higher: bool | None = None,
 ) -> tuple[OperatingPoint, ...]:
     """The points that no other one dominates, by ascending cost.
 
@@ -244,18 +273,18 @@ def pareto_front(
     Args:
         points: any number; of none the front is empty.
         cost: ``flops`` or ``latency_ms``.
-        metric: by name; None for the only one that all points have.
-        higher_is_better: False for an error (RMSE, say), of which less is better.
+        metric: by name; None for :func:`default_metric`.
+        higher: whether more of the metric is better; None for what :func:`higher_is_better` knows of its name.
 
     Raises:
-        ValueError: a point lacks the cost or the metric, or ``metric`` is None and the points do not have exactly one
-            in common.
+        ValueError: a point lacks the cost or the metric, ``metric`` is None and there is no default, or ``higher`` is
+            None and the metric's name is not known.
     """
     points = tuple(points)
     if not points:
         return ()
-    name = common_metric(points) if metric is None else metric
-    sign = 1 if higher_is_better else -1
+    name = default_metric(points) if metric is None else metric
+    sign = 1 if (higher_is_better(name) if higher is None else higher) else -1
     measured = [(point.cost(cost), sign * point.metric(name), point) for point in points]
     measured = [entry for entry in measured if not math.isnan(entry[1])]
     measured.sort(key=lambda entry: (entry[0], -entry[1]))

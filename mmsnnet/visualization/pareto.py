@@ -13,7 +13,8 @@ from mmsnnet.evaluation.operating_points import (
     CostName,
     OperatingPoint,
     OperatingPoints,
-    common_metric,
+    default_metric,
+    higher_is_better,
     pareto_front,
     write_atomically,
 )
@@ -44,7 +45,7 @@ def plot_pareto(
     out: str | os.PathLike[str],
     cost: CostName = "flops",
     *,
-    higher_is_better: bool = True,
+    higher: bool | None = None,
 ) -> Path:
     """Draws all stitches of ``runs``, ``metric`` over ``cost``, and writes the picture to ``out``.
 
@@ -54,27 +55,30 @@ def plot_pareto(
 
     Args:
         runs: of one data set.
-        metric: by name; None for the only one that all points have.
+        metric: by name; None for :func:`mmsnnet.evaluation.default_metric`.
         out: ``.png`` (1200 x 750 pixels) or ``.svg``; written whole or not at all.
         cost: ``flops`` or ``latency_ms``.
-        higher_is_better: False for an error (RMSE, say), of which less is better.
+        higher: whether more of the metric is better; None for what its name says.
 
     Returns:
         The path written.
 
     Raises:
-        ValueError: another suffix, nothing to draw, several data sets, or a stitch without the metric or the cost.
+        ValueError: another suffix, nothing to draw, several data sets, a stitch without the metric or the cost, or a
+            metric of an unknown name without ``higher``.
     """
     out = Path(out)
     if out.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"{out}: expected a name that ends in .png or .svg, found {out.suffix or 'no suffix'!r}")
     everything = _check_runs(runs)
-    name = common_metric(everything) if metric is None else metric
-    fronts = [pareto_front(run, cost, name, higher_is_better=higher_is_better) for run in runs]
+    name = default_metric(everything) if metric is None else metric
+    if higher is None:
+        higher = higher_is_better(name)
+    fronts = [pareto_front(run, cost, name, higher=higher) for run in runs]
     if not any(fronts):
         raise ValueError(f"metric {name!r} is NaN for every stitch: there is nothing to draw")
 
-    figure = _draw(runs, fronts, name, cost, higher_is_better)
+    figure = _draw(runs, fronts, name, cost, higher)
     write_atomically(out, _render(figure, out.suffix.lower()))
     return out
 
@@ -104,7 +108,7 @@ def _draw(
     fronts: Sequence[Sequence[OperatingPoint]],
     metric: str,
     cost: CostName,
-    higher_is_better: bool,
+    higher: bool,
 ) -> Figure:
     from matplotlib.figure import Figure
 
@@ -133,7 +137,7 @@ def _draw(
             if point.is_anchor
         ]
     axes.set_xlabel(unit_name, fontsize=12)
-    axes.set_ylabel(metric if higher_is_better else f"{metric} (lower is better)", fontsize=12, parse_math=False)
+    axes.set_ylabel(metric if higher else f"{metric} (lower is better)", fontsize=12, parse_math=False)
     axes.set_title(_title(runs, fronts, metric), fontsize=13, parse_math=False)
     axes.tick_params(labelsize=11)
     axes.ticklabel_format(useOffset=False, style="plain")

@@ -19,22 +19,22 @@ def operating_points_table(
     metric: str | None = None,
     cost: CostName = "flops",
     *,
-    higher_is_better: bool = True,
+    higher: bool | None = None,
 ) -> Table:
     """One row per stitch, by ascending ``cost``, with every metric that was measured.
 
     Stitches on the Pareto front of ``metric`` over ``cost`` are bold and say "front" in the last column, anchors say
-    "anchor" there; without a metric there is no front. ``metric`` and ``higher_is_better`` are those of
+    "anchor" there; without a metric there is no front. ``metric`` and ``higher`` are those of
     :func:`mmsnnet.evaluation.pareto_front`.
 
     Raises:
-        ValueError: a stitch lacks the metric or the cost.
+        ValueError: a stitch lacks the metric or the cost, or the metric has an unknown name and ``higher`` is None.
     """
     front: set[int] = set()
     names: list[str] = []
     if metric is not None:
         names = [metric]
-        front = {point.id for point in pareto_front(points, cost, metric, higher_is_better=higher_is_better)}
+        front = {point.id for point in pareto_front(points, cost, metric, higher=higher)}
     unit, unit_name = flops_unit(points)
     metrics = list(dict.fromkeys(key for point in points for key in (*names, *point.metrics)))
     values = [[point.metrics.get(key) for point in points] for key in metrics]

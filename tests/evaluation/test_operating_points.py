@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 import mmsnnet.evaluation.operating_points as module
-from mmsnnet.evaluation import OperatingPoint, OperatingPoints, common_metric, pareto_front
+from mmsnnet.evaluation import (
+    OperatingPoint,
+    OperatingPoints,
+    default_metric,
+    higher_is_better,
+    pareto_front,
+)
 
 
 def point(id_: int, flops: int, quality: float | None = None, **kwargs: object) -> OperatingPoint:
@@ -43,7 +49,7 @@ def front_by_brute_force(points: list[OperatingPoint], sign: int = 1) -> set[int
 def test_front_is_what_no_point_dominates(integers: bool, sign: int) -> None:
     for seed in range(200):
         points = random_points(seed, integers)
-        front = pareto_front(points, metric="mIoU", higher_is_better=sign == 1)
+        front = pareto_front(points, metric="mIoU", higher=sign == 1)
         assert {p.id for p in front} == front_by_brute_force(points, sign), seed
         assert [p.flops for p in front] == sorted(p.flops for p in front)
 
@@ -87,7 +93,7 @@ def test_front_over_latency_differs_from_that_over_flops() -> None:
 def test_nan_is_never_on_the_front() -> None:
     good, unknown = point(0, 5, 40.0), point(1, 1, math.nan)
     for higher in (True, False):
-        assert pareto_front([unknown, good], higher_is_better=higher) == (good,)
+        assert pareto_front([unknown, good], higher=higher) == (good,)
     assert pareto_front([unknown]) == ()
 
 
@@ -105,15 +111,66 @@ def test_front_refuses_what_was_not_measured() -> None:
         pareto_front([point(0, 1, 2.0)], cost="gflops")
 
 
-def test_common_metric() -> None:
-    one = point(0, 1, metrics={"mIoU": 1.0, "aAcc": 2.0})
-    assert common_metric([one, point(1, 1, metrics={"aAcc": 3.0, "mAcc": 1.0})]) == "aAcc"
-    with pytest.raises(ValueError, match="2 in common: mIoU, aAcc"):
-        common_metric([one])
-    with pytest.raises(ValueError, match="found mIoU, aAcc, rmse in some of them only"):
+@pytest.mark.parametrize(
+    ("better", "names"),
+    [
+        (True, "mIoU aAcc mAcc mDice mFscore mPrecision mRecall d1 d2 d3 accuracy/top1 accuracy/top5 top1"),
+        (
+            True,
+            "coco/bbox_mAP coco/bbox_mAP_50 coco/bbox_mAP_s coco/segm_mAP coco/segm_mAP_75 coco/AR@100 coco/AR_s@1000",
+        ),
+        (True, "pascal_voc/mAP pascal_voc/AP50 coco/person_precision"),
+        (False, "abs_rel sq_rel rmse rmse_log log10 silog depth/rmse loss loss_ce decode.loss_ce aux.loss val_loss"),
+        (False, "latency_ms"),
+    ],
+)
+def test_the_direction_of_known_metrics(better: bool, names: str) -> None:
+    assert {name: higher_is_better(name) for name in names.split()} == dict.fromkeys(names.split(), better)
+
+
+@pytest.mark.parametrize("name", ["", "quality", "mIoU/", "rmse/other", "lossless", "d4", "MIOU", "map"])
+def test_the_direction_of_an_unknown_metric_is_not_guessed(name: str) -> None:
+    with pytest.raises(ValueError, match=f"metric {name!r} is not known"):
+        higher_is_better(name)
+    points = [point(0, 1, metrics={name: 1.0}), point(1, 2, metrics={name: 2.0})]
+    with pytest.raises(ValueError, match="--better"):
+        pareto_front(points, metric=name)
+    assert len(pareto_front(points, metric=name, higher=True)) == 2
+    assert len(pareto_front(points, metric=name, higher=False)) == 1
+
+
+def test_the_front_goes_down_where_lower_is_better() -> None:
+    """As depth is measured: the better stitch has the smaller error and the larger share of good pixels."""
+    cheap = point(0, 1, metrics={"abs_rel": 0.12, "d1": 0.85})
+    wasteful = point(1, 2, metrics={"abs_rel": 0.13, "d1": 0.84})
+    good = point(2, 3, metrics={"abs_rel": 0.10, "d1": 0.90})
+    for metric in ("abs_rel", "d1", None):
+        assert pareto_front([wasteful, good, cheap], metric=metric) == (cheap, good)
+
+
+@pytest.mark.parametrize(
+    ("names", "metric"),
+    [
+        (["aAcc", "mIoU", "mAcc"], "mIoU"),
+        (["d1", "d2", "d3", "abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog"], "abs_rel"),
+        (["coco/bbox_mAP", "coco/bbox_mAP_50", "coco/segm_mAP"], "coco/bbox_mAP"),
+        (["accuracy/top5", "accuracy/top1", "loss"], "accuracy/top1"),
+        (["quality"], "quality"),
+    ],
+)
+def test_the_default_is_what_the_task_is_known_by(names: list[str], metric: str) -> None:
+    assert default_metric([point(index, 1, metrics=dict.fromkeys(names, 1.0)) for index in (0, 1)]) == metric
+
+
+def test_the_default_is_one_that_all_points_have() -> None:
+    one = point(0, 1, metrics={"mIoU": 1.0, "aAcc": 2.0, "mAcc": 1.0})
+    assert default_metric([one, point(1, 1, metrics={"aAcc": 3.0})]) == "aAcc"
+    with pytest.raises(ValueError, match="2 in common: aAcc, mAcc; say which with --metric"):
+        default_metric([one, point(1, 1, metrics={"aAcc": 3.0, "mAcc": 1.0})])
+    with pytest.raises(ValueError, match="found mIoU, aAcc, mAcc, rmse in some of them only"):
         pareto_front([one, point(1, 1, metrics={"rmse": 3.0})])
     with pytest.raises(ValueError, match="found none"):
-        common_metric([])
+        default_metric([])
 
 
 def test_add_appends_or_takes_the_place_of_the_same_id() -> None:

@@ -60,7 +60,7 @@ def test_writes_the_picture_and_prints_the_table(points: Path, tmp_path: Path) -
 def test_help(tmp_path: Path) -> None:
     done = plot_pareto("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert all(option in done.stdout for option in ("--out", "--metric", "--table", "--cost", "--lower-is-better"))
+    assert all(option in done.stdout for option in ("--out", "--metric", "--table", "--cost", "--better"))
 
 
 def test_a_broken_file_is_an_error_and_overwrites_nothing(points: Path, tmp_path: Path) -> None:
@@ -123,14 +123,39 @@ def test_mistakes(
     assert out.read_bytes() == b"old"
 
 
-def test_which_metric(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
-    other = changed(points, "other.json", stitches=[STITCH])
+@pytest.mark.parametrize(
+    ("options", "metric", "front"),
+    [
+        ([], "abs_rel", ["S", "L"]),
+        (["--metric", "rmse"], "rmse", ["S"]),
+        (["--metric", "rmse", "--better", "higher"], "rmse", ["S", "L"]),
+        (["--metric", "quality", "--better", "higher"], "quality", ["S"]),
+        (["--metric", "quality", "--better", "lower"], "quality", ["S", "L"]),
+    ],
+)
+def test_which_metric_and_which_way(
+    points: Path, main: Main, capsys: pytest.CaptureFixture[str], options: list[str], metric: str, front: list[str]
+) -> None:
+    metrics = ({"rmse": 1.5, "abs_rel": 0.1, "quality": 3.0}, {"rmse": 1.6, "abs_rel": 0.05, "quality": 2.0})
+    stitches = [STITCH | {"metrics": metrics[0]}, STITCH | {"id": 1, "name": "L", "flops": 9, "metrics": metrics[1]}]
+    other = changed(points, "other.json", stitches=stitches)
+    assert main([str(other), "--out", str(points.parent / "pareto.png"), "--table", *options]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (header,) = (line for line in lines if line[:1] == ["id"])
+    assert header[header.index("(M)") + 1] == metric
+    assert [line[1] for line in lines if "front," in line] == front
+
+
+def test_a_metric_of_unknown_direction(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    other = changed(points, "other.json", stitches=[STITCH | {"metrics": {"quality": 3.0, "speed": 2.0}}])
     out = points.parent / "pareto.png"
     assert main([str(other), "--out", str(out)]) == 2
-    assert (
-        "which metric? The points have 2 in common: rmse, abs_rel; say which with --metric" in capsys.readouterr().err
+    assert "which metric? The points have 2 in common: quality, speed; say which with --metric" in (
+        capsys.readouterr().err
     )
-    assert main([str(other), "--out", str(out), "--metric", "rmse", "--lower-is-better"]) == 0
+    assert main([str(other), "--out", str(out), "--metric", "quality"]) == 2
+    assert "metric 'quality' is not known, nor whether more or less of it is better" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_places_that_do_not_serve(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:

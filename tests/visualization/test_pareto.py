@@ -5,6 +5,7 @@ import os
 import random
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,10 +147,19 @@ def test_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lower_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    axes = drawn([make_run()], tmp_path, monkeypatch, higher_is_better=False)
+    axes = drawn([make_run()], tmp_path, monkeypatch, higher=False)
     assert axes.get_ylabel() == "mIoU (lower is better)"
     (line,) = steps(axes)
     assert list(line.get_ydata()) == sorted(line.get_ydata(), reverse=True)
+
+
+def test_an_error_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run()
+    errors = [replace(point, metrics={"d1": 0.5, "abs_rel": 1 / point.metrics["mIoU"]}) for point in run]
+    axes = drawn([replace(run, points=tuple(errors))], tmp_path, monkeypatch, metric=None)
+    assert axes.get_ylabel() == "abs_rel (lower is better)"
+    (line,) = steps(axes)
+    assert list(line.get_ydata()) == sorted(line.get_ydata(), reverse=True) and len(set(line.get_ydata())) > 3
 
 
 def test_points_without_a_value_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +174,8 @@ def test_points_without_a_value_are_left_out_and_counted(tmp_path: Path, monkeyp
 def test_one_stitch_without_a_data_set_and_names_that_look_like_formulas(tmp_path: Path) -> None:
     one = OperatingPoint(0, "$A_", "A", 5, 7, {"m_$": 3.0})
     for dataset in (None, "a $b_$ c"):
-        plot_pareto([OperatingPoints(None, None, dataset, (8, 8), None, (one,))], None, tmp_path / "plot.png")
+        run = OperatingPoints(None, None, dataset, (8, 8), None, (one,))
+        plot_pareto([run], None, tmp_path / "plot.png", higher=True)
 
 
 def test_png(tmp_path: Path) -> None:
@@ -225,7 +236,7 @@ NO_LATENCY = OperatingPoints(None, None, "d", (8, 8), None, (OperatingPoint(0, "
         ([make_run(), make_run(None)], {}, "found ADE20K, an unnamed one"),
         ([make_run()], {"metric": "rmse"}, "has no metric 'rmse'; it has mIoU"),
         ([make_run(), make_run(aAcc=1.0)], {"metric": "aAcc"}, "has no metric 'aAcc'"),
-        ([make_run(aAcc=1.0)], {"metric": None}, "2 in common: mIoU, aAcc"),
+        ([make_run(aAcc=1.0, quality=1.0)], {"metric": "quality"}, "'quality' is not known.*--better"),
         ([NO_VALUE], {}, "'mIoU' is NaN for every stitch"),
         ([NO_LATENCY], {"cost": "latency_ms"}, "has no latency_ms"),
         ([make_run()], {"out": "plot.pdf"}, "ends in .png or .svg, found '.pdf'"),

@@ -49,9 +49,11 @@ def test_rows_of_the_front_are_bold() -> None:
     assert [row.style for row in table.rows] == ["bold", None, "bold", "bold"]
 
 
-def test_the_front_is_that_of_the_metric_and_the_direction() -> None:
-    table = operating_points_table(make_run(LARGE, WORSE, SMALL), "abs_rel", higher_is_better=False)
+def test_the_front_is_that_of_the_metric_and_its_direction() -> None:
+    table = operating_points_table(make_run(LARGE, WORSE, SMALL), "abs_rel")
     assert [row[-1] for row in cells(table)[1:]] == ["front, anchor", "front", "anchor"]
+    table = operating_points_table(make_run(LARGE, WORSE, SMALL), "abs_rel", higher=True)
+    assert [row[-1] for row in cells(table)[1:]] == ["front, anchor", "44.00", "anchor"]
 
 
 def test_cost_by_latency() -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmsnnet.evaluation import OperatingPoints, common_metric
+from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.visualization import operating_points_table, plot_pareto, print_table
 
 
@@ -19,9 +19,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="what tools/test.py --out wrote")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.png", help="the picture: .png or .svg")
-    parser.add_argument("--metric", help="the metric to draw (default: the only one that all stitches have)")
+    parser.add_argument("--metric", help="the metric to draw (default: the one that the task is known by)")
     parser.add_argument("--cost", choices=("flops", "latency_ms"), default="flops", help="default: %(default)s")
-    parser.add_argument("--lower-is-better", action="store_true", help="for a metric that is an error, like RMSE")
+    parser.add_argument("--better", choices=("higher", "lower"), help="for a metric that is not known by its name")
     parser.add_argument("--table", action="store_true", help="print the stitches of the first file as a table, too")
     return parser.parse_args(argv)
 
@@ -30,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         runs = [OperatingPoints.load(path) for path in args.files]
-        metric = args.metric or common_metric(point for run in runs for point in run)
-        direction = not args.lower_is_better
-        table = operating_points_table(runs[0], metric, args.cost, higher_is_better=direction) if args.table else None
-        print(plot_pareto(runs, metric, args.out, args.cost, higher_is_better=direction))
+        metric = args.metric or default_metric(point for run in runs for point in run)
+        higher = args.better and args.better == "higher"
+        table = operating_points_table(runs[0], metric, args.cost, higher=higher) if args.table else None
+        print(plot_pareto(runs, metric, args.out, args.cost, higher=higher))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
