@@ -1,5 +1,5 @@
 # One cycle over 24 epochs: 0.3 of them up from a 25th of the highest rate, then down to a 100th of where it began.
-# mmengine's OneCycleLR has one highest rate for all groups of parameters; two cosines keep the anchors' a tenth.
+# mmengine's OneCycleLR would give all groups of parameters one highest rate; two cosines keep the anchors' a tenth.
 max_lr = 2e-5
 epochs, warm_up_epochs = 24, 7.2
 optim_wrapper = dict(
