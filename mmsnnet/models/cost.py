@@ -38,10 +38,10 @@ def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) ->
     with (
         evaluation_mode(model),
         _replaced(backbone, "forward", _empty_maps(backbone, image)),
-        _every_proposal(model),
+        _every_proposal(model) as read,
         _countable_attention(),
     ):
-        rest = Cost(count_flops(_TensorMode(model, used), image), sum(parameter.numel() for parameter in used))
+        rest = Cost(count_flops(_TensorMode(model, read, used), image), sum(parameter.numel() for parameter in used))
     return {id_: cost + rest for id_, cost in backbone.costs(shape).items()}
 
 
@@ -54,18 +54,20 @@ def _empty_maps(backbone: StitchedViT, image: Tensor) -> Callable[[Tensor], Any]
 
 
 class _TensorMode(nn.Module):
-    """A model's forward from images to what its heads put out; adds the parameters that it uses to ``used``."""
+    """A model's forward from images to what its heads put out, and to ``read``; adds the parameters that it uses to
+    ``used``."""
 
-    def __init__(self, model: BaseModel, used: set[nn.Parameter]) -> None:
+    def __init__(self, model: BaseModel, read: list[Any], used: set[nn.Parameter]) -> None:
         super().__init__()
         self.model = model
+        self.read = read
         self.used = used
 
     def forward(self, images: Tensor) -> object:
         shape = tuple(images.shape[-2:])
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
         with _UsedParameters(self.used):
-            return self.model(images, [BaseDataElement(metainfo=meta) for _ in images], mode="tensor")
+            return self.model(images, [BaseDataElement(metainfo=meta) for _ in images], mode="tensor"), self.read
 
 
 class _UsedParameters(TorchFunctionMode):
@@ -98,21 +100,28 @@ def _countable_attention() -> Iterator[None]:
 
 
 @contextmanager
-def _every_proposal(model: BaseModel) -> Iterator[None]:
+def _every_proposal(model: BaseModel) -> Iterator[list[Any]]:
     """Makes a two-stage detector's RPN hand on as many proposals as it may, and the RoI extractors empty regions, so
-    that nothing depends on weights."""
+    that nothing depends on weights. Gives a list of what these would have read: fvcore does not count what the outputs
+    of a model do not depend on."""
+    read: list[Any] = []
     with ExitStack() as stack:
         proposer = getattr(model, "rpn_head", None)
         if hasattr(proposer, "predict_by_feat"):
-            number = proposer.test_cfg["max_per_img"]
-
-            def propose(scores: Sequence[Tensor], *_: Any, batch_img_metas: Sequence[dict], **__: Any) -> list:
-                return [InstanceData(bboxes=scores[0].new_zeros(number, 4)) for _ in batch_img_metas]
-
-            stack.enter_context(_replaced(proposer, "predict_by_feat", propose))
+            stack.enter_context(_replaced(proposer, "predict_by_feat", _propose(proposer, read)))
         for extractor in _roi_extractors(model):
-            stack.enter_context(_replaced(extractor, "forward", _empty_regions(extractor)))
-        yield
+            stack.enter_context(_replaced(extractor, "forward", _extract(extractor, read)))
+        yield read
+
+
+def _propose(proposer: nn.Module, read: list[Any]) -> Callable[..., list[InstanceData]]:
+    number = proposer.test_cfg["max_per_img"]
+
+    def propose(*maps: Sequence[Tensor], batch_img_metas: Sequence[dict], **_: Any) -> list[InstanceData]:
+        read.append(maps)
+        return [InstanceData(bboxes=maps[0][0].new_zeros(number, 4)) for _ in batch_img_metas]
+
+    return propose
 
 
 def _roi_extractors(model: BaseModel) -> list[nn.Module]:
@@ -123,8 +132,9 @@ def _roi_extractors(model: BaseModel) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, SingleRoIExtractor)]
 
 
-def _empty_regions(extractor: nn.Module) -> Callable[..., Tensor]:
+def _extract(extractor: nn.Module, read: list[Any]) -> Callable[..., Tensor]:
     def extract(maps: Sequence[Tensor], regions: Tensor, *_: Any, **__: Any) -> Tensor:
+        read.append(tuple(maps))
         return maps[0].new_zeros(len(regions), extractor.out_channels, *extractor.roi_layers[0].output_size)
 
     return extract

@@ -1,0 +1,31 @@
+# Both anchors stitched: every stitch is trained in this one run.
+_base_ = "vit-l_mask-rcnn_500_coco128-256x256.py"
+work_dir = "work_dirs/coco128/stitched"
+model = dict(
+    backbone=dict(
+        anchors=[
+            dict(
+                model="vit_tiny_patch16_224",
+                embed_dim=64,
+                depth=6,
+                num_heads=2,
+                window_size=8,
+                global_blocks=(2, 5),
+                pretrained="work_dirs/coco128/anchor_s/iter_500.pth",
+            ),
+            dict(
+                model="vit_tiny_patch16_224",
+                embed_dim=128,
+                depth=12,
+                num_heads=4,
+                window_size=8,
+                global_blocks=(2, 5, 8, 11),
+                pretrained="work_dirs/coco128/anchor_l/iter_500.pth",
+            ),
+        ],
+        rank=8,
+        flops_step=50e6,
+    )
+)
+# The anchors are pretrained; the heads and the stitching layers' updates start from nothing.
+optim_wrapper = dict(optimizer=dict(lr=5e-4), paramwise_cfg=dict(head_lr_mult=2.0, stitching_lr_mult=10.0))
