@@ -399,3 +399,16 @@ def test_mistakes_end_with_an_error_and_code_2(tmp_path, command, capsys, out, l
     said = capsys.readouterr().err
     assert "error: " in said and message in said
     assert contents(tmp_path) == {"taken/mine.txt": b"mine"}
+
+
+# The page about data sets
+
+
+def test_the_page_names_a_stand_in_for_each_set_where_its_config_looks():
+    page = (ROOT / "docs/datasets.md").read_text()
+    stand_ins = re.findall(r"^Stand-in: `python (\S+) (\S+) --layout (\w+)( --size 32 32)?`$", page, re.MULTILINE)
+    assert {tool for tool, *_ in stand_ins} == {"tools/dataset_converters/make_shapes.py"}
+    assert {layout for _, _, layout, _ in stand_ins} == set(LAYOUTS) - {"shapes"}
+    configs = [path.read_text() for path in (ROOT / "configs/_base_/datasets").glob("*.py")]
+    for _, folder, _, _ in stand_ins:
+        assert any(f'data_root = "{folder}"' in config for config in configs), folder
