@@ -37,6 +37,10 @@ class CocoAnnotations(COCO):
             ) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{annotation_file} is not JSON, as COCO's annotation files are: {error}") from error
+        except AssertionError as error:  # the JSON is no object
+            raise ValueError(
+                f"{annotation_file} has no lists {', '.join(KEYS)}, as COCO's annotation files have"
+            ) from error
 
     def createIndex(self) -> None:
         for kind, keys in KEYS.items():
@@ -47,7 +51,7 @@ class CocoAnnotations(COCO):
                     f"{', '.join(KEYS)}; this one has {', '.join(self.dataset) or 'nothing'}"
                 )
             for number, entry in enumerate(entries):
-                lacking = [key for key in keys if key not in entry]
+                lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
                 if lacking:
                     raise ValueError(
                         f"{self.file}: {kind}[{number}] lacks {', '.join(lacking)}; COCO's format has {', '.join(keys)}"

@@ -1,0 +1,178 @@
+"""COCO's layout: annotation files that are read, and what is said of those that are not in its format."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.registry import DATASETS
+
+Annotations = dict[str, Any]
+Make = Callable[..., Any]
+FILE = "annotations/instances.json"
+
+
+@pytest.fixture
+def annotations() -> Annotations:
+    """Two images of 8 x 10 with a cat and a dog each, a crowd of dogs among them, and a third one with nothing."""
+    images = [dict(id=i, file_name=f"{i}.jpg", height=8, width=10) for i in (1, 2, 3)]
+    square = [[1.0, 1.0, 5.0, 1.0, 5.0, 5.0, 1.0, 5.0]]
+    crowd = dict(size=[8, 10], counts=[40, 40])  # column by column: the right half
+    things = [
+        dict(id=10 * i + c, image_id=i, category_id=c, iscrowd=0, area=16, bbox=[1, 1, 4, 4], segmentation=square)
+        for i in (1, 2)
+        for c in (7, 9)
+    ]
+    things[-1] |= dict(iscrowd=1, area=40, bbox=[5, 0, 5, 8], segmentation=crowd)
+    return dict(images=images, annotations=things, categories=[dict(id=7, name="cat"), dict(id=9, name="dog")])
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """``make(contents, classes)``: the data set of an annotation file with these contents, text as it is."""
+
+    def build(contents: Any, classes: tuple[str, ...] = ("cat", "dog"), masks: bool = True, **settings: Any) -> Any:
+        (tmp_path / "annotations").mkdir()
+        if contents is not None:
+            text = contents if isinstance(contents, str) else json.dumps(contents)
+            (tmp_path / FILE).write_text(text)
+        pipeline = [
+            dict(type="mmsnnet.LoadImage"),
+            dict(type="mmdet.LoadAnnotations", with_bbox=True, with_mask=masks),
+            dict(type="mmdet.PackDetInputs"),
+        ]
+        settings.setdefault("filter_cfg", dict(filter_empty_gt=True))
+        prefix = dict(img="images")
+        return DATASETS.build(
+            dict(type="mmsnnet.CocoDataset", data_root=str(tmp_path), ann_file=FILE, data_prefix=prefix)
+            | dict(metainfo=dict(classes=classes), pipeline=pipeline, **settings)
+        )
+
+    return build
+
+
+def test_instances_are_read(annotations: Annotations, make: Make, tmp_path: Path) -> None:
+    dataset = make(annotations)
+    assert len(dataset) == 2  # the image without instances teaches nothing
+    assert dataset.metainfo["ann_file"] == str(tmp_path / FILE)
+    (tmp_path / "images").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        cv2.imwrite(str(tmp_path / "images" / name), np.zeros((8, 10, 3), np.uint8))
+    sample = dataset[1]["data_samples"]
+    assert sample.gt_instances.labels.tolist() == [0]
+    assert sample.gt_instances.bboxes.tensor.tolist() == [[1, 1, 5, 5]]
+    assert sample.gt_instances.masks.masks.sum() == 16
+    assert sample.ignored_instances.labels.tolist() == [1]
+    (crowd,) = sample.ignored_instances.masks.masks
+    assert crowd[:, 5:].all() and not crowd[:, :5].any()
+
+
+def test_images_without_instances_stay_where_nothing_is_filtered(annotations: Annotations, make: Make) -> None:
+    assert len(make(annotations, filter_cfg=None)) == 3
+
+
+def test_some_of_the_categories(annotations: Annotations, make: Make) -> None:
+    dataset = make(annotations, classes=("dog",))
+    assert [[thing["bbox_label"] for thing in dataset.get_data_info(i)["instances"]] for i in (0, 1)] == [[0], [0]]
+
+
+def says(error: pytest.ExceptionInfo[Exception], *words: str) -> None:
+    """Asserts that a message names the annotation file and what else it should."""
+    assert [word for word in (FILE, *words) if word not in str(error.value)] == []
+
+
+def test_a_missing_file(make: Make) -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        make(None)
+    says(error, "data_root", "ann_file")
+
+
+@pytest.mark.parametrize("text", ["<annotation/>", '{"images": [', "\x00"])
+def test_a_file_that_is_not_json(make: Make, text: str) -> None:
+    with pytest.raises(ValueError) as error:
+        make(text)
+    says(error, "is not JSON")
+
+
+@pytest.mark.parametrize("kind", ["images", "annotations", "categories"])
+def test_a_missing_list(annotations: Annotations, make: Make, kind: str) -> None:
+    del annotations[kind]
+    with pytest.raises(ValueError) as error:
+        make(annotations)
+    says(error, f"no list {kind!r}")
+
+
+@pytest.mark.parametrize("contents", ["[]", '"text"', "3"])
+def test_json_of_another_kind(make: Make, contents: str) -> None:
+    with pytest.raises(ValueError) as error:
+        make(contents)
+    says(error, "no lists images, annotations, categories")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("annotations", "bbox"), ("annotations", "image_id"), ("images", "file_name"), ("categories", "name")],
+)
+def test_an_entry_without_a_key(annotations: Annotations, make: Make, kind: str, key: str) -> None:
+    del annotations[kind][1][key]
+    with pytest.raises(ValueError) as error:
+        make(annotations)
+    says(error, f"{kind}[1] lacks {key}")
+
+
+def test_an_entry_of_another_kind(annotations: Annotations, make: Make) -> None:
+    annotations["annotations"].append([1, 2])
+    with pytest.raises(ValueError) as error:
+        make(annotations)
+    says(error, "annotations[4] lacks id, image_id, category_id, bbox, area")
+
+
+def test_an_unknown_category(annotations: Annotations, make: Make) -> None:
+    annotations["annotations"][2]["category_id"] = 8
+    with pytest.raises(ValueError) as error:
+        make(annotations)
+    says(error, "annotations[2]", "category_id 8")
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (("cat", "horse"), ("no category 'horse'", "cat, dog")),
+        (("dog", "cat"), ("another order", "cat, dog")),
+    ],
+)
+def test_classes_that_are_not_those_of_the_file(
+    annotations: Annotations, make: Make, classes: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValueError) as error:
+        make(annotations, classes)
+    says(error, "metainfo.classes", *words)
+
+
+def test_masks_that_are_not_there(annotations: Annotations, make: Make) -> None:
+    del annotations["annotations"][0]["segmentation"]
+    with pytest.raises(ValueError) as error:
+        make(annotations)
+    says(error, "1.jpg", "no segmentation", "with_mask")
+
+
+def test_boxes_alone_need_no_masks(annotations: Annotations, make: Make) -> None:
+    for annotation in annotations["annotations"]:
+        del annotation["segmentation"]
+    assert len(make(annotations, masks=False)) == 2
+
+
+def test_a_file_of_which_no_image_is_left(annotations: Annotations, make: Make) -> None:
+    annotations["annotations"].clear()
+    with pytest.raises(ValueError) as error:
+        make(annotations)
+    says(error, "of its 3 images", "filter_empty_gt")
+
+
+def test_a_missing_image_is_named(annotations: Annotations, make: Make) -> None:
+    dataset = make(annotations)
+    with pytest.raises(FileNotFoundError, match=r"1\.jpg"):
+        dataset[0]
