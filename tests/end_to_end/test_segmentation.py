@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS
 from torch import Tensor
 
 from mmsnnet.apis import load_config
+from mmsnnet.datasets import write_shapes
 from mmsnnet.evaluation import OperatingPoints
 
 Tool = Callable[..., subprocess.CompletedProcess[str]]
@@ -115,24 +118,18 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make_data(tool: Tool, work: Path) -> Callable[[str], Path]:
-    """``make_data(layout)``: a few images to train on, and two to validate on."""
-
-    def make(layout: str) -> Path:
-        out = work / layout
-        if not out.exists():
-            options = ("--layout", layout, "--train", TRAIN_IMAGES, "--val", 2, "--size", 64, 64)
-            done = tool("dataset_converters/make_shapes", out, *options)
-            assert done.returncode == 0, done.stderr
-        return out
-
-    return make
+def data(tool: Tool, work: Path) -> Path:
+    """A few images in ADE20K's layout, with its classes."""
+    options = ("--layout", "ade20k", "--train", TRAIN_IMAGES, "--val", 2, "--size", 64, 64)
+    done = tool("dataset_converters/make_shapes", work / "data", *options)
+    assert done.returncode == 0, done.stderr
+    return work / "data"
 
 
 @pytest.fixture(scope="module")
-def ade20k(tool: Tool, make_data: Callable[[str], Path], work: Path) -> tuple[Path, Path]:
+def ade20k(tool: Tool, data: Path, work: Path) -> tuple[Path, Path]:
     """The config and the work folder of a run with the published head."""
-    config = write_config(work / "setr.py", SETR, shrunk(SETR, make_data("ade20k"), ITERATIONS))
+    config = write_config(work / "setr.py", SETR, shrunk(SETR, data, ITERATIONS))
     done = tool("train", config, "--work-dir", work / "setr")
     assert done.returncode == 0, done.stderr
     return config, work / "setr"
@@ -208,12 +205,29 @@ def test_validation_and_test_agree_on_the_anchors(ade20k: tuple[Path, Path], poi
     assert tested == pytest.approx({name: validated[name] for name in ("S/mIoU", "L/mIoU")})
 
 
-@pytest.mark.parametrize(("name", "layout"), [(UPERNET, "ade20k"), (COCO_STUFF, "coco_stuff10k")])
-def test_another_head_and_another_data_set(
-    tool: Tool, make_data: Callable[[str], Path], tmp_path: Path, name: str, layout: str
-) -> None:
-    config = write_config(tmp_path / "config.py", name, shrunk(name, make_data(layout), ITERATIONS))
+def test_another_head(tool: Tool, data: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.py", UPERNET, shrunk(UPERNET, data, ITERATIONS))
     done = tool("train", config, "--work-dir", tmp_path / "work")
     assert done.returncode == 0, done.stderr
     loss_falls(tmp_path / "work")
     is_validated_at_the_anchors(tmp_path / "work")
+
+
+@pytest.mark.parametrize(("name", "layout", "classes"), [(SETR, "ade20k", 150), (COCO_STUFF, "coco_stuff10k", 171)])
+def test_the_real_data_settings_read_the_layout_by_data_root_alone(
+    tmp_path: Path, name: str, layout: str, classes: int
+) -> None:
+    counts = dict(train=3, val=2)
+    out = write_shapes(tmp_path / "data", layout, **counts, size=(48, 64))
+    config = load_config(CONFIGS / name)
+    preprocess = MODELS.build(config.model.data_preprocessor)
+    for split, count in counts.items():
+        dataset = DATASETS.build(config[f"{split}_dataloader"].dataset | dict(data_root=str(out)))
+        assert len(dataset) == count
+        batch = preprocess(pseudo_collate([dataset[0]]), training=split == "train")
+        # A test image is brought to a short side of 512; its labels stay as they are.
+        image, labels = ((512, 512), (512, 512)) if split == "train" else ((512, 683), (48, 64))
+        assert batch["inputs"].shape == (1, 3, *image)
+        found = batch["data_samples"][0].gt_sem_seg.data
+        assert found.shape == (1, *labels)
+        assert set(found.unique().tolist()) <= {*range(classes), 255} and found.unique().numel() > 2
