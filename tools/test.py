@@ -4,53 +4,48 @@ import argparse
 import os
 from pathlib import Path
 
-from mmsnnet.apis import DictAction, build_runner, build_space, load_config
+from mmsnnet.apis import DictAction, build_runner, build_space, in_one_line, is_mistake, load_config
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.visualization import operating_points_table, print_table
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(description=__doc__)
+    described.add_argument("config", help="config file")
+    described.add_argument("checkpoint", help="checkpoint file")
+    described.add_argument(
         "--stitches",
         metavar="WHICH",
         help="all, anchors, or ids and names, such as 57,80 or S4-L10 (default: the config's, or all)",
     )
-    parser.add_argument(
+    described.add_argument(
         "--out",
         metavar="FILE.json",
         help="file of operating points (default: operating_points.json in the work folder)",
     )
-    parser.add_argument("--metric", help="metric of the Pareto front in the table (default: the task's own)")
-    parser.add_argument("--work-dir", metavar="D", help="folder for logs (default: the config's)")
-    parser.add_argument(
+    described.add_argument("--metric", help="metric of the Pareto front in the table (default: the task's own)")
+    described.add_argument("--work-dir", metavar="D", help="folder for logs (default: the config's)")
+    described.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
     )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    described.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher"
+    )
+    described.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return described
+
+
+def test(args: argparse.Namespace) -> None:
     if not Path(args.checkpoint).is_file():
-        parser.error(f"there is no checkpoint {args.checkpoint!r}")
-    try:
-        config = load_config(args.config, args.cfg_options)
-        loop = config.get("test_cfg") or {}
-        config.test_cfg = {**loop, "type": "mmsnnet.StitchTestLoop"}
-        if args.stitches:
-            config.test_cfg.stitches = args.stitches
-        build_space(config).select(config.test_cfg.get("stitches", "all"))
-    except (FileNotFoundError, ImportError, TypeError, ValueError) as error:
-        parser.error(str(error))
+        raise FileNotFoundError(f"there is no checkpoint {args.checkpoint!r}")
+    config = load_config(args.config, args.cfg_options)
     config.load_from = args.checkpoint
-    args.config = config
-    return args
-
-
-def main() -> None:
-    args = parse_args()
-    runner = build_runner(args.config, args.launcher, args.work_dir)
+    config.test_cfg = {**(config.get("test_cfg") or {}), "type": "mmsnnet.StitchTestLoop"}
+    if args.stitches:
+        config.test_cfg.stitches = args.stitches
+    # Stitches that do not exist are found before anything is written.
+    build_space(config).select(config.test_cfg.get("stitches", "all"))
+    runner = build_runner(config, args.launcher, args.work_dir)
     out = args.out or runner.test_loop.out or str(Path(runner.work_dir) / "operating_points.json")
     runner.test_loop.out = out
     runner.test()
@@ -62,6 +57,18 @@ def main() -> None:
             print_table(operating_points_table(points))
             print(f"no Pareto front is marked: {error}")
         print(f"operating points: {out}")
+
+
+def main() -> None:
+    command = parser()
+    args = command.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        test(args)
+    except Exception as error:
+        if not is_mistake(error):
+            raise
+        command.error(in_one_line(error))
 
 
 if __name__ == "__main__":

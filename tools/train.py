@@ -2,38 +2,53 @@
 
 import argparse
 import os
+from contextlib import suppress
 
-from mmsnnet.apis import DictAction, build_runner, load_config
+import torch
+
+from mmsnnet.apis import DictAction, build_runner, in_one_line, is_mistake, load_config
+from mmsnnet.registry import MODELS
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", metavar="D", help="folder for logs and checkpoints (default: the config's)")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of the work folder")
-    parser.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(description=__doc__)
+    described.add_argument("config", help="config file")
+    described.add_argument("--work-dir", metavar="D", help="folder for logs and checkpoints (default: the config's)")
+    described.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of the work folder")
+    described.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
+    described.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
     )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    try:
-        args.config = load_config(args.config, args.cfg_options)
-    except (FileNotFoundError, ImportError) as error:
-        parser.error(str(error))
-    return args
+    described.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher"
+    )
+    described.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return described
 
 
-def main() -> None:
-    args = parse_args()
-    config = args.config
+def train(args: argparse.Namespace) -> None:
+    config = load_config(args.config, args.cfg_options)
+    # A model that cannot be built is found before anything is written. One that computes while it is built raises
+    # RuntimeError on the meta device; the runner builds it in earnest.
+    with torch.device("meta"), suppress(RuntimeError):
+        MODELS.build(config.model)
     config.resume = args.resume
     if args.amp:
         config.optim_wrapper.type = "AmpOptimWrapper"
         config.optim_wrapper.setdefault("loss_scale", "dynamic")
     build_runner(config, args.launcher, args.work_dir).train()
+
+
+def main() -> None:
+    command = parser()
+    args = command.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        train(args)
+    except Exception as error:
+        if not is_mistake(error):
+            raise
+        command.error(in_one_line(error))
 
 
 if __name__ == "__main__":

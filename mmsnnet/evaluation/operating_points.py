@@ -233,7 +233,9 @@ def higher_is_better(metric: str) -> bool:
     for patterns, higher in ((LOWER_IS_BETTER, False), (HIGHER_IS_BETTER, True)):
         if any(re.fullmatch(pattern, name) for pattern in patterns):
             return higher
-    raise ValueError(f"metric {metric!r} is not known, nor whether more or less of it is better: say so with --better")
+    raise ValueError(
+        f"metric {metric!r} is not known, nor whether more or less of it is better: plot_pareto.py takes --better"
+    )
 
 
 def default_metric(points: Iterable[OperatingPoint]) -> str:

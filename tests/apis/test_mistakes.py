@@ -1,0 +1,54 @@
+"""What is answered by one line, and what keeps its traceback."""
+
+from collections.abc import Callable
+
+import pytest
+from mmengine.runner import BaseLoop
+
+from mmsnnet.apis import in_one_line, is_mistake
+
+
+class Loop(BaseLoop):
+    """Runs what it is given."""
+
+    def __init__(self, job: Callable[[], None]) -> None:
+        self.job = job
+
+    def run(self) -> None:
+        self.job()
+
+
+def caught(job: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception) as found:
+        job()
+    return found.value
+
+
+def refuse(error: Exception) -> Callable[[], None]:
+    def job() -> None:
+        raise error
+
+    return job
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("x"), ImportError("x"), KeyError("x"), TypeError("x"), ValueError("x")]
+)
+def test_a_mistake_is_one_until_a_loop_runs(error: Exception) -> None:
+    assert is_mistake(caught(refuse(error)))
+    assert not is_mistake(caught(Loop(refuse(error)).run))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), AttributeError("x"), AssertionError("x"), IndexError("x")])
+def test_what_is_no_mistake(error: Exception) -> None:
+    assert not is_mistake(caught(refuse(error)))
+
+
+def test_what_python_says_comes_with_its_place() -> None:
+    assert in_one_line(caught(lambda: {}["head"])).startswith("KeyError: 'head' (")
+    said = in_one_line(caught(lambda: len(3)))
+    assert said.startswith("TypeError: object of type 'int' has no len() (") and "test_mistakes.py, line " in said
+
+
+def test_our_own_words_stand_alone_and_in_one_line() -> None:
+    assert in_one_line(caught(refuse(ValueError("rank is\n  0 or more")))) == "rank is 0 or more"
