@@ -45,9 +45,9 @@ class SemanticLayout(Layout):
     """``images/`` and ``annotations/`` with a label map for each image.
 
     ``folders`` are the folders of ``SPLITS``, in that order, below both; ``stems`` are the file names without suffix,
-    to be formatted with the image's number, from 1. Label 0 is the background, each look has the next label. On disk
-    labels count from ``first_label``; what belongs to no class is 255, one less than the lowest label if that is 1, for
-    the labels are bytes. ``blobs`` is the label of the blobs.
+    to be formatted with the image's number, from 1. Class 0 is the background, class ``k`` has look ``k - 1``. What is
+    written is the class plus ``first_label``, in a byte: 255, which stands for no class, becomes 0 if that is 1.
+    ``blobs`` is the class of the blobs.
     """
 
     summary: str
