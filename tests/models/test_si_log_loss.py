@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -24,7 +26,7 @@ E = math.e
 def set_iteration() -> Iterator[SetIteration]:
     """``set_iteration(n)``: the loss finds itself in iteration ``n`` of a training run, the first being 0."""
     hub = MessageHub.get_instance("test_si_log_loss")
-    yield lambda n: hub.update_info("iter", n)
+    yield lambda n: hub.update_info_dict(dict(loop_stage="train", iter=n))
     MessageHub._instance_dict.pop("test_si_log_loss")
 
 
@@ -141,8 +143,18 @@ class Depth(BaseModel):
         return dict(loss=loss)
 
 
-def test_the_warm_up_goes_on_in_a_resumed_run(tmp_path: Path) -> None:
-    """Of five iterations three are done before the break and two after it."""
+@pytest.fixture
+def no_traces() -> Iterator[None]:
+    """Takes away the instances that a runner leaves behind as the current ones."""
+    kept = {manager: list(manager._instance_dict) for manager in (DefaultScope, MessageHub, MMLogger, Visualizer)}
+    yield
+    for manager, names in kept.items():
+        for name in set(manager._instance_dict) - set(names):
+            manager._instance_dict.pop(name)
+
+
+def test_the_warm_up_goes_on_in_a_resumed_run(tmp_path: Path, no_traces: None) -> None:
+    """Of five iterations three are done before the break and two after it; afterwards there is none."""
     found = []
     for iterations, resume in ((3, False), (8, True)):
         model = Depth()
@@ -158,6 +170,8 @@ def test_the_warm_up_goes_on_in_a_resumed_run(tmp_path: Path) -> None:
             log_level="ERROR",
         ).train()
         found.append(model.warm_up)
+        again = SILogLoss(warm_up_iters=5)(torch.tensor([E, E**3]), torch.tensor([1.0, 1.0]))
+        assert again.item() == pytest.approx(math.sqrt(1.6))
     assert found == [[True] * 3, [True] * 2 + [False] * 3]
 
 

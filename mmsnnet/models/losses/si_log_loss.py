@@ -63,5 +63,5 @@ class SILogLoss(nn.Module):
 
     def _warming_up(self) -> bool:
         """Whether the training run that is on, if any, has not done ``warm_up_iters`` iterations yet."""
-        iteration = MessageHub.get_current_instance().get_info("iter")
-        return iteration is not None and iteration < self.warm_up_iters
+        hub = MessageHub.get_current_instance()
+        return hub.get_info("loop_stage") == "train" and hub.get_info("iter") < self.warm_up_iters
