@@ -1,5 +1,6 @@
 """The command lines: what their help names, and what they say to a user's mistake."""
 
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -171,8 +172,20 @@ def test_distributed_scripts_say_what_is_missing(folder: Path, script: str, argu
     assert list(folder.iterdir()) == []
 
 
-def test_the_quickstart_runs_tools_and_configs_that_exist() -> None:
-    text = (REPOSITORY / "configs/quickstart/run.sh").read_text().replace("$CONFIGS", "configs/quickstart")
-    named = re.findall(r"\S+\.py\b", text)
-    assert len(named) >= 9
-    assert [name for name in named if not (REPOSITORY / name).is_file()] == []
+def test_the_quickstart_runs_tools_and_configs_that_exist_from_anywhere(folder: Path, tmp_path: Path) -> None:
+    """With a stand-in for Python that notes what it is called with."""
+    python, calls = tmp_path / "bin" / "python", tmp_path / "calls"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$PWD" "$@" >> {calls}\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"}
+    script = REPOSITORY / "configs/quickstart/run.sh"
+    done = subprocess.run(["bash", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split() for line in calls.read_text().splitlines()]
+    assert [Path(line[1]).stem for line in lines] == ["make_shapes", *["train"] * 3, "test", "plot_pareto"]
+    assert {line[0] for line in lines} == {str(folder)}
+    sources = [word for line in lines for word in line[1:] if word.endswith(".py")]
+    assert len(sources) == 10 and [name for name in sources if not Path(name).is_file()] == []
+    outputs = [word for line in lines for word in line[1:] if "work_dirs" in word]
+    assert len(outputs) == 5 and all(word.startswith("work_dirs/quickstart/") for word in outputs)
