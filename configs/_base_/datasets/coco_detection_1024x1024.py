@@ -7,7 +7,6 @@ train_pipeline = [
     dict(type="RandomResize", scale={{_base_.image_size}}, ratio_range=(0.1, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_type="absolute_range", crop_size={{_base_.image_size}}, allow_negative_crop=True),
     dict(type="FilterAnnotations", min_gt_bbox_wh=(1e-2, 1e-2)),
-    dict(type="Pad", size={{_base_.image_size}}, pad_val={{_base_.pad_val}}),
     dict(type="PackDetInputs"),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

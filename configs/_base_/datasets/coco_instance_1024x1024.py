@@ -1,9 +1,7 @@
-# COCO 2017 with large-scale jitter: train2017/, val2017/ and annotations/instances_*2017.json. Images are padded to the
-# square that the position embeddings are for, in tests too.
+# COCO 2017 with large-scale jitter: train2017/, val2017/ and annotations/instances_*2017.json. The model pads the images.
 dataset_type = "mmsnnet.CocoDataset"
 data_root = "data/coco"
 image_size = (1024, 1024)
-pad_val = dict(img=(104, 116, 124))  # the mean colour, in the order of the files, BGR
 train_pipeline = [
     dict(type="mmsnnet.LoadImage"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -17,13 +15,11 @@ train_pipeline = [
         allow_negative_crop=True,
     ),
     dict(type="FilterAnnotations", min_gt_bbox_wh=(1e-2, 1e-2)),
-    dict(type="Pad", size=image_size, pad_val=pad_val),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=image_size, keep_ratio=True),
-    dict(type="Pad", size=image_size, pad_val=pad_val),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(

@@ -1,6 +1,7 @@
 # Mask R-CNN of a quarter of the usual width around one tiny ViT, an anchor alone; a config that stitches lists two.
 _base_ = "stitched-deit3-s-l_mask-rcnn.py"
 model = dict(
+    data_preprocessor=dict(pad_size_divisor=256),
     backbone=dict(
         anchors=[
             dict(

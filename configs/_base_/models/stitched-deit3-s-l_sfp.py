@@ -6,7 +6,7 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_size_divisor=32,
+        pad_size_divisor=1024,  # to the square that the position embeddings are for, with the mean colour
     ),
     backbone=dict(
         type="mmsnnet.StitchedViT",

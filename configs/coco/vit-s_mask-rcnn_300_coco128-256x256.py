@@ -1,5 +1,5 @@
 # The small anchor alone.
-_base_ = "vit-l_mask-rcnn_500_coco128-256x256.py"
+_base_ = "vit-l_mask-rcnn_300_coco128-256x256.py"
 work_dir = "work_dirs/coco128/anchor_s"
 model = dict(
     backbone=dict(

@@ -1,5 +1,5 @@
 # Both anchors stitched: every stitch is trained in this one run.
-_base_ = "vit-l_mask-rcnn_500_coco128-256x256.py"
+_base_ = "vit-l_mask-rcnn_300_coco128-256x256.py"
 work_dir = "work_dirs/coco128/stitched"
 model = dict(
     backbone=dict(
@@ -11,7 +11,7 @@ model = dict(
                 num_heads=2,
                 window_size=8,
                 global_blocks=(2, 5),
-                pretrained="work_dirs/coco128/anchor_s/iter_500.pth",
+                pretrained="work_dirs/coco128/anchor_s/iter_300.pth",
             ),
             dict(
                 model="vit_tiny_patch16_224",
@@ -20,7 +20,7 @@ model = dict(
                 num_heads=4,
                 window_size=8,
                 global_blocks=(2, 5, 8, 11),
-                pretrained="work_dirs/coco128/anchor_l/iter_500.pth",
+                pretrained="work_dirs/coco128/anchor_l/iter_300.pth",
             ),
         ],
         rank=8,

@@ -2,7 +2,7 @@
 _base_ = [
     "../_base_/models/mask-rcnn_tiny.py",
     "../_base_/datasets/coco128_256x256.py",
-    "../_base_/schedules/schedule_coco128_500.py",
+    "../_base_/schedules/schedule_coco128_300.py",
     "../_base_/default_runtime_det.py",
 ]
 log_processor = dict(by_epoch=False)
