@@ -22,8 +22,8 @@ from mmsnnet.evaluation import OperatingPoints
 
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 REAL = Path(__file__).parents[2] / "configs/imagenet/stitched-deit3-s-l_8xb64-50e_imagenet-224x224.py"
-CLASSES, TRAIN_IMAGES, VAL_IMAGES, BATCH = 10, 40, 10, 20
-EPOCHS, EPOCH = 24, TRAIN_IMAGES // BATCH
+CLASSES, TRAIN_IMAGES, VAL_IMAGES, BATCH = 10, 20, 10, 20
+EPOCHS, EPOCH = 48, TRAIN_IMAGES // BATCH
 WIDTHS, SIZE = (32, 64), 64
 STITCHES = ("S", "L", "S4-L10", "L5-S3-L12")
 
