@@ -8,6 +8,8 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
+from mmsnnet.datasets.folders import LOADERS
+
 __all__ = ["DictAction", "load_config"]
 
 # What to install for the toolbox that a config's default_scope names.
@@ -22,7 +24,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
     Args:
         path: of the config file.
-        options: dotted keys and their values, as ``--cfg-options`` gives them.
+        options: dotted keys and their values, as ``--cfg-options`` gives them. ``data_root`` moves every data set that
+            lies in the config's ``data_root``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -32,7 +35,11 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         raise FileNotFoundError(f"there is no config {str(path)!r} (working folder {Path.cwd()})")
     config = Config.fromfile(path)
     if options:
+        old_root = config.get("data_root")
         config.merge_from_dict(dict(options))
+        if "data_root" in options and old_root is not None:
+            for loader in LOADERS:
+                _move(config.get(loader), old_root, options["data_root"])
     scope = config.get("default_scope", "mmseg")
     packages, command = TOOLBOXES.get(scope, ((), ""))
     missing = [package for package in packages if find_spec(package) is None]
@@ -41,3 +48,15 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     config.default_scope = scope
     init_default_scope(scope)
     return config
+
+
+def _move(setting: Any, old_root: str, new_root: str) -> None:
+    """Gives every data set below a setting, those inside wrappers included, the new root in place of the old one."""
+    if isinstance(setting, Mapping):
+        if setting.get("data_root") == old_root:
+            setting["data_root"] = new_root
+        for inner in setting.values():
+            _move(inner, old_root, new_root)
+    elif isinstance(setting, list | tuple):
+        for inner in setting:
+            _move(inner, old_root, new_root)

@@ -1,5 +1,5 @@
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
-from mmsnnet.models.backbones import StitchedViT, find_stitched_backbone
+from mmsnnet.models.backbones import StitchedViT, Taps, find_stitched_backbone
 from mmsnnet.models.classifiers import StitchedClassifier
 from mmsnnet.models.cost import model_costs
 from mmsnnet.models.losses import SILogLoss
@@ -10,6 +10,7 @@ __all__ = [
     "SimpleFeaturePyramid",
     "StitchedClassifier",
     "StitchedViT",
+    "Taps",
     "find_stitched_backbone",
     "model_costs",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmsnnet.models.backbones import StitchedViT, find_stitched_backbone
+from mmsnnet.models.backbones import StitchedViT, Taps, find_stitched_backbone
 from mmsnnet.stitching import Cost, count_flops
 from mmsnnet.stitching.network import evaluation_mode
 
@@ -49,8 +49,15 @@ def _empty_maps(backbone: StitchedViT, image: Tensor) -> Callable[[Tensor], Any]
     """What stands in for the backbone's forward: zeros in the shapes of what it hands out in evaluation mode."""
     memo: dict[int, Any] = {id(parameter): nn.Parameter(parameter.to("meta")) for parameter in backbone.parameters()}
     memo |= {id(buffer): buffer.to("meta") for buffer in backbone.buffers()}
-    maps = copy.deepcopy(backbone, memo)(image.to("meta"))
-    return lambda images: tree_map_only(Tensor, lambda found: images.new_zeros(found.shape), maps)
+    found = copy.deepcopy(backbone, memo)(image.to("meta"))
+
+    def empty(images: Tensor) -> Any:
+        def zeros(given: Any) -> Any:
+            return tree_map_only(Tensor, lambda tensor: images.new_zeros(tensor.shape), given)
+
+        return Taps(zeros(tuple(found)), zeros(found.class_tokens)) if isinstance(found, Taps) else zeros(found)
+
+    return empty
 
 
 class _TensorMode(nn.Module):

@@ -68,6 +68,26 @@ def test_options_override_settings() -> None:
     assert options["model.backbone.rank"] == 4 and len(options) == 4
 
 
+def test_one_option_moves_all_data_sets(write_config: WriteConfig) -> None:
+    """Those inside wrappers too; one that lies elsewhere stays there, and so does what no option names."""
+    path = write_config(
+        """
+data_root = "data/a"
+plain = dict(type="BaseSegDataset", data_root=data_root)
+train_dataloader = dict(dataset=dict(type="RepeatDataset", times=2, dataset=plain))
+val_dataloader = dict(dataset=dict(type="ConcatDataset", datasets=[plain, dict(plain, data_root="data/b")]))
+test_dataloader = dict(dataset=plain)
+"""
+    )
+    config = load_config(path, {"data_root": "data/new"})
+    assert config.train_dataloader.dataset.dataset.data_root == "data/new"
+    assert [d.data_root for d in config.val_dataloader.dataset.datasets] == ["data/new", "data/b"]
+    assert (config.test_dataloader.dataset.data_root, config.data_root) == ("data/new", "data/new")
+    one = load_config(path, {"data_root": "data/new", "test_dataloader.dataset.data_root": "data/c"})
+    assert one.test_dataloader.dataset.data_root == "data/c"
+    assert load_config(path, {"work_dir": "w"}).test_dataloader.dataset.data_root == "data/a"
+
+
 def test_no_options_change_nothing() -> None:
     assert (
         load_config(STITCHED, {}).to_dict() == load_config(STITCHED, None).to_dict() == load_config(STITCHED).to_dict()

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from mmsnnet.models import model_costs
+from mmsnnet.models import Taps, model_costs
 from mmsnnet.stitching import count_flops
 
 Config = Callable[..., dict[str, Any]]
@@ -29,8 +29,9 @@ HEAD = dict(
 )
 
 
-def make_taps(batch: int = 2, height: int = 3, width: int = 4, scale: float = 1.0) -> list[list[Tensor]]:
-    return [[scale * torch.randn(batch, WIDTH, height, width), scale * torch.randn(batch, WIDTH)] for _ in range(4)]
+def make_taps(batch: int = 2, height: int = 3, width: int = 4, scale: float = 1.0) -> Taps:
+    maps = [scale * torch.randn(batch, WIDTH, height, width) for _ in range(4)]
+    return Taps(maps, [scale * torch.randn(batch, WIDTH) for _ in range(4)])
 
 
 def make_samples(*depths: Tensor) -> list[SegDataSample]:
@@ -48,7 +49,7 @@ def make_head(randomise: Randomise) -> Callable[..., Any]:
     return make
 
 
-def dpt(weights: dict[str, Tensor], taps: Sequence[Sequence[Tensor]]) -> Tensor:
+def dpt(weights: dict[str, Tensor], taps: Taps) -> Tensor:
     """DPT (arXiv 2103.13413, section 3) with the weights of a head without norms, up to what its last layer gives."""
 
     def conv(x: Tensor, name: str, **settings: Any) -> Tensor:
@@ -59,7 +60,7 @@ def dpt(weights: dict[str, Tensor], taps: Sequence[Sequence[Tensor]]) -> Tensor:
         return x + conv(y.relu(), f"{name}.conv2.conv", padding=1)
 
     maps = []
-    for i, (x, token) in enumerate(taps):
+    for i, (x, token) in enumerate(zip(taps, taps.class_tokens, strict=True)):
         b, c, h, w = x.shape
         both = torch.cat([x, token[:, :, None, None].expand(b, c, h, w)], dim=1).permute(0, 2, 3, 1)
         read, block = f"reassemble_blocks.readout_projects.{i}.0", "reassemble_blocks.resize_layers"
@@ -128,10 +129,17 @@ def test_every_pixel_gets_a_gradient_at_the_start() -> None:
 @pytest.mark.parametrize(("readout_type", "matters"), [("project", True), ("add", True), ("ignore", False)])
 def test_the_class_token_is_read_out(readout_type: str, matters: bool, make_head: Callable[..., Any]) -> None:
     head, taps = make_head(readout_type=readout_type).eval(), make_taps()
-    other = [[x, token + 1] for x, token in taps]
     for tap in range(4):
-        changed = [other[i] if i == tap else taps[i] for i in range(4)]
+        changed = Taps(taps, [token + (i == tap) for i, token in enumerate(taps.class_tokens)])
         assert torch.equal(head(taps), head(changed)) is not matters
+
+
+@pytest.mark.parametrize("readout_type", ["project", "add"])
+def test_taps_without_class_tokens(readout_type: str, make_head: Callable[..., Any]) -> None:
+    taps = Taps(make_taps(2, 4, 6))
+    with pytest.raises(ValueError, match=f"{readout_type}.*'ignore'"):
+        make_head(readout_type=readout_type)(taps)
+    assert make_head(readout_type="ignore")(taps).shape == (2, 1, 32, 48)
 
 
 def test_depth_is_float32_under_autocast() -> None:
@@ -171,7 +179,8 @@ def test_an_image_without_depth_contributes_nothing(make_head: Callable[..., Any
     head, taps = make_head(norm_cfg=None), make_taps()
     target = 0.1 + 9.8 * torch.rand(48, 64)
     both = head.loss(taps, make_samples(target, torch.zeros(48, 64)), None)["loss_silog"]
-    alone = head.loss([[x[:1], token[:1]] for x, token in taps], make_samples(target), None)["loss_silog"]
+    first = Taps([x[:1] for x in taps], [token[:1] for token in taps.class_tokens])
+    alone = head.loss(first, make_samples(target), None)["loss_silog"]
     assert both.item() == pytest.approx(alone.item(), rel=1e-6)
     none = head.loss(taps, make_samples(*torch.zeros(2, 48, 64)), None)["loss_silog"]
     none.backward()
@@ -208,8 +217,7 @@ def make_estimator(backbone_config: Config, randomise: Randomise) -> Callable[..
                 ),
                 backbone=backbone_config(
                     img_size=(32, 48), large=dict(depth=8), small=dict(depth=4), out_indices=(1, 3, 5, 7)
-                )
-                | dict(output_cls_token=True),
+                ),
                 decode_head=HEAD,
                 test_cfg=ConfigDict(test_cfg or dict(mode="whole")),
             )

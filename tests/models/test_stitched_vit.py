@@ -308,36 +308,35 @@ def test_evaluation_mode_runs_no_more_than_its_own_taps_need(
 
 @pytest.mark.parametrize("out_indices", [(1, 3), dict(train=(1, 3), test=(3,))])
 @torch.no_grad()
-def test_class_tokens_are_handed_out(out_indices: Any, make_backbone: MakeBackbone, make_images: MakeImages) -> None:
-    """As pairs of map and class token; a tap left out is None."""
-    plain, pairs = (make_backbone(out_indices=out_indices, output_cls_token=token).eval() for token in (False, True))
-    pairs.load_state_dict(plain.state_dict())
-    images = make_images(2, 32, 64)
-    for stitch in plain.space:
-        plain.set_stitch(stitch)
-        pairs.set_stitch(stitch)
-        for expected, found in zip(plain(images), pairs(images), strict=True):
-            if expected is None:
-                assert found is None
-                continue
-            assert torch.equal(found[0], expected)
-            assert found[1].shape == (2, 48)
-    pairs.set_stitch("L")
-    model = pairs.network.anchor(1).model
-    _, class_token = model.forward_intermediates(images, intermediates_only=True, return_prefix_tokens=True)[3]
-    torch.testing.assert_close(pairs(images)[-1][1], class_token[:, 0])
+def test_class_tokens_come_beside_the_maps(
+    out_indices: Any, make_backbone: MakeBackbone, make_images: MakeImages
+) -> None:
+    """One for each map, from the same block; None where there is no map."""
+    backbone, images = make_backbone(out_indices=out_indices).eval(), make_images(2, 32, 64)
+    for stitch in backbone.space:
+        backbone.set_stitch(stitch)
+        taps = backbone(images)
+        assert isinstance(taps, tuple) and len(taps) == len(taps.class_tokens) == 2
+        for map_, class_token in zip(taps, taps.class_tokens, strict=True):
+            assert (map_ is None) == (class_token is None)
+            assert map_ is None or (map_.shape, class_token.shape) == ((2, 48, 2, 4), (2, 48))
+    backbone.set_stitch("L")
+    model = backbone.network.anchor(1).model
+    patches, class_token = model.forward_intermediates(images, intermediates_only=True, return_prefix_tokens=True)[3]
+    torch.testing.assert_close(backbone(images)[-1], patches)
+    torch.testing.assert_close(backbone(images).class_tokens[-1], class_token[:, 0])
 
 
-def test_class_tokens_in_training(make_backbone: MakeBackbone, make_images: MakeImages) -> None:
-    taps = make_backbone(out_indices=(1, 3), output_cls_token=True)(make_images())
-    assert [(tuple(map_.shape), tuple(token.shape)) for map_, token in taps] == [((2, 48, 2, 2), (2, 48))] * 2
-    torch.stack([token.sum() for _, token in taps]).sum().backward()
+def test_class_tokens_are_trained(make_backbone: MakeBackbone, make_images: MakeImages) -> None:
+    backbone = make_backbone(out_indices=(1, 3))
+    torch.stack([token.sum() for token in backbone(make_images()).class_tokens]).sum().backward()
+    assert any(parameter.grad is not None for parameter in backbone.parameters())
 
 
-def test_a_class_token_that_there_is_none_of(backbone_config: Config) -> None:
+def test_anchors_without_a_class_token(make_backbone: MakeBackbone, make_images: MakeImages) -> None:
     anchor = dict(model="vit_base_patch16_gap_224")
-    with pytest.raises(ValueError, match="no class token"):
-        MODELS.build(backbone_config(small=anchor, large=anchor, output_cls_token=True))
+    taps = make_backbone(small=anchor, large=anchor)(make_images())
+    assert taps.class_tokens is None and len(taps) == 1
 
 
 @torch.no_grad()
@@ -586,7 +585,6 @@ def test_init_weights_reads_what_a_training_run_of_one_anchor_wrote(
         (dict(frozen_anchors=(-1,)), r"indices of the 2 anchors; got \(-1,\)"),
         (dict(rank=-1), "0 or more, got -1"),
         (dict(num_classes=5, out_indices=(1,)), "gives logits: out_indices"),
-        (dict(num_classes=5, output_cls_token=True), "gives logits"),
         (dict(small=dict(num_classes=5)), "num_classes is no key of an anchor"),
         (dict(small=dict(window_size=0)), "at least 1; got 0"),
     ],

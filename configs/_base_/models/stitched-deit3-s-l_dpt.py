@@ -18,7 +18,6 @@ model = dict(
         ],
         img_size=(416, 544),
         out_indices=(4, 11, 17, 23),  # the small anchor's blocks 2, 5, 8, 11
-        output_cls_token=True,
         rank=16,
         flops_step=10e9,
     ),

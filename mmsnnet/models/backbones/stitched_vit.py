@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,21 @@ from mmsnnet.stitching import (
 DRAWS = "draws"
 
 
+class Taps(tuple):
+    """The maps (B, C, h, w) of a backbone, for any head; a head that reads class tokens too finds those leaving the
+    same blocks in ``class_tokens``, one (B, C) for each map, or None where the anchors have no class token.
+
+    A map, and its class token, is None where evaluation mode leaves the tap out.
+    """
+
+    class_tokens: tuple[Tensor | None, ...] | None
+
+    def __new__(cls, maps: Iterable[Tensor | None], class_tokens: Iterable[Tensor | None] | None = None) -> Taps:
+        taps = super().__new__(cls, maps)
+        taps.class_tokens = None if class_tokens is None else tuple(class_tokens)
+        return taps
+
+
 @MODELS.register_module()
 class StitchedViT(BaseModule):
     """SN-Netv2 (arXiv 2307.00154) as a backbone: pretrained ViTs joined by stitching layers.
@@ -37,8 +52,8 @@ class StitchedViT(BaseModule):
     forward (resource-constrained sampling), as a pure function of ``seed`` and of the number of draws so far; that
     number travels in the state dict under ``draws``, as a tensor on the CPU that no step reads.
 
-    Images (B, 3, H, W) give a tuple with one map (B, C, h, w) for each of ``out_indices``, in the width C of the
-    largest anchor, whichever route ran; or, with ``num_classes``, logits (B, num_classes).
+    Images (B, 3, H, W) give :class:`Taps`, a tuple with one map (B, C, h, w) for each of ``out_indices``, in the width
+    C of the largest anchor, whichever route ran; or, with ``num_classes``, logits (B, num_classes).
 
     Args:
         anchors: one dict for each anchor, smallest first: ``model``, a plain ViT of timm's; ``pretrained``, what
@@ -50,7 +65,6 @@ class StitchedViT(BaseModule):
         out_indices: blocks of the largest anchor whose output is handed out; the last block by default. Given as
             ``dict(train=..., test=...)``, the taps of ``train`` that ``test`` lacks are neither run nor projected in
             evaluation mode and come as None, so that a head's ``in_index`` holds in both.
-        output_cls_token: hand out each tap as ``[map, class token (B, C)]``, as mmseg's ``VisionTransformer`` does.
         num_classes: keep the norm and the head of each anchor: forward then gives the logits of the head of the anchor
             that the route ends in, and there are no taps. ``StitchedClassifier`` sets it.
         scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net).
@@ -73,7 +87,6 @@ class StitchedViT(BaseModule):
         anchors: Sequence[Mapping[str, Any]],
         img_size: int | Sequence[int] = 224,
         out_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
-        output_cls_token: bool = False,
         num_classes: int | None = None,
         scheme: str = "two_way",
         rank: int = 16,
@@ -104,15 +117,8 @@ class StitchedViT(BaseModule):
         self.network = StitchedNetwork(built, _space(scheme, [a.depth for a in built]), rank=rank, with_cp=with_cp)
         self.space: StitchSpace = self.network.space
         self.num_classes = num_classes
-        self.output_cls_token = output_cls_token
-        if num_classes is not None and (out_indices is not None or output_cls_token):
-            raise ValueError(
-                "a backbone with num_classes gives logits: out_indices and output_cls_token do not go with it"
-            )
-        if output_cls_token and not built[-1].has_class_token:
-            raise ValueError(
-                "output_cls_token=True, but the anchors have no class token: choose others, or a head without"
-            )
+        if num_classes is not None and out_indices is not None:
+            raise ValueError("a backbone with num_classes gives logits: out_indices does not go with it")
         self.out_indices, self.test_out_indices = _per_mode(out_indices, built[-1].depth)
         self.flops_step = flops_step
         self.seed = seed
@@ -190,10 +196,9 @@ class StitchedViT(BaseModule):
                     report = load_pretrained(self.network.anchor(index), source)
                 print_log(f"Anchor {index} from {report}", logger="current")
 
-    def forward(self, images: Tensor) -> tuple[Tensor | list[Tensor] | None, ...] | Tensor:
+    def forward(self, images: Tensor) -> Taps | Tensor:
         """Images (B, 3, H, W) to one map (B, C, h, w) for each of ``out_indices``, None where evaluation mode leaves a
-        tap out; with ``output_cls_token`` to ``[map, class token (B, C)]`` for each; with ``num_classes`` to logits (B,
-        num_classes).
+        tap out; with ``num_classes`` to logits (B, num_classes).
 
         Raises:
             RuntimeError: in training mode, where stitching layers have been neither initialised nor loaded.
@@ -202,14 +207,14 @@ class StitchedViT(BaseModule):
         if self.num_classes is not None:
             return self.network.classify(images, stitch)
         out_indices = self.out_indices if self.training else self.test_out_indices
-        if self.output_cls_token:
-            anchor = self.network.anchor(-1)
-            grid = anchor.grid((images.shape[-2], images.shape[-1]))
-            tokens = self.network.tokens(images, stitch, out_indices)
-            taps = dict(zip(out_indices, ([anchor.to_map(t, grid), t[:, 0]] for t in tokens), strict=True))
-        else:
-            taps = dict(zip(out_indices, self.network(images, stitch, out_indices), strict=True))
-        return tuple(taps.get(index) for index in self.out_indices)
+        anchor = self.network.anchor(-1)
+        grid = anchor.grid((images.shape[-2], images.shape[-1]))
+        tokens = dict(zip(out_indices, self.network.tokens(images, stitch, out_indices), strict=True))
+        wanted = [tokens.get(index) for index in self.out_indices]
+        maps = [None if tap is None else anchor.to_map(tap, grid) for tap in wanted]
+        if not anchor.has_class_token:
+            return Taps(maps)
+        return Taps(maps, [None if tap is None else tap[:, 0] for tap in wanted])
 
     def _draw(self) -> Stitch:
         if self.drawn is None and not self.network.initialized:

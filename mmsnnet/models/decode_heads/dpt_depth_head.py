@@ -9,6 +9,7 @@ from mmseg.models.utils import resize
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
+from mmsnnet.models.backbones import Taps
 from mmsnnet.registry import MODELS
 
 
@@ -20,9 +21,9 @@ class DPTDepthHead(DPTHead):
     The sigmoid keeps each prediction inside of the range that is trained and measured, so that its logarithm is finite.
     With a ReLU in its place pixels that start below zero, about half of them, would get no gradient.
 
-    Four taps, from the shallowest to the deepest, each ``[map (B, C, h, w), class token (B, C)]`` as of a backbone with
-    ``output_cls_token=True``, give a depth map (B, 1, 8h, 8w): half the side of the image at patch size 16. For the
-    loss and for predictions it is resized to the ground truth and to the image.
+    Four taps, from the shallowest to the deepest, maps (B, C, h, w) with their class tokens (B, C), give a depth map
+    (B, 1, 8h, 8w): half the side of the image at patch size 16. For the loss and for predictions it is resized to the
+    ground truth and to the image.
 
     Ground truth outside of (``min_depth``, ``max_depth``) counts as not measured: losses get 0 there.
 
@@ -71,9 +72,22 @@ class DPTDepthHead(DPTHead):
         self.min_depth = min_depth
         self.max_depth = max_depth
 
-    def forward(self, inputs: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Four taps to a depth map (B, 1, 8h, 8w), in float32 whatever the precision."""
-        return self.min_depth + (self.max_depth - self.min_depth) * super().forward(inputs).float().sigmoid()
+    def forward(self, inputs: Taps) -> Tensor:
+        """Four taps to a depth map (B, 1, 8h, 8w), in float32 whatever the precision.
+
+        Raises:
+            ValueError: there are no class tokens, and the readout is another than ``'ignore'``.
+        """
+        tokens = inputs.class_tokens
+        if tokens is None:
+            if self.reassemble_blocks.readout_type != "ignore":
+                raise ValueError(
+                    f"DPTDepthHead: readout_type={self.reassemble_blocks.readout_type!r} reads class tokens, and the "
+                    "anchors have none: choose others, or decode_head.readout_type='ignore'"
+                )
+            tokens = (None,) * len(inputs)
+        depth = super().forward(list(zip(inputs, tokens, strict=True)))
+        return self.min_depth + (self.max_depth - self.min_depth) * depth.float().sigmoid()
 
     def loss_by_feat(self, depth: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """The losses of a batch by name; depth (B, 1, h, w), ground truth in the samples' ``gt_depth_map``."""
