@@ -19,9 +19,7 @@ train_dataloader = dict(
     drop_last=True,
     collate_fn=dict(type="default_collate"),
     sampler=dict(type="DefaultSampler", shuffle=True),
-    dataset=dict(
-        type=dataset_type, data_root=data_root, split="train", metainfo=metainfo, pipeline=train_pipeline
-    ),
+    dataset=dict(type=dataset_type, data_root=data_root, split="train", metainfo=metainfo, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=200,

@@ -1,5 +1,5 @@
-# ImageNet-1K: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, 1000 folders each. Another set in this layout takes its place by
-# data_root and by num_classes.
+# ImageNet-1K: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, 1000 folders each. Another set in this layout takes its place
+# by data_root and by num_classes.
 dataset_type = "mmsnnet.ImageNet"
 data_root = "data/imagenet"
 metainfo = dict(name="ImageNet")
@@ -30,9 +30,7 @@ train_dataloader = dict(
     drop_last=True,
     collate_fn=dict(type="default_collate"),  # one tensor for a batch, one copy to the GPU
     sampler=dict(type="DefaultSampler", shuffle=True),
-    dataset=dict(
-        type=dataset_type, data_root=data_root, split="train", metainfo=metainfo, pipeline=train_pipeline
-    ),
+    dataset=dict(type=dataset_type, data_root=data_root, split="train", metainfo=metainfo, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=128,
