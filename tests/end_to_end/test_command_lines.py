@@ -105,33 +105,15 @@ def test_get_flops_wants_a_stitched_backbone(tool: Tool, folder: Path, tmp_path:
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"model__decode_head__num_conv": 1}, r"unexpected keyword argument 'num_conv' \(.*\.py, line \d+\)"),
-        ({"model__decode_head__type": "SETRHead"}, "SETRHead is not in the mmseg::model registry"),
-    ],
-)
-def test_a_model_that_cannot_be_built(
-    tool: Tool, quickstart: Options, folder: Path, settings: dict[str, object], message: str
-) -> None:
-    done = tool("train", STITCHED, *quickstart(1, **settings), cwd=folder)
-    is_refused(done, message)
+def test_a_model_that_cannot_be_built(tool: Tool, quickstart: Options, folder: Path) -> None:
+    done = tool("train", STITCHED, *quickstart(1, model__decode_head__num_conv=1), cwd=folder)
+    is_refused(done, r"unexpected keyword argument 'num_conv' \(.*\.py, line \d+\)")
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"optim_wrapper__paramwise_cfg__custom_keys": "x"}, "unknown key 'custom_keys'.*knows anchor_lr_mult"),
-        ({"model__backbone__anchors__0__pretrained": "nowhere.pth"}, "nowhere.pth"),
-    ],
-)
-def test_a_setting_that_training_cannot_start_with(
-    tool: Tool, quickstart: Options, tmp_path: Path, settings: dict[str, object], message: str
-) -> None:
-    settings = {f"model__backbone__anchors__{index}__pretrained": None for index in (0, 1)} | settings
-    is_refused(tool("train", STITCHED, "--work-dir", tmp_path / "work", *quickstart(1, **settings)), message)
+def test_a_missing_pretrained_file_is_named(tool: Tool, quickstart: Options, tmp_path: Path) -> None:
+    pretrained = {f"model.backbone.anchors.{index}.pretrained": "nowhere.pth" for index in (0, 1)}
+    is_refused(tool("train", STITCHED, "--work-dir", tmp_path / "work", *quickstart(1, **pretrained)), "nowhere.pth")
     assert not list(tmp_path.rglob("*.pth"))
 
 
