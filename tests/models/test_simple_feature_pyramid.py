@@ -1,12 +1,7 @@
 """The simple feature pyramid: its levels by hand, by a formula of its own, and what it refuses."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -123,21 +118,8 @@ def test_what_is_refused() -> None:
         SimpleFeaturePyramid(8)((torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4)))
 
 
-def test_it_needs_no_toolbox_and_is_found_from_any_scope() -> None:
+def test_it_is_found_from_any_scope() -> None:
     neck = MODELS.build(dict(type="mmsnnet.SimpleFeaturePyramid", in_channels=8))
     assert isinstance(neck, SimpleFeaturePyramid)
-    code = (
-        "import json, sys\nimport mmsnnet.models\n"
-        "mmsnnet.models.SimpleFeaturePyramid(8)\n"
-        "print(json.dumps([name for name in ('mmcv', 'mmdet', 'mmseg') if name in sys.modules]))"
-    )
-    repository = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == []
+    norm = MODELS.build(dict(type="mmsnnet.LayerNorm2d", num_channels=8))
+    assert isinstance(norm, nn.LayerNorm) and norm(torch.randn(1, 8, 2, 3)).shape == (1, 8, 2, 3)
