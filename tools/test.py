@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from mmsnnet.apis import DictAction, build_runner, build_space, in_one_line, is_mistake, load_config
+from mmsnnet.datasets import check_folders
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.visualization import operating_points_table, print_table
 
@@ -43,8 +44,9 @@ def test(args: argparse.Namespace) -> None:
     config.test_cfg = {**(config.get("test_cfg") or {}), "type": "mmsnnet.StitchTestLoop"}
     if args.stitches:
         config.test_cfg.stitches = args.stitches
-    # Stitches that do not exist are found before anything is written.
+    # Stitches and data that do not exist are found before anything is written.
     build_space(config).select(config.test_cfg.get("stitches", "all"))
+    check_folders(config, ("test_dataloader",))
     runner = build_runner(config, args.launcher, args.work_dir)
     out = args.out or runner.test_loop.out or str(Path(runner.work_dir) / "operating_points.json")
     runner.test_loop.out = out

@@ -7,6 +7,7 @@ from contextlib import suppress
 import torch
 
 from mmsnnet.apis import DictAction, build_runner, in_one_line, is_mistake, load_config
+from mmsnnet.datasets import check_folders
 from mmsnnet.registry import MODELS
 
 
@@ -28,8 +29,9 @@ def parser() -> argparse.ArgumentParser:
 
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
-    # A model that cannot be built is found before anything is written. One that computes while it is built raises
-    # RuntimeError on the meta device; the runner builds it in earnest.
+    # Data that is not there and a model that cannot be built are found before anything is written. A model that
+    # computes while it is built raises RuntimeError on the meta device; the runner builds it in earnest.
+    check_folders(config, ("train_dataloader", "val_dataloader"))
     with torch.device("meta"), suppress(RuntimeError):
         MODELS.build(config.model)
     config.resume = args.resume

@@ -2,8 +2,8 @@
 _base_ = "ade20k.py"
 crop_size = (518, 518)
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="mmsnnet.LoadImage"),
+    dict(type="mmsnnet.LoadSegLabels", num_classes=150),
     dict(type="RandomResize", scale=(2072, 518), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -11,9 +11,9 @@ train_pipeline = [
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageFromFile"),  # by this name mmseg's inferencers find it
     dict(type="Resize", scale=(2072, 518), keep_ratio=True),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="mmsnnet.LoadSegLabels", num_classes=150),
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

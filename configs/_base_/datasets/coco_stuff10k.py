@@ -4,8 +4,8 @@ dataset_type = "COCOStuffDataset"
 data_root = "data/coco_stuff10k"
 crop_size = (512, 512)
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="mmsnnet.LoadImage"),
+    dict(type="mmsnnet.LoadSegLabels", num_classes=171),
     dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -14,9 +14,9 @@ train_pipeline = [
 ]
 # Predictions are brought back to the size of the image: the labels stay at theirs.
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageFromFile"),  # by this name mmseg's inferencers find it
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="mmsnnet.LoadSegLabels", num_classes=171),
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(
