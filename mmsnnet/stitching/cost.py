@@ -18,6 +18,7 @@ from torch import nn
 
 from mmsnnet.stitching.anchors import Anchor
 from mmsnnet.stitching.attention import run_block, tokens_of
+from mmsnnet.stitching.layers import StitchingLayer
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
 from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
 from mmsnnet.stitching.windows import Grid
@@ -101,20 +102,30 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
             embedded = anchor.stem(image)
             stem_flops = count_flops(_Call(anchor, anchor.stem), image)
         parts[Component("stem", index)] = Cost(stem_flops, _numel(anchor.stem_parameters()))
+        # timm makes all blocks of a ViT by one rule: those with the same parameters and windows are alike.
+        alike: dict[object, Cost] = {}
         for block in range(anchor.depth):
             module = anchor.block(block)
-            call = _BlockCall(copy.deepcopy(module).to("meta"), anchor.grid(input_shape))
-            parts[Component("block", index, block)] = Cost(
-                count_flops(call, _arranged(anchor, block, input_shape)), _numel(module.parameters())
-            )
+            kind = (anchor.windows[block], *((name, p.shape) for name, p in module.named_parameters()))
+            if kind not in alike:
+                call = _BlockCall(copy.deepcopy(module).to("meta"), anchor.grid(input_shape))
+                flops = count_flops(call, _arranged(anchor, block, input_shape))
+                alike[kind] = Cost(flops, _numel(module.parameters()))
+            parts[Component("block", index, block)] = alike[kind]
         if anchor.classifier:
             parts[Component("classifier", index)] = Cost(
                 count_flops(_Call(anchor, anchor.classify), embedded), _numel(anchor.classifier_parameters())
             )
+    layers: dict[object, Cost] = {}
     for key in network.space.layers:
-        layer = copy.deepcopy(network.layer(key)).to("meta").merged()
+        layer = network.layer(key)
         tokens = _arranged(network.anchor(key.source), key.source_block, input_shape)
-        parts[key] = Cost(count_flops(layer, tokens), _numel(layer.parameters()))
+        size = (tokens.shape, layer.out_features)
+        if size not in layers:
+            with torch.device("meta"):
+                merged = StitchingLayer(layer.in_features, layer.out_features, rank=0).to(tokens.dtype)
+            layers[size] = Cost(count_flops(merged, tokens), _numel(merged.parameters()))
+        parts[key] = layers[size]
     return CostModel(network.space, input_shape, parts)
 
 
@@ -124,11 +135,8 @@ def _arranged(anchor: Anchor, block: int, input_shape: tuple[int, int]) -> torch
     return torch.empty(1, number, anchor.width, device="meta", dtype=next(anchor.parameters()).dtype)
 
 
-def count_flops(module: nn.Module, *inputs: Any, outside: str | None = None) -> int:
-    """FLOPs of ``module(*inputs)``, counted by fvcore with a handle for fused attention.
-
-    With ``outside``, the name of a submodule, what that submodule does is left out.
-    """
+def count_flops(module: nn.Module, *inputs: Any) -> int:
+    """FLOPs of ``module(*inputs)``, counted by fvcore with a handle for fused attention."""
     from fvcore.nn import FlopCountAnalysis
 
     analysis = FlopCountAnalysis(module, inputs)
@@ -136,7 +144,7 @@ def count_flops(module: nn.Module, *inputs: Any, outside: str | None = None) -> 
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
     # The casts of a surrounding autocast would be traced as constants that require a gradient, which fails.
     with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-        return int(analysis.total() - (analysis.by_module()[outside] if outside else 0))
+        return int(analysis.total())
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
