@@ -1,4 +1,4 @@
-# A hundred or so images of COCO in COCO's layout, at a quarter of the usual side.
+# The first images of COCO in its own layout, at a quarter of the usual side.
 _base_ = "coco_instance_1024x1024.py"
 data_root = "data/coco128"
 image_size = (256, 256)
