@@ -176,14 +176,14 @@ def test_stitches_are_evaluated(tool: Tool, smaller: Callable[..., Path], traine
 
 
 def test_heads_differ_in_their_own_dicts_alone() -> None:
-    """One backbone and one data root for every head."""
+    """One backbone for every head, and one setting that moves the data."""
     configs = [Config.fromfile(CONFIG.format(head)) for head in HEADS]
     assert len({config.model.type for config in configs}) == len(HEADS)
     for config in configs[1:]:
         assert config.model.backbone == configs[0].model.backbone
-    roots = {config[f"{split}_dataloader"].dataset.data_root for config in configs for split in ("train", "val")}
-    assert roots == {"data/coco"}
-    assert not any("ann_file" in config.val_evaluator for config in configs)
+    moved = load_config(CONFIG.format("mask-rcnn"), dict(data_root="elsewhere"))
+    roots = {moved[f"{split}_dataloader"].dataset.data_root for split in ("train", "val", "test")}
+    assert roots == {"elsewhere"} and "data/coco" not in str(moved.test_evaluator)
 
 
 @pytest.mark.parametrize("head", ["faster-rcnn", "rtmdet"])
