@@ -1,4 +1,4 @@
-# COCO 2017 with large-scale jitter: {train,val}2017/, annotations/instances_{train,val}2017.json. The model pads images.
+# COCO 2017 with large-scale jitter: {train,val}2017, annotations/instances_{train,val}2017.json. Models do the padding.
 dataset_type = "mmsnnet.CocoDataset"
 data_root = "data/coco"
 image_size = (1024, 1024)
