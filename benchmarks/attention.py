@@ -1,0 +1,82 @@
+"""Attention of an anchor: with a relative position bias through the fused kernel and materialised, and in windows.
+
+All ways take turns in one process; ratios are of their medians to that of the plain anchor.
+
+    python benchmarks/attention.py [--model deit3_small_patch16_224] [--size 512] [--window 16] [--repeats 7] [--train]
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from mmsnnet.stitching import Anchor, create_anchor
+
+
+def forward(anchor: Anchor, images: Tensor) -> Tensor:
+    grid = anchor.grid((images.shape[-2], images.shape[-1]))
+    tokens, window = anchor.stem(images), 0
+    for block in range(anchor.depth):
+        tokens = anchor.arrange(tokens, grid, window, anchor.windows[block])
+        window = anchor.windows[block]
+        tokens = anchor.run_block(block, tokens, grid)
+    return anchor.arrange(tokens, grid, window, 0)
+
+
+def seconds(anchor: Anchor, images: Tensor, train: bool) -> float:
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    tokens = forward(anchor, images)
+    if train:
+        anchor.zero_grad()
+        tokens.square().mean().backward()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="deit3_small_patch16_224")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--window", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--train", action="store_true", help="forward and backward")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ways = {
+        "plain": {},
+        "bias, fused": dict(rel_pos_bias=True),
+        "bias, materialised": dict(rel_pos_bias=True),
+        f"windows of {args.window}": dict(window_size=args.window),
+        f"windows of {args.window}, bias": dict(window_size=args.window, rel_pos_bias=True),
+    }
+    anchors = {way: create_anchor(args.model, args.size, **kind).to(device).eval() for way, kind in ways.items()}
+    for block in anchors["bias, materialised"].model.blocks:
+        block.attn.fused_attn = False
+    images = torch.randn(args.batch, 3, args.size, args.size, device=device)
+    print(
+        f"{args.model} at {args.size}, batch {args.batch}, {'forward and backward' if args.train else 'forward'}, "
+        f"{device}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, "
+        f"torch {torch.__version__}; medians of {args.repeats}"
+    )
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    with nullcontext() if args.train else torch.inference_mode():
+        for repeat in range(args.repeats + 1):
+            for way, anchor in anchors.items():
+                took = seconds(anchor, images, args.train)
+                if repeat:  # the first round warms up
+                    times[way].append(took)
+    plain = statistics.median(times["plain"])
+    for way, values in times.items():
+        print(f"{way:>24}: {statistics.median(values):.3f} s, {statistics.median(values) / plain:.2f} times the plain")
+
+
+if __name__ == "__main__":
+    main()
