@@ -13,6 +13,8 @@ from rich.text import Text
 from mmsnnet.evaluation.operating_points import CostName, OperatingPoints, pareto_front
 from mmsnnet.visualization.pareto import flops_unit
 
+MOST_METRICS = 4
+
 
 def operating_points_table(
     points: OperatingPoints,
@@ -21,7 +23,7 @@ def operating_points_table(
     *,
     higher: bool | None = None,
 ) -> Table:
-    """One row per stitch, by ascending ``cost``, with every metric that was measured.
+    """One row per stitch, by ascending ``cost``, with ``metric`` and others that were measured, four at most.
 
     Stitches on the Pareto front of ``metric`` over ``cost`` are bold and say "front" in the last column, anchors say
     "anchor" there; without a metric there is no front. ``metric`` and ``higher`` are those of
@@ -36,12 +38,14 @@ def operating_points_table(
         names = [metric]
         front = {point.id for point in pareto_front(points, cost, metric, higher=higher)}
     unit, unit_name = flops_unit(points)
-    metrics = list(dict.fromkeys(key for point in points for key in (*names, *point.metrics)))
+    measured = list(dict.fromkeys(key for point in points for key in (*names, *point.metrics)))
+    metrics, more = measured[:MOST_METRICS], measured[MOST_METRICS:]
     values = [[point.metrics.get(key) for point in points] for key in metrics]
     decimals = {key: _decimals(column) for key, column in zip(metrics, values, strict=True)}
     timed = any(point.latency_ms is not None for point in points)
 
-    table = Table(title=Text(points.dataset) if points.dataset else None, box=SIMPLE_HEAD)
+    caption = f"not shown: {', '.join(more)}" if more else None
+    table = Table(title=Text(points.dataset) if points.dataset else None, box=SIMPLE_HEAD, caption=caption)
     table.add_column("id", justify="right", no_wrap=True)
     table.add_column("name", no_wrap=True)
     table.add_column("kind", no_wrap=True)

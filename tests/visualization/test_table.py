@@ -91,3 +91,13 @@ def test_without_measurements_there_is_no_front_to_mark() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"57 \(L5-S3-L12\) has no metric 'abs_rel'"):
         operating_points_table(make_run(SMALL, TIMED), "abs_rel")
+
+
+def test_of_many_metrics_the_one_in_question_and_the_first_others_are_shown() -> None:
+    """COCO has twelve, more than a terminal is wide."""
+    table = operating_points_table(
+        make_run(replace(SMALL, metrics={name: 1.0 for name in "abcdefgh"} | {"mIoU": 2})), "mIoU"
+    )
+    assert cells(table)[0][5:-1] == ["mIoU", "a", "b", "c"]
+    assert table.caption == "not shown: d, e, f, g, h"
+    assert operating_points_table(make_run(SMALL), "mIoU").caption is None
