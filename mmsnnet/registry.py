@@ -33,6 +33,8 @@ class ToolboxRegistry(Registry):
             try:
                 import_module(self._on_demand[name])
             except ModuleNotFoundError as error:
+                if (error.name or "").startswith("mmsnnet"):
+                    raise
                 raise ImportError(
                     f"mmsnnet.{name} needs {error.name}, which is missing: pip install 'mmsnnet[mminstall,det]' "
                     "installs all toolboxes"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +25,10 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
     Args:
         path: of the config file.
-        options: dotted keys and their values, as ``--cfg-options`` gives them. ``data_root`` moves every data set that
-            lies in the config's ``data_root``.
+        options: dotted keys and their values, as ``--cfg-options`` gives them.
+
+    A ``data_root`` among the options moves every data set that lies in the config's ``data_root``; one in a config file
+    moves every data set that lies in that of its bases.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -34,6 +37,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no config {str(path)!r} (working folder {Path.cwd()})")
     config = Config.fromfile(path)
+    _follow_data_root(config, Path(path))
     if options:
         old_root = config.get("data_root")
         config.merge_from_dict(dict(options))
@@ -48,6 +52,25 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     config.default_scope = scope
     init_default_scope(scope)
     return config
+
+
+def _follow_data_root(config: Config, path: Path) -> None:
+    """Moves the data sets of a config's bases to the ``data_root`` that the file itself sets: each base has written its
+    own into them before."""
+    if path.suffix != ".py" or "data_root" not in _assigned(path):
+        return
+    for base in Config._get_base_files(str(path)):
+        old_root = Config.fromfile(path.parent / base, import_custom_modules=False).get("data_root")
+        if old_root is not None:
+            for loader in LOADERS:
+                _move(config.get(loader), old_root, config.data_root)
+
+
+def _assigned(path: Path) -> set[str]:
+    """The names that a Python file assigns at its top level."""
+    statements = ast.parse(path.read_text(encoding="utf-8")).body
+    targets = (target for statement in statements if isinstance(statement, ast.Assign) for target in statement.targets)
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def _move(setting: Any, old_root: str, new_root: str) -> None:

@@ -11,13 +11,18 @@ from mmsnnet.stitching import StitchSpace
 
 
 def build_space(config: Config) -> StitchSpace:
-    """The stitch space of a config's backbone, without weights: quick, whatever the size of the anchors.
+    """The stitch space of a config's backbone, without weights: quick, whatever the size of the anchors, unless a model
+    computes while it is built.
 
     Raises:
         TypeError: the model has no stitched backbone.
     """
-    with torch.device("meta"):
-        return find_stitched_backbone(MODELS.build(config.model)).space
+    try:
+        with torch.device("meta"):
+            model = MODELS.build(config.model)
+    except RuntimeError:  # of what cannot be computed without values
+        model = MODELS.build(config.model)
+    return find_stitched_backbone(model).space
 
 
 def build_model(config: Config, checkpoint: str | None = None, device: str | torch.device = "cpu") -> BaseModel:

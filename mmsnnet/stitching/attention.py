@@ -44,7 +44,11 @@ class AnchorAttention(Attention):
 
     def mask(self, grid: Grid) -> Tensor | None:
         """What attention over an image of ``grid`` (height, width in patches) adds to its logits, or which keys it
-        sees: (1 or n windows, 1 or heads, 1 or N, N), None for neither bias nor padding."""
+        sees: (1 or n windows, 1 or heads, 1 or N, N), None for neither bias nor padding.
+
+        Where windows are padded and have a bias, the two make one mask for each window, and :meth:`forward` one for
+        each window and image; an ``img_size`` of whole windows avoids that.
+        """
         device = self.qkv.weight.device
         seen = window_mask(grid, self.window, self.prefix, device) if self.window else None
         if self.bias_grid is None:
@@ -56,7 +60,13 @@ class AnchorAttention(Attention):
         return bias if seen is None else bias.masked_fill(~seen, float("-inf"))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Tokens (B, N, C), or windows of tokens (B, n * N, C), to the same shape."""
+        """Tokens (B, N, C), or windows of tokens (B, n * N, C), to the same shape.
+
+        Raises:
+            ValueError: causal attention is asked for, which an anchor's blocks have no use of.
+        """
+        if is_causal:
+            raise ValueError("an anchor's attention is not causal")
         if not self.window:
             return super().forward(x, attn_mask=attn_mask)
         windows = x.reshape(-1, self.prefix + self.window**2, x.shape[-1])
@@ -84,14 +94,14 @@ def table_rows(grid: Grid, prefix: int) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + (3 if prefix else 0)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def position_index(grid: Grid, prefix: int, device: torch.device) -> Tensor:
-    """The table's row for each query and key, (N, N) with N = prefix + h * w."""
+    """The table's row for each query and key, int32 (N, N) with N = prefix + h * w."""
     height, width = grid
     offsets = (2 * height - 1) * (2 * width - 1)
     with torch.inference_mode(False):  # what is kept must serve training too
-        y = torch.arange(height, device=device).repeat_interleave(width)
-        x = torch.arange(width, device=device).repeat(height)
+        y = torch.arange(height, dtype=torch.int32, device=device).repeat_interleave(width)
+        x = torch.arange(width, dtype=torch.int32, device=device).repeat(height)
         down, right = y[:, None] - y + height - 1, x[:, None] - x + width - 1
         index = F.pad(down * (2 * width - 1) + right, (prefix, 0, prefix, 0))
         index[:prefix, prefix:] = offsets

@@ -88,6 +88,36 @@ test_dataloader = dict(dataset=plain)
     assert load_config(path, {"work_dir": "w"}).test_dataloader.dataset.data_root == "data/a"
 
 
+@pytest.mark.parametrize("options", [{}, {"data_root": "data/option"}])
+def test_a_root_in_a_config_file_moves_the_data_sets_of_its_bases(
+    options: dict[str, str], write_config: WriteConfig
+) -> None:
+    base = write_config(
+        """
+data_root = "data/base"
+train_dataloader = dict(dataset=dict(data_root=data_root))
+val_dataloader = dict(dataset=dict(data_root=data_root))
+test_dataloader = dict(dataset=dict(data_root="data/b"))
+"""
+    )
+    child = base.with_name("child.py")
+    child.write_text(
+        "_base_ = 'config.py'\ndata_root = 'data/child'\nval_dataloader = dict(dataset=dict(data_root='v'))"
+    )
+    config = load_config(child, options)
+    roots = [config[f"{split}_dataloader"].dataset.data_root for split in ("train", "val", "test")]
+    assert roots == [options.get("data_root", "data/child"), "v", "data/b"]
+    untouched = base.with_name("grandchild.py")
+    untouched.write_text("_base_ = 'config.py'\ntrain_dataloader = dict(dataset=dict(data_root='t'))")
+    assert load_config(untouched).train_dataloader.dataset.data_root == "t"
+
+
+def test_the_root_of_a_real_config_in_a_file_of_ones_own(write_config: WriteConfig) -> None:
+    real = REPOSITORY / "configs/ade20k/stitched-deit3-s-l_setr-naive_8xb2-160k_ade20k-512x512.py"
+    config = load_config(write_config(f"_base_ = {str(real)!r}\ndata_root = '/datasets/ade'"))
+    assert {config[f"{split}_dataloader"].dataset.data_root for split in ("train", "val", "test")} == {"/datasets/ade"}
+
+
 def test_no_options_change_nothing() -> None:
     assert (
         load_config(STITCHED, {}).to_dict() == load_config(STITCHED, None).to_dict() == load_config(STITCHED).to_dict()

@@ -288,3 +288,22 @@ def test_validation_during_training(make_runner: MakeRunner, tmp_path: Path) -> 
         assert scalars[f"val/{name}/mIoU"].current() == pytest.approx(alone["mIoU"])
     best = torch.load(tmp_path / "work_dir" / "best_L_mIoU_iter_1.pth", weights_only=False)
     assert best["state_dict"]["backbone.draws"] == 1
+
+
+@pytest.mark.parametrize("loop", ["test", "val"])
+def test_an_image_that_cannot_be_read_is_named(loop: str, make_runner: MakeRunner, data_root: Path) -> None:
+    """Though the pipeline has the toolbox's own loader, whose error for an empty file names none."""
+    runner = make_runner()
+    pipeline = runner.cfg[f"{loop}_dataloader"].dataset.pipeline
+    assert pipeline[0].type == "LoadImageFromFile"
+    stitch_loop = runner.test_loop if loop == "test" else runner.val_loop
+    image = Path(stitch_loop.dataloader.dataset.get_data_info(0)["img_path"])
+    content = image.read_bytes()
+    image.write_bytes(b"")
+    try:
+        with pytest.raises(ValueError, match=f"{image.name}.*expected an image"):
+            stitch_loop.run()
+    finally:
+        image.write_bytes(content)
+    # The config, which is written beside the log, is as it was: inferencers look for the loader there.
+    assert runner.cfg[f"{loop}_dataloader"].dataset.pipeline[0].type == "LoadImageFromFile"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.logging import HistoryBuffer, MMLogger
@@ -22,6 +23,23 @@ from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import StitchedViT, find_stitched_backbone, model_costs
 from mmsnnet.registry import LOOPS
 from mmsnnet.stitching import LayerKey, Stitch
+
+
+def checked_loading(dataloader: DataLoader | dict) -> DataLoader | dict:
+    """A data loader's config with ``mmsnnet.LoadImage``, whose errors name the file and what was expected, in place of
+    ``LoadImageFromFile``. Configs have the latter in their test pipelines, because the toolboxes' inferencers look for
+    it there by its name."""
+    if not isinstance(dataloader, dict):
+        return dataloader
+
+    def checked(setting: Any) -> Any:
+        if isinstance(setting, dict):
+            inner = {key: checked(value) for key, value in setting.items()}
+            is_stock = str(setting.get("type")).rpartition(".")[2] == "LoadImageFromFile"
+            return ConfigDict(inner | ({"type": "mmsnnet.LoadImage"} if is_stock else {}))
+        return [checked(value) for value in setting] if isinstance(setting, list | tuple) else setting
+
+    return checked(dataloader)
 
 
 @LOOPS.register_module()
@@ -46,7 +64,7 @@ class StitchTestLoop(TestLoop):
         stitches: str | Sequence[int | str] = "all",
         out: str | None = None,
     ) -> None:
-        super().__init__(runner, dataloader, evaluator, fp16=fp16)
+        super().__init__(runner, checked_loading(dataloader), evaluator, fp16=fp16)
         self.backbone = find_stitched_backbone(runner.model)
         self.stitches = self.backbone.space.select(stitches)
         self.out = out
@@ -96,7 +114,7 @@ class StitchValLoop(ValLoop):
         fp16: bool = False,
         stitches: str | Sequence[int | str] = "anchors",
     ) -> None:
-        super().__init__(runner, dataloader, evaluator, fp16=fp16)
+        super().__init__(runner, checked_loading(dataloader), evaluator, fp16=fp16)
         self.backbone = find_stitched_backbone(runner.model)
         self.stitches = self.backbone.space.select(stitches)
 
