@@ -27,7 +27,7 @@ model = dict(
             fc_out_channels=1024,
             roi_feat_size=7,
             num_classes=80,
-            norm_cfg=dict(type="mmsnnet.LayerNorm2d"),
+            norm_cfg=dict(type="mmsnnet.LayerNorm2d", eps=1e-6),  # mmcv would set 1e-5
             bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]),
             reg_class_agnostic=False,
             loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),

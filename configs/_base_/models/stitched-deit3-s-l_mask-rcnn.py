@@ -16,7 +16,7 @@ model = dict(
             in_channels=256,
             conv_out_channels=256,
             num_classes=80,
-            norm_cfg=dict(type="mmsnnet.LayerNorm2d"),
+            norm_cfg=dict(type="mmsnnet.LayerNorm2d", eps=1e-6),  # mmcv would set 1e-5
             loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
         ),
     ),
