@@ -1,22 +1,6 @@
-_base_ = "stitched-deit3-s-l_setr-naive_8xb2-160k_ade20k-512x512.py"
-model = dict(
-    backbone=dict(
-        anchors=[
-            dict(
-                model="deit3_base_patch16_224.fb_in22k_ft_in1k",
-                pretrained=True,
-                drop_path_rate=0.1,
-                init_values=1.0,
-                rel_pos_bias=True,
-            ),
-            dict(
-                model="deit3_large_patch16_224.fb_in22k_ft_in1k",
-                pretrained=True,
-                drop_path_rate=0.1,
-                init_values=1.0,
-                rel_pos_bias=True,
-            ),
-        ],
-        rank=4,
-    )
-)
+_base_ = [
+    "../_base_/models/stitched-deit3-b-l_setr-naive.py",
+    "../_base_/datasets/ade20k.py",
+    "../_base_/schedules/schedule_160k.py",
+    "../_base_/default_runtime.py",
+]

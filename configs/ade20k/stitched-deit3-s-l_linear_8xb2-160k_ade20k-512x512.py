@@ -1,15 +1,6 @@
-_base_ = "stitched-deit3-s-l_setr-naive_8xb2-160k_ade20k-512x512.py"
-model = dict(
-    decode_head=dict(
-        _delete_=True,
-        type="mmsnnet.LinearHead",
-        in_channels=1024,
-        in_index=3,
-        num_classes=150,
-        dropout_ratio=0.1,
-        norm_cfg=dict(type="SyncBN", requires_grad=True),
-        align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0),
-    ),
-    auxiliary_head=None,
-)
+_base_ = [
+    "../_base_/models/stitched-deit3-s-l_linear.py",
+    "../_base_/datasets/ade20k.py",
+    "../_base_/schedules/schedule_160k.py",
+    "../_base_/default_runtime.py",
+]

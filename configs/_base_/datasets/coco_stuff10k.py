@@ -1,50 +1,27 @@
-# COCO-Stuff 10k: 171 classes (things and stuff), 9000 + 1000 images. In the label maps that mmsegmentation's converter
-# writes (*_labelTrainIds.png), 0 is for what has no label; reduce_zero_label makes that 255 and the classes 0 to 170.
+# COCO-Stuff 10k: 171 classes (things and stuff), 9000 + 1000 images, read as ADE20K is. In the label maps that
+# mmsegmentation's converter writes (*_labelTrainIds.png), 0 is for what has no label; reduce_zero_label makes that 255
+# and the classes 0 to 170.
+_base_ = "ade20k.py"
 dataset_type = "COCOStuffDataset"
 data_root = "data/coco_stuff10k"
-crop_size = (512, 512)
-train_pipeline = [
-    dict(type="mmsnnet.LoadImage"),
-    dict(type="mmsnnet.LoadSegLabels", num_classes=171),
-    dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PhotoMetricDistortion"),
-    dict(type="PackSegInputs"),
-]
-# Predictions are brought back to the size of the image: the labels stay at theirs.
-test_pipeline = [
-    dict(type="LoadImageFromFile"),  # by this name mmseg's inferencers find it
-    dict(type="Resize", scale=(2048, 512), keep_ratio=True),
-    dict(type="mmsnnet.LoadSegLabels", num_classes=171),
-    dict(type="PackSegInputs"),
-]
+train_pipeline = [dict(step, num_classes=171) if "num_classes" in step else step for step in _base_.train_pipeline]
+test_pipeline = [dict(step, num_classes=171) if "num_classes" in step else step for step in _base_.test_pipeline]
 train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
         reduce_zero_label=True,
         data_prefix=dict(img_path="images/train2014", seg_map_path="annotations/train2014"),
         pipeline=train_pipeline,
-    ),
+    )
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
         reduce_zero_label=True,
         data_prefix=dict(img_path="images/test2014", seg_map_path="annotations/test2014"),
         pipeline=test_pipeline,
-    ),
+    )
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
-test_evaluator = val_evaluator
