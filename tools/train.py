@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import torch
 
-from mmsnnet.apis import DictAction, build_runner, in_one_line, is_mistake, load_config
+from mmsnnet.apis import DictAction, build_runner, check_channels, in_one_line, is_mistake, load_config
 from mmsnnet.datasets import check_folders
 from mmsnnet.registry import MODELS
 
@@ -33,7 +33,7 @@ def train(args: argparse.Namespace) -> None:
     # computes while it is built raises RuntimeError on the meta device; the runner builds it in earnest.
     check_folders(config, ("train_dataloader", "val_dataloader"))
     with torch.device("meta"), suppress(RuntimeError):
-        MODELS.build(config.model)
+        check_channels(config, MODELS.build(config.model))
     config.resume = args.resume
     if args.amp:
         config.optim_wrapper.type = "AmpOptimWrapper"

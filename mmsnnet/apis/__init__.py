@@ -1,7 +1,16 @@
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
 from mmsnnet.apis.config import DictAction, load_config
 from mmsnnet.apis.mistakes import in_one_line, is_mistake
-from mmsnnet.apis.model import build_model, build_space
+from mmsnnet.apis.model import build_model, build_space, check_channels
 from mmsnnet.apis.runner import build_runner
 
-__all__ = ["DictAction", "build_model", "build_runner", "build_space", "in_one_line", "is_mistake", "load_config"]
+__all__ = [
+    "DictAction",
+    "build_model",
+    "build_runner",
+    "build_space",
+    "check_channels",
+    "in_one_line",
+    "is_mistake",
+    "load_config",
+]

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import load_checkpoint
+from torch import nn
 
-from mmsnnet.models import find_stitched_backbone
+from mmsnnet.models import StitchedViT, find_stitched_backbone
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
 
@@ -16,13 +20,45 @@ def build_space(config: Config) -> StitchSpace:
 
     Raises:
         TypeError: the model has no stitched backbone.
+        ValueError: a head or neck reads maps of another width than the backbone's.
     """
     try:
         with torch.device("meta"):
             model = MODELS.build(config.model)
     except RuntimeError:  # of what cannot be computed without values
         model = MODELS.build(config.model)
+    check_channels(config, model)
     return find_stitched_backbone(model).space
+
+
+def check_channels(config: Config, model: nn.Module) -> None:
+    """Compares the ``in_channels`` of what reads a stitched backbone's maps, a neck or else mmseg's heads, with their
+    width.
+
+    Raises:
+        ValueError: they differ; the message names the setting.
+    """
+    backbones = [module for module in model.modules() if isinstance(module, StitchedViT)]
+    if not backbones:
+        return
+    width = backbones[0].network.anchor(-1).width
+    # Of a cascade of decode heads, the first alone reads the backbone's maps for certain.
+    heads = {"decode_head": _listed(config.model.get("decode_head"))[:1]}
+    heads["auxiliary_head"] = _listed(config.model.get("auxiliary_head"))
+    neck = _listed(config.model.get("neck"))
+    for name, readers in ({"neck": neck} if neck else heads).items():
+        for reader in readers:
+            if any(channels != width for channels in _listed(reader.get("in_channels"))):
+                raise ValueError(
+                    f"model.{name}.in_channels is {reader['in_channels']}, and the backbone's maps have {width} "
+                    "channels, the width of its largest anchor: set it to that"
+                )
+
+
+def _listed(setting: Any) -> Sequence[Any]:
+    if setting is None:
+        return ()
+    return setting if isinstance(setting, list | tuple) else (setting,)
 
 
 def build_model(config: Config, checkpoint: str | None = None, device: str | torch.device = "cpu") -> BaseModel:

@@ -250,8 +250,8 @@ def create_anchor(
                 f"timm's {model!r} does not take images of any size: an anchor is a plain ViT (deit3_*, vit_*, ...)"
             ) from error
         raise ValueError(
-            f"anchor {model!r}: unknown key {unknown[1]!r}; keys beside 'model' and 'pretrained' are those of "
-            "timm.create_model"
+            f"anchor {model!r}: unknown key {unknown[1]!r}; keys beside 'model', 'pretrained', 'rel_pos_bias', "
+            "'window_size' and 'global_blocks' are those of timm.create_model"
         ) from error
     except RuntimeError as error:
         if "pretrained tag" not in str(error):

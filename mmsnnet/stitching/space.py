@@ -225,8 +225,10 @@ class StitchSpace:
         ids, names = [s.id for s in self.stitches], [s.name for s in self.stitches]
         if isinstance(key, int) and ids[0] < key < ids[-1]:
             return f"stitch id {key} is not in the space: its segments would leave nothing of the large anchor to run"
+        skipped = sorted(set(range(ids[-1])) - set(ids))
+        without = f" without {', '.join(map(str, skipped))}" if skipped else ""
         return (
-            f"no stitch {key!r} in this space of {len(self)}: ids run from {ids[0]} to {ids[-1]}, "
+            f"no stitch {key!r} in this space of {len(self)}: ids run from {ids[0]} to {ids[-1]}{without}, "
             f"names are like {', '.join(dict.fromkeys((names[0], names[len(names) // 2], names[-1])))}"
         )
 

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmsnnet.apis import build_model, load_config
+from mmsnnet.apis import build_model, build_space, check_channels, load_config
 
 MakeImages = Callable[..., Tensor]
 REPOSITORY = Path(__file__).parents[2]
@@ -70,3 +70,22 @@ def test_the_model_is_put_on_the_device(config: Config) -> None:
 def test_a_missing_checkpoint_is_named(config: Config) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         build_model(config, "nowhere.pth")
+
+
+def test_the_space_is_built_without_weights(config: Config) -> None:
+    assert len(build_space(config)) == 32
+
+
+@pytest.mark.parametrize("reader", ["decode_head", "auxiliary_head", "neck"])
+def test_a_head_or_neck_of_another_width_is_named(reader: str, config: Config) -> None:
+    if reader == "neck":
+        config.model.neck = dict(type="MultiLevelNeck", in_channels=[128, 64], out_channels=64, scales=[1, 1])
+        config.model.decode_head.in_channels = 64  # of the neck's making
+    else:
+        config.model[reader].in_channels = 64
+    with pytest.raises(ValueError, match=rf"model\.{reader}\.in_channels is .*64.* maps have 128 channels"):
+        build_space(config)
+
+
+def test_a_model_without_a_stitched_backbone_has_no_channels_to_check(config: Config) -> None:
+    check_channels(config, nn.Linear(2, 2))

@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from mmsnnet.apis import build_model, load_config
+from mmsnnet.apis import DictAction, build_model, check_channels, load_config
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.visualization import operating_points_table, print_table
@@ -15,11 +15,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="input size (default: the backbone's img_size)"
     )
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
+    )
     parser.add_argument("--out", metavar="FILE.json", help="write the counts as a file of operating points")
     args = parser.parse_args()
     try:
-        args.config = load_config(args.config)
+        args.config = load_config(args.config, args.cfg_options)
         args.model = build_model(args.config)
+        check_channels(args.config, args.model)
         args.backbone = find_stitched_backbone(args.model)
     except (FileNotFoundError, ImportError, TypeError, ValueError) as error:
         parser.error(str(error))
