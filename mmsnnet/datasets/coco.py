@@ -90,8 +90,8 @@ class CocoAnnotations(COCO):
 class CocoDataset(_CocoDataset):
     """mmdet's ``CocoDataset``, which says what is wrong with an annotation file instead of training on no boxes.
 
-    Its ``metainfo`` has ``ann_file``, where :class:`mmsnnet.evaluation.metrics.coco_metric.CocoMetric` finds the ground
-    truth.
+    Each sample has ``ann_file``, the file that it is from, where
+    :class:`mmsnnet.evaluation.metrics.coco_metric.CocoMetric` finds the ground truth.
 
     Raises:
         FileNotFoundError: there is no such annotation file.
@@ -101,9 +101,9 @@ class CocoDataset(_CocoDataset):
 
     COCOAPI = CocoAnnotations
 
-    def load_data_list(self) -> list[dict[str, Any]]:
-        self._metainfo["ann_file"] = self.ann_file
-        return super().load_data_list()
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        # Not in metainfo: data sets with different metainfo cannot be concatenated.
+        return super().get_data_info(idx) | dict(ann_file=self.ann_file)
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
         data_info = super().parse_data_info(raw_data_info)

@@ -34,33 +34,38 @@ def annotations() -> Annotations:
 def make(tmp_path: Path) -> Make:
     """``make(contents, classes)``: the data set of an annotation file with these contents, text as it is."""
 
-    def build(contents: Any, classes: tuple[str, ...] = ("cat", "dog"), masks: bool = True, **settings: Any) -> Any:
-        (tmp_path / "annotations").mkdir()
+    def build(
+        contents: Any, classes: tuple[str, ...] = ("cat", "dog"), masks: bool = True, file: str = FILE, **settings: Any
+    ) -> Any:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
         if contents is not None:
             text = contents if isinstance(contents, str) else json.dumps(contents)
-            (tmp_path / FILE).write_text(text)
+            (tmp_path / file).write_text(text)
         pipeline = [
             dict(type="mmsnnet.LoadImage"),
             dict(type="mmdet.LoadAnnotations", with_bbox=True, with_mask=masks),
-            dict(type="mmdet.PackDetInputs"),
+            dict(type="mmdet.PackDetInputs", meta_keys=("img_id", "ann_file")),
         ]
         settings.setdefault("filter_cfg", dict(filter_empty_gt=True))
         prefix = dict(img="images")
         return DATASETS.build(
-            dict(type="mmsnnet.CocoDataset", data_root=str(tmp_path), ann_file=FILE, data_prefix=prefix)
+            dict(type="mmsnnet.CocoDataset", data_root=str(tmp_path), ann_file=file, data_prefix=prefix)
             | dict(metainfo=dict(classes=classes), pipeline=pipeline, **settings)
         )
 
     return build
 
 
+def write_images(folder: Path) -> None:
+    (folder / "images").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        cv2.imwrite(str(folder / "images" / name), np.zeros((8, 10, 3), np.uint8))
+
+
 def test_instances_are_read(annotations: Annotations, make: Make, tmp_path: Path) -> None:
     dataset = make(annotations)
     assert len(dataset) == 2  # the image without instances teaches nothing
-    assert dataset.metainfo["ann_file"] == str(tmp_path / FILE)
-    (tmp_path / "images").mkdir()
-    for name in ("1.jpg", "2.jpg"):
-        cv2.imwrite(str(tmp_path / "images" / name), np.zeros((8, 10, 3), np.uint8))
+    write_images(tmp_path)
     sample = dataset[1]["data_samples"]
     assert sample.gt_instances.labels.tolist() == [0]
     assert sample.gt_instances.bboxes.tensor.tolist() == [[1, 1, 5, 5]]
@@ -77,6 +82,19 @@ def test_images_without_instances_stay_where_nothing_is_filtered(annotations: An
 def test_some_of_the_categories(annotations: Annotations, make: Make) -> None:
     dataset = make(annotations, classes=("dog",))
     assert [[thing["bbox_label"] for thing in dataset.get_data_info(i)["instances"]] for i in (0, 1)] == [[0], [0]]
+
+
+@pytest.mark.parametrize("scope", ["mmengine", "mmdet"])
+def test_data_sets_can_be_joined_and_samples_tell_their_file(
+    scope: str, annotations: Annotations, make: Make, tmp_path: Path
+) -> None:
+    """With metainfo as of one data set, which metrics take their classes from."""
+    write_images(tmp_path)
+    parts = [make(annotations, file=f"{name}.json") for name in "ab"]
+    joined = DATASETS.build(dict(type=f"{scope}.ConcatDataset", datasets=parts))
+    files = [joined[i]["data_samples"].ann_file for i in range(len(joined))]
+    assert files == [str(tmp_path / f"{name}.json") for name in "aabb"]
+    assert joined.metainfo["classes"] == ("cat", "dog")
 
 
 def says(error: pytest.ExceptionInfo[Exception], *words: str) -> None:

@@ -1,11 +1,15 @@
 """COCO's metric at several stitches."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.fileio import LocalBackend, register_backend
 
 from mmsnnet.registry import METRICS
 
@@ -35,13 +39,19 @@ def ann_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def metric(ann_file: Path) -> Any:
-    metric = METRICS.build(dict(type="mmsnnet.CocoMetric", metric=["bbox", "segm"]))
-    metric.dataset_meta = dict(classes=("square",), ann_file=str(ann_file))
+    """Of both kinds, with a method ``add(*boxes)``, the detections in the one image of ``ann_file``."""
+    return make_metric(ann_file, metric=["bbox", "segm"])
+
+
+def make_metric(named: Path | None, **settings: Any) -> Any:
+    metric = METRICS.build(dict(type="mmsnnet.CocoMetric", **settings))
+    metric.dataset_meta = dict(classes=("square",))
+    metric.add = lambda *boxes: metric.process({}, [detections(named, *boxes)])
     return metric
 
 
-def detections(*boxes: tuple[int, int, int, int]) -> dict[str, Any]:
-    """A data sample with these boxes, wholly filled, as the predictions."""
+def detections(named: Path | None, *boxes: tuple[int, int, int, int]) -> dict[str, Any]:
+    """A data sample that names an annotation file, with these boxes, wholly filled, as the predictions."""
     masks = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.bool)
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = True
@@ -51,11 +61,12 @@ def detections(*boxes: tuple[int, int, int, int]) -> dict[str, Any]:
         labels=torch.zeros(len(boxes), dtype=torch.long),
         masks=masks,
     )
-    return dict(img_id=5, ori_shape=(SIDE, SIDE), pred_instances=found)
+    sample = dict(img_id=5, ori_shape=(SIDE, SIDE), pred_instances=found)
+    return sample if named is None else sample | dict(ann_file=str(named))
 
 
 def test_what_is_found_is_measured_against_the_data_sets_own_file(metric: Any, capsys: Any) -> None:
-    metric.process({}, [detections((10, 10, 50, 50))])
+    metric.add((10, 10, 50, 50))
     found = metric.evaluate(1)
     assert found.keys() == NAMES
     assert (found["coco/bbox_mAP"], found["coco/segm_mAP"], found["coco/bbox_mAP_m"]) == (1, 1, 1)
@@ -64,20 +75,57 @@ def test_what_is_found_is_measured_against_the_data_sets_own_file(metric: Any, c
 
 def test_half_of_a_square_counts_up_to_its_overlap(metric: Any) -> None:
     """The upper 25 rows of 40: an overlap of 0.625, which is enough at the thresholds 0.5, 0.55 and 0.6 of ten."""
-    metric.process({}, [detections((10, 10, 50, 35))])
+    metric.add((10, 10, 50, 35))
     found = metric.evaluate(1)
     assert (found["coco/bbox_mAP"], found["coco/bbox_mAP_50"], found["coco/bbox_mAP_75"]) == (0.3, 1, 0)
 
 
 def test_finding_nothing_scores_zero_and_the_next_stitch_is_measured(metric: Any) -> None:
-    metric.process({}, [detections()])
+    metric.add()
     assert metric.evaluate(1) == dict.fromkeys(NAMES, 0.0)
-    metric.process({}, [detections((10, 10, 50, 50))])
+    metric.add((10, 10, 50, 50))
     assert metric.evaluate(1)["coco/bbox_mAP"] == 1
 
 
 def test_a_given_file_takes_precedence(ann_file: Path, tmp_path: Path) -> None:
-    metric = METRICS.build(dict(type="mmsnnet.CocoMetric", metric="bbox", ann_file=str(ann_file)))
-    metric.dataset_meta = dict(classes=("square",), ann_file=str(tmp_path / "nowhere.json"))
-    metric.process({}, [detections((10, 10, 50, 50))])
+    metric = make_metric(tmp_path / "nowhere.json", metric="bbox", ann_file=str(ann_file))
+    metric.add((10, 10, 50, 50))
     assert metric.evaluate(1)["coco/bbox_mAP_50"] == 1
+
+
+def test_ground_truth_in_the_samples_is_measured_against_as_by_mmdet() -> None:
+    metric = make_metric(None, metric="bbox")
+    thing = dict(bbox=[10, 10, 50, 50], bbox_label=0, ignore_flag=0)
+    metric.process({}, [detections(None, (10, 10, 50, 35)) | dict(instances=[thing])])
+    assert metric.evaluate(1)["coco/bbox_mAP"] == 0.3
+
+
+def test_no_ground_truth_is_an_error_that_says_where_it_could_come_from() -> None:
+    with pytest.raises(ValueError, match=r"no ground truth: .*meta_keys of PackDetInputs.*ann_file of the evaluator"):
+        make_metric(None).add((10, 10, 50, 50))
+
+
+def test_ground_truth_of_two_files_is_an_error_that_names_them(metric: Any, ann_file: Path, tmp_path: Path) -> None:
+    metric.add((10, 10, 50, 50))
+    other = shutil.copy(ann_file, tmp_path / "others.json")
+    with pytest.raises(ValueError, match=rf"{ann_file} and {other}: set ann_file of the evaluator"):
+        metric.process({}, [detections(ann_file), detections(other)])
+
+
+class InFolder(LocalBackend):
+    """Local files by their paths below a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    @contextmanager
+    def get_local_path(self, filepath: str) -> Iterator[str]:
+        yield str(self.folder / filepath)
+
+
+def test_ground_truth_is_read_by_the_file_backend_that_is_set(ann_file: Path) -> None:
+    register_backend("in_folder", InFolder, force=True)
+    backend = dict(backend="in_folder", folder=str(ann_file.parent))
+    metric = make_metric(Path(ann_file.name), metric="bbox", backend_args=backend)
+    metric.add((10, 10, 50, 50))
+    assert metric.evaluate(1)["coco/bbox_mAP"] == 1

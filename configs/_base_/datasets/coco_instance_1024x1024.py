@@ -20,7 +20,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=image_size, keep_ratio=True),
-    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ann_file", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -51,6 +51,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-# The ground truth is that of the data set's own ann_file.
+# The ground truth is in the data set's own ann_file, which the samples name.
 val_evaluator = dict(type="mmsnnet.CocoMetric", metric=["bbox", "segm"])
 test_evaluator = val_evaluator
