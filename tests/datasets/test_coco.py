@@ -148,11 +148,65 @@ def test_an_entry_of_another_kind(annotations: Annotations, make: Make) -> None:
     says(error, "annotations[4] lacks id, image_id, category_id, bbox, area")
 
 
-def test_an_unknown_category(annotations: Annotations, make: Make) -> None:
-    annotations["annotations"][2]["category_id"] = 8
+SQUARE = [1, 1, 5, 1, 5, 5, 1, 5]
+FAULTS = [
+    (dict(category_id=8), "category_id 8", "among the categories"),
+    (dict(image_id=4), "image_id 4", "among the images"),
+    (dict(image_id="1"), "image_id '1'", "among the images"),
+    (dict(bbox=None), "bbox None", "[x, y, width, height]"),
+    (dict(bbox=[1, 1, 4]), "bbox [1, 1, 4]", "[x, y, width, height]"),
+    (dict(bbox=["1", "1", "4", "4"]), "bbox ['1'", "[x, y, width, height]"),
+    (dict(bbox=[1, 1, float("nan"), 4]), "bbox [1, 1, nan, 4]", "finite"),
+    (dict(bbox=[1, 1, float("inf"), 4]), "bbox [1, 1, inf, 4]", "finite"),
+    (dict(bbox=[5, 1, -4, 4]), "bbox [5, 1, -4, 4]", "at least 0"),
+    (dict(bbox=[5, 1, 4, -1]), "bbox [5, 1, 4, -1]", "at least 0"),
+    (dict(area="16"), "area '16'", "a number of pixels"),
+    (dict(area=-16), "area -16", "at least 0"),
+    (dict(segmentation="none"), "segmentation 'none'", "a list of polygons"),
+    (dict(segmentation=SQUARE), "segmentation [1, 1, 5", "a list of polygons"),
+    (dict(segmentation=[SQUARE, ["1", "1", "5", "1", "5", "5"]]), "segmentation [[1, 1, 5", "finite numbers"),
+    (dict(segmentation=[[1, 1, 5, 1, float("nan"), 5]]), "segmentation [[1, 1, 5", "finite numbers"),
+    (dict(segmentation=dict(counts=[40, 40])), "segmentation {'counts': [40, 40]}", "run lengths"),
+    (dict(segmentation=dict(size=[8, 10], counts=None)), "segmentation {'counts': None", "run lengths"),
+]
+
+
+@pytest.mark.parametrize(("changes", "found", "expected"), FAULTS)
+def test_a_fault_of_an_annotation(
+    annotations: Annotations, make: Make, changes: dict[str, Any], found: str, expected: str
+) -> None:
+    annotations["annotations"][2] |= changes
     with pytest.raises(ValueError) as error:
         make(annotations)
-    says(error, "annotations[2]", "category_id 8")
+    says(error, "annotations[2], with id 27, has " + found, expected)
+
+
+@pytest.mark.parametrize("kind", ["images", "annotations", "categories"])
+def test_an_id_that_is_there_twice(annotations: Annotations, make: Make, kind: str) -> None:
+    annotations[kind].append(annotations[kind][0])
+    with pytest.raises(ValueError) as error:
+        make(annotations)
+    says(error, f"two of its {kind} have the same id")
+
+
+@pytest.mark.parametrize("changes", [dict(area=0), dict(bbox=[1, 1, 4, 0]), dict(bbox=[1, 1, 0, 4])])
+def test_instances_without_an_area_are_left_out_as_by_mmdet(
+    annotations: Annotations, make: Make, changes: dict[str, Any]
+) -> None:
+    """COCO's own files have such."""
+    annotations["annotations"][0] |= changes
+    assert [thing["bbox_label"] for thing in make(annotations).get_data_info(0)["instances"]] == [1]
+
+
+@pytest.mark.parametrize("empty", [None, []])
+def test_an_empty_segmentation_is_none(annotations: Annotations, make: Make, empty: Any) -> None:
+    annotations["annotations"][0]["segmentation"] = empty
+    assert "mask" not in make(annotations, masks=False).get_data_info(0)["instances"][0]
+
+
+def test_compressed_run_lengths_are_read(annotations: Annotations, make: Make) -> None:
+    annotations["annotations"][0]["segmentation"] = runs = dict(size=[8, 10], counts="X1X1")
+    assert make(annotations).get_data_info(0)["instances"][0]["mask"] == runs
 
 
 @pytest.mark.parametrize(
