@@ -94,8 +94,8 @@ def gflops(costs: dict[int, Cost]) -> tuple[float, float]:
 
 
 def test_there_are_configs() -> None:
-    assert {"quickstart", "camvid", "ade20k", "coco_stuff10k"} <= {Path(name).parent.name for name in CONFIGS}
-    assert not {name for name in CONFIGS if name.startswith("_base_")}
+    folders = {"quickstart", "camvid", "ade20k", "coco_stuff10k", "nyu", "imagenet", "coco"}
+    assert {Path(name).parent.name for name in CONFIGS} == folders
 
 
 def test_the_model_at_its_real_size(config: Config, model: nn.Module, table: list[str]) -> None:
@@ -159,6 +159,8 @@ def test_ade20k_backbones_have_the_parameters_of_the_paper(
         "ade20k/stitched-deit3-s-l_upernet_8xb2-160k_ade20k-512x512.py",
         "ade20k/stitched-deit3-s-l_linear_8xb2-160k_ade20k-512x512.py",
         "coco_stuff10k/stitched-deit3-s-l_setr-naive_8xb2-80k_coco-stuff10k-512x512.py",
+        "coco_stuff10k/stitched-deit3-s-l_upernet_8xb2-80k_coco-stuff10k-512x512.py",
+        "coco_stuff10k/stitched-deit3-s-l_linear_8xb2-80k_coco-stuff10k-512x512.py",
     ],
 )
 def test_another_head_or_data_set_leaves_the_backbone_as_it_is(name: str) -> None:
@@ -166,6 +168,16 @@ def test_another_head_or_data_set_leaves_the_backbone_as_it_is(name: str) -> Non
     other = load_config(REPOSITORY / "configs" / name)
     assert other.model.backbone == published.model.backbone
     assert other.model.decode_head != published.model.decode_head
+
+
+def test_another_head_fits_dinov2() -> None:
+    """Its backbone hands out the taps that the DeiT-III pair does, of the same width."""
+    folder = REPOSITORY / "configs/ade20k"
+    config = load_config(folder / "stitched-dinov2-s-l_linear_8xb2-80k_ade20k-518x518.py")
+    other = load_config(folder / "stitched-deit3-s-l_upernet_8xb2-160k_ade20k-512x512.py")
+    assert tuple(config.model.backbone.out_indices) == (9, 14, 19, 23)
+    model = model_of(Config(dict(model=config.model | dict(other.model, backbone=config.model.backbone))))
+    assert set(model_costs(model)) == {stitch.id for stitch in model.backbone.space}
 
 
 def resolved(of: Registry, name: str) -> Any:

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
 from mmengine.structures import BaseDataElement
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, TRANSFORMS
 from torch import nn
 
 from mmsnnet.apis import load_config
@@ -73,6 +73,20 @@ def test_the_published_settings(config: Config) -> None:
     assert (config.model.decode_head.readout_type, config.model.decode_head.channels) == ("project", 256)
     assert tuple(config.model.decode_head.post_process_channels) == (96, 192, 384, 768)
     assert config.test_evaluator.crop_type == "nyu_crop" and config.model.test_cfg.mode == "slide_flip"
+    for limits in (
+        (config.model.decode_head.min_depth, config.model.decode_head.max_depth),
+        (config.test_evaluator.min_depth_eval, config.test_evaluator.max_depth_eval),
+    ):
+        assert limits == (1e-3, 10)
+    assert config.model.data_preprocessor.mean == config.model.data_preprocessor.std == [127.5] * 3
+
+
+def test_the_published_augmentations(config: Config) -> None:
+    steps = {step.type: step for step in config.train_dataloader.dataset.pipeline}
+    assert steps["RandomRotate"].degree == 2.5 and "RandomFlip" in steps
+    assert tuple(steps["RandomCrop"].crop_size) == (416, 544)
+    color = TRANSFORMS.build(steps["mmsnnet.RandomColor"])
+    assert (color.gamma, color.brightness, color.color) == ((0.9, 1.1), (0.75, 1.25), (0.9, 1.1))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

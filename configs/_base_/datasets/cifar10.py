@@ -1,4 +1,4 @@
-# CIFAR-10 as JPEG files in ImageNet's layout: train/<class>/*.jpg and val/<class>/*.jpg, 10 folders each, 32 x 32.
+# CIFAR-10 in ImageNet's layout: train/<class>/* and val/<class>/*, 10 folders each, 32 x 32, as PNG or JPEG files.
 dataset_type = "mmsnnet.ImageNet"
 data_root = "data/cifar10"
 metainfo = dict(name="CIFAR-10")

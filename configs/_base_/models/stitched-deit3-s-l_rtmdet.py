@@ -17,7 +17,7 @@ model = dict(
         exp_on_reg=True,
         share_conv=True,
         pred_kernel_size=1,
-        norm_cfg=dict(type="SyncBN"),  # BN on a CPU or a single GPU
+        norm_cfg=dict(type="SyncBN"),
         act_cfg=dict(type="SiLU", inplace=True),
     ),
     train_cfg=dict(
