@@ -109,13 +109,19 @@ def test_gradients_reach_every_parameter_and_the_map(randomise: Callable[[nn.Mod
     assert [name for name, p in neck.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_of_several_maps_the_last_is_read() -> None:
+    """Whatever the others are: a backbone with taps for another head serves as it is."""
+    neck = SimpleFeaturePyramid(8, 4)
+    others, last = [torch.randn(1, 6, 4, 4), torch.randn(1, 8, 4, 4)], torch.randn(1, 8, 4, 4)
+    for level, wanted in zip(neck((*others, last)), neck((last,)), strict=True):
+        assert torch.equal(level, wanted)
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="num_outs"):
         SimpleFeaturePyramid(8, num_outs=3)
     with pytest.raises(ValueError, match=r"4, 2, 1 and 0\.5; got 3"):
         SimpleFeaturePyramid(8, scales=(3,))
-    with pytest.raises(ValueError, match=r"hands out 2: set its out_indices"):
-        SimpleFeaturePyramid(8)((torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4)))
 
 
 def test_it_is_found_from_any_scope() -> None:

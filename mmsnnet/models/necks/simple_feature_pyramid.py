@@ -23,11 +23,11 @@ class SimpleFeaturePyramid(BaseModule):
     between them, one of half the size by max pooling. A 1x1 and a 3x3 convolution follow, each with layer norm over
     the channels. Coarser levels are subsampled from the last of these, as in FPN.
 
-    A tuple with one map (B, in_channels, h, w) gives ``num_outs`` maps (B, out_channels, h * scale, w * scale), from
-    the finest to the coarsest; sizes that do not divide are rounded up.
+    Of the backbone's maps, the last one (B, in_channels, h, w) gives ``num_outs`` maps (B, out_channels, h * scale,
+    w * scale), from the finest to the coarsest; sizes that do not divide are rounded up.
 
     Args:
-        in_channels: of the map, C.
+        in_channels: of the last map, C.
         out_channels: of each level.
         scales: sizes of the levels over the map's, among 4, 2, 1 and 0.5; with patches of 16 these are the strides 4,
             8, 16 and 32.
@@ -35,8 +35,7 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg: as of any mmengine module.
 
     Raises:
-        ValueError: a scale is none of the four, ``num_outs`` is too small, or the backbone hands out another number
-            of maps than one.
+        ValueError: a scale is none of the four, or ``num_outs`` is too small.
     """
 
     def __init__(
@@ -54,13 +53,8 @@ class SimpleFeaturePyramid(BaseModule):
         self.levels = nn.ModuleList(_level(in_channels, out_channels, scale) for scale in scales)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """One map (B, in_channels, h, w), in a tuple, to ``num_outs`` levels."""
-        if len(maps) != 1:
-            raise ValueError(
-                f"SimpleFeaturePyramid reads one map, the backbone hands out {len(maps)}: set its out_indices to the "
-                "last block alone"
-            )
-        levels = [level(maps[0]) for level in self.levels]
+        """The last of the maps, (B, in_channels, h, w), to ``num_outs`` levels; the others are left alone."""
+        levels = [level(maps[-1]) for level in self.levels]
         while len(levels) < self.num_outs:
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
         return tuple(levels)
