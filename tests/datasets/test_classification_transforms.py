@@ -134,6 +134,19 @@ def test_a_typing_mistake_is_an_error() -> None:
         apply(noise(8, 8), input_size=8, colour_jitter=0.3)
 
 
+@pytest.mark.parametrize("training", [dict(), dict(is_training=False)])
+@pytest.mark.parametrize("mode", ["src", "rrc", "rkrc", "rkrr"])
+def test_a_random_crop_is_for_training_alone(mode: str, training: dict[str, bool]) -> None:
+    assert apply(noise(8, 8), input_size=8, train_crop_mode=mode, is_training=True).shape == (3, 8, 8)
+    with pytest.raises(ValueError, match=f"train_crop_mode='{mode}' .* set is_training=True"):
+        apply(noise(8, 8), input_size=8, train_crop_mode=mode, **training)
+
+
+def test_an_unknown_crop_is_an_error_that_says_which_there_are() -> None:
+    with pytest.raises(ValueError, match="rrc, rkrc, rkrr, src; got 'scr'"):
+        apply(noise(8, 8), input_size=8, train_crop_mode="scr", is_training=True)
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_the_pipelines_of_imagenet_give_what_a_classifier_takes(tmp_path: Path, split: str) -> None:
     noise(300, 260).save(tmp_path / "a.png")

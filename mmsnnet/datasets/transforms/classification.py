@@ -12,6 +12,8 @@ from torchvision.transforms import Compose, RandomCrop, Resize
 
 from mmsnnet.registry import TRANSFORMS
 
+CROP_MODES = ("rrc", "rkrc", "rkrr", "src")
+
 
 @TRANSFORMS.register_module()
 class LoadPillowImage:
@@ -40,13 +42,24 @@ class TimmTransform:
 
     Args:
         train_crop_mode: as timm's, and ``'src'``, DeiT-III's simple random crop (arXiv 2204.07118): the shorter side
-            is resized to the crop's, 4 pixels of reflection go around, and the crop is taken anywhere.
+            is resized to the crop's, 4 pixels of reflection go around, and the crop is taken anywhere. For training
+            alone.
         options: of ``timm.data.create_transform``: ``input_size``, ``is_training``, ``auto_augment`` (``'3a'`` is
             DeiT-III's three-augment), ``color_jitter``, ``interpolation``, ``crop_pct`` and so on. The model's
             ``data_preprocessor`` normalises.
+
+    Raises:
+        ValueError: a ``train_crop_mode`` that is none, or one without ``is_training=True``.
     """
 
     def __init__(self, input_size: int, train_crop_mode: str | None = None, **options: Any) -> None:
+        if train_crop_mode not in (None, *CROP_MODES):
+            raise ValueError(f"train_crop_mode is one of {', '.join(CROP_MODES)}; got {train_crop_mode!r}")
+        if train_crop_mode is not None and not options.get("is_training"):
+            raise ValueError(
+                f"train_crop_mode={train_crop_mode!r} crops at random, for training: set is_training=True, or leave it "
+                "out for evaluation"
+            )
         simple = train_crop_mode == "src"
         transform = create_transform(
             input_size, train_crop_mode=None if simple else train_crop_mode, normalize=False, **options
