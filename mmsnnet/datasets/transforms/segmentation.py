@@ -82,13 +82,13 @@ class LoadSegLabels(LoadAnnotations):
             raise FileNotFoundError(f"there is no label map {path} for the image {image}") from None
         try:
             values = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend)
-        except (OSError, cv2.error):
-            values = None
-        if values is None:
+            if values is None:  # as OpenCV says it
+                raise ValueError("no image")
+        except (OSError, SyntaxError, ValueError, cv2.error) as error:
             raise ValueError(
-                f"{path} cannot be decoded by {self.imdecode_backend!r}: expected a label map (a PNG of one channel), "
-                "found one that is damaged or cut short, or another kind of file"
-            )
+                f"{path} cannot be decoded by {self.imdecode_backend!r} ({str(error).strip()}): expected a label map "
+                "(a PNG of one channel), found one that is damaged or cut short, or another kind of file"
+            ) from error
         return values.squeeze()
 
     def __repr__(self) -> str:

@@ -114,7 +114,40 @@ def test_16_bits_with_good_labels_are_good(root):
 def test_a_file_that_cannot_be_decoded_is_named(root, file, damage):
     whole = (root / file).read_bytes()
     (root / file).write_bytes({"garbage": b"no image", "empty": b"", "cut short": whole[: len(whole) // 2]}[damage])
-    is_refused(root, ValueError, "cannot be decoded.*expected (an image|a label map)", file)
+    is_refused(
+        root, ValueError, r"cannot be decoded by '(cv2|pillow)' \((?s:.+)\): expected (an image|a label map)", file
+    )
+
+
+def save_with_a_broken_second_chunk(path: Path) -> None:
+    """A PNG of several chunks of pixels, the second of which has no name."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 150, (400, 400), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    second = whole.index(b"IDAT", whole.index(b"IDAT") + 4)
+    path.write_bytes(whole[:second] + bytes(4) + whole[second + 4 :])
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(CHECKED[0], imdecode_backend="pillow"), CHECKED[1]], ids=["an image", "a label map"]
+)
+def test_a_broken_chunk_is_told_with_the_file(tmp_path, settings):
+    """Pillow says it by a SyntaxError."""
+    path = tmp_path / "a.png"
+    save_with_a_broken_second_chunk(path)
+    with pytest.raises(ValueError, match=rf"{path} cannot be decoded by 'pillow' \(broken PNG file"):
+        TRANSFORMS.build(settings)(
+            dict(img_path=str(path), seg_map_path=str(path), seg_fields=[], reduce_zero_label=False)
+        )
+
+
+def test_the_cause_is_told(tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path} cannot be decoded by 'cv2' \(.*Is a directory"):
+        TRANSFORMS.build(CHECKED[0])(dict(img_path=str(tmp_path)))
+
+
+def test_images_cannot_be_skipped():
+    with pytest.raises(TypeError, match="ignore_empty"):
+        TRANSFORMS.build(dict(CHECKED[0], ignore_empty=True))
 
 
 def test_a_label_map_that_cannot_be_decoded_by_opencv_is_named(root):
