@@ -50,11 +50,14 @@ def _check(setting: str, dataset: Mapping[str, Any]) -> None:
             f"there is no folder {root}: set {setting}.data_root to where the data lies. docs/datasets.md says how to "
             "get it, or how to make a procedural set in its place"
         )
-    for name, prefix in dict(dataset.get("data_prefix") or {}).items():
+    folders = {f"data_prefix.{name}": prefix for name, prefix in dict(dataset.get("data_prefix") or {}).items()}
+    if "split" in dataset:
+        folders["split"] = dataset["split"]
+    for name, prefix in folders.items():
         folder = os.path.join(root, prefix or "")
         if not folder or "://" in folder:
             continue
-        said = f"from {setting}.data_root and data_prefix.{name}; docs/datasets.md shows the layout"
+        said = f"from {setting}.data_root and {name}; docs/datasets.md shows the layout"
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"there is no folder {folder}, {said}")
         if not any(path.is_file() for path in Path(folder).rglob("*")):

@@ -55,6 +55,18 @@ def test_a_folder_without_images_is_named(root):
         check_folders(config(train=dataset(root)))
 
 
+def test_a_missing_split_is_named(tmp_path):
+    """Of class folders, as ImageNet's."""
+    root = write_shapes(tmp_path / "imagenet", "imagenet", train=10, val=10, size=(32, 32))
+    train, val = (dict(type="mmsnnet.ImageNet", data_root=str(root), split=split) for split in ("train", "val"))
+    check_folders(config(train=train, val=val))
+    (root / "val").rename(root / "validation")
+    with pytest.raises(
+        FileNotFoundError, match=rf"no folder {root}/val, from val_dataloader\.dataset\.data_root and split"
+    ):
+        check_folders(config(train=train, val=val))
+
+
 def test_a_missing_annotation_file_is_named(root):
     (root / "annotations/instances_train2017.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no file .*instances_train2017\.json.*ann_file"):
