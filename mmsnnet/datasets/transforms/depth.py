@@ -28,7 +28,7 @@ class LoadDepth(LoadDepthAnnotation):
     Args:
         depth_rescale_factor: metres per step of the file's values; 1e-3 for millimetres.
         max_depth: in metres; what lies there or farther counts as not measured in the check that a pixel is. The values
-            stay as they are: loss and metric leave those out by the ``max_depth`` of their own.
+            stay as they are: the head and the metric leave those out by ranges of their own.
         backend_args: of mmengine's file backend.
 
     Raises:
