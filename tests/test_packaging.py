@@ -223,4 +223,4 @@ def test_mim_trains_and_tests_an_installed_wheel(site: Path, tmp_path: Path) -> 
     # Both came from the installation: its tools and its configs.
     for name in ("tools/train.py", "tools/test.py", f"configs/quickstart/{config}"):
         assert re.search(rf"command is .*{re.escape(str(site))}\S*/\.mim/{re.escape(name)}", said)
-    assert str(REPOSITORY) not in said
+    assert str(REPOSITORY) not in said.replace(sys.prefix, "")  # the environment may lie in the repository
