@@ -47,8 +47,8 @@ def _check(setting: str, dataset: Mapping[str, Any]) -> None:
         return
     if root and not Path(root).is_dir():
         raise FileNotFoundError(
-            f"there is no folder {root}: set {setting}.data_root to where the data lies. docs/datasets.md says how to "
-            "get it, or how to make a procedural set in its place"
+            f"there is no folder {root}, {setting}.data_root: --cfg-options data_root=... says where the data lies. "
+            "docs/datasets.md says how to get it, or how to make a procedural set in its place"
         )
     folders = {f"data_prefix.{name}": prefix for name, prefix in dict(dataset.get("data_prefix") or {}).items()}
     if "split" in dataset:

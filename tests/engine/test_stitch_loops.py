@@ -17,6 +17,7 @@ from torch import nn
 from mmsnnet.datasets import write_shapes
 from mmsnnet.datasets.shapes import CLASSES, PALETTE
 from mmsnnet.engine import StitchTestLoop, StitchValLoop
+from mmsnnet.engine.runner.stitch_loops import checked_loading
 from mmsnnet.evaluation import OperatingPoints
 from mmsnnet.models import model_costs
 from mmsnnet.stitching import UnknownStitchError
@@ -288,6 +289,15 @@ def test_validation_during_training(make_runner: MakeRunner, tmp_path: Path) -> 
         assert scalars[f"val/{name}/mIoU"].current() == pytest.approx(alone["mIoU"])
     best = torch.load(tmp_path / "work_dir" / "best_L_mIoU_iter_1.pth", weights_only=False)
     assert best["state_dict"]["backbone.draws"] == 1
+
+
+def test_nothing_but_the_image_loader_is_changed() -> None:
+    pipeline = [dict(type="mmdet.LoadImageFromFile", backend_args=None), dict(type="Resize", scale=(32, 32))]
+    loader = dict(batch_size=2, dataset=dict(type="RepeatDataset", dataset=dict(pipeline=pipeline)))
+    checked = checked_loading(loader)
+    inner = checked["dataset"]["dataset"]["pipeline"]
+    assert inner == [dict(pipeline[0], type="mmsnnet.LoadImage"), pipeline[1]] and type(inner[1]["scale"]) is tuple
+    assert pipeline[0]["type"] == "mmdet.LoadImageFromFile" and checked["batch_size"] == 2
 
 
 @pytest.mark.parametrize("loop", ["test", "val"])

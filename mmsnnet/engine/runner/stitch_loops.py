@@ -37,7 +37,7 @@ def checked_loading(dataloader: DataLoader | dict) -> DataLoader | dict:
             inner = {key: checked(value) for key, value in setting.items()}
             is_stock = str(setting.get("type")).rpartition(".")[2] == "LoadImageFromFile"
             return ConfigDict(inner | ({"type": "mmsnnet.LoadImage"} if is_stock else {}))
-        return [checked(value) for value in setting] if isinstance(setting, list | tuple) else setting
+        return type(setting)(map(checked, setting)) if isinstance(setting, list | tuple) else setting
 
     return checked(dataloader)
 
