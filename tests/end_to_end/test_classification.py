@@ -22,8 +22,8 @@ from mmsnnet.evaluation import OperatingPoints
 
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 REAL = Path(__file__).parents[2] / "configs/imagenet/stitched-deit3-s-l_8xb64-50e_imagenet-224x224.py"
-CLASSES, TRAIN_IMAGES, VAL_IMAGES, BATCH = 10, 20, 10, 20
-EPOCHS, EPOCH = 48, TRAIN_IMAGES // BATCH
+CLASSES, TRAIN_IMAGES, VAL_IMAGES, BATCH = 10, 20, 10, 10
+EPOCHS, EPOCH = 26, TRAIN_IMAGES // BATCH
 WIDTHS, SIZE = (32, 64), 64
 STITCHES = ("S", "L", "S4-L10", "L5-S3-L12")
 
@@ -38,7 +38,9 @@ def shrunk(data: Path) -> dict[str, Any]:
     loaders = {}
     for split in ("train", "val", "test"):
         pipeline = real[f"{split}_dataloader"]["dataset"]["pipeline"]
-        pipeline = [step | dict(input_size=SIZE) if "input_size" in step else step for step in pipeline]
+        # So few iterations are too short to learn from images that are changed or mixed.
+        sizes = dict(input_size=SIZE) | (dict(auto_augment=None, color_jitter=None) if split == "train" else {})
+        pipeline = [step | sizes if "input_size" in step else step for step in pipeline]
         dataset = dict(data_root=str(data), pipeline=pipeline)
         loaders[f"{split}_dataloader"] = dict(
             num_workers=0, persistent_workers=False, batch_size=BATCH, dataset=dataset
@@ -47,10 +49,10 @@ def shrunk(data: Path) -> dict[str, Any]:
         model=dict(
             backbone=dict(anchors=anchors, img_size=SIZE, flops_step=2e6),
             num_classes=CLASSES,
-            mixing=dict(prob=0.0),  # so few iterations are too short to learn from mixed images
+            mixing=dict(prob=0.0, label_smoothing=0.0),
         ),
         **loaders,
-        optim_wrapper=dict(optimizer=dict(lr=0.01)),
+        optim_wrapper=dict(optimizer=dict(lr=0.04)),
         param_scheduler=[dict(type="LinearLR", start_factor=0.1, begin=0, end=1, convert_to_iter_based=True)],
         train_cfg=dict(max_epochs=EPOCHS, val_interval=EPOCHS),
         default_hooks=dict(logger=dict(interval=1), checkpoint=dict(interval=EPOCHS // 2)),
@@ -122,10 +124,9 @@ def test_the_loss_falls(trained: Path) -> None:
     found = losses(trained)
     assert list(found) == list(range(1, EPOCHS * EPOCH + 1)) and all(map(math.isfinite, found.values()))
     values = list(found.values())
-    # Chance is worth log(10) = 2.3, and which stitch was drawn is worth some hundredths.
     sixth = len(values) // 6
     first, last = mean(values[:sixth]), mean(values[-sixth:])
-    assert last < first - 0.05, (first, last)
+    assert last < 0.85 * first, (first, last)
 
 
 def test_the_run_is_validated_and_its_best_checkpoint_kept(trained: Path) -> None:
