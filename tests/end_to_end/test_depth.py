@@ -39,7 +39,6 @@ model = dict(
         in_channels=48,
         channels=16,
         post_process_channels=(8, 8, 16, 16),
-        norm_cfg=dict(type="BN"),
         loss_decode=dict(warm_up_iters={warm_up}),
     ),
 )
