@@ -166,8 +166,8 @@ def test_stitches_are_evaluated(tool: Tool, smaller: Callable[..., Path], traine
     points = OperatingPoints.load(out)
     assert [point.name for point in points] == ["S", "L", "S0-L2"]
     assert (points.dataset, points.input_shape) == ("CocoDataset", (96, 96))
-    # Of a block of C channels: 12 C^2 weights, 9 C biases, two norms and two layer scales; of a stem: 16 x 16 patches, 6 x
-    # 6 positions, the class token. S and S0-L2 have a stitching layer each, from 32 to 48 channels; the head is the same.
+    # Of a block of C channels: 12 C^2 weights, 9 C biases, two norms and two layer scales. Of a stem: 16 x 16 patches,
+    # 6 x 6 positions, the class token. S and S0-L2 have one stitching layer each, from 32 to 48 channels.
     small, large = (12 * width**2 + 15 * width for width in (32, 48))
     stems, layer = (48 - 32) * (3 * 16**2 + 1 + 6**2 + 1), 32 * 48 + 48
     params = {point.name: point.params for point in points}
