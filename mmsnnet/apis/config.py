@@ -32,6 +32,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: ``data_root`` is among the options, and moves no data set.
         ImportError: the toolbox of the config's ``default_scope`` is not installed; the message says what to install.
     """
     if not Path(path).is_file():
@@ -41,9 +42,13 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     if options:
         old_root = config.get("data_root")
         config.merge_from_dict(dict(options))
-        if "data_root" in options and old_root is not None:
-            for loader in LOADERS:
-                _move(config.get(loader), old_root, options["data_root"])
+        if "data_root" in options:
+            moved = sum(_move(config.get(loader), old_root, options["data_root"]) for loader in LOADERS)
+            if not moved and any(config.get(loader) for loader in LOADERS):
+                raise ValueError(
+                    f"data_root={options['data_root']!r} moves no data set, for none lies in the config's data_root, "
+                    f"{old_root!r}: set train_dataloader.dataset.data_root and the like"
+                )
     scope = config.get("default_scope", "mmseg")
     packages, command = TOOLBOXES.get(scope, ((), ""))
     missing = [package for package in packages if find_spec(package) is None]
@@ -73,13 +78,13 @@ def _assigned(path: Path) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def _move(setting: Any, old_root: str, new_root: str) -> None:
-    """Gives every data set below a setting, those inside wrappers included, the new root in place of the old one."""
+def _move(setting: Any, old_root: str | None, new_root: str) -> int:
+    """Gives every data set below a setting, those inside wrappers included, the new root in place of the old one;
+    returns how many there were."""
     if isinstance(setting, Mapping):
-        if setting.get("data_root") == old_root:
+        moved = sum(_move(inner, old_root, new_root) for inner in setting.values())
+        if old_root is not None and setting.get("data_root") == old_root:
             setting["data_root"] = new_root
-        for inner in setting.values():
-            _move(inner, old_root, new_root)
-    elif isinstance(setting, list | tuple):
-        for inner in setting:
-            _move(inner, old_root, new_root)
+            moved += 1
+        return moved
+    return sum(_move(inner, old_root, new_root) for inner in setting) if isinstance(setting, list | tuple) else 0

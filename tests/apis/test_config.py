@@ -88,6 +88,14 @@ test_dataloader = dict(dataset=plain)
     assert load_config(path, {"work_dir": "w"}).test_dataloader.dataset.data_root == "data/a"
 
 
+@pytest.mark.parametrize("top", ["", "data_root = 'data/a'"])
+def test_a_root_that_moves_nothing(top: str, write_config: WriteConfig) -> None:
+    path = write_config(f"{top}\ntest_dataloader = dict(dataset=dict(data_root='data/b'))")
+    with pytest.raises(ValueError, match="data_root='data/new' moves no data set"):
+        load_config(path, {"data_root": "data/new"})
+    assert load_config(write_config("model = dict()"), {"data_root": "data/new"}).data_root == "data/new"
+
+
 @pytest.mark.parametrize("options", [{}, {"data_root": "data/option"}])
 def test_a_root_in_a_config_file_moves_the_data_sets_of_its_bases(
     options: dict[str, str], write_config: WriteConfig
