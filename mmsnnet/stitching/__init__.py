@@ -1,10 +1,11 @@
 """Stitching of vision transformers: pure PyTorch and timm, of use without OpenMMLab."""
 
-from mmsnnet.stitching.anchors import Anchor, LoadReport, create_anchor, load_pretrained
+from mmsnnet.stitching.anchors import Anchor, create_anchor
 from mmsnnet.stitching.cost import Component, Cost, CostModel, cost_model, count_flops
 from mmsnnet.stitching.init import NormalEquations, solve_normal_equations
 from mmsnnet.stitching.layers import StitchingLayer
 from mmsnnet.stitching.network import StitchedNetwork
+from mmsnnet.stitching.pretrained import LoadReport, load_pretrained
 from mmsnnet.stitching.sampling import StitchSampler, flops_bins
 from mmsnnet.stitching.space import LayerKey, Segment, Stitch, StitchSpace, Tap, UnknownStitchError
 
