@@ -192,6 +192,19 @@ def test_one_anchor_alone_is_not_warned_of(warnings: list[str]) -> None:
     assert not warnings
 
 
+def test_another_image_size_than_the_configured_one_is_warned_of_once(
+    make_backbone: MakeBackbone, make_images: MakeImages, warnings: list[str]
+) -> None:
+    backbone = make_backbone()
+    for _ in range(2):
+        backbone(make_images(1, 32, 48))
+    (message,) = warnings
+    assert "32 x 48" in message and "img_size" in message and "32 x 32" in message
+    make_backbone()(make_images(1, 32, 32))
+    backbone.eval()(make_images(1, 64, 64))
+    assert len(warnings) == 1
+
+
 @pytest.mark.parametrize("initialized", [False, True])
 def test_layers_must_be_initialised_or_loaded_to_train(
     initialized: bool, make_backbone: MakeBackbone, make_images: MakeImages

@@ -203,7 +203,7 @@ class StitchedViT(BaseModule):
         Raises:
             RuntimeError: in training mode, where stitching layers have been neither initialised nor loaded.
         """
-        stitch = self._draw() if self.training else self._stitch
+        stitch = self._draw((images.shape[-2], images.shape[-1])) if self.training else self._stitch
         if self.num_classes is not None:
             return self.network.classify(images, stitch)
         out_indices = self.out_indices if self.training else self.test_out_indices
@@ -216,7 +216,15 @@ class StitchedViT(BaseModule):
             return Taps(maps)
         return Taps(maps, [None if tap is None else tap[:, 0] for tap in wanted])
 
-    def _draw(self) -> Stitch:
+    def _draw(self, image_size: tuple[int, int]) -> Stitch:
+        if self.drawn is None and image_size != self.img_size:
+            print_log(
+                f"Training on images of {' x '.join(map(str, image_size))}, while StitchedViT's img_size, for which "
+                f"position embeddings are stored and FLOPs counted, is {' x '.join(map(str, self.img_size))}: set it "
+                "to the size that the training pipeline crops or pads to.",
+                logger="current",
+                level=30,
+            )
         if self.drawn is None and not self.network.initialized:
             raise RuntimeError(
                 "the stitching layers have been neither initialised nor loaded, and training from random ones would "
