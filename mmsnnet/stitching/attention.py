@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from mmsnnet.stitching.windows import Grid, number_of_windows, window_mask
+from mmsnnet.stitching.windows import Grid, window_mask
 
 BIAS_TABLE = "relative_position_bias_table"
 
@@ -80,13 +80,6 @@ def run_block(block: nn.Module, tokens: Tensor, grid: Grid) -> Tensor:
     them."""
     mask = block.attn.mask(grid) if isinstance(block.attn, AnchorAttention) else None
     return block(tokens) if mask is None else block(tokens, attn_mask=mask)
-
-
-def tokens_of(grid: Grid, window: int, prefix: int) -> int:
-    """The number of tokens in the arrangement of a block with this ``window``, 0 for the whole image."""
-    if not window:
-        return prefix + grid[0] * grid[1]
-    return number_of_windows(grid, window) * (prefix + window * window)
 
 
 def table_rows(grid: Grid, prefix: int) -> int:

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from mmsnnet.stitching.anchors import Anchor
-from mmsnnet.stitching.attention import run_block, tokens_of
+from mmsnnet.stitching.attention import run_block
 from mmsnnet.stitching.layers import StitchingLayer
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
 from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
-from mmsnnet.stitching.windows import Grid
+from mmsnnet.stitching.windows import Grid, tokens_of
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,13 @@ def number_of_windows(grid: Grid, window: int) -> int:
     return math.prod(-(-side // window) for side in grid)
 
 
+def tokens_of(grid: Grid, window: int, prefix: int) -> int:
+    """The number of tokens in the arrangement of a block with this ``window``, 0 for the whole image."""
+    if not window:
+        return prefix + grid[0] * grid[1]
+    return number_of_windows(grid, window) * (prefix + window * window)
+
+
 def to_windows(tokens: Tensor, grid: Grid, window: int, prefix: int) -> Tensor:
     """Tokens (B, P + h * w, C) of a grid (h, w), the prefix tokens first, to windows (B, n * (P + window**2), C).
 

@@ -31,7 +31,7 @@ def hue_distance(one: float, other: float) -> float:
 
 def test_a_scene_is_a_function_of_seed_split_and_index_alone():
     wanted = scene(3, "val", 7)
-    np.random.seed(1)  # noqa: NPY002  the global state must not matter
+    np.random.seed(1)
     scene(3, "val", 6)
     again = scene(3, "val", 7)
     np.testing.assert_array_equal(again.image, wanted.image)
@@ -39,9 +39,9 @@ def test_a_scene_is_a_function_of_seed_split_and_index_alone():
 
 
 def test_making_a_scene_leaves_the_global_random_state_alone():
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state()[1].copy()
     scene()
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
 
 
 def test_images_differ_between_seeds_splits_and_indices():

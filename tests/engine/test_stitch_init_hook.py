@@ -37,7 +37,7 @@ class Noisy(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        noise = torch.rand(3, 32, 32) + torch.from_numpy(np.random.rand(3, 1, 1)) + random.random()  # noqa: NPY002
+        noise = torch.rand(3, 32, 32) + torch.from_numpy(np.random.rand(3, 1, 1)) + random.random()
         image = (self.images[index] + 15 * noise).to(torch.uint8)
         self.given.append((index, image))
         return dict(inputs=image)
@@ -97,9 +97,9 @@ def test_the_least_squares_of_the_chosen_images(num_images: int, batch_size: int
 
 def test_random_states_are_left_alone() -> None:
     runner = make_runner()
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     StitchInitHook(8).before_train(runner)
-    after = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    after = random.getstate(), np.random.get_state(), torch.get_rng_state()
     assert len(runner.train_dataloader.dataset.given) == 8
     assert before[0] == after[0]
     assert all(np.array_equal(a, b) for a, b in zip(before[1], after[1], strict=True))
@@ -108,7 +108,7 @@ def test_random_states_are_left_alone() -> None:
 
 def test_weights_depend_on_the_seed_alone() -> None:
     first = initialised(num_images=8)
-    random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+    random.random(), np.random.rand(), torch.rand(1)
     again, other = initialised(num_images=8), initialised(num_images=8, seed=1)
     assert equal(layers(first), layers(again))
     assert not equal(layers(first), layers(other))

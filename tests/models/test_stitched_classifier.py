@@ -145,14 +145,14 @@ def test_cutmix_pastes_a_box_of_the_mirrored_batch_and_shares_the_target_out_by_
 
 
 def test_what_is_mixed_follows_from_the_number_of_draws_and_leaves_numpy_alone() -> None:
-    np.random.seed(7)  # noqa: NPY002
-    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(7)
+    state = np.random.get_state()
     one = classifier(mixing=CUTMIX).train()
     first, second, third = (mixed(one)[0] for _ in range(3))
-    after = np.random.get_state()  # noqa: NPY002
+    after = np.random.get_state()
     assert all(np.array_equal(x, y) for x, y in zip(state, after, strict=True))
     assert not torch.equal(first, second)
-    np.random.seed(8)  # noqa: NPY002
+    np.random.seed(8)
     resumed = classifier(mixing=CUTMIX).train()
     resumed.load_state_dict(one.state_dict())
     resumed.backbone.draws = 2

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from mmsnnet.stitching.attention import tokens_of
-from mmsnnet.stitching.windows import from_windows, number_of_windows, to_windows, window_mask
+from mmsnnet.stitching.windows import from_windows, number_of_windows, to_windows, tokens_of, window_mask
 
 CPU = torch.device("cpu")
 

@@ -127,10 +127,10 @@ class RandomColor(BaseTransform):
     def draw(self) -> tuple[float, np.ndarray] | None:
         """Gamma and the factor of each channel; None for no change."""
         # NumPy's global generator, as mmcv's transforms: mmengine seeds it in each worker.
-        if np.random.rand() >= self.prob:  # noqa: NPY002
+        if np.random.rand() >= self.prob:
             return None
-        gamma, brightness = np.random.uniform(*self.gamma), np.random.uniform(*self.brightness)  # noqa: NPY002
-        return gamma, brightness * np.random.uniform(*self.color, size=3)  # noqa: NPY002
+        gamma, brightness = np.random.uniform(*self.gamma), np.random.uniform(*self.brightness)
+        return gamma, brightness * np.random.uniform(*self.color, size=3)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         drawn = self.draw()

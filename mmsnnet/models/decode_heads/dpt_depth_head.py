@@ -34,7 +34,8 @@ class DPTDepthHead(DPTHead):
         readout_type: what becomes of the class token: ``'project'`` joins it to each patch and projects back, ``'add'``
             adds it, ``'ignore'`` leaves it out.
         min_depth, max_depth: the range, with 0 < ``min_depth`` < ``max_depth``.
-        loss_decode: one loss or several, of positive prediction and target (B, 1, H, W).
+        loss_decode: one loss or several, of positive prediction and target (B, 1, H, W); by default the
+            scale-invariant log loss with a warm-up of 100 iterations.
         kwargs: as of mmseg's ``DPTHead``.
 
     Raises:
@@ -49,7 +50,7 @@ class DPTDepthHead(DPTHead):
         readout_type: str = "project",
         min_depth: float = 1e-3,
         max_depth: float = 10.0,
-        loss_decode: dict | Sequence[dict] = dict(type="mmsnnet.SILogLoss", warm_up_iters=100),  # noqa: B006
+        loss_decode: dict | Sequence[dict] | None = None,
         **kwargs: Any,
     ) -> None:
         if not 0 < min_depth < max_depth:
@@ -66,7 +67,7 @@ class DPTDepthHead(DPTHead):
             num_classes=1,
             threshold=0.0,  # of binary segmentation: unused, but mmseg warns of one channel without it
             dropout_ratio=0.0,  # depth is a regression: dropout would shift the mean of what the last layer sees
-            loss_decode=loss_decode,
+            loss_decode=loss_decode or dict(type="mmsnnet.SILogLoss", warm_up_iters=100),
             **kwargs,
         )
         self.min_depth = min_depth
