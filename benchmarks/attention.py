@@ -19,11 +19,7 @@ from mmsnnet.stitching import Anchor, create_anchor
 
 def forward(anchor: Anchor, images: Tensor) -> Tensor:
     grid = anchor.grid((images.shape[-2], images.shape[-1]))
-    tokens, window = anchor.stem(images), 0
-    for block in range(anchor.depth):
-        tokens = anchor.arrange(tokens, grid, window, anchor.windows[block])
-        window = anchor.windows[block]
-        tokens = anchor.run_block(block, tokens, grid)
+    *_, (_, tokens, window) = anchor.run(anchor.stem(images), grid)
     return anchor.arrange(tokens, grid, window, 0)
 
 

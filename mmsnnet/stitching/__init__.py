@@ -1,7 +1,8 @@
 """Stitching of vision transformers: pure PyTorch and timm, of use without OpenMMLab."""
 
-from mmsnnet.stitching.anchors import Anchor, create_anchor
+from mmsnnet.stitching.anchors import Anchor
 from mmsnnet.stitching.cost import Component, Cost, CostModel, cost_model, count_flops
+from mmsnnet.stitching.factory import create_anchor
 from mmsnnet.stitching.init import NormalEquations, solve_normal_equations
 from mmsnnet.stitching.layers import StitchingLayer
 from mmsnnet.stitching.network import StitchedNetwork

@@ -1,29 +1,34 @@
-"""Anchors: pretrained timm ViTs seen as a stem, a flat sequence of blocks, and taps."""
+"""Anchors: pretrained timm ViTs seen as a stem, a flat sequence of blocks, and taps.
+
+What two of timm's classes do differently is said in one small adapter for each, :class:`VisionTransformerAnchor` and
+:class:`EvaAnchor`; :func:`adapter_of` chooses it by the class of the model.
+"""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 
-import timm
+import torch
+from timm.models import eva, vision_transformer
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmsnnet.stitching.attention import AnchorAttention, run_block
+from mmsnnet.stitching.attention import AnchorAttention
 from mmsnnet.stitching.windows import Grid, from_windows, to_windows
 
 CLASSIFIER_MODULES = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
+Positions = Sequence[Tensor | None]
 
 
-class Anchor(nn.Module):
-    """A timm ``VisionTransformer`` as the stitched network sees it.
+class Anchor(nn.Module, ABC):
+    """A plain ViT of timm's as the stitched network sees it.
 
-    ``stem`` turns images (B, 3, H, W) into tokens (B, N, C), ``run_block`` runs one block on them, ``to_map`` turns
-    them into a tap (B, C, h, w), and ``classify`` runs the model's own norm, pooling and head. The model takes any
-    input size: its position embedding is resampled, and the image padded to whole patches.
+    ``stem`` turns images (B, 3, H, W) into tokens (B, N, C), ``run`` runs blocks on them, ``to_map`` turns them into a
+    tap (B, C, h, w), and ``classify`` runs the model's own norm, pooling and head. The model takes any input size: its
+    positions are resampled, and the image padded to whole patches.
 
     A block that attends within windows takes and gives tokens arranged in windows; :meth:`arrange` rearranges them
     where two blocks differ.
@@ -33,28 +38,17 @@ class Anchor(nn.Module):
         classifier: keep the final norm, pooling and head, for :meth:`classify`. Without it they are dropped: a decode
             head reads the tokens as they leave the blocks.
         windows: for each block, the side in patches of the windows that it attends within, 0 for the whole image; None
-            for a plain ViT. Windows, like a bias, need a model made with ``attn_layer=AnchorAttention``.
-        rel_pos_bias: give every block a learned relative position bias.
+            for a plain ViT.
 
     Raises:
-        TypeError: the model is not a timm ``VisionTransformer``.
-        ValueError: the model drops patches, so that its tokens form no map.
+        ValueError: the model drops patches, so that its tokens form no map, or takes images of one size only.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        classifier: bool = False,
-        windows: Sequence[int] | None = None,
-        rel_pos_bias: bool = False,
+        self, model: VisionTransformer | Eva, classifier: bool = False, windows: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(model, VisionTransformer):
-            raise TypeError(
-                f"an anchor is a model of timm's VisionTransformer class, got {type(model).__name__}: "
-                "choose a plain ViT (deit3_*, vit_*, ...)"
-            )
-        if not isinstance(model.patch_drop, nn.Identity):
+        if not isinstance(model.patch_drop, nn.Identity | None):
             raise ValueError("an anchor needs all its patches to form a map: leave out patch_drop_rate")
         if not (model.dynamic_img_size and model.patch_embed.dynamic_img_pad):
             raise ValueError("an anchor's model is made with dynamic_img_size=True and dynamic_img_pad=True")
@@ -65,11 +59,6 @@ class Anchor(nn.Module):
         self.model = model
         self.classifier = classifier
         self.windows = (0,) * self.depth if windows is None else tuple(windows)
-        if rel_pos_bias or any(self.windows):
-            for block, window in zip(model.blocks, self.windows, strict=True):
-                block.attn.set_window(window, self.num_prefix_tokens)
-                if rel_pos_bias:
-                    block.attn.add_position_bias(model.patch_embed.grid_size, self.num_prefix_tokens)
         self._frozen: list[nn.Module] = []
 
     @property
@@ -113,8 +102,26 @@ class Anchor(nn.Module):
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch and position embedding: images (B, 3, H, W) to tokens (B, N, C), prefix tokens first."""
-        model = self.model
-        return model.norm_pre(model._pos_embed(model.patch_embed(images)))
+        return self.model.norm_pre(self.embed_positions(self.model.patch_embed(images)))
+
+    @abstractmethod
+    def embed_positions(self, patches: Tensor) -> Tensor:
+        """Patches (B, h, w, C) with the position embedding added, as tokens (B, N, C), prefix tokens first."""
+
+    @abstractmethod
+    def positions(self, grid: Grid) -> Positions:
+        """What each block is told of the positions in a ``grid`` beside its tokens: a rotary embedding, or None."""
+
+    @staticmethod
+    @abstractmethod
+    def call_block(block: nn.Module, tokens: Tensor, grid: Grid, positions: Tensor | None) -> Tensor:
+        """Runs one of timm's blocks on tokens (B, N, C) of a ``grid``, arranged as it wants them; ``positions`` are the
+        block's own."""
+
+    @abstractmethod
+    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under the names of whoever published them turned into the model's, by timm's filter for its class;
+        what depends on patch or input size is resampled to the model's."""
 
     def grid(self, image_size: tuple[int, int]) -> Grid:
         """The patches (height, width) of images of ``image_size`` (height, width)."""
@@ -129,12 +136,32 @@ class Anchor(nn.Module):
             tokens = from_windows(tokens, grid, window, self.num_prefix_tokens)
         return to_windows(tokens, grid, wanted, self.num_prefix_tokens) if wanted else tokens
 
-    def run_block(self, index: int, tokens: Tensor, grid: Grid, recompute: bool = False) -> Tensor:
-        """Runs block ``index`` on tokens (B, N, C) of a ``grid``, arranged in windows of ``windows[index]``; with
-        ``recompute`` its activations are computed again in the backward pass instead of being kept."""
-        if recompute:
-            return checkpoint(run_block, self.block(index), tokens, grid, use_reentrant=False)
-        return run_block(self.block(index), tokens, grid)
+    def run(
+        self,
+        tokens: Tensor,
+        grid: Grid,
+        start: int = 0,
+        stop: int | None = None,
+        window: int = 0,
+        recompute: bool = False,
+    ) -> Iterator[tuple[int, Tensor, int]]:
+        """Runs the blocks [start, stop), all by default, on tokens (B, N, C) of a ``grid``; gives after each its index,
+        the tokens that leave it, and the side of the windows that they are arranged in.
+
+        Args:
+            tokens: arranged in windows of side ``window``, 0 for the whole image.
+            recompute: compute the activations of each block again in the backward pass instead of keeping them.
+        """
+        positions = self.positions(grid)
+        for index in range(start, self.depth if stop is None else stop):
+            tokens = self.arrange(tokens, grid, window, self.windows[index])
+            window = self.windows[index]
+            inputs = self.block(index), tokens, grid, positions[index]
+            if recompute:
+                tokens = checkpoint(self.call_block, *inputs, use_reentrant=False)
+            else:
+                tokens = self.call_block(*inputs)
+            yield index, tokens, window
 
     def block(self, index: int) -> nn.Module:
         """timm's block ``index``."""
@@ -189,93 +216,111 @@ class Anchor(nn.Module):
         return [p for name, p in self.model.named_parameters() if name.split(".")[0] in CLASSIFIER_MODULES]
 
 
-def create_anchor(
-    model: str,
-    img_size: int | tuple[int, int],
-    classifier: bool = False,
-    rel_pos_bias: bool = False,
-    window_size: int | None = None,
-    global_blocks: Sequence[int] | None = None,
-    **kwargs: Any,
-) -> Anchor:
-    """Builds an anchor, without pretrained weights, from the name of a timm model.
+class VisionTransformerAnchor(Anchor):
+    """An anchor of timm's ``VisionTransformer``: DeiT, DeiT-III, AugReg, MAE, CLIP, SigLIP, DINO, DINOv2, ...
 
     Args:
-        model: name of a plain ViT in timm, with or without a tag.
-        img_size: height and width (or the side) that the position embedding is stored for; need not be square.
-        classifier: keep the classifier, see :class:`Anchor`.
-        rel_pos_bias: give every block a learned relative position bias, zero at first, as the segmentation models of
-            SN-Netv2 have. It is stored for ``img_size`` and interpolated for others.
-        window_size: side in patches of the windows that blocks attend within, as in ViTDet (arXiv 2203.16527); None
-            lets every block attend over the whole image.
-        global_blocks: with ``window_size``, the blocks that attend over the whole image all the same; the last of each
-            quarter of the blocks by default.
-        kwargs: go to ``timm.create_model`` (``drop_path_rate``, ``embed_dim``, ``depth``, ``num_heads``, ...).
+        model, classifier, windows: as of :class:`Anchor`. Windows, like a bias, need a model made with
+            ``attn_layer=AnchorAttention``.
+        rel_pos_bias: give every block a learned relative position bias.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        classifier: bool = False,
+        windows: Sequence[int] | None = None,
+        rel_pos_bias: bool = False,
+    ) -> None:
+        super().__init__(model, classifier, windows)
+        if rel_pos_bias or any(self.windows):
+            for block, window in zip(model.blocks, self.windows, strict=True):
+                block.attn.set_window(window, self.num_prefix_tokens)
+                if rel_pos_bias:
+                    block.attn.add_position_bias(model.patch_embed.grid_size, self.num_prefix_tokens)
+
+    def embed_positions(self, patches: Tensor) -> Tensor:
+        return self.model._pos_embed(patches)
+
+    def positions(self, grid: Grid) -> Positions:
+        return (None,) * self.depth
+
+    @staticmethod
+    def call_block(block: nn.Module, tokens: Tensor, grid: Grid, positions: Tensor | None) -> Tensor:
+        mask = block.attn.mask(grid) if isinstance(block.attn, AnchorAttention) else None
+        return block(tokens) if mask is None else block(tokens, attn_mask=mask)
+
+    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return vision_transformer.checkpoint_filter_fn(dict(state_dict), self.model, adapt_layer_scale=True)
+
+
+class EvaAnchor(Anchor):
+    """An anchor of timm's ``Eva``: EVA-02, DINOv3 and others, whose blocks take a rotary position embedding.
+
+    The embedding depends on the grid alone. It is computed once for each grid, unless its frequencies are learned.
 
     Raises:
-        ValueError: timm knows no such model (near names are listed) or no such keyword, or windows are out of range.
-        TypeError: the model is not a plain ViT.
+        ValueError: windows or a relative position bias are asked for, or positions that are drawn anew at each forward.
     """
-    if not timm.is_model(model.split(".")[0]):
-        near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
-        raise ValueError(
-            f"timm knows no model {model!r}; "
-            + (f"near names are {', '.join(near)}" if near else "timm.list_models() lists them")
-        )
-    dynamic = dict(dynamic_img_size=True, dynamic_img_pad=True)
-    head = {} if classifier else dict(num_classes=0)
-    attention = dict(attn_layer=AnchorAttention) if rel_pos_bias or window_size is not None else {}
-    if attention and "attn_layer" in kwargs:
-        raise ValueError(
-            f"anchor {model!r}: rel_pos_bias and window_size go with timm's plain attention, no attn_layer"
-        )
-    try:
-        net = timm.create_model(model, img_size=img_size, **{**dynamic, **head, **attention, **kwargs})
-    except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None:
-            raise
-        if unknown[1] in ("img_size", *dynamic, *attention):
-            raise TypeError(
-                f"timm's {model!r} does not take images of any size: an anchor is a plain ViT (deit3_*, vit_*, ...)"
-            ) from error
-        raise ValueError(
-            f"anchor {model!r}: unknown key {unknown[1]!r}; keys beside 'model', 'pretrained', 'rel_pos_bias', "
-            "'window_size' and 'global_blocks' are those of timm.create_model"
-        ) from error
-    except RuntimeError as error:
-        if "pretrained tag" not in str(error):
-            raise
-        tags = timm.list_pretrained(f"{model.split('.')[0]}.*")
-        raise ValueError(f"timm knows no weights {model!r}; there are {', '.join(tags)}") from error
-    except AssertionError as error:
-        raise ValueError(f"anchor {model!r} cannot be built: {error}") from error
-    if not isinstance(net, VisionTransformer):
-        return Anchor(net)  # says why not
-    # Images are padded to whole patches: the position embedding is stored for those, not resampled at each forward.
-    patch_size = tuple(net.patch_embed.patch_size)
-    whole = tuple(-(-side // patch) * patch for side, patch in zip(_pair(img_size), patch_size, strict=True))
-    if whole != tuple(net.patch_embed.img_size):
-        net.set_input_size(img_size=whole)
-    windows = _windows(len(net.blocks), window_size, global_blocks)
-    return Anchor(net, classifier=classifier, windows=windows, rel_pos_bias=rel_pos_bias)
+
+    def __init__(
+        self,
+        model: Eva,
+        classifier: bool = False,
+        windows: Sequence[int] | None = None,
+        rel_pos_bias: bool = False,
+    ) -> None:
+        super().__init__(model, classifier, windows)
+        if rel_pos_bias or any(self.windows):
+            raise ValueError(
+                "rel_pos_bias and window_size are for anchors of timm's VisionTransformer class, not of its Eva"
+            )
+        if getattr(model.rope, "aug_active", False):
+            raise ValueError(
+                "an anchor's rotary positions are those of its grid, the same in both anchors of a route: leave out "
+                "rope_shift_coords, rope_jitter_coords and rope_rescale_coords"
+            )
+        self._rotations: dict[tuple[Grid, torch.device], Tensor] = {}
+
+    def embed_positions(self, patches: Tensor) -> Tensor:
+        return self.model._pos_embed(patches)[0]
+
+    def positions(self, grid: Grid) -> Positions:
+        rope = self.model.rope
+        if rope is None:
+            return (None,) * self.depth
+        if self.model.rope_mixed:
+            return tuple(rope.get_embed(shape=grid))
+        key = grid, next(rope.buffers()).device
+        if key not in self._rotations:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                self._rotations = {key: rope.get_embed(shape=grid)}
+        return (self._rotations[key],) * self.depth
+
+    @staticmethod
+    def call_block(block: nn.Module, tokens: Tensor, grid: Grid, positions: Tensor | None) -> Tensor:
+        return block(tokens, rope=positions)
+
+    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return eva.checkpoint_filter_fn(dict(state_dict), self.model)
 
 
-def _windows(depth: int, window_size: int | None, global_blocks: Sequence[int] | None) -> tuple[int, ...]:
-    """The window's side for each block, 0 for the whole image."""
-    if window_size is None:
-        if global_blocks is not None:
-            raise ValueError(f"global_blocks={tuple(global_blocks)} goes with window_size, which is not set")
-        return (0,) * depth
-    if window_size < 1:
-        raise ValueError(f"window_size is the side of a window in patches, at least 1; got {window_size}")
-    if global_blocks is None:
-        global_blocks = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4) if depth * quarter // 4 > 0]
-    wrong = [block for block in global_blocks if not 0 <= block < depth]
-    if wrong:
-        raise ValueError(f"global_blocks are blocks of the anchor, 0 to {depth - 1}; got {wrong}")
-    return tuple(0 if block in global_blocks else window_size for block in range(depth))
+ADAPTERS: Mapping[type[nn.Module], type[VisionTransformerAnchor] | type[EvaAnchor]] = {
+    VisionTransformer: VisionTransformerAnchor,
+    Eva: EvaAnchor,
+}
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+def adapter_of(model: nn.Module) -> type[VisionTransformerAnchor] | type[EvaAnchor]:
+    """The adapter for the class of a timm model.
+
+    Raises:
+        TypeError: there is none.
+    """
+    for model_class, adapter in ADAPTERS.items():
+        if isinstance(model, model_class):
+            return adapter
+    raise TypeError(
+        f"an anchor is a model of timm's {' or '.join(c.__name__ for c in ADAPTERS)} class, got "
+        f"{type(model).__name__}: choose a plain ViT (deit3_*, vit_*, eva02_*, ...)"
+    )

@@ -75,13 +75,6 @@ class AnchorAttention(Attention):
         return super().forward(windows, attn_mask=attn_mask).reshape(x.shape)
 
 
-def run_block(block: nn.Module, tokens: Tensor, grid: Grid) -> Tensor:
-    """Runs a timm block on tokens of an image of ``grid`` (height, width in patches), arranged as its attention wants
-    them."""
-    mask = block.attn.mask(grid) if isinstance(block.attn, AnchorAttention) else None
-    return block(tokens) if mask is None else block(tokens, attn_mask=mask)
-
-
 def table_rows(grid: Grid, prefix: int) -> int:
     """The rows of a bias table for ``grid``: (2h - 1)(2w - 1) offsets, and three for prefix tokens if there are any."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + (3 if prefix else 0)

@@ -17,11 +17,10 @@ import torch
 from torch import nn
 
 from mmsnnet.stitching.anchors import Anchor
-from mmsnnet.stitching.attention import run_block
 from mmsnnet.stitching.layers import StitchingLayer
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
 from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
-from mmsnnet.stitching.windows import Grid, tokens_of
+from mmsnnet.stitching.windows import tokens_of
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,16 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
             embedded = anchor.stem(image)
             stem_flops = count_flops(_Call(anchor, anchor.stem), image)
         parts[Component("stem", index)] = Cost(stem_flops, _numel(anchor.stem_parameters()))
+        positions = anchor.positions(anchor.grid(input_shape))
         # timm makes all blocks of a ViT by one rule: those with the same parameters and windows are alike.
         alike: dict[object, Cost] = {}
         for block in range(anchor.depth):
             module = anchor.block(block)
             kind = (anchor.windows[block], *((name, p.shape) for name, p in module.named_parameters()))
             if kind not in alike:
-                call = _BlockCall(copy.deepcopy(module).to("meta"), anchor.grid(input_shape))
-                flops = count_flops(call, _arranged(anchor, block, input_shape))
+                flops = count_flops(
+                    _BlockCall(anchor, block, positions[block], input_shape), _arranged(anchor, block, input_shape)
+                )
                 alike[kind] = Cost(flops, _numel(module.parameters()))
             parts[Component("block", index, block)] = alike[kind]
         if anchor.classifier:
@@ -154,15 +155,19 @@ def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 class _BlockCall(nn.Module):
-    """A block on images of one grid, for fvcore to trace."""
+    """A block of an anchor on images of one size, on the meta device, for fvcore to trace."""
 
-    def __init__(self, block: nn.Module, grid: Grid) -> None:
+    def __init__(
+        self, anchor: Anchor, block: int, positions: torch.Tensor | None, input_shape: tuple[int, int]
+    ) -> None:
         super().__init__()
-        self.block = block
-        self.grid = grid
+        self.block = copy.deepcopy(anchor.block(block)).to("meta")
+        self.positions = None if positions is None else positions.to("meta")
+        self.grid = anchor.grid(input_shape)
+        self.call_block = anchor.call_block
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return run_block(self.block, tokens, self.grid)
+        return self.call_block(self.block, tokens, self.grid, self.positions)
 
 
 class _Call(nn.Module):

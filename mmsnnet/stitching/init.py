@@ -58,19 +58,15 @@ class NormalEquations:
 
     @torch.no_grad()
     def add(self, images: Tensor) -> None:
-        """Runs both anchors over images (B, 3, H, W) and adds what leaves their blocks to the sums. Frees each pair's
+        """Runs the anchors over images (B, 3, H, W) and adds what leaves their blocks to the sums. Frees each pair's
         tokens as soon as both are there."""
         with evaluation_mode(self.network):
             kept: dict[Site, Tensor] = {}
             pending = set(self.crosses)
             for index in range(len(self.network.anchors)):
                 anchor = self.network.anchor(index)
-                tokens, window = anchor.stem(images), 0
                 grid = anchor.grid((images.shape[-2], images.shape[-1]))
-                for block in range(anchor.depth):
-                    tokens = anchor.arrange(tokens, grid, window, anchor.windows[block])
-                    window = anchor.windows[block]
-                    tokens = anchor.run_block(block, tokens, grid)
+                for block, tokens, window in anchor.run(anchor.stem(images), grid):
                     site = Site(index, block)
                     pairs = [pair for pair in pending if site in pair]
                     if not pairs:

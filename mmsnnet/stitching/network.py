@@ -124,10 +124,8 @@ class StitchedNetwork(nn.Module):
         tokens, window = self.anchor(stitch.segments[0].anchor).stem(images), 0
         for segment, crossing in zip(stitch.segments, (*stitch.layers, None), strict=True):
             anchor = self.anchor(segment.anchor)
-            for block in range(segment.start, segment.stop):
-                tokens = anchor.arrange(tokens, grid, window, anchor.windows[block])
-                window = anchor.windows[block]
-                tokens = anchor.run_block(block, tokens, grid, recompute=recompute)
+            running = anchor.run(tokens, grid, segment.start, segment.stop, window, recompute)
+            for block, tokens, window in running:
                 leaving = Leaving(segment.anchor, block, window, {(): tokens})
                 yield leaving
             if crossing is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsnnet.stitching import Anchor, create_anchor
+from mmsnnet.stitching.anchors import VisionTransformerAnchor, adapter_of
 
 MakeAnchor = Callable[..., Anchor]
 
@@ -20,6 +21,9 @@ FAMILIES = {
     "pre-norm": dict(model="vit_base_patch16_clip_224"),
     "patch 8": dict(model="vit_base_patch8_224"),
     "patch 32": dict(model="vit_small_patch32_224", img_size=64),
+    "EVA-02": dict(model="eva02_small_patch14_224", patch_size=16),  # rotary and absolute positions
+    "DINOv3": dict(model="vit_small_patch16_dinov3"),  # rotary positions, class token, four registers
+    "learned rotations": dict(model="vit_base_patch16_rope_mixed_224"),
     "rectangular": dict(model="deit3_small_patch16_224", img_size=(32, 64)),
 }
 SIZES = [(32, 32), (64, 64), (32, 96), (64, 32), (40, 71)]
@@ -36,14 +40,12 @@ def test_stem_and_blocks_are_timms(
 ) -> None:
     anchor = make_anchor(depth=2, **FAMILIES[family])
     images = make_images(2, *size)
-    expected = anchor.model.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
-    patches = expected["image_intermediates"]
-    prefix = expected.get("image_intermediates_prefix") or [torch.zeros(2, 0, 32)] * 2
+    has_prefix = anchor.num_prefix_tokens > 0
+    _, left = anchor.model.forward_intermediates(images, return_prefix_tokens=has_prefix)
+    patches, prefix = zip(*left, strict=True) if has_prefix else (left, [torch.zeros(2, 0, 32)] * 2)
     grid = anchor.grid(size)
     assert grid == tuple(-(-side // patch) for side, patch in zip(size, anchor.patch_size, strict=True))
-    tokens = anchor.stem(images)
-    for block in range(2):
-        tokens = anchor.run_block(block, tokens, grid)
+    for block, tokens, _ in anchor.run(anchor.stem(images), grid):
         torch.testing.assert_close(anchor.to_map(tokens, grid), patches[block])
         torch.testing.assert_close(tokens[:, : anchor.num_prefix_tokens], prefix[block])
         assert anchor.to_map(tokens, grid).shape == (2, 32, *grid)
@@ -55,9 +57,7 @@ def test_stem_and_blocks_are_timms(
 def test_classify_is_timms_forward(family: str, make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
     anchor = make_anchor(depth=2, classifier=True, num_classes=5, **FAMILIES[family])
     images = make_images(2, 32, 64)
-    tokens = anchor.stem(images)
-    for block in range(anchor.depth):
-        tokens = anchor.run_block(block, tokens, anchor.grid((32, 64)))
+    *_, (_, tokens, _) = anchor.run(anchor.stem(images), anchor.grid((32, 64)))
     logits = anchor.classify(tokens)
     assert logits.shape == (2, 5)
     torch.testing.assert_close(logits, anchor.model(images))
@@ -87,6 +87,8 @@ def test_the_position_embedding_is_resampled_to_the_input(
         ("class token and registers", 16, 5),
         ("patch 8", 8, 1),
         ("patch 32", 32, 1),
+        ("EVA-02", 16, 1),
+        ("DINOv3", 16, 5),
     ],
 )
 def test_what_an_anchor_says_of_itself(family: str, patch: int, prefix: int, make_anchor: MakeAnchor) -> None:
@@ -103,7 +105,8 @@ def test_recomputing_changes_no_gradient(make_anchor: MakeAnchor) -> None:
     for recompute in (False, True):
         tokens = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
         anchor.zero_grad()
-        anchor.run_block(0, tokens, (2, 2), recompute=recompute).square().sum().backward()
+        [(_, left, _)] = anchor.run(tokens, (2, 2), stop=1, recompute=recompute)
+        left.square().sum().backward()
         gradients.append([tokens.grad, *(p.grad for p in anchor.model.blocks[0].parameters())])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
@@ -118,8 +121,52 @@ def test_parameters_by_their_use(family: str, classifier: bool, make_anchor: Mak
     shared_out = [id(p) for part in parts for p in part]
     assert sorted(shared_out) == sorted(id(p) for p in anchor.parameters())
     assert bool(parts[2]) == classifier
-    anchor.stem(torch.randn(1, 3, 32, 32)).square().sum().backward()
+    used = [anchor.stem(torch.randn(1, 3, 32, 32)), *(p for p in anchor.positions((2, 2)) if p is not None)]
+    sum(tensor.square().sum() for tensor in used).backward()
     assert {id(p) for p in parts[0]} == {id(p) for p in anchor.parameters() if p.grad is not None}
+
+
+# Rotary positions
+
+
+@torch.no_grad()
+def test_rotations_are_those_of_the_grid(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
+    """The same patches, in the same order, on another grid: a plain ViT without positions could not tell."""
+    anchor = make_anchor(model="vit_small_patch16_dinov3")
+    tokens = anchor.stem(make_images(1, 32, 64))
+    left = [list(anchor.run(tokens, grid))[-1][1] for grid in ((2, 4), (4, 2), (2, 4))]
+    assert not torch.allclose(left[0], left[1], atol=1e-3)
+    assert torch.equal(left[0], left[2])
+
+
+def test_rotations_are_computed_once_for_a_grid(make_anchor: MakeAnchor) -> None:
+    anchor = make_anchor(model="vit_small_patch16_dinov3", depth=3)
+    with torch.inference_mode():
+        first = anchor.positions((2, 3))
+    assert len(first) == 3 and all(p is first[0] for p in (*first, *anchor.positions((2, 3))))
+    assert anchor.positions((3, 2))[0] is not first[0]
+    anchor.train()
+    [(_, left, _)] = anchor.run(torch.randn(1, 11, 32), (2, 3), stop=1)  # what inference kept serves training
+    left.sum().backward()
+
+
+def test_learned_rotations_get_gradients(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
+    anchor = make_anchor(model="vit_base_patch16_rope_mixed_224")
+    for _ in range(2):
+        *_, (_, tokens, _) = anchor.run(anchor.stem(make_images()), (2, 2))
+        tokens.square().sum().backward()
+    assert anchor.model.rope.freqs.grad.abs().sum() > 0
+
+
+def test_rotations_drawn_anew_are_refused(make_anchor: MakeAnchor) -> None:
+    with pytest.raises(ValueError, match="leave out rope_shift_coords"):
+        make_anchor(model="vit_small_patch16_dinov3", rope_rescale_coords=2.0)
+
+
+@pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2)])
+def test_windows_and_bias_need_timms_plain_attention(settings: dict[str, object], make_anchor: MakeAnchor) -> None:
+    with pytest.raises(ValueError, match=r"vit_small_patch16_dinov3.*VisionTransformer"):
+        make_anchor(model="vit_small_patch16_dinov3", **settings)
 
 
 # Freezing
@@ -152,9 +199,7 @@ def test_freeze(family: str, blocks: int | None, mode: bool, make_anchor: MakeAn
 def test_frozen_parts_get_no_gradient(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
     anchor = make_anchor(depth=3)
     anchor.freeze(1)
-    tokens = anchor.stem(make_images())
-    for block in range(3):
-        tokens = anchor.run_block(block, tokens, (2, 2))
+    *_, (_, tokens, _) = anchor.run(anchor.stem(make_images()), (2, 2))
     tokens.sum().backward()
     with_gradient = {name for name, p in anchor.model.named_parameters() if p.grad is not None}
     assert with_gradient == {
@@ -191,7 +236,7 @@ def test_not_a_plain_vit(name: str) -> None:
     with pytest.raises(TypeError, match="plain ViT"):
         create_anchor(name, 64)
     with pytest.raises(TypeError, match="VisionTransformer"):
-        Anchor(timm.create_model(name))
+        adapter_of(timm.create_model(name))
 
 
 def test_dropping_patches() -> None:
@@ -202,7 +247,7 @@ def test_dropping_patches() -> None:
 def test_a_model_of_one_input_size() -> None:
     model = timm.create_model("deit3_small_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2)
     with pytest.raises(ValueError, match="dynamic_img_size"):
-        Anchor(model)
+        VisionTransformerAnchor(model)
 
 
 def test_no_classifier(make_anchor: MakeAnchor) -> None:

@@ -19,13 +19,7 @@ CPU = torch.device("cpu")
 def run(anchor: Anchor, images: Tensor) -> list[Tensor]:
     """The tokens leaving each block, arranged as those of the whole image."""
     grid = anchor.grid(tuple(images.shape[-2:]))
-    tokens, window, left = anchor.stem(images), 0, []
-    for block in range(anchor.depth):
-        tokens = anchor.arrange(tokens, grid, window, anchor.windows[block])
-        window = anchor.windows[block]
-        tokens = anchor.run_block(block, tokens, grid)
-        left.append(anchor.arrange(tokens, grid, window, 0))
-    return left
+    return [anchor.arrange(tokens, grid, window, 0) for _, tokens, window in anchor.run(anchor.stem(images), grid)]
 
 
 def attend(block: torch.nn.Module, tokens: Tensor, bias: Tensor | float = 0.0) -> Tensor:
