@@ -47,10 +47,11 @@ def settings(model: nn.Module, wrapper: OptimWrapper) -> dict[str, tuple[float, 
     return {name: (group["lr"], group["weight_decay"]) for name, group in pairs}
 
 
-@pytest.fixture(params=["plain", "bias and windows", "tokens and layer scale", "frozen"])
+@pytest.fixture(params=["plain", "bias and windows", "tokens and layer scale", "learned rotations", "frozen"])
 def backbone(request: pytest.FixtureRequest, make_backbone: Make) -> StitchedViT:
     anchors = {
         "bias and windows": dict(rel_pos_bias=True, window_size=1),
+        "learned rotations": dict(model="vit_base_patch16_rope_mixed_ape_224"),
         "tokens and layer scale": dict(reg_tokens=2, init_values=1.0, pre_norm=True),
     }.get(request.param, {})
     frozen = dict(frozen_stages=2, frozen_anchors=(0,)) if request.param == "frozen" else {}

@@ -21,7 +21,7 @@ from mmsnnet.stitching.anchors import CLASSIFIER_MODULES
 
 DEFAULTS = dict(anchor_lr_mult=1.0, stitching_lr_mult=1.0, head_lr_mult=1.0, layer_decay_rate=1.0)
 # Parameters of more than one dimension that are not decayed either, by the last part of their name.
-NOT_DECAYED = ("bias", "pos_embed", "cls_token", "reg_token", "dist_token", "relative_position_bias_table")
+NOT_DECAYED = ("bias", "pos_embed", "freqs", "cls_token", "reg_token", "dist_token", "relative_position_bias_table")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -36,8 +36,8 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     - ``stitching_lr_mult`` in a stitching layer;
     - ``head_lr_mult`` in all else: necks, decode heads, and the anchors' classification heads.
 
-    Weight decay spares parameters of at most one dimension (biases, norms, layer scale), position embeddings, class and
-    register tokens and relative-position biases, wherever they are. It does act on the low-rank updates of stitching
+    Weight decay spares parameters of at most one dimension (biases, norms, layer scale), position embeddings,
+    rotary frequencies, class and register tokens and relative-position biases, wherever they are. It does act on the low-rank updates of stitching
     layers, which it draws towards none, that is towards the least-squares solution. Parameters without gradient (frozen
     anchors, the base weights of stitching layers) are in no group.
 
