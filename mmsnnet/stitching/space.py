@@ -4,6 +4,11 @@ Two anchors of depths ``D0 <= D1``. Block ``i`` of the large anchor corresponds 
 of the small one; the blocks of the large anchor that correspond to one small block are a *group*. A route may change
 over wherever a group ends, so that whatever it runs through, no group is run twice or left out. With a whole ratio
 ``r = D1 / D0`` this is the published construction, ids included; any other ratio follows from the same rule.
+
+Of three and more anchors each *pair* of neighbours is stitched in this way; a route stays within one pair. The anchors
+have the ids 0 to ``K - 1``, then come the pairs, the smallest first. A stitch whose published id, in its pair, is
+``p >= 2`` has the id ``K + n + p - 2``, where ``n`` counts the published ids from 2 on of all pairs before: in each
+``D0 + (D0 - 1)^2``, with ``D0`` the depth of the smaller anchor. With two anchors this is ``p``.
 """
 
 from __future__ import annotations
@@ -11,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from itertools import pairwise
+from string import ascii_uppercase
 
 
 class UnknownStitchError(KeyError, ValueError):
@@ -75,7 +81,7 @@ class Stitch:
 @dataclass(frozen=True)
 class Tap:
     """Where a route hands out an intermediate output: after ``block`` of ``anchor``, mapped into the width of the
-    largest anchor by ``layers``, one after the other (empty for the largest anchor itself)."""
+    largest anchor by ``layers``, one after the other, each into the next larger anchor (none from the largest one)."""
 
     anchor: int
     block: int
@@ -97,37 +103,40 @@ class StitchSpace:
 
     @classmethod
     def two_way(cls, depths: Sequence[int]) -> StitchSpace:
-        """SN-Netv2's space over two anchors, smallest first: S, L, SL, LS, LSL and SLS, with the published ids.
+        """SN-Netv2's space over anchors of these depths, smallest first: the anchors, then SL, LS, LSL and SLS of each
+        pair of neighbours, with the published ids (see the top of this file for more than one pair).
+
+        In names and kinds two anchors are S and L, three S, M and L, more of them A, B, C and so on.
 
         Raises:
-            ValueError: the depths are not two, not in ascending order, or leave no place to change over.
+            ValueError: fewer than two depths or more than 26, or a pair of neighbours that is not in ascending order or
+                has no place to change over; the message names it.
         """
-        small, large, pair = _Pair.of(depths)
-        sl, ls = pair.small_to_large(), pair.large_to_small()
-        stitches = [small, large, *_single_crossings(pair, sl, first_id=2)]
-        # The last SL layer leaves nothing of the large anchor to run: it keeps its id, but is no stitch.
-        next_id = 2 + len(sl)
-        stitches += _single_crossings(pair, ls, first_id=next_id)
-        next_id += len(ls)
-        for first, inner in ((ls, sl), (sl, ls)):
-            for outward in first:
-                for back in inner:
-                    if back.source_block < outward.target_block or back.target_block >= pair.depth(back.target):
-                        continue
-                    stitches.append(pair.stitch(next_id, (outward, back)))
-                    next_id += 1
-        return cls(pair.depths, "two_way", tuple(stitches), (*sl, *ls))
+        labels = _labels(depths)
+        pairs = [_Pair(small, of_pair) for small, of_pair in enumerate(pairwise(depths))]
+        stitches = [_stitch(labels, depths, index, start=index) for index in range(len(depths))]
+        next_id = len(depths)
+        for pair in pairs:
+            for id_, layers in enumerate(pair.routes(), start=next_id):
+                # The last SL layer leaves nothing of the large anchor to run: it keeps its id, but is no stitch.
+                if layers[-1].target_block < depths[layers[-1].target]:
+                    stitches.append(_stitch(labels, depths, id_, layers[0].source, layers))
+            next_id += len(pair.routes())
+        keys = tuple(key for pair in pairs for key in (*pair.small_to_large(), *pair.large_to_small()))
+        return cls(tuple(depths), "two_way", tuple(stitches), keys)
 
     @classmethod
     def one_way(cls, depths: Sequence[int]) -> StitchSpace:
-        """SN-Net's space (arXiv 2302.06586) over two anchors, smallest first: S, L and SL, ids as in :meth:`two_way`.
+        """SN-Net's space (arXiv 2302.06586): of the stitches of :meth:`two_way` those that never change over to a
+        smaller anchor (the anchors, and SL of each pair), under the same ids.
 
         Raises:
-            ValueError: the depths are not two, not in ascending order, or leave no place to change over.
+            ValueError: as :meth:`two_way`.
         """
-        small, large, pair = _Pair.of(depths)
-        sl = pair.small_to_large()
-        return cls(pair.depths, "one_way", (small, large, *_single_crossings(pair, sl, first_id=2)), tuple(sl))
+        both = cls.two_way(depths)
+        layers = tuple(key for key in both.layers if key.source < key.target)
+        stitches = tuple(stitch for stitch in both if set(stitch.layers) <= set(layers))
+        return cls(both.depths, "one_way", stitches, layers)
 
     @classmethod
     def single(cls, depth: int) -> StitchSpace:
@@ -185,8 +194,9 @@ class StitchSpace:
     def taps(self, stitch: Stitch, out_indices: Sequence[int]) -> tuple[Tap, ...]:
         """Where ``stitch`` taps for each of ``out_indices``, blocks of the largest anchor, in their order.
 
-        While the route is in the small anchor, block ``m(i)`` stands for block ``i`` of the large one, and the
-        stitching layer that leaves it brings its tokens into the large width.
+        While the route is in another anchor, its corresponding block stands for that of the largest one. The stitching
+        layer that leaves the block gives tokens as if they left a block of the next larger anchor; the layer that
+        leaves that one takes them on, up to the width of the largest anchor.
 
         Raises:
             ValueError: an index is not a block of the largest anchor.
@@ -194,19 +204,29 @@ class StitchSpace:
         return tuple(self._tap(stitch, self._check_block(index)) for index in out_indices)
 
     def corresponding_block(self, anchor: int, index: int) -> int:
-        """The block ``floor(index * D_anchor / D_largest)`` of ``anchor`` that stands for block ``index`` of the
-        largest one."""
-        return index * self.depths[anchor] // self.depths[-1]
+        """The block of ``anchor`` that stands for block ``index`` of the largest one: ``floor(index * D / D_larger)``
+        from each anchor to the next smaller one, down to ``anchor``."""
+        for smaller in range(len(self.depths) - 2, anchor - 1, -1):
+            index = index * self.depths[smaller] // self.depths[smaller + 1]
+        return index
 
     def _tap(self, stitch: Stitch, index: int) -> Tap:
-        largest = len(self.depths) - 1
+        # A route has exactly one of the corresponding blocks. Let it be in the pair (a, a + 1), where block u of a + 1
+        # and block m(u) of a correspond to the index. Within its pair the route runs each group once: that of m(u),
+        # which has u in it, either as block m(u) of a or whole in a + 1. This needs m(u) to be the block of u's group,
+        # which floor(index * D_a / D_largest) is not always: at depths 8, 12, 24 and index 3, u = 1, m(u) = 0, not 1.
         for segment in stitch.segments:
             block = self.corresponding_block(segment.anchor, index)
             if block in segment:
-                if segment.anchor == largest:
-                    return Tap(largest, block)
-                return Tap(segment.anchor, block, (self._layer_leaving[segment.anchor, block],))
+                return Tap(segment.anchor, block, self._path_to_largest(segment.anchor, block))
         raise AssertionError(f"stitch {stitch} has no block for tap {index}")
+
+    def _path_to_largest(self, anchor: int, block: int) -> tuple[LayerKey, ...]:
+        path: list[LayerKey] = []
+        while anchor < len(self.depths) - 1:
+            path.append(self._layer_leaving[anchor, block])
+            anchor, block = path[-1].target, path[-1].target_block - 1
+        return tuple(path)
 
     def _check_block(self, index: int) -> int:
         if not 0 <= index < self.depths[-1]:
@@ -224,70 +244,87 @@ class StitchSpace:
     def _no_such_stitch(self, key: object) -> str:
         ids, names = [s.id for s in self.stitches], [s.name for s in self.stitches]
         if isinstance(key, int) and ids[0] < key < ids[-1]:
-            return f"stitch id {key} is not in the space: its segments would leave nothing of the large anchor to run"
-        skipped = sorted(set(range(ids[-1])) - set(ids))
-        without = f" without {', '.join(map(str, skipped))}" if skipped else ""
+            return f"stitch id {key} is not in the space: {self._why_skipped(key)}"
+        gaps = [(a + 1, b - 1) for a, b in pairwise(ids) if b > a + 1]
+        skipped = ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in gaps)
+        without = f" without {skipped}" if skipped else ""
         return (
             f"no stitch {key!r} in this space of {len(self)}: ids run from {ids[0]} to {ids[-1]}{without}, "
             f"names are like {', '.join(dict.fromkeys((names[0], names[len(names) // 2], names[-1])))}"
         )
 
+    def _why_skipped(self, id_: int) -> str:
+        """Why an id between others is that of no stitch."""
+        if self.scheme == "one_way":
+            both = StitchSpace.two_way(self.depths)
+            if id_ in both:
+                return f"{both[id_].name} changes over to a smaller anchor, which scheme 'two_way' alone has"
+        before = max((stitch for stitch in self if stitch.id < id_), key=lambda stitch: stitch.id)
+        larger = _labels(self.depths)[before.segments[-1].anchor]
+        return f"its segments would leave nothing of the larger anchor, {larger}, to run"
+
 
 @dataclass(frozen=True)
 class _Pair:
-    """The correspondence between the blocks of a small (0) and a large (1) anchor."""
+    """Two neighbours, anchors ``small`` and ``small + 1``, of these depths, and how their blocks correspond."""
 
+    small: int
     depths: tuple[int, int]
-    labels: ClassVar[tuple[str, str]] = ("S", "L")
 
-    @staticmethod
-    def of(depths: Sequence[int]) -> tuple[Stitch, Stitch, _Pair]:
-        if len(depths) != 2:
-            raise ValueError(f"this space stitches two anchors, got depths {tuple(depths)}")
-        d0, d1 = depths
-        if not 0 < d0 <= d1:
+    def __post_init__(self) -> None:
+        small, large = self.depths
+        anchors = f"anchors {self.small} and {self.small + 1} of depths {small} and {large} cannot be stitched"
+        if not 0 < small <= large:
             raise ValueError(
-                f"anchors go from the smallest to the largest and the first may not be the deeper one, "
-                f"got depths {d0} and {d1}"
+                f"{anchors}: they go from the smallest to the largest, and the first of two may not be the deeper one"
             )
-        if d0 == 1:
+        if small == 1:
             raise ValueError(
-                f"depths {d0} and {d1} cannot be stitched: an anchor of one block has no place between two blocks "
-                "where a route could change over"
+                f"{anchors}: an anchor of one block has no place between two blocks where a route could change over"
             )
-        pair = _Pair((d0, d1))
-        small = Stitch(0, "S", "S", (Segment(0, 0, d0),))
-        large = Stitch(1, "L", "L", (Segment(1, 0, d1),))
-        return small, large, pair
-
-    def depth(self, anchor: int) -> int:
-        return self.depths[anchor]
-
-    def to_small(self, block: int) -> int:
-        return block * self.depths[0] // self.depths[1]
 
     def group_stop(self, small_block: int) -> int:
         """The first large block beyond the group of ``small_block``: ceil((small_block + 1) * D1 / D0)."""
         return -(-(small_block + 1) * self.depths[1] // self.depths[0])
 
     def small_to_large(self) -> list[LayerKey]:
-        return [LayerKey(0, f, 1, self.group_stop(f)) for f in range(self.depths[0])]
+        """One layer at the end of each block of the small anchor."""
+        return [LayerKey(self.small, f, self.small + 1, self.group_stop(f)) for f in range(self.depths[0])]
 
     def large_to_small(self) -> list[LayerKey]:
         """One layer at the end of each group but the last."""
-        return [LayerKey(1, self.group_stop(f) - 1, 0, f + 1) for f in range(self.depths[0] - 1)]
+        return [LayerKey(self.small + 1, self.group_stop(f) - 1, self.small, f + 1) for f in range(self.depths[0] - 1)]
 
-    def stitch(self, id_: int, layers: tuple[LayerKey, ...]) -> Stitch:
-        anchors = [layers[0].source, *(key.target for key in layers)]
-        starts = [0, *(key.target_block for key in layers)]
-        stops = [*(key.source_block + 1 for key in layers), self.depth(anchors[-1])]
-        segments = tuple(Segment(*bounds) for bounds in zip(anchors, starts, stops, strict=True))
-        entries = [layers[0].source_block, *starts[1:]]
-        name = "-".join(f"{self.labels[a]}{block}" for a, block in zip(anchors, entries, strict=True))
-        return Stitch(id_, name, "".join(self.labels[a] for a in anchors), segments, layers)
+    def routes(self) -> list[tuple[LayerKey, ...]]:
+        """The layers of each route in the published order (SL, LS, LSL, SLS), one for each published id from 2 on."""
+        sl, ls = self.small_to_large(), self.large_to_small()
+        there_and_back = [
+            (there, back)
+            for first, second in ((ls, sl[:-1]), (sl, ls))
+            for there in first
+            for back in second
+            if back.source_block >= there.target_block
+        ]
+        return [*((key,) for key in (*sl, *ls)), *there_and_back]
 
 
-def _single_crossings(pair: _Pair, layers: Sequence[LayerKey], first_id: int) -> list[Stitch]:
-    return [
-        pair.stitch(first_id + k, (key,)) for k, key in enumerate(layers) if key.target_block < pair.depth(key.target)
-    ]
+def _labels(depths: Sequence[int]) -> str:
+    """A letter for each anchor, for names and kinds."""
+    if not 2 <= len(depths) <= len(ascii_uppercase):
+        most = len(ascii_uppercase)
+        raise ValueError(f"this space stitches two anchors or more, {most} at most; got depths {tuple(depths)}")
+    return {2: "SL", 3: "SML"}.get(len(depths), ascii_uppercase[: len(depths)])
+
+
+def _stitch(labels: str, depths: Sequence[int], id_: int, start: int, layers: tuple[LayerKey, ...] = ()) -> Stitch:
+    """The route from the stem of anchor ``start`` through ``layers`` to the end of the anchor that they lead to."""
+    anchors = [start, *(key.target for key in layers)]
+    starts = [0, *(key.target_block for key in layers)]
+    stops = [*(key.source_block + 1 for key in layers), depths[anchors[-1]]]
+    segments = tuple(Segment(*bounds) for bounds in zip(anchors, starts, stops, strict=True))
+    kind = "".join(labels[anchor] for anchor in anchors)
+    if not layers:
+        return Stitch(id_, kind, kind, segments)
+    entries = [layers[0].source_block, *starts[1:]]
+    name = "-".join(f"{label}{block}" for label, block in zip(kind, entries, strict=True))
+    return Stitch(id_, name, kind, segments, layers)

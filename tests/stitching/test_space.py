@@ -9,12 +9,17 @@ from mmsnnet.stitching import LayerKey, Segment, Stitch, StitchSpace, Tap, Unkno
 
 WHOLE = [(12, 24), (12, 12), (2, 4), (2, 2), (3, 9)]
 UNEVEN = [(8, 12), (5, 7), (12, 40), (2, 3), (6, 7)]
+# Ti-S-B, S-B-L, and depths at which floor(i * D0 / D2) is not always the block of the group that i is in.
+THREE = [(12, 12, 12), (12, 12, 24), (2, 4, 8), (8, 12, 24), (3, 5, 7), (2, 2, 2)]
+MORE = [(2, 3, 4, 4), (2, 4, 6, 9, 9)]
+LABELS = {2: "SL", 3: "SML", 4: "ABCD", 5: "ABCDE"}
 
 Segments = tuple[tuple[int, int, int], ...]
 
 
-def published(depths: tuple[int, int]) -> dict[int, tuple[str, Segments]]:
-    """Kind and segments (anchor, start, stop) by id, row by row as in the paper's table for a whole ratio."""
+def published(depths: tuple[int, int]) -> list[tuple[str, Segments] | None]:
+    """Kind and segments (anchor, start, stop), row by row as in the paper's table for a whole ratio; None in the row
+    that is no stitch."""
     d0, d1 = depths
     r = d1 // d0
     m = {i: i * d0 // d1 for i in range(d1)}
@@ -33,6 +38,11 @@ def published(depths: tuple[int, int]) -> dict[int, tuple[str, Segments]]:
         for i in ls:
             if i >= (f + 1) * r:
                 rows.append(("SLS", ((0, 0, f + 1), (1, (f + 1) * r, i + 1), (0, m[i] + 1, d0))))
+    return rows
+
+
+def stitches(rows: list[tuple[str, Segments] | None]) -> dict[int, tuple[str, Segments]]:
+    """By id, the number of the row."""
     return {id_: row for id_, row in enumerate(rows) if row is not None}
 
 
@@ -49,7 +59,51 @@ def groups(depths: tuple[int, int]) -> list[list[int]]:
 @pytest.mark.parametrize("depths", WHOLE)
 def test_two_way_is_the_published_enumeration(depths: tuple[int, int]) -> None:
     space = StitchSpace.two_way(depths)
-    assert {s.id: (s.kind, as_triples(s)) for s in space} == published(depths)
+    assert {s.id: (s.kind, as_triples(s)) for s in space} == stitches(published(depths))
+
+
+@pytest.mark.parametrize("depths", [(12, 12, 12), (12, 12, 24), (2, 4, 8), (2, 2, 2), (2, 4, 4, 8)])
+def test_more_anchors_are_the_published_enumeration_of_each_pair(depths: tuple[int, ...]) -> None:
+    """The anchors, then all rows of each pair's table but its first two."""
+    labels = LABELS[len(depths)]
+    rows: list[tuple[str, Segments] | None] = [(label, ((a, 0, depths[a]),)) for a, label in enumerate(labels)]
+    for small in range(len(depths) - 1):
+        names = dict(zip("SL", labels[small : small + 2], strict=True))
+        for row in published((depths[small], depths[small + 1]))[2:]:
+            if row is not None:
+                kind, segments = row
+                row = "".join(names[letter] for letter in kind), tuple((small + a, *run) for a, *run in segments)
+            rows.append(row)
+    space = StitchSpace.two_way(depths)
+    assert {s.id: (s.kind, as_triples(s)) for s in space} == stitches(rows)
+
+
+@pytest.mark.parametrize("depths", [(12, 12, 12), (12, 12, 24)])
+def test_three_anchors_have_twice_the_stitches_of_a_pair(depths: tuple[int, ...]) -> None:
+    space = StitchSpace.two_way(depths)
+    kinds = [s.kind for s in space]
+    singles, doubles = ("SM", "MS", "ML", "LM"), ("MSM", "SMS", "LML", "MLM")
+    assert {kind: kinds.count(kind) for kind in kinds} == (
+        dict.fromkeys("SML", 1) | dict.fromkeys(singles, 11) | dict.fromkeys(doubles, 55)
+    )
+    # 13 of either pair's table is skipped: 3 + 13 - 2, and the same behind the 133 ids of the first pair.
+    assert [s.id for s in space] == [i for i in range(3 + 2 * 133) if i not in (14, 147)]
+    assert len(space.layers) == len(set(space.layers)) == 2 * (12 + 11)
+
+
+@pytest.mark.parametrize("depths", THREE + MORE)
+def test_the_documented_formula_of_ids(depths: tuple[int, ...]) -> None:
+    space = StitchSpace.two_way(depths)
+    found = {stitch.id: stitch for stitch in space.anchors}
+    assert list(found) == list(range(len(depths)))
+    before = 0
+    for small in range(len(depths) - 1):
+        for of_pair in list(StitchSpace.two_way(depths[small : small + 2]))[2:]:
+            stitch = space[len(depths) + before + of_pair.id - 2]
+            assert as_triples(stitch) == tuple((small + a, *run) for a, *run in as_triples(of_pair))
+            found[stitch.id] = stitch
+        before += depths[small] + (depths[small] - 1) ** 2
+    assert list(found.values()) == list(space)
 
 
 @pytest.mark.parametrize("depths", [(12, 24), (12, 12)])
@@ -62,29 +116,31 @@ def test_published_counts(depths: tuple[int, int]) -> None:
     assert [s.id for s in space] == [i for i in range(135) if i != 13]
 
 
-@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN + THREE + MORE)
 @pytest.mark.parametrize("scheme", ["two_way", "one_way"])
-def test_each_route_covers_each_group_once_in_order(depths: tuple[int, int], scheme: str) -> None:
-    small_blocks = [[f] for f in range(depths[0])]
-    by_anchor = (small_blocks, groups(depths))
+def test_each_route_covers_each_group_once_in_order(depths: tuple[int, ...], scheme: str) -> None:
     for stitch in getattr(StitchSpace, scheme)(depths):
+        anchors = {segment.anchor for segment in stitch.segments}
+        small = min(*anchors, len(depths) - 2)
+        assert anchors <= {small, small + 1}, "a route stays within one pair"
+        by_anchor = {small: [[f] for f in range(depths[small])], small + 1: groups(depths[small : small + 2])}
         covered = []
         for segment in stitch.segments:
             blocks = list(range(segment.start, segment.stop))
             inside = [f for f, group in enumerate(by_anchor[segment.anchor]) if set(group) <= set(blocks)]
             assert [block for f in inside for block in by_anchor[segment.anchor][f]] == blocks, str(stitch)
             covered += inside
-        assert covered == list(range(depths[0])), str(stitch)
+        assert covered == list(range(depths[small])), str(stitch)
 
 
-@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
-def test_layers_join_the_segments_of_a_route(depths: tuple[int, int]) -> None:
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN + THREE + MORE)
+def test_layers_join_the_segments_of_a_route(depths: tuple[int, ...]) -> None:
     space = StitchSpace.two_way(depths)
     for stitch in space:
         joints = zip(stitch.segments[:-1], stitch.segments[1:], strict=True)
         assert stitch.layers == tuple(LayerKey(a.anchor, a.stop - 1, b.anchor, b.start) for a, b in joints)
         assert set(stitch.layers) <= set(space.layers)
-        assert stitch.kind == "".join("SL"[s.anchor] for s in stitch.segments)
+        assert stitch.kind == "".join(LABELS[len(depths)][s.anchor] for s in stitch.segments)
 
 
 @pytest.mark.parametrize("depths", WHOLE + UNEVEN)
@@ -95,31 +151,57 @@ def test_every_change_over_is_offered(depths: tuple[int, int]) -> None:
     assert len({as_triples(s) for s in StitchSpace.two_way(depths)}) == len(StitchSpace.two_way(depths))
 
 
-@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
-def test_each_tap_has_exactly_one_block_on_every_route(depths: tuple[int, int]) -> None:
-    d0, d1 = depths
-    space = StitchSpace.two_way(depths)
-    wanted = [1, *range(d1), 0]
+def corresponding(depths: tuple[int, ...], index: int) -> list[int]:
+    """The block of each anchor whose group, or whose group's group, block ``index`` of the largest one is in."""
+    blocks = [index]
+    for small in reversed(range(len(depths) - 1)):
+        (block,) = (f for f, group in enumerate(groups(depths[small : small + 2])) if blocks[0] in group)
+        blocks.insert(0, block)
+    return blocks
+
+
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN + THREE + MORE)
+@pytest.mark.parametrize("scheme", ["two_way", "one_way"])
+def test_each_tap_has_exactly_one_block_on_every_route(depths: tuple[int, ...], scheme: str) -> None:
+    space = getattr(StitchSpace, scheme)(depths)
+    wanted = [1, *range(depths[-1]), 0]
     for stitch in space:
-        on_route = [(s.anchor, block) for s in stitch.segments for block in range(s.start, s.stop)]
+        on_route = {(s.anchor, block) for s in stitch.segments for block in range(s.start, s.stop)}
         taps = space.taps(stitch, wanted)
         for index, tap in zip(wanted, taps, strict=True):
-            candidates = {(1, index), (0, index * d0 // d1)} & set(on_route)
+            candidates = set(enumerate(corresponding(depths, index))) & on_route
             assert candidates == {(tap.anchor, tap.block)}, f"{stitch} at {index}"
 
 
-@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
-def test_taps_come_in_the_large_width(depths: tuple[int, int]) -> None:
-    space = StitchSpace.two_way(depths)
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN + THREE + MORE)
+@pytest.mark.parametrize("scheme", ["two_way", "one_way"])
+def test_taps_come_in_the_width_of_the_largest_anchor(depths: tuple[int, ...], scheme: str) -> None:
+    """One layer for each anchor on the way up, each leaving the block behind which the one before it enters."""
+    space = getattr(StitchSpace, scheme)(depths)
     for stitch in space:
-        for tap in space.taps(stitch, range(depths[1])):
-            widths = [tap.anchor, *(key.target for key in tap.layers)]
-            assert widths[-1] == 1
-            assert [key.source for key in tap.layers] == widths[:-1]
-            if tap.layers:
-                first_beyond = groups(depths)[tap.block][-1] + 1
-                assert tap.layers == (LayerKey(0, tap.block, 1, first_beyond),)
-                assert tap.layers[0] in space.layers
+        for tap in space.taps(stitch, range(depths[-1])):
+            block = tap.block
+            assert len(tap.layers) == len(depths) - 1 - tap.anchor
+            for small, layer in enumerate(tap.layers, start=tap.anchor):
+                last = groups(depths[small : small + 2])[block][-1]
+                assert layer == LayerKey(small, block, small + 1, last + 1) and layer in space.layers
+                block = last
+
+
+def test_taps_of_three_anchors_by_hand() -> None:
+    space = StitchSpace.two_way((8, 12, 24))
+    # 19 of 24 is in the group of 9 of 12, and that in the group of 6 of 8, with 10: the last block of 10's group is 21.
+    assert [space.corresponding_block(anchor, 19) for anchor in range(3)] == [6, 9, 19]
+    up = (LayerKey(0, 6, 1, 11), LayerKey(1, 10, 2, 22))
+    assert space.taps(space["S"], (19,)) == (Tap(0, 6, up),)
+    assert space.taps(space["M"], (19,)) == (Tap(1, 9, (LayerKey(1, 9, 2, 20),)),)
+    assert space.taps(space["L"], (19,)) == (Tap(2, 19),)
+    # From pair to pair; straight from the largest to the smallest, floor(3 * 8 / 24) would be 1.
+    assert [space.corresponding_block(anchor, 3) for anchor in range(3)] == [0, 1, 3]
+    # The group of S0 is M0 and M1, and theirs L0 to L3.
+    assert as_triples(space["S0-M2"]) == ((0, 0, 1), (1, 2, 12))
+    assert [(t.anchor, t.block) for t in space.taps(space["S0-M2"], (0, 3, 4, 23))] == [(0, 0), (0, 0), (1, 2), (1, 11)]
+    assert as_triples(space["L1-M1-L16"]) == ((2, 0, 2), (1, 1, 8), (2, 16, 24))
 
 
 def test_published_taps_of_the_small_anchor() -> None:
@@ -137,8 +219,8 @@ def test_taps_outside_the_largest_anchor(index: int) -> None:
         space.taps(space["S"], (0, index))
 
 
-@pytest.mark.parametrize("depths", WHOLE + UNEVEN)
-def test_lookup_by_id_name_and_digits(depths: tuple[int, int]) -> None:
+@pytest.mark.parametrize("depths", WHOLE + UNEVEN + THREE + MORE)
+def test_lookup_by_id_name_and_digits(depths: tuple[int, ...]) -> None:
     space = StitchSpace.two_way(depths)
     for stitch in space:
         assert space[stitch.id] is space[stitch.name] is space[str(stitch.id)] is stitch
@@ -184,8 +266,26 @@ def test_id_13_keeps_its_place_but_is_no_stitch() -> None:
     space = StitchSpace.two_way((12, 24))
     assert 13 not in space and 12 in space and 14 in space
     assert LayerKey(0, 11, 1, 24) in space.layers
-    with pytest.raises(UnknownStitchError, match=r"13 .*nothing of the large anchor"):
+    with pytest.raises(UnknownStitchError, match=r"13 .*nothing of the larger anchor, L,"):
         space[13]
+
+
+def test_ids_of_three_anchors_that_are_no_stitch() -> None:
+    space = StitchSpace.two_way((12, 12, 24))
+    assert LayerKey(0, 11, 1, 12) in space.layers and LayerKey(1, 11, 2, 24) in space.layers
+    for id_, larger in ((14, "M"), (147, "L")):
+        assert id_ not in space and id_ - 1 in space and id_ + 1 in space
+        with pytest.raises(UnknownStitchError, match=rf"{id_} .*nothing of the larger anchor, {larger},"):
+            space[id_]
+    with pytest.raises(UnknownStitchError, match=r"'S4-L5' .*267: ids run from 0 to 268 without 14, 147, names are"):
+        space["S4-L5"]
+    one_way = StitchSpace.one_way((12, 12, 24))
+    assert [s.id for s in one_way] == [*range(14), *range(136, 147)]
+    for id_, why in ((14, "nothing of the larger anchor, M,"), (15, "M0-S1 changes over to a smaller anchor.*two_way")):
+        with pytest.raises(UnknownStitchError, match=f"{id_} .*{why}"):
+            one_way[id_]
+    with pytest.raises(UnknownStitchError, match=r"147 .*of 25: ids run from 0 to 146 without 14 to 135, names"):
+        one_way[147]
 
 
 @pytest.mark.parametrize("key", [135, -1, "200", "S4-L11", "s", ""])
@@ -203,6 +303,13 @@ def test_anchors_smallest_first() -> None:
     assert [(s.id, s.name) for s in space.anchors] == [(0, "S"), (1, "L")]
     assert [space.corresponding_block(0, i) for i in (0, 1, 2, 23)] == [0, 0, 1, 11]
     assert [space.corresponding_block(1, i) for i in (0, 1, 2, 23)] == [0, 1, 2, 23]
+    three = StitchSpace.two_way((12, 12, 24))
+    assert (
+        [(s.id, s.name) for s in three.anchors]
+        == [(0, "S"), (1, "M"), (2, "L")]
+        == [(s.id, s.name) for s in three.select("anchors")]
+    )
+    assert [s.name for s in StitchSpace.two_way((2, 2, 2, 2)).anchors] == ["A", "B", "C", "D"]
 
 
 def test_equality_hash_and_immutability() -> None:
@@ -222,14 +329,16 @@ def test_equality_hash_and_immutability() -> None:
             setattr(frozen, field, 0)
 
 
-@pytest.mark.parametrize("depths", [(12, 24), (4, 4), (5, 7)])
-def test_one_way_is_the_first_part_of_two_way(depths: tuple[int, int]) -> None:
+@pytest.mark.parametrize("depths", [(12, 24), (4, 4), (5, 7), (12, 12, 24), (8, 12, 24), (2, 3, 4, 4)])
+def test_one_way_is_what_two_way_has_without_ways_down(depths: tuple[int, ...]) -> None:
     one, two = StitchSpace.one_way(depths), StitchSpace.two_way(depths)
-    assert list(one) == [s for s in two if s.kind in ("S", "L", "SL")]
-    assert [s.id for s in one] == list(range(depths[0] + 1))
-    assert one.layers == tuple(key for key in two.layers if key.source == 0)
+    labels = LABELS[len(depths)]
+    kinds = [*labels, *(labels[small : small + 2] for small in range(len(depths) - 1))]
+    assert list(one) == [s for s in two if s.kind in kinds]
+    assert len(one) == len(depths) + sum(depth - 1 for depth in depths[:-1])
+    assert one.layers == tuple(key for key in two.layers if key.source < key.target)
     for stitch in one:
-        assert one.taps(stitch, range(depths[1])) == two.taps(stitch, range(depths[1]))
+        assert one.taps(stitch, range(depths[-1])) == two.taps(stitch, range(depths[-1]))
 
 
 def test_single() -> None:
@@ -246,12 +355,15 @@ def test_single() -> None:
 @pytest.mark.parametrize(
     ("depths", "says"),
     [
-        ((12,), "two anchors"),
-        ((12, 24, 24), "two anchors"),
-        ((24, 12), "smallest to the largest"),
+        ((), r"two anchors.*\(\)"),
+        ((12,), r"two anchors.*\(12,\)"),
+        ((2,) * 27, "26 at most"),
+        ((24, 12), "anchors 0 and 1 of depths 24 and 12 .*smallest to the largest"),
         ((0, 12), "depths 0 and 12"),
         ((1, 12), "one block"),
         ((1, 1), "one block"),
+        ((12, 24, 12), "anchors 1 and 2 of depths 24 and 12 .*smallest to the largest"),
+        ((1, 12, 24), "anchors 0 and 1 of depths 1 and 12 .*one block"),
     ],
 )
 @pytest.mark.parametrize("scheme", ["two_way", "one_way"])
