@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, told apart with every kind of colour vision; black is left for the front and the anchors.
 KIND_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+# For more kinds, those of three anchors and more: from blue to red, so that the kinds of one pair are near each other.
+MANY_COLOURS = "turbo"
+LEGEND_COLUMNS = 7
 # Where the name of an anchor may stand, in points from its star, and how far from the next star or name is enough.
 NAME_SIDES = ((0, 15), (0, -15), (-28, 0), (28, 0))
 NAME_ROOM = 26
@@ -116,7 +119,7 @@ def _draw(
     unit, unit_name = flops_unit(everything) if cost == "flops" else (1.0, "latency (ms)")
     by_id = sorted(everything, key=lambda point: point.id)
     kinds = list(dict.fromkeys(point.kind for point in by_id if not point.is_anchor))
-    colours = {kind: KIND_COLOURS[index % len(KIND_COLOURS)] for index, kind in enumerate(kinds)}
+    colours = dict(zip(kinds, _kind_colours(len(kinds)), strict=True))
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained", facecolor="white")
     axes = figure.add_subplot(facecolor="white")
@@ -148,6 +151,16 @@ def _draw(
     _draw_anchors(axes, anchors)
     _add_legends(figure, axes, runs, colours)
     return figure
+
+
+def _kind_colours(number: int) -> Sequence[str]:
+    if number <= len(KIND_COLOURS):
+        return KIND_COLOURS[:number]
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    # The ends of the map are nearly black.
+    return [to_hex(colormaps[MANY_COLOURS](0.05 + 0.9 * index / (number - 1))) for index in range(number)]
 
 
 def _draw_stitches(
@@ -223,7 +236,7 @@ def _add_legends(figure: Figure, axes: Axes, runs: Sequence[OperatingPoints], co
     if any(point.is_anchor for run in runs for point in run):
         entries.append((Line2D([], [], **STAR, markersize=13), "anchor"))
     handles, labels = zip(*entries, strict=True)
-    columns = min(len(entries), 7)
+    columns = math.ceil(len(entries) / math.ceil(len(entries) / LEGEND_COLUMNS))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=11, frameon=False)
 
     if len(runs) > 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from PIL import Image
 
@@ -22,12 +23,19 @@ from mmsnnet.visualization import plot_pareto
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def make_run(dataset: str | None = "ADE20K", seed: int = 0, scale: int = 10**9, **metrics: float) -> OperatingPoints:
-    """Made-up points for the 134 stitches of DeiT3-S and -L."""
+def make_run(
+    dataset: str | None = "ADE20K",
+    seed: int = 0,
+    scale: int = 10**9,
+    depths: tuple[int, ...] = (12, 24),
+    block_flops: tuple[int, ...] = (3, 15),
+    **metrics: float,
+) -> OperatingPoints:
+    """Made-up points for the stitches of a space: the 134 of DeiT3-S and -L."""
     rng = random.Random(seed)
     points = []
-    for stitch in StitchSpace.two_way((12, 24)):
-        flops = scale * sum((3, 15)[segment.anchor] * len(segment) for segment in stitch.segments)
+    for stitch in StitchSpace.two_way(depths):
+        flops = scale * sum(block_flops[segment.anchor] * len(segment) for segment in stitch.segments)
         quality = {"mIoU": 40 + 10 * (flops / scale / 360) ** 0.5 - rng.random(), **metrics}
         points.append(OperatingPoint(stitch.id, stitch.name, stitch.kind, flops, flops, quality, flops / scale / 9))
     return OperatingPoints(f"configs/run{seed}.py", None, dataset, (512, 512), None, tuple(points))
@@ -88,6 +96,30 @@ def test_dots_are_coloured_by_kind_and_those_on_the_front_are_ringed(
     assert {tuple(place) for c in ringed for place in c.get_offsets()} == {
         (p.flops / 1e9, p.metrics["mIoU"]) for p in front
     }
+
+
+@pytest.mark.parametrize("depths", [(12, 12, 24), (6, 6, 6, 6), (4,) * 5])
+def test_kinds_of_many_anchors_keep_apart(
+    depths: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(depths=depths, block_flops=(3, 9, 15, 30, 60))
+    axes = drawn([run], tmp_path, monkeypatch)
+    (legend,) = axes.figure.legends
+    kinds = [kind for kind in dict.fromkeys(point.kind for point in run) if len(kind) > 1]
+    assert len(kinds) == 4 * (len(depths) - 1)
+    assert [text.get_text() for text in legend.get_texts()] == [*kinds, "Pareto front", "anchor"]
+    colours = [to_rgb(handle.get_color()) for handle in legend.legend_handles[: len(kinds)]]
+    assert min(math.dist(*pair) for pair in itertools.combinations(colours, 2)) > 0.15
+    assert all(max(colour) > 0.4 for colour in colours), "black is for the front and the anchors"
+    kind_at = {(p.flops / 1e9, p.metrics["mIoU"]): p.kind for p in run}
+    for collection in axes.collections:
+        for place, colour in zip(collection.get_offsets(), collection.get_facecolors(), strict=True):
+            assert tuple(colour[:3]) == pytest.approx(colours[kinds.index(kind_at[tuple(place)])])
+    assert len(stars(axes)) == len(axes.texts) == len(depths)
+    boxes = [*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label, *legend.get_texts()]
+    extents = [text.get_window_extent() for text in boxes]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= 1200 and box.y1 <= 750 for box in extents)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(extents, 2))
 
 
 def test_texts_say_what_is_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
