@@ -202,7 +202,7 @@ def test_stitching_is_imported_with_torch_and_timm_alone() -> None:
         for name in imports(path, at_import=True)
         if name.partition(".")[0] not in {*sys.stdlib_module_names, "mmsnnet"}
     }
-    assert {"torch", "timm"} <= needed <= {"torch", "torchvision", "timm", "numpy", "safetensors"}
+    assert {"torch", "timm"} <= needed <= {"torch", "torchvision", "timm", "numpy", "safetensors", "huggingface_hub"}
 
 
 def test_the_imports_of_a_file_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

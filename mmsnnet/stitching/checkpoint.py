@@ -1,0 +1,194 @@
+"""Checkpoints: what a file, a folder, a URL or the Hugging Face hub holds, read without running what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import safetensors.torch
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
+
+# The names that weights have in the Hugging Face hub's layout, in the order in which they are looked for.
+HUB_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
+
+# What training programs keep beside weights: arrays and scalars of NumPy, whose functions have other names since
+# NumPy 2, and command-line arguments. Making any of them runs no code of the file's.
+_RECONSTRUCT: Any = np.zeros(0).__reduce__()[0]
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+HARMLESS: tuple[SafeGlobal, ...] = (
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
+    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.ndarray,
+    np.dtype,
+    *sorted({type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDG"}, key=str),
+    slice,
+    argparse.Namespace,
+)
+
+
+def read_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable[SafeGlobal] = ()) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU. Pickles are read with ``weights_only=True``: tensors, plain Python data, and
+    the classes of ``HARMLESS``.
+
+    Args:
+        source: a ``.safetensors`` file; any other file as ``torch.save`` wrote it; a folder in the layout of the
+            Hugging Face hub (one of ``HUB_FILES``); an ``http(s)://`` URL of a file, which is kept in ``torch.hub``'s
+            folder; ``hf-hub:owner/name``, one of ``HUB_FILES`` there, or ``hf-hub:owner/name/file``, either with
+            ``@revision`` at its end.
+        safe_globals: more classes and functions that a pickle may ask for, as ``torch.serialization.safe_globals``
+            takes them.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it cannot be fetched.
+        ValueError: the file is cut short, is no checkpoint, or asks for other classes or functions.
+    """
+    source = os.fspath(source)
+    if not isinstance(source, str):
+        raise TypeError(f"a checkpoint is named by a path, a URL or 'hf-hub:owner/name', got {source!r}")
+    if source.startswith("hf-hub:"):
+        path = _from_hub(source)
+    elif re.match(r"https?://", source):
+        path = _from_url(source)
+    else:
+        path = _from_disk(source)
+    where = f"checkpoint {source!r}" + (
+        "" if Path(source).expanduser() == path else f", kept as {path} (delete it to fetch it anew),"
+    )
+    content = _read(path, where, safe_globals)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        kind = "a dict whose keys are no names" if isinstance(content, dict) else f"one {type(content).__name__}"
+        raise ValueError(f"{where} holds no weights by name, but {kind}")
+    return content
+
+
+def _from_disk(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"checkpoint {source!r}: there is no such file (working folder {Path.cwd()})")
+    found = [path / name for name in HUB_FILES if (path / name).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"checkpoint {source!r} is a folder without weights: looked for {', '.join(HUB_FILES)}; give the path of "
+            "the file itself"
+        )
+    return found[0]
+
+
+def _from_url(url: str) -> Path:
+    name = PurePosixPath(urlparse(url).path).name
+    if not name:
+        raise ValueError(f"checkpoint {url!r} is a URL without the name of a file")
+    # A folder for each URL: files of many models are named alike (model.safetensors).
+    folder = Path(torch.hub.get_dir()) / "checkpoints" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = folder / name
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path))
+        except Exception as error:  # besides OSError, http.client raises errors of its own
+            raise _not_fetched(url, error) from error
+    return path
+
+
+def _from_hub(source: str) -> Path:
+    named, _, revision = source.removeprefix("hf-hub:").partition("@")
+    match = re.fullmatch(r"([^/]+/[^/]+)(?:/(.+))?", named)
+    if match is None:
+        raise ValueError(f"checkpoint {source!r} should be 'hf-hub:owner/name', with '/file' or '@revision' if needed")
+    names = (match[2],) if match[2] else HUB_FILES
+    for name in names:
+        try:
+            return Path(hf_hub_download(match[1], name, revision=revision or None))
+        except RemoteEntryNotFoundError:
+            continue
+        except LocalEntryNotFoundError as error:  # the hub is out of reach, and this name was not fetched before
+            unreachable = error.__cause__ or error
+            break
+        except HFValidationError as error:
+            raise ValueError(f"checkpoint {source!r}: {_in_one_line(error)}") from error
+        except Exception as error:  # requests fail in many ways: no such repository or revision, no access, ...
+            raise _not_fetched(source, error) from error
+    else:
+        raise FileNotFoundError(f"checkpoint {source!r}: looked there for {', '.join(names)}; name the file behind it")
+    for name in names:
+        try:
+            return Path(hf_hub_download(match[1], name, revision=revision or None, local_files_only=True))
+        except LocalEntryNotFoundError:
+            continue
+    raise _not_fetched(source, unreachable) from unreachable
+
+
+def _not_fetched(source: str, error: BaseException) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"checkpoint {source!r} cannot be fetched ({type(error).__name__}: {_in_one_line(error)}). Check the name and "
+        "the network, or fetch the file elsewhere and give its path"
+    )
+
+
+def _read(path: Path, where: str, safe_globals: Iterable[SafeGlobal]) -> Any:
+    # Leaving the context takes its globals off the list again: those that were on it before must not be in it.
+    before = torch.serialization.get_safe_globals()
+    allowed = [one for one in (*HARMLESS, *safe_globals) if one not in before]
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the readers raise almost anything
+        if refused := _refused(path, error):
+            raise ValueError(
+                f"{where} is refused: {refused}, and could run code. If you trust the file, read it where it was made "
+                "and save its weights alone there: torch.save(model.state_dict(), ...), or safetensors"
+            ) from error
+        reason = re.split(r"\.\s|\n", str(error))[0] or type(error).__name__
+        raise ValueError(f"{where} cannot be read: it is cut short or no checkpoint ({reason})") from error
+
+
+def _refused(path: Path, error: Exception) -> str | None:
+    """What a whole file holds beside weights, or None where it is a damaged one. torch's own message, which advises to
+    unpickle it all the same, is not shown."""
+    message = str(error)
+    if "TorchScript" in message:
+        return "it is a TorchScript archive, a program with its weights"
+    with path.open("rb") as file:
+        start = file.read(2)
+        file.seek(max(file.seek(0, os.SEEK_END) - 256, 0))
+        end = file.read()
+    if not isinstance(error, pickle.UnpicklingError) or not (start == b"PK" or start[:1] == pickle.PROTO):
+        return None
+    if asked := re.search(r"GLOBAL (\S+)", message):
+        name = asked[1].rstrip(".").rpartition(".")[2]
+        # A whole pickle goes on behind a name; where it does not, the name is cut short, and torch drops its last byte.
+        cut = name.encode() in end[-len(name) - 1 :]
+        return None if cut else f"its pickle asks for {asked[1]} beside weights"
+    reason = message.split("\n\nCheck the documentation")[0].splitlines()[-1]
+    return f"its pickle holds other things than torch.save writes for weights ({reason})"
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
