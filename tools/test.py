@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 from mmsnnet.apis import DictAction, build_runner, build_space, in_one_line, is_mistake, load_config
@@ -13,7 +14,7 @@ from mmsnnet.visualization import operating_points_table, print_table
 def parser() -> argparse.ArgumentParser:
     described = argparse.ArgumentParser(description=__doc__)
     described.add_argument("config", help="config file")
-    described.add_argument("checkpoint", help="checkpoint file")
+    described.add_argument("checkpoint", help="checkpoint file, published folder, URL or hf-hub:owner/name")
     described.add_argument(
         "--stitches",
         metavar="WHICH",
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def test(args: argparse.Namespace) -> None:
-    if not Path(args.checkpoint).is_file():
+    if not re.match(r"\w+://|hf-hub:", args.checkpoint) and not Path(args.checkpoint).expanduser().exists():
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint!r}")
     config = load_config(args.config, args.cfg_options)
     config.load_from = args.checkpoint
@@ -47,6 +48,8 @@ def test(args: argparse.Namespace) -> None:
     # Stitches and data that do not exist are found before anything is written.
     build_space(config).select(config.test_cfg.get("stitches", "all"))
     check_folders(config, ("test_dataloader",))
+    # A model part of whose weights are random is not worth evaluating.
+    config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type="mmsnnet.StrictLoadHook")]
     runner = build_runner(config, args.launcher, args.work_dir)
     out = args.out or runner.test_loop.out or str(Path(runner.work_dir) / "operating_points.json")
     runner.test_loop.out = out

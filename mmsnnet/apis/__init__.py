@@ -2,6 +2,7 @@ import mmsnnet.registry  # noqa: F401  first: it says what to install where mmen
 from mmsnnet.apis.config import DictAction, load_config
 from mmsnnet.apis.mistakes import in_one_line, is_mistake
 from mmsnnet.apis.model import build_model, build_space, check_channels
+from mmsnnet.apis.publish import publish_model
 from mmsnnet.apis.runner import build_runner
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "in_one_line",
     "is_mistake",
     "load_config",
+    "publish_model",
 ]

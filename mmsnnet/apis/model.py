@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from mmsnnet.models import StitchedViT, find_stitched_backbone
+from mmsnnet.models import StitchedViT, check_weights, find_stitched_backbone, model_weights
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
 
@@ -22,13 +23,18 @@ def build_space(config: Config) -> StitchSpace:
         TypeError: the model has no stitched backbone.
         ValueError: a head or neck reads maps of another width than the backbone's.
     """
-    try:
-        with torch.device("meta"):
-            model = MODELS.build(config.model)
-    except RuntimeError:  # of what cannot be computed without values
-        model = MODELS.build(config.model)
+    model = build_without_weights(config)
     check_channels(config, model)
     return find_stitched_backbone(model).space
+
+
+def build_without_weights(config: Config) -> BaseModel:
+    """The model of a config as names and shapes, unless it computes while it is built."""
+    try:
+        with torch.device("meta"):
+            return MODELS.build(config.model)
+    except RuntimeError:  # of what cannot be computed without values
+        return MODELS.build(config.model)
 
 
 def check_channels(config: Config, model: nn.Module) -> None:
@@ -61,15 +67,26 @@ def _listed(setting: Any) -> Sequence[Any]:
     return setting if isinstance(setting, list | tuple) else (setting,)
 
 
-def build_model(config: Config, checkpoint: str | None = None, device: str | torch.device = "cpu") -> BaseModel:
+def build_model(
+    config: Config, checkpoint: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu"
+) -> BaseModel:
     """The model of a config, in evaluation mode; choose its stitch with ``model.backbone.set_stitch``.
 
     Args:
         config: as :func:`mmsnnet.apis.load_config` returns it.
-        checkpoint: weights to load; None leaves random ones, and the anchors' pretrained files unread.
+        checkpoint: weights to load, all that the model has and no others: a checkpoint of a run, a ``.safetensors``
+            file, a published folder, a URL or ``hf-hub:owner/name``. None leaves random ones, and the anchors'
+            pretrained files unread.
         device: where to put it.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it cannot be read, would run code, or does not fit the model (what is missing, too much or of
+            another shape is listed).
     """
     model = MODELS.build(config.model)
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint, map_location="cpu")
+        found = CheckpointLoader.load_checkpoint(os.fspath(checkpoint))
+        check_weights(model, found, checkpoint)
+        model.load_state_dict(model_weights(found))
     return model.to(device).eval()

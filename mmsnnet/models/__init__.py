@@ -1,5 +1,6 @@
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
 from mmsnnet.models.backbones import StitchedViT, Taps, find_stitched_backbone
+from mmsnnet.models.checkpoint import check_weights, model_weights, read_model_checkpoint
 from mmsnnet.models.classifiers import StitchedClassifier
 from mmsnnet.models.cost import model_costs
 from mmsnnet.models.losses import SILogLoss
@@ -11,6 +12,9 @@ __all__ = [
     "StitchedClassifier",
     "StitchedViT",
     "Taps",
+    "check_weights",
     "find_stitched_backbone",
     "model_costs",
+    "model_weights",
+    "read_model_checkpoint",
 ]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from mmengine.runner.checkpoint import get_torch_safe_globals
 from torch import Tensor, nn
 
+from mmsnnet.models.checkpoint import DRAWS, HISTORY_GLOBALS
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
     Cost,
@@ -25,8 +25,6 @@ from mmsnnet.stitching import (
     flops_bins,
     load_pretrained,
 )
-
-DRAWS = "draws"
 
 
 class Taps(tuple):
@@ -74,7 +72,7 @@ class StitchedViT(BaseModule):
         stitch: id or name of the stitch for evaluation mode; the largest anchor alone by default.
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
         frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor and
-            those blocks of the others whose whole group is among them.
+            those blocks of the others that correspond to these alone.
         frozen_anchors: indices of anchors to freeze altogether.
         init_cfg: as of any mmengine module.
 
@@ -191,8 +189,7 @@ class StitchedViT(BaseModule):
             return
         for index, source in enumerate(self.pretrained):
             if source:
-                # The loss history in mmengine's checkpoints is what weights_only=True would stumble over.
-                with torch.serialization.safe_globals(get_torch_safe_globals()):
+                with torch.serialization.safe_globals([*HISTORY_GLOBALS]):  # an anchor's checkpoint may be of a run
                     report = load_pretrained(self.network.anchor(index), source)
                 print_log(f"Anchor {index} from {report}", logger="current")
 
@@ -240,11 +237,11 @@ class StitchedViT(BaseModule):
             raise ValueError(f"frozen_stages is -1 to {depths[-1]}, the blocks of the largest anchor; got {stages}")
         if any(not 0 <= index < len(depths) for index in anchors):
             raise ValueError(f"frozen_anchors are indices of the {len(depths)} anchors; got {tuple(anchors)}")
-        for index, depth in enumerate(depths):
+        for index in range(len(depths)):
             if index in anchors:
                 self.network.anchor(index).freeze()
             elif stages >= 0:
-                self.network.anchor(index).freeze(stages * depth // depths[-1])
+                self.network.anchor(index).freeze(self.space.corresponding_block(index, stages))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         draws = state_dict.pop(prefix + DRAWS, None)

@@ -1,0 +1,35 @@
+"""Publishes a trained model: weights, config and a model card in a folder, as the Hugging Face hub has them."""
+
+import argparse
+import os
+
+from mmsnnet.apis import DictAction, in_one_line, is_mistake, load_config, publish_model
+
+
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(description=__doc__)
+    described.add_argument("config", help="config file")
+    described.add_argument("checkpoint", help="its checkpoint: a file, folder, URL or hf-hub:owner/name")
+    described.add_argument("out", metavar="OUT", help="folder to make; it must not exist, or be empty")
+    described.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
+    )
+    return described
+
+
+def main() -> None:
+    command = parser()
+    args = command.parse_args()
+    try:
+        published = publish_model(load_config(args.config, args.cfg_options), args.checkpoint, args.out)
+    except Exception as error:
+        if not is_mistake(error):
+            raise
+        command.error(in_one_line(error))
+    if os.path.isfile(args.checkpoint):
+        print(f"{args.checkpoint}: {os.path.getsize(args.checkpoint) / 1e6:.2f} MB")
+    print(f"{published.weights}: {published.size / 1e6:.2f} MB, sha256 {published.sha256}")
+
+
+if __name__ == "__main__":
+    main()
