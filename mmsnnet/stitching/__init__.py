@@ -6,6 +6,7 @@ from mmsnnet.stitching.factory import create_anchor
 from mmsnnet.stitching.init import NormalEquations, solve_normal_equations
 from mmsnnet.stitching.layers import StitchingLayer
 from mmsnnet.stitching.network import StitchedNetwork
+from mmsnnet.stitching.prefix import PrefixPlan, SharedPrefixes, prefix_order
 from mmsnnet.stitching.pretrained import LoadReport, load_pretrained
 from mmsnnet.stitching.sampling import StitchSampler, flops_bins
 from mmsnnet.stitching.space import LayerKey, Segment, Stitch, StitchSpace, Tap, UnknownStitchError
@@ -18,7 +19,9 @@ __all__ = [
     "LayerKey",
     "LoadReport",
     "NormalEquations",
+    "PrefixPlan",
     "Segment",
+    "SharedPrefixes",
     "Stitch",
     "StitchSampler",
     "StitchSpace",
@@ -31,5 +34,6 @@ __all__ = [
     "create_anchor",
     "flops_bins",
     "load_pretrained",
+    "prefix_order",
     "solve_normal_equations",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -84,12 +84,15 @@ class StitchedNetwork(nn.Module):
         grid = self._grid(images)
         return tuple(self.anchor(-1).to_map(tokens, grid) for tokens in self.tokens(images, stitch, out_indices))
 
-    def tokens(self, images: Tensor, stitch: Stitch, out_indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """The taps of a route as tokens (B, N, C), prefix tokens first; otherwise as :meth:`forward`."""
+    def tokens(
+        self, images: Tensor, stitch: Stitch, out_indices: Sequence[int], walk: Iterable[Leaving] | None = None
+    ) -> tuple[Tensor, ...]:
+        """The taps of a route as tokens (B, N, C), prefix tokens first; otherwise as :meth:`forward`. ``walk`` gives
+        what leaves the route's blocks where somebody else runs them."""
         grid = self._grid(images)
         taps = self.space.taps(stitch, out_indices)
         found: dict[object, Tensor] = {}
-        for leaving in self._walk(images, stitch):
+        for leaving in self.walk(images, stitch) if walk is None else walk:
             for tap in taps:
                 if (tap.anchor, tap.block) == (leaving.anchor, leaving.block) and tap not in found:
                     tokens = self._project(leaving.projected, tap.layers)
@@ -98,9 +101,10 @@ class StitchedNetwork(nn.Module):
                 break
         return tuple(found[tap] for tap in taps)
 
-    def classify(self, images: Tensor, stitch: Stitch) -> Tensor:
-        """Logits (B, classes) of a route over images (B, 3, H, W), by the classifier of the anchor that it ends in."""
-        for leaving in self._walk(images, stitch):
+    def classify(self, images: Tensor, stitch: Stitch, walk: Iterable[Leaving] | None = None) -> Tensor:
+        """Logits (B, classes) of a route over images (B, 3, H, W), by the classifier of the anchor that it ends in.
+        ``walk`` as of :meth:`tokens`."""
+        for leaving in self.walk(images, stitch) if walk is None else walk:
             last = leaving
         anchor = self.anchor(last.anchor)
         return anchor.classify(anchor.arrange(last.projected[()], self._grid(images), last.window, 0))
@@ -116,20 +120,33 @@ class StitchedNetwork(nn.Module):
     def _grid(self, images: Tensor) -> tuple[int, int]:
         return self.anchor(-1).grid((images.shape[-2], images.shape[-1]))
 
-    def _walk(self, images: Tensor, stitch: Stitch) -> Iterator[Leaving]:
-        """Runs a route; gives what leaves each block. A crossing uses what a tap has already projected. Tokens are
-        rearranged where a block's windows differ from those of the block before it, in whichever anchor."""
+    def walk(
+        self, images: Tensor, stitch: Stitch, start: Leaving | None = None, position: int = 0
+    ) -> Iterator[Leaving]:
+        """Runs a route block by block and gives what leaves each of them; from the stem, or from ``start``, what left
+        the block before ``position``, counted along the route.
+
+        A crossing uses what a tap has already projected. Tokens are rearranged where a block's windows differ from
+        those of the block before it, in whichever anchor.
+        """
         recompute = self.with_cp and self.training and torch.is_grad_enabled()
         grid = self._grid(images)
-        tokens, window = self.anchor(stitch.segments[0].anchor).stem(images), 0
-        for segment, crossing in zip(stitch.segments, (*stitch.layers, None), strict=True):
+        if start is None:
+            tokens, window = self.anchor(stitch.segments[0].anchor).stem(images), 0
+        else:
+            leaving, tokens, window = start, start.projected[()], start.window
+        for crossing, segment in zip((None, *stitch.layers), stitch.segments, strict=True):
+            run = min(position, len(segment))
+            position -= run
+            if run == len(segment):
+                continue
+            if crossing is not None and run == 0:
+                tokens = self._project(leaving.projected, (crossing,))
             anchor = self.anchor(segment.anchor)
-            running = anchor.run(tokens, grid, segment.start, segment.stop, window, recompute)
+            running = anchor.run(tokens, grid, segment.start + run, segment.stop, window, recompute)
             for block, tokens, window in running:
                 leaving = Leaving(segment.anchor, block, window, {(): tokens})
                 yield leaving
-            if crossing is not None:
-                tokens = self._project(leaving.projected, (crossing,))
 
     def _project(self, projected: dict[LayerPath, Tensor], path: LayerPath) -> Tensor:
         if path not in projected:
