@@ -6,6 +6,7 @@ of what they cost.
 
 import inspect
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,12 @@ def model(config: Config) -> nn.Module:
 
 
 @pytest.fixture
-def ade20k() -> Callable[[str], nn.Module]:
-    """``ade20k(pair)``: the model of two anchors with the head that was published."""
-    name = "ade20k/stitched-deit3-{}_setr-naive_8xb2-160k_ade20k-512x512.py"
-    return lambda pair: model_of(load_config(REPOSITORY / "configs" / name.format(pair)))
+def ade20k() -> Callable[..., nn.Module]:
+    """``ade20k(anchors)``: the model of these DeiT-III with the head that was published."""
+    name = "ade20k/stitched-{}_setr-naive_8xb2-160k_ade20k-512x512.py"
+    return lambda anchors, family="deit3": model_of(
+        load_config(REPOSITORY / "configs" / name.format(f"{family}-{anchors}"))
+    )
 
 
 def model_of(config: Config) -> nn.Module:
@@ -117,7 +120,7 @@ PUBLISHED = {"s-l": (34, 363, 338), "b-l": (110, 363, 412)}
 
 
 @pytest.mark.parametrize("pair", PUBLISHED)
-def test_ade20k_costs_what_was_published(ade20k: Callable[[str], nn.Module], pair: str) -> None:
+def test_ade20k_costs_what_was_published(ade20k: Callable[..., nn.Module], pair: str) -> None:
     model = ade20k(pair)
     found = (*gflops(model_costs(model)), params(model.backbone) / 1e6)
     # To the digits printed for S-L; B-L's small end counts 1.2 % more here, its backbone 0.2 % less.
@@ -125,11 +128,22 @@ def test_ade20k_costs_what_was_published(ade20k: Callable[[str], nn.Module], pai
     assert found == pytest.approx(PUBLISHED[pair], **tolerance)
 
 
-def test_ade20k_has_as_many_flops_bins_as_published(ade20k: Callable[[str], nn.Module]) -> None:
+def test_ade20k_has_as_many_flops_bins_as_published(ade20k: Callable[..., nn.Module]) -> None:
     backbone = ade20k("s-l").backbone
     model = backbone.cost_model()
     flops = {stitch.id: model.stitch(stitch, backbone.out_indices).flops for stitch in backbone.space}
     assert (len(flops), len(flops_bins(flops, backbone.flops_step))) == (134, 13)
+
+
+@pytest.mark.parametrize(("family", "anchors"), [("deit3", "s-b-l"), ("augreg", "ti-s-b")])
+def test_each_of_three_anchors_has_a_bin_of_its_own(
+    ade20k: Callable[..., nn.Module], family: str, anchors: str
+) -> None:
+    """As S and L have in the published pair: 11 bins of 12 stitches between two anchors."""
+    backbone = ade20k(anchors, family).backbone
+    bins = backbone.sampler.bins
+    assert [ids for ids in bins if len(ids) == 1] == [(0,), (1,), (2,)]
+    assert [len(ids) for ids in bins] == [1, *[12] * 11, 1, *[12] * 11, 1]
 
 
 def anchor_params(width: int, depth: int, heads: int, grid: int = 32, patch: int = 16) -> int:
@@ -140,17 +154,18 @@ def anchor_params(width: int, depth: int, heads: int, grid: int = 32, patch: int
     return stem + depth * (block + ((2 * grid - 1) ** 2 + 3) * heads)
 
 
-@pytest.mark.parametrize(("pair", "rank"), [("s-l", 16), ("b-l", 4), ("s-b", 16)])
+@pytest.mark.parametrize(("anchors", "rank"), [("s-l", 16), ("b-l", 4), ("s-b", 16), ("s-b-l", 16)])
 def test_ade20k_backbones_have_the_parameters_of_the_paper(
-    ade20k: Callable[[str], nn.Module], pair: str, rank: int
+    ade20k: Callable[..., nn.Module], anchors: str, rank: int
 ) -> None:
     sizes = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
-    small, large = (sizes[letter] for letter in pair.split("-"))
-    # A layer leaves each of the small anchor's blocks, and one enters each but its first.
-    up, down = small[0] * large[0] + large[0], small[0] * large[0] + small[0]
-    layers = 12 * up + 11 * down + 23 * rank * (small[0] + large[0])
-    expected = anchor_params(*small) + anchor_params(*large) + layers
-    assert params(ade20k(pair).backbone) == expected
+    chosen = [sizes[letter] for letter in anchors.split("-")]
+    expected = sum(anchor_params(*size) for size in chosen)
+    for (small, *_), (large, *_) in pairwise(chosen):
+        # A layer leaves each of the small anchor's blocks, and one enters each but its first.
+        up, down = small * large + large, small * large + small
+        expected += 12 * up + 11 * down + 23 * rank * (small + large)
+    assert params(ade20k(anchors).backbone) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,6 @@
+_base_ = [
+    "../_base_/models/stitched-augreg-ti-s-b_setr-naive.py",
+    "../_base_/datasets/ade20k.py",
+    "../_base_/schedules/schedule_160k.py",
+    "../_base_/default_runtime.py",
+]
