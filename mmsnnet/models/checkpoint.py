@@ -27,17 +27,18 @@ from mmsnnet.stitching.checkpoint import read_checkpoint
 DRAWS = "draws"
 # How many names a list of what does not fit has at most.
 MOST_LISTED = 20
+# How mmengine's loss history names the methods that compute its statistics.
+HISTORY_METHODS = {name: method for name, method in getmembers(HistoryBuffer, isfunction) if name[0] != "_"}
 
 
 def _history_method(owner: Any, name: Any) -> Any:
-    methods = dict(getmembers(HistoryBuffer, isfunction))
-    if owner is not HistoryBuffer or name not in methods:
+    if owner is not HistoryBuffer or name not in HISTORY_METHODS:
         raise pickle.UnpicklingError(f"WeightsUnpickler error: Unsupported global: GLOBAL builtins.getattr of {name!r}")
-    return methods[name]
+    return HISTORY_METHODS[name]
 
 
-# What ``torch.load(weights_only=True)`` has to know to read the loss history in a checkpoint of a run. It names its
-# methods by getattr, which would reach anything.
+# What ``torch.load(weights_only=True)`` has to know to read that history in a checkpoint of a run. Its methods are named
+# by getattr, which itself would reach anything.
 HISTORY_GLOBALS = (HistoryBuffer, (_history_method, "builtins.getattr"))
 
 

@@ -1,0 +1,286 @@
+"""Checkpoints of whole models: what mmengine's runner reads them with, what is refused, and what is said of one that
+does not fit."""
+
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import safetensors.torch
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel, BaseModule
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from torch import Tensor, nn
+
+from mmsnnet.models import StitchedViT, check_weights, model_weights, read_model_checkpoint
+
+MakeBackbone = Callable[..., StitchedViT]
+
+
+class Toy(BaseModel):
+    """A model of one layer, for a runner to train in no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, inputs: list[Tensor], data_samples: Any = None, mode: str = "tensor") -> Any:
+        return dict(loss=self.layer(torch.stack(inputs)).square().mean())
+
+
+def toy_runner(work_dir: Path, **settings: Any) -> Runner:
+    return Runner(
+        Toy(),
+        str(work_dir),
+        train_dataloader=dict(
+            batch_size=2,
+            dataset=[dict(inputs=torch.ones(2) * index) for index in range(4)],
+            sampler=dict(type="DefaultSampler", shuffle=False),
+            collate_fn=dict(type="pseudo_collate"),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type="AdamW", lr=0.1)),
+        param_scheduler=[dict(type="MultiStepLR", milestones=[1]), dict(type="PolyLR", power=0.9, end=2)],
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)),
+        custom_hooks=[dict(type="EMAHook")],
+        experiment_name=work_dir.name,
+        default_scope="mmengine",
+        log_level="ERROR",
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of a run, with a checkpoint of each epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    with torch.random.fork_rng(devices=[]):
+        toy_runner(folder).train()
+    return folder
+
+
+class RunsCode:
+    """What a hostile checkpoint holds: unpickling it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+class Gets:
+    """What a cleverer one holds: getattr of what it likes, which is on mmengine's list of what is safe."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.attribute = owner, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, self.attribute
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> tuple[Path, Path]:
+    """A checkpoint of the toy model with code in it, and the mark that the code would leave."""
+    mark, path = tmp_path / "mark", tmp_path / "hostile.pth"
+    torch.save({"state_dict": Toy().state_dict(), "meta": RunsCode(mark)}, path)
+    torch.load(path, weights_only=False)
+    assert mark.exists(), "the code does not run even where it may"
+    mark.unlink()
+    return path, mark
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two checkpoints hold the same."""
+    if isinstance(one, HistoryBuffer):
+        return type(other) is HistoryBuffer and all(map(same, one.data, other.data))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool((torch.as_tensor(one) == torch.as_tensor(other)).all()) if hasattr(one, "shape") else one == other
+
+
+def test_all_that_a_runner_writes_is_read(trained: Path) -> None:
+    path = trained / "epoch_2.pth"
+    expected = torch.load(path, weights_only=False)
+    assert {"meta", "state_dict", "message_hub", "optimizer", "param_schedulers", "ema_state_dict"} == set(expected)
+    assert len(expected["message_hub"]["log_scalars"]["train/loss"].data[0]) == 4
+    found = read_model_checkpoint(path)
+    assert same(found, expected)
+    history = found["message_hub"]["log_scalars"]["train/loss"]
+    assert (
+        history.mean() == pytest.approx(sum(history.data[0]) / 4) and history.statistics("max") == history.data[0].max()
+    )
+
+
+def test_a_resumed_run_ends_where_the_whole_one_did(trained: Path, tmp_path: Path) -> None:
+    resumed = toy_runner(tmp_path / "resumed", load_from=str(trained / "epoch_1.pth"), resume=True)
+    resumed.train()
+    expected = torch.load(trained / "epoch_2.pth", weights_only=False)
+    assert resumed.epoch == 2
+    assert same(read_model_checkpoint(tmp_path / "resumed" / "epoch_2.pth")["optimizer"], expected["optimizer"])
+
+
+@pytest.mark.parametrize("layout", ["file", "folder"])
+def test_a_runner_loads_safetensors_and_folders(layout: str, tmp_path: Path) -> None:
+    """With a hook that looks for the weights under 'state_dict', as in every checkpoint of mmengine's."""
+    weights = Toy().state_dict()
+    (tmp_path / "hub").mkdir()
+    safetensors.torch.save_file(weights, tmp_path / "hub" / "model.safetensors")
+    source = tmp_path / "hub" / "model.safetensors" if layout == "file" else tmp_path / "hub"
+    runner = toy_runner(tmp_path / "work", load_from=str(source))
+    runner.call_hook("before_run")
+    runner.load_or_resume()
+    assert same(dict(runner.model.state_dict()), dict(weights))
+
+
+def test_an_init_cfg_loads_the_part_with_a_prefix(make_backbone: MakeBackbone, tmp_path: Path) -> None:
+    source, path = make_backbone(), tmp_path / "model.safetensors"
+    weights = {f"backbone.{name}": tensor for name, tensor in source.state_dict().items()}
+    safetensors.torch.save_file(weights, path)
+    init_cfg = dict(type="Pretrained", checkpoint=str(path), prefix="backbone.")
+    backbone = make_backbone(init_cfg=init_cfg)
+    backbone.init_weights()
+    assert same(dict(backbone.state_dict()), dict(source.state_dict()))
+
+
+def test_the_loaders_by_source() -> None:
+    def loader(source: str) -> tuple[str, str]:
+        found = CheckpointLoader._get_checkpoint_loader(source)
+        return found.__module__, found.__name__
+
+    ours = "mmsnnet.models.checkpoint"
+    for source in ("a.pth", "/a/b", "~/a", "http", "hf-hub"):
+        assert loader(source) == (ours, "load_from_local")
+    for source in ("http://a/b.pth", "https://a/b.pth", "hf-hub:owner/name"):
+        assert loader(source) == (ours, "load_from_remote")
+    for source in ("s3://a", "cluster:s3://a", "petrel://a", "pavi://a"):
+        assert loader(source) == (ours, "load_from_storage")
+        with pytest.raises(ValueError, match=f"{source}.*copy it to a local file"):
+            CheckpointLoader.load_checkpoint(source)
+
+
+def test_remote_sources_are_read_alike(
+    hostile: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file on the hub and one at a URL, both fetched before; the network is out of reach."""
+    path, mark = hostile
+    weights = dict(Toy().state_dict())
+    snapshot = tmp_path / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    safetensors.torch.save_file(weights, snapshot / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    found = CheckpointLoader.load_checkpoint("hf-hub:owner/name")
+    assert same(found["state_dict"], weights)
+
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda url, to, *a, **k: Path(to).write_bytes(path.read_bytes())
+    )
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with pytest.raises(ValueError, match=r"https://nowhere\.invalid/hostile\.pth.*refused"):
+        CheckpointLoader.load_checkpoint("https://nowhere.invalid/hostile.pth")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["load_from", "resume"])
+def test_a_runner_does_not_run_a_hostile_checkpoint(hostile: tuple[Path, Path], resume: bool, tmp_path: Path) -> None:
+    path, mark = hostile
+    runner = toy_runner(tmp_path / "work", load_from=str(path), resume=resume)
+    with pytest.raises(ValueError, match=r"hostile\.pth.*refused.*pathlib.*could run code"):
+        runner.train()
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("prefix", [None, "layer."])
+def test_an_init_cfg_does_not_run_one(hostile: tuple[Path, Path], prefix: str | None) -> None:
+    path, mark = hostile
+    module = BaseModule(init_cfg=dict(type="Pretrained", checkpoint=str(path), prefix=prefix))
+    with pytest.raises(ValueError, match=r"hostile\.pth.*refused"):
+        module.init_weights()
+    assert not mark.exists()
+
+
+def test_load_checkpoint_does_not_run_one(hostile: tuple[Path, Path]) -> None:
+    path, mark = hostile
+    with pytest.raises(ValueError, match=r"hostile\.pth.*refused"):
+        load_checkpoint(Toy(), str(path))
+    assert not mark.exists()
+
+
+def test_pretrained_weights_are_not_run(hostile: tuple[Path, Path], make_backbone: MakeBackbone) -> None:
+    path, mark = hostile
+    backbone = make_backbone(small=dict(pretrained=str(path)))
+    with pytest.raises(ValueError, match=r"hostile\.pth.*refused"):
+        backbone.init_weights()
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(HistoryBuffer, "__init__"), (HistoryBuffer, "__subclasses__"), (OrderedDict, "fromkeys")]
+)
+def test_getattr_reaches_the_history_s_own_methods_alone(owner: Any, name: str, tmp_path: Path) -> None:
+    def written(attribute: Gets) -> Path:
+        torch.save({"state_dict": {}, "meta": attribute}, tmp_path / "gets.pth")
+        return tmp_path / "gets.pth"
+
+    assert read_model_checkpoint(written(Gets(HistoryBuffer, "mean")))["meta"] is HistoryBuffer.mean
+    with pytest.raises(ValueError, match=r"gets\.pth.*refused.*getattr"):
+        read_model_checkpoint(written(Gets(owner, name)))
+
+
+def changed(weights: dict[str, Any], how: str) -> tuple[dict[str, Any], str]:
+    """Weights of a backbone with one thing wrong, and what has to be said of it."""
+    name = "network.anchors.1.model.blocks.2.mlp.fc1.bias"
+    weights = dict(weights)
+    tensor = weights.pop(name)
+    if how == "missing":
+        return weights, rf"missing: {name} \(192,\)$"
+    if how == "renamed":
+        return {**weights, name + "es": tensor}, rf"missing: {name} \(192,\); not in the model: {name}es \(192,\)$"
+    if how == "shape":
+        return {**weights, name: tensor[1:]}, rf"of another shape: {name} \(191,\), in the model \(192,\)$"
+    return {**weights, name: tensor, "more": torch.zeros(2, 3)}, r"not in the model: more \(2, 3\)$"
+
+
+@pytest.mark.parametrize("how", ["missing", "renamed", "shape", "more"])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_what_does_not_fit_is_listed(how: str, wrap: bool, make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone()
+    weights, says = changed(backbone.state_dict(), how)
+    with pytest.raises(ValueError, match=rf"^checkpoint 'a\.pth' .*{says}"):
+        check_weights(backbone, {"state_dict": weights} if wrap else weights, "a.pth")
+
+
+def test_long_lists_are_cut(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone()
+    count = len(backbone.state_dict()) - 1  # without draws
+    with pytest.raises(ValueError, match=rf"missing: (.*, ){{19}}.* and {count - 20} more$"):
+        check_weights(backbone, {"state_dict": {}}, "a.pth")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_what_fits(prefix: str, draws: bool, wrapped: bool, make_backbone: MakeBackbone) -> None:
+    """As mmengine would load it: with what DistributedDataParallel puts before names, with and without the draws."""
+    backbone = make_backbone()
+    weights = {prefix + name: tensor for name, tensor in backbone.state_dict().items() if draws or name != "draws"}
+    model = nn.DataParallel(backbone) if wrapped else backbone
+    check_weights(model, {"state_dict": weights}, "a.pth")
+    assert set(model_weights({"state_dict": weights})) | {"draws"} == set(backbone.state_dict())
+
+
+def test_mmengine_says_which_loader_reads(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("test_checkpoint")
+    with caplog.at_level(logging.INFO, "test_checkpoint"):
+        CheckpointLoader.load_checkpoint(str(trained / "epoch_1.pth"), logger=log)
+    assert re.search(r"by local backend from path: .*epoch_1\.pth", caplog.text)
