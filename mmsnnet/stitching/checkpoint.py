@@ -182,9 +182,9 @@ def _refused(path: Path, error: Exception) -> str | None:
     if not isinstance(error, pickle.UnpicklingError) or not (start == b"PK" or start[:1] == pickle.PROTO):
         return None
     if asked := re.search(r"GLOBAL (\S+)", message):
-        name = asked[1].rstrip(".").rpartition(".")[2]
+        name = asked[1].rpartition(".")[2]
         # A whole pickle goes on behind a name; where it does not, the name is cut short, and torch drops its last byte.
-        cut = name.encode() in end[-len(name) - 1 :]
+        cut = not name or name.encode() in end[-len(name) - 1 :]
         return None if cut else f"its pickle asks for {asked[1]} beside weights"
     reason = message.split("\n\nCheck the documentation")[0].splitlines()[-1]
     return f"its pickle holds other things than torch.save writes for weights ({reason})"

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
+import timm
 from timm.layers import resample_abs_pos_embed
-from timm.models import load_state_dict_from_hf
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import clean_state_dict
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mmsnnet.stitching.anchors import CLASSIFIER_MODULES, Anchor
 from mmsnnet.stitching.attention import BIAS_TABLE, resize_table
+from mmsnnet.stitching.checkpoint import SafeGlobal, read_checkpoint
+
+PATCH_WEIGHT = "patch_embed.proj.weight"
+# What masked autoencoders publish beside their encoder, and timm's filters let pass.
+PRETRAINING_PARTS = re.compile(r"(decoder_|lm_head\.|mask_token$)")
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_pretrained` did: where the weights came from, which keys were resized to the anchor's patch and
-    input size, which of the file's keys an anchor has no use for (its classifier, or one for another number of
-    classes), and which parts of the anchor the file has nothing for and which stay as they were (the tables of a
-    relative position bias; a head for another number of classes)."""
+    """What :func:`load_pretrained` did: where the weights came from, which of the anchor's tensors were resized to its
+    patch and input size, which keys of the file an anchor has no use for (its classifier, or one for another number of
+    classes; a text tower, a decoder, a mask token), and which parts of the anchor the file has nothing for and which
+    stay as they were (the tables of a relative position bias; a head for another number of classes)."""
 
     source: str
     loaded: int
@@ -39,44 +43,48 @@ class LoadReport:
     def __str__(self) -> str:
         text = f"{self.source}: {self.loaded} tensors loaded"
         if self.resized:
-            text += f", resized: {', '.join(self.resized)}"
+            text += f", resized: {_listed(self.resized)}"
         if self.left_out:
-            text += f", left out: {', '.join(self.left_out)}"
+            text += f", left out: {_listed(self.left_out)}"
         if self.kept:
-            text += f", not in the file and kept as initialised: {_listed(list(self.kept))}"
+            text += f", not in the file and kept as initialised: {_listed(self.kept)}"
         return text
 
 
-def load_pretrained(anchor: Anchor, source: str | os.PathLike[str] | bool) -> LoadReport:
+def load_pretrained(
+    anchor: Anchor, source: str | os.PathLike[str] | bool, safe_globals: Iterable[SafeGlobal] = ()
+) -> LoadReport:
     """Loads pretrained weights into an anchor, its position embedding resampled to the anchor's input size.
 
     Args:
         anchor: the anchor to fill.
-        source: a path (``.safetensors`` or what ``torch.save`` wrote), a URL, ``hf-hub:owner/name``, or True for the
-            weights that timm publishes for the model. A checkpoint of a :class:`StitchedNetwork` with one anchor works
-            too. Files are read with ``weights_only=True``.
+        source: what :func:`read_checkpoint` reads (a path, a URL, ``hf-hub:owner/name``), or True for the weights that
+            timm publishes for the model. The weights have timm's names or those that timm's filter for the class of
+            the model knows (OpenCLIP's, DINOv2's and DINOv3's, EVA-02's, DeiT-III's, ...). A checkpoint of a
+            :class:`StitchedNetwork` with one anchor works too.
+        safe_globals: as of :func:`read_checkpoint`.
 
     A position embedding, like the tables of a relative position bias, is taken for one of a square grid, unless it is
     of a one-anchor checkpoint and has the anchor's number of tokens. Where the file has no such tables, the anchor's
     stay at zero. A head for another number of classes than the anchor's is left out.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or it cannot be fetched.
         ValueError: the file cannot be read, or holds another architecture (missing, unexpected and mismatching keys
-            are listed). The anchor is then left as it was.
+            are listed), or timm publishes no weights for the model. The anchor is then left as it was.
     """
-    if isinstance(source, os.PathLike):
-        source = os.fspath(source)
-    state_dict, same_grid = _unwrap(_read(anchor, source), source)
+    if source is True:
+        source = _timm_source(anchor.model)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"pretrained is a path, a URL, 'hf-hub:owner/name' or True, got {source!r}")
+    source = os.fspath(source)
+    state_dict, same_grid = _unwrap(read_checkpoint(source, safe_globals), source)
     filtered = _in_timm_names(anchor, state_dict, same_grid, source)
     wanted = anchor.model.state_dict()
     kept = _kept(filtered, wanted)
-    left_out = [
-        key for key in filtered if key.split(".")[0] in CLASSIFIER_MODULES and (key not in wanted or key in kept)
-    ]
     wanted = {key: value for key, value in wanted.items() if key not in kept}
     missing = [key for key in wanted if key not in filtered]
-    unexpected = [key for key in filtered if key not in wanted and key not in left_out]
+    unexpected = [key for key in filtered if key not in wanted and not _of_no_use(key)]
     mismatched = [
         f"{key} ({_shape(filtered[key])} in the file, {_shape(wanted[key])} in the anchor)"
         for key in wanted
@@ -88,9 +96,56 @@ def load_pretrained(anchor: Anchor, source: str | os.PathLike[str] | bool) -> Lo
         raise ValueError(
             f"pretrained={source!r} does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). {listing}"
         )
-    resized = [key for key in wanted if key in state_dict and not torch.equal(state_dict[key], filtered[key])]
-    anchor.model.load_state_dict({key: filtered[key] for key in wanted}, strict=False)
-    return LoadReport(str(source), len(wanted), tuple(resized), tuple(left_out), tuple(kept))
+    loaded = {key: filtered[key] for key in wanted}
+    left_out = _left_out(state_dict, loaded)
+    if lost := [key for key in left_out if key.endswith("attn.qkv.bias") and state_dict[key].any()]:
+        raise ValueError(
+            f"pretrained={source!r} does not fit this anchor, whose attention has no bias on queries and values: "
+            f"{_listed(lost)}. Set qkv_bias=True for it, or choose its model whose name ends with _qkvb"
+        )
+    in_file = {_memory(value) for value in state_dict.values()}
+    sized = [key for key in loaded if key in ("pos_embed", PATCH_WEIGHT) or key.endswith(BIAS_TABLE)]
+    resized = [key for key in sized if _memory(loaded[key]) not in in_file]
+    anchor.model.load_state_dict(loaded, strict=False)
+    return LoadReport(source, len(loaded), tuple(resized), tuple(left_out), tuple(kept))
+
+
+def _timm_source(model: VisionTransformer | Eva) -> str:
+    """Where timm loads the weights of a model from."""
+    config = model.pretrained_cfg
+    if config.get("file"):
+        return config["file"]
+    if config.get("hf_hub_id"):
+        repository, _, revision = config["hf_hub_id"].partition("@")
+        parts = (repository, config.get("hf_hub_filename"))
+        return f"hf-hub:{'/'.join(filter(None, parts))}" + (f"@{revision}" if revision else "")
+    if config.get("url"):
+        return config["url"]
+    name = config.get("architecture", type(model).__name__)
+    tagged = timm.list_pretrained(f"{name}.*")
+    raise ValueError(
+        f"pretrained=True: timm publishes no weights for {'.'.join(filter(None, (name, config.get('tag'))))}; give a "
+        "path or a URL" + (f", or choose the model with a tag that has some: {', '.join(tagged)}" if tagged else "")
+    )
+
+
+def _of_no_use(key: str) -> bool:
+    return key.split(".")[0] in CLASSIFIER_MODULES or bool(PRETRAINING_PARTS.match(key))
+
+
+def _left_out(state_dict: Mapping[str, Any], loaded: Mapping[str, Tensor]) -> list[str]:
+    """The keys of a file nothing of which is loaded. timm's filters rename: a tensor is known by its memory, and where
+    it was computed with, by its name; the patch embedding is never left out."""
+    used = {_memory(value) for value in loaded.values()}
+    return [
+        key
+        for key, value in state_dict.items()
+        if key not in loaded and _memory(value) not in used and not key.endswith((PATCH_WEIGHT, "conv1.weight"))
+    ]
+
+
+def _memory(value: object) -> int:
+    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else id(value)
 
 
 def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -105,45 +160,13 @@ def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
     return kept
 
 
-def _read(anchor: Anchor, source: str | bool) -> Mapping[str, Any]:
-    if source is True:
-        cfg = anchor.model.pretrained_cfg
-        source = f"hf-hub:{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else cfg.get("url") or ""
-        if not source:
-            raise ValueError("timm publishes no weights for this anchor: give pretrained a path or a URL")
-    if not isinstance(source, str):
-        raise TypeError(f"pretrained is a path, a URL, 'hf-hub:owner/name' or True, got {source!r}")
-    path = Path(source).expanduser()
-    remote = re.match(r"hf-hub:|https?://", source)
-    if not remote and not path.is_file():
-        raise FileNotFoundError(f"pretrained={source!r}: there is no such file (working folder {Path.cwd()})")
-    try:
-        if remote and remote[0] == "hf-hub:":
-            return load_state_dict_from_hf(source.removeprefix("hf-hub:"), weights_only=True)
-        if remote:
-            return torch.hub.load_state_dict_from_url(source, map_location="cpu", weights_only=True)
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"pretrained={source!r} is refused: it is cut short, or holds Python objects beside weights, and those "
-            f"could run code ({_first_line(error)})"
-        ) from error
-    except Exception as error:  # a damaged file, like a failed download, makes the readers raise almost anything
-        cause = "it cannot be fetched, is cut short" if remote else "it is cut short"
-        raise ValueError(
-            f"pretrained={source!r} cannot be read: {cause} or no checkpoint ({_first_line(error)})"
-        ) from error
-
-
-def _unwrap(file: Any, source: str | bool) -> tuple[dict[str, Tensor], bool]:
+def _unwrap(file: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], bool]:
     """The weights out of their wrapper, and out of a stitched network with one anchor. Also whether they come from such
     a network: then the position embedding is for the grid that the anchor has, if the numbers agree."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(file, Mapping) and isinstance(file.get(wrapper), Mapping):
+    for wrapper in ("state_dict", "model", "module"):
+        if isinstance(file.get(wrapper), Mapping):
             file = file[wrapper]
-    if not isinstance(file, Mapping) or not file or not all(isinstance(key, str) for key in file):
+    if not any(isinstance(value, Tensor | Mapping) for value in file.values()):
         raise ValueError(f"pretrained={source!r} holds no state dict")
     inside = {key: match for key in file if (match := re.match(r"(?:.*\.)?anchors\.(\d+)\.model\.", key))}
     indices = {match[1] for match in inside.values()}
@@ -153,40 +176,43 @@ def _unwrap(file: Any, source: str | bool) -> tuple[dict[str, Tensor], bool]:
         )
     if inside:
         return {key[match.end() :]: file[key] for key, match in inside.items()}, True
-    return dict(file), False
+    return clean_state_dict(dict(file)), False
 
 
-def _in_timm_names(
-    anchor: Anchor, state_dict: dict[str, Tensor], same_grid: bool, source: str | bool
-) -> dict[str, Tensor]:
-    """The weights under timm's names, those that depend on patch or input size resampled to the anchor's.
-
-    timm's filter does it but for a position embedding of as many tokens on another grid, which it cannot tell apart.
-    """
+def _in_timm_names(anchor: Anchor, state_dict: dict[str, Tensor], same_grid: bool, source: str) -> dict[str, Tensor]:
+    """The weights under timm's names, those that depend on patch or input size resampled to the anchor's."""
     model = anchor.model
-    # Files of DINOv2, known by their mask token, are renamed by the filter as a whole.
-    position = None if "mask_token" in state_dict else state_dict.get("pos_embed")
-    apart = {key: value for key, value in state_dict.items() if key.endswith(BIAS_TABLE)}
-    others = {
-        key: value for key, value in state_dict.items() if key not in apart and (position is None or key != "pos_embed")
-    }
+    # From a model without a position embedding, timm's filter lets the file's pass as it is: it cannot tell apart two
+    # grids of as many tokens, and takes the grid of a one-anchor checkpoint for a square.
+    own, model.pos_embed = model.pos_embed, None
     try:
-        filtered = checkpoint_filter_fn(others, model, adapt_layer_scale=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # the filter for Eva prints what it tries in vain
+            filtered = anchor.checkpoint_filter(state_dict)
     except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
         raise ValueError(f"pretrained={source!r} is of another architecture ({_first_line(error)})") from error
-    if isinstance(position, Tensor) and model.pos_embed is not None and position.ndim == 3:
-        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-        side = math.isqrt(max(position.shape[1] - prefix, 0))
-        known = same_grid and position.shape == model.pos_embed.shape
-        if not known and side and side**2 == position.shape[1] - prefix:
-            grid = list(model.patch_embed.grid_size)
-            position = resample_abs_pos_embed(position, new_size=grid, old_size=[side, side], num_prefix_tokens=prefix)
-    if position is not None:
-        filtered["pos_embed"] = position
-    return filtered | {key: _in_anchors_grid(model, key, table, same_grid) for key, table in apart.items()}
+    finally:
+        model.pos_embed = own
+    if own is not None and isinstance(filtered.get("pos_embed"), Tensor):
+        filtered["pos_embed"] = _in_anchors_grid(model, filtered["pos_embed"], same_grid)
+    for key in filtered:
+        if key.endswith(BIAS_TABLE):
+            filtered[key] = _table_in_anchors_grid(model, key, filtered[key], same_grid)
+    return filtered
 
 
-def _in_anchors_grid(model: VisionTransformer, key: str, table: Tensor, same_grid: bool) -> Tensor:
+def _in_anchors_grid(model: VisionTransformer | Eva, position: Tensor, same_grid: bool) -> Tensor:
+    """A position embedding (1, N, C), resampled from a square grid to that of the model."""
+    grid = model.patch_embed.grid_size
+    prefix = model.pos_embed.shape[1] - math.prod(grid)
+    if position.ndim != 3 or (same_grid and position.shape == model.pos_embed.shape):
+        return position
+    side = math.isqrt(max(position.shape[1] - prefix, 0))
+    if not side or side**2 != position.shape[1] - prefix:
+        return position
+    return resample_abs_pos_embed(position, new_size=list(grid), old_size=[side, side], num_prefix_tokens=prefix)
+
+
+def _table_in_anchors_grid(model: VisionTransformer | Eva, key: str, table: Tensor, same_grid: bool) -> Tensor:
     """A table of a relative position bias, resized from a square grid to that of the anchor's own table."""
     own = model.state_dict().get(key)
     if own is None or table.ndim != 2 or (same_grid and table.shape == own.shape):
@@ -207,6 +233,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _listed(keys: list[str], most: int = 8) -> str:
+def _listed(keys: Sequence[str], most: int = 8) -> str:
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more
