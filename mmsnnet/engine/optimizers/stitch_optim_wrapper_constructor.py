@@ -36,10 +36,10 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     - ``stitching_lr_mult`` in a stitching layer;
     - ``head_lr_mult`` in all else: necks, decode heads, and the anchors' classification heads.
 
-    Weight decay spares parameters of at most one dimension (biases, norms, layer scale), position embeddings,
-    rotary frequencies, class and register tokens and relative-position biases, wherever they are. It does act on the low-rank updates of stitching
-    layers, which it draws towards none, that is towards the least-squares solution. Parameters without gradient (frozen
-    anchors, the base weights of stitching layers) are in no group.
+    Weight decay spares parameters of at most one dimension (biases, norms, layer scale), position embeddings, rotary
+    frequencies, class and register tokens and relative-position biases, wherever they are. It does act on the low-rank
+    updates of stitching layers, which it draws towards none, that is towards the least-squares solution. Parameters
+    without gradient (frozen anchors, the base weights of stitching layers) are in no group.
 
     Args:
         optim_wrapper_cfg: of the wrapper, with ``optimizer``, which sets ``lr``.
