@@ -25,6 +25,7 @@ ARGUMENTS = {
     "analysis_tools/plot_pareto": ("FILE.json", "--out"),
     "misc/publish_model": ("config", "checkpoint", "OUT"),
     "dataset_converters/make_shapes": ("OUT", "--layout", "--train", "--val", "--size", "--seed"),
+    "model_converters/snnetv2_to_mmsnnet": ("SRC", "DST", "--reverse", "--merged", "--config"),
 }
 
 # Stands for a backbone that is none of ours.
