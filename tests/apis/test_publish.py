@@ -1,0 +1,245 @@
+"""Published models: what is written, from where it loads, and what is refused."""
+
+import os
+import re
+import struct
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from mmsnnet import __version__
+from mmsnnet.apis import build_model, load_config, publish_model
+from mmsnnet.apis.publish import Published, published_config
+from mmsnnet.registry import MODELS
+from mmsnnet.stitching import create_anchor, load_pretrained
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "configs/quickstart"
+STITCHED, SINGLE = CONFIGS / "stitched-vit-s-l_setr_shapes-64x64.py", CONFIGS / "vit-s_setr_shapes-64x64.py"
+
+
+class RunsCode:
+    """What a hostile checkpoint holds: unpickling it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def as_trained(path: Path, config: Config) -> BaseModel:
+    """A model with weights of its own; writes its checkpoint, with as much beside the weights as AdamW leaves."""
+    model = build_model(config)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.normal_(generator=generator)
+    moments = {index: dict(exp_avg=p, exp_avg_sq=p) for index, p in enumerate(model.state_dict().values())}
+    rest = {"optimizer": {"state": moments, "param_groups": []}, "message_hub": {}, "meta": {"iter": 8}}
+    torch.save({"state_dict": model.state_dict(), **rest}, path)
+    return model
+
+
+@pytest.fixture
+def config() -> Config:
+    return load_config(STITCHED)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trained") / "iter_8.pth"
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> BaseModel:
+    """The model of the checkpoint."""
+    with torch.random.fork_rng(devices=[]):
+        return as_trained(checkpoint, load_config(STITCHED))
+
+
+@pytest.fixture(scope="module")
+def published(checkpoint: Path, model: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    out = tmp_path_factory.mktemp("published") / "new" / "snnet"
+    return publish_model(load_config(STITCHED), checkpoint, out)
+
+
+@pytest.fixture
+def folder(published: Published) -> Path:
+    """What the checkpoint is published as."""
+    return published.weights.parent
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a if not name.endswith("draws"))
+
+
+def test_the_folder_has_weights_config_and_card(
+    published: Published, folder: Path, checkpoint: Path, model: BaseModel
+) -> None:
+    assert sorted(os.listdir(folder)) == ["README.md", "config.py", "model.safetensors"]
+    assert os.listdir(folder.parent) == ["snnet"]
+    data = (folder / "model.safetensors").read_bytes()
+    assert (published.weights, published.size) == (folder / "model.safetensors", len(data))
+    assert published.sha256 == sha256(data).hexdigest()
+    # As the format has it: eight bytes with the length of a header, the header, and the tensors without gaps.
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "backbone.draws"}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    assert len(data) == 8 + struct.unpack("<Q", data[:8])[0] + size < checkpoint.stat().st_size
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "mmsnnet_version": __version__}
+        assert set(file.keys()) == set(tensors)
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
+    card = (folder / "README.md").read_text()
+    assert "# snnet\n" in card and "32 stitches" in card
+    assert "`vit_tiny_patch16_224` (6 blocks, width 32), `vit_tiny_patch16_224` (12 blocks, width 128)" in card
+
+
+def test_the_card_s_code_loads_the_model(folder: Path, model: BaseModel) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(folder)), names)
+    assert same_weights(names["model"], model) and names["model"].backbone.stitch.name == "L"
+
+
+@pytest.mark.parametrize("source", ["", "model.safetensors"])
+def test_the_model_is_built_from_the_folder_alone(
+    source: str, config: Config, folder: Path, model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another working folder, where neither the config's bases nor the anchors' files are."""
+    monkeypatch.chdir(tmp_path)
+    published = load_config(folder / "config.py")
+    assert same_weights(build_model(published, folder / source), model)
+    assert [anchor.pretrained for anchor in published.model.backbone.anchors] == [None, None]
+    assert {"work_dir", "load_from", "resume"} & set(published) == set()
+    # All else is as it was.
+    for name in ("train_dataloader", "optim_wrapper", "train_cfg", "custom_hooks", "custom_imports", "default_scope"):
+        assert published[name] == config[name]
+    assert published.model.decode_head == config.model.decode_head
+    MODELS.build(published.model).init_weights()
+
+
+def test_a_published_model_is_published_again(published: Published, folder: Path, tmp_path: Path) -> None:
+    again = publish_model(load_config(folder / "config.py"), folder, tmp_path / "again")
+    assert again.sha256 == published.sha256
+    assert (tmp_path / "again" / "config.py").read_text() == (folder / "config.py").read_text()
+
+
+def test_a_published_anchor_is_a_source_for_pretrained(tmp_path: Path) -> None:
+    config = load_config(SINGLE)
+    trained = as_trained(tmp_path / "anchor.pth", config)
+    publish_model(config, tmp_path / "anchor.pth", tmp_path / "out")
+    assert "in one stitch" in (tmp_path / "out" / "README.md").read_text()
+    anchor = create_anchor("vit_tiny_patch16_224", 64, patch_size=8, embed_dim=32, depth=6, num_heads=2)
+    load_pretrained(anchor, str(tmp_path / "out"))
+    expected = trained.backbone.network.anchor(0).model.state_dict()
+    found: dict[str, Tensor] = anchor.model.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_sources_of_weights_are_taken_out_wherever_they_are() -> None:
+    source = dict(type="Pretrained", checkpoint="a.pth")
+    model = dict(
+        pretrained="a.pth",
+        init_cfg=source,
+        backbone=dict(
+            anchors=[dict(model="x", pretrained=True), dict(model="y")], init_cfg=[dict(type="Normal"), source]
+        ),
+        decode_head=dict(type="Head", init_cfg=dict(type="Normal")),
+    )
+    config = Config(dict(model=model, work_dir="w", load_from="a.pth", resume=True, launcher="pytorch", data_root="d"))
+    found = published_config(config)
+    assert found.model == dict(
+        pretrained=None,
+        init_cfg=None,
+        backbone=dict(anchors=[dict(model="x", pretrained=None), dict(model="y")], init_cfg=[dict(type="Normal")]),
+        decode_head=dict(type="Head", init_cfg=dict(type="Normal")),
+    )
+    assert set(found) == {"model", "data_root", "custom_imports"} and found.custom_imports.imports == ["mmsnnet"]
+    assert config.load_from == "a.pth" and config.model.pretrained == "a.pth"
+
+
+def test_tensors_that_share_memory_are_written_apart(config: Config, model: BaseModel, tmp_path: Path) -> None:
+    """As the layers that RTMDet's levels share are in its checkpoints."""
+    weights = dict(model.state_dict())
+    weights["decode_head.conv_seg.bias"] = weights["decode_head.conv_seg.weight"].flatten()[:8]
+    torch.save({"state_dict": weights}, tmp_path / "shared.pth")
+    publish_model(config, tmp_path / "shared.pth", tmp_path / "out")
+    loaded = build_model(config, tmp_path / "out").state_dict()
+    assert torch.equal(loaded["decode_head.conv_seg.bias"], weights["decode_head.conv_seg.bias"])
+
+
+@pytest.mark.parametrize("there", ["a folder with a file", "a file"])
+def test_nothing_is_overwritten(there: str, config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if there == "a file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "file").write_text("mine")
+    with pytest.raises(ValueError, match=rf"{out} exists"):
+        publish_model(config, checkpoint, out)
+    assert (out if out.is_file() else out / "file").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled(config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    publish_model(config, checkpoint, tmp_path / "out")
+    assert same_weights(build_model(config, tmp_path / "out"), model)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "renamed", "shape", "hostile", "nowhere", "other config"])
+def test_what_is_refused_leaves_nothing(
+    wrong: str, config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path
+) -> None:
+    name, mark = "decode_head.conv_seg.bias", tmp_path / "mark"
+    content = torch.load(checkpoint)
+    weights = content["state_dict"]
+    says, error = "", ValueError
+    if wrong == "missing":
+        del weights[name]
+        says = rf"missing: {name} \(8,\)$"
+    elif wrong == "renamed":
+        weights["decode_head.bias"] = weights.pop(name)
+        says = rf"missing: {name} \(8,\); not in the model: decode_head\.bias \(8,\)$"
+    elif wrong == "shape":
+        weights[name] = weights[name][:7]
+        says = rf"of another shape: {name} \(7,\), in the model \(8,\)$"
+    elif wrong == "hostile":
+        content["meta"] = RunsCode(mark)
+        says = "refused.*pathlib.*could run code"
+    elif wrong == "nowhere":
+        checkpoint, says, error = tmp_path / "nowhere.pth", "nowhere", FileNotFoundError
+    else:
+        config, says = load_config(SINGLE), r"not in the model: .* and \d+ more"
+    if wrong != "nowhere":
+        checkpoint = tmp_path / "wrong.pth"
+        torch.save(content, checkpoint)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(error, match=says):
+        publish_model(config, checkpoint, tmp_path / "out")
+    if error is ValueError:
+        with pytest.raises(ValueError, match=says):
+            build_model(config, checkpoint)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_failure_half_way_leaves_nothing(
+    config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Config, "dump", full)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(OSError, match="no space left"):
+        publish_model(config, checkpoint, tmp_path / "out")
+    assert set(tmp_path.iterdir()) == before
