@@ -76,8 +76,8 @@ def make_network(
     """``make_network(depths, widths)``: a two-way network in evaluation mode whose layers all differ from zero."""
 
     def make(
-        depths: tuple[int, int] = (2, 4),
-        widths: tuple[int, int] = (32, 48),
+        depths: tuple[int, ...] = (2, 4),
+        widths: tuple[int, ...] = (32, 48),
         rank: int = 2,
         with_cp: bool = False,
         **kwargs: Any,
