@@ -7,7 +7,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,8 @@ def load_pretrained(
         raise TypeError(f"pretrained is a path, a URL, 'hf-hub:owner/name' or True, got {source!r}")
     source = os.fspath(source)
     state_dict, same_grid = _unwrap(read_checkpoint(source, safe_globals), source)
-    filtered = _in_timm_names(anchor, state_dict, same_grid, source)
+    named = _in_timm_names(anchor, state_dict, source)
+    filtered = _in_anchors_size(anchor, named, same_grid)
     wanted = anchor.model.state_dict()
     kept = _kept(filtered, wanted)
     wanted = {key: value for key, value in wanted.items() if key not in kept}
@@ -96,16 +97,17 @@ def load_pretrained(
         raise ValueError(
             f"pretrained={source!r} does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). {listing}"
         )
-    loaded = {key: filtered[key] for key in wanted}
-    left_out = _left_out(state_dict, loaded)
-    if lost := [key for key in left_out if key.endswith("attn.qkv.bias") and state_dict[key].any()]:
+    in_file = dict(_tensors(state_dict))
+    left_out = _left_out(in_file, {key: named[key] for key in wanted})
+    if lost := [key for key in left_out if key.endswith("attn.qkv.bias") and _of_queries_and_values(in_file[key])]:
         raise ValueError(
             f"pretrained={source!r} does not fit this anchor, whose attention has no bias on queries and values: "
             f"{_listed(lost)}. Set qkv_bias=True for it, or choose its model whose name ends with _qkvb"
         )
-    in_file = {_memory(value) for value in state_dict.values()}
-    sized = [key for key in loaded if key in ("pos_embed", PATCH_WEIGHT) or key.endswith(BIAS_TABLE)]
-    resized = [key for key in sized if _memory(loaded[key]) not in in_file]
+    resized = [key for key in wanted if filtered[key] is not named[key]]
+    if PATCH_WEIGHT in wanted and _memory(named[PATCH_WEIGHT]) not in {_memory(tensor) for tensor in in_file.values()}:
+        resized.append(PATCH_WEIGHT)
+    loaded = {key: filtered[key] for key in wanted}
     anchor.model.load_state_dict(loaded, strict=False)
     return LoadReport(source, len(loaded), tuple(resized), tuple(left_out), tuple(kept))
 
@@ -133,19 +135,33 @@ def _of_no_use(key: str) -> bool:
     return key.split(".")[0] in CLASSIFIER_MODULES or bool(PRETRAINING_PARTS.match(key))
 
 
-def _left_out(state_dict: Mapping[str, Any], loaded: Mapping[str, Tensor]) -> list[str]:
+def _tensors(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    for key, value in state_dict.items():
+        if isinstance(value, Tensor):
+            yield key, value
+        elif isinstance(value, Mapping):
+            yield from ((f"{key}.{inner}", tensor) for inner, tensor in _tensors(value))
+
+
+def _left_out(in_file: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:
     """The keys of a file nothing of which is loaded. timm's filters rename: a tensor is known by its memory, and where
     it was computed with, by its name; the patch embedding is never left out."""
-    used = {_memory(value) for value in loaded.values()}
+    used = {_memory(tensor) for tensor in loaded.values()}
     return [
         key
-        for key, value in state_dict.items()
-        if key not in loaded and _memory(value) not in used and not key.endswith((PATCH_WEIGHT, "conv1.weight"))
+        for key, tensor in in_file.items()
+        if key not in loaded and _memory(tensor) not in used and not key.endswith((PATCH_WEIGHT, "conv1.weight"))
     ]
 
 
-def _memory(value: object) -> int:
-    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else id(value)
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _of_queries_and_values(bias: Tensor) -> bool:
+    """Whether a joint bias moves queries or values; DINOv3 keeps that of keys in its files, but masks it."""
+    queries, _, values = bias.chunk(3)
+    return bool(queries.any() or values.any())
 
 
 def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -179,32 +195,41 @@ def _unwrap(file: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], bo
     return clean_state_dict(dict(file)), False
 
 
-def _in_timm_names(anchor: Anchor, state_dict: dict[str, Tensor], same_grid: bool, source: str) -> dict[str, Tensor]:
-    """The weights under timm's names, those that depend on patch or input size resampled to the anchor's."""
+def _in_timm_names(anchor: Anchor, state_dict: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights under timm's names, the patch embedding resampled to the anchor's patches."""
     model = anchor.model
     # From a model without a position embedding, timm's filter lets the file's pass as it is: it cannot tell apart two
     # grids of as many tokens, and takes the grid of a one-anchor checkpoint for a square.
-    own, model.pos_embed = model.pos_embed, None
+    position, model.pos_embed = model.pos_embed, None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the filter for Eva prints what it tries in vain
-            filtered = anchor.checkpoint_filter(state_dict)
+            return anchor.checkpoint_filter(state_dict)
     except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
         raise ValueError(f"pretrained={source!r} is of another architecture ({_first_line(error)})") from error
     finally:
-        model.pos_embed = own
-    if own is not None and isinstance(filtered.get("pos_embed"), Tensor):
-        filtered["pos_embed"] = _in_anchors_grid(model, filtered["pos_embed"], same_grid)
-    for key in filtered:
+        model.pos_embed = position
+
+
+def _in_anchors_size(anchor: Anchor, named: Mapping[str, Tensor], same_grid: bool) -> dict[str, Tensor]:
+    """The weights with position embedding and bias tables resampled to the anchor's input size."""
+    sized = dict(named)
+    if anchor.model.pos_embed is not None and "pos_embed" in named:
+        sized["pos_embed"] = _in_anchors_grid(anchor.model, named["pos_embed"], same_grid)
+    for key in named:
         if key.endswith(BIAS_TABLE):
-            filtered[key] = _table_in_anchors_grid(model, key, filtered[key], same_grid)
-    return filtered
+            sized[key] = _table_in_anchors_grid(anchor.model, key, named[key], same_grid)
+    return sized
 
 
 def _in_anchors_grid(model: VisionTransformer | Eva, position: Tensor, same_grid: bool) -> Tensor:
     """A position embedding (1, N, C), resampled from a square grid to that of the model."""
     grid = model.patch_embed.grid_size
     prefix = model.pos_embed.shape[1] - math.prod(grid)
-    if position.ndim != 3 or (same_grid and position.shape == model.pos_embed.shape):
+    if (
+        not isinstance(position, Tensor)
+        or position.ndim != 3
+        or (same_grid and position.shape == model.pos_embed.shape)
+    ):
         return position
     side = math.isqrt(max(position.shape[1] - prefix, 0))
     if not side or side**2 != position.shape[1] - prefix:

@@ -1,7 +1,7 @@
 """The loading of pretrained weights: what is read, resized, left out and refused."""
 
-import pickle
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import constants
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -115,6 +116,269 @@ def test_wrapped_deit_checkpoint_as_published(make_anchor: MakeAnchor, tmp_path:
     assert "left out" in str(report) and "head.bias" in str(report) and "w.pth" in str(report)
 
 
+def openai_clip(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    """OpenAI's and OpenCLIP's names, with a text tower."""
+    swaps = [
+        ("patch_embed.proj", "conv1"),
+        ("blocks.", "transformer.resblocks."),
+        ("norm_pre", "ln_pre"),
+        (".norm1", ".ln_1"),
+        (".norm2", ".ln_2"),
+        ("norm.", "ln_post."),
+        ("qkv.", "in_proj_"),
+        ("attn.proj", "attn.out_proj"),
+        ("mlp.fc1", "mlp.c_fc"),
+        ("mlp.fc2", "mlp.c_proj"),
+    ]
+    visual = {}
+    for key, value in w.items():
+        for ours, theirs in swaps:
+            key = key.replace(ours, theirs)
+        visual[f"visual.{key}"] = value
+    visual["visual.class_embedding"] = visual.pop("visual.cls_token")[0, 0]
+    visual["visual.positional_embedding"] = visual.pop("visual.pos_embed")[0]
+    unused = {
+        "visual.proj": torch.ones(32, 16),
+        "positional_embedding": torch.ones(77, 8),
+        "transformer.resblocks.0.ln_1.weight": torch.ones(8),
+        "token_embedding.weight": torch.ones(10, 8),
+        "logit_scale": torch.ones(()),
+    }
+    return visual | unused, {*unused, "visual.ln_post.weight", "visual.ln_post.bias"}
+
+
+def open_clip_trunk(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    """OpenCLIP's names around a vision tower of timm's (SigLIP, EVA-02-CLIP)."""
+    unused = {"visual.head.proj.weight": torch.ones(16, 32), "text.token_embedding.weight": torch.ones(10, 8)}
+    trunk = {f"visual.trunk.{key}": value for key, value in w.items()}
+    return trunk | unused, {*unused, *(key for key in trunk if key.split(".")[2] in ("norm", "fc_norm", "attn_pool"))}
+
+
+def dinov2(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    return w | {"mask_token": torch.ones(1, 32)}, {"mask_token", "norm.weight", "norm.bias"}
+
+
+def dinov2_registers(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    """The position embedding has a part for the class token, which timm adds to it, and none for the registers."""
+    file, left_out = dinov2(w)
+    of_class = torch.randn(1, 1, 32)
+    file["register_tokens"] = file.pop("reg_token")
+    file["cls_token"] = file["cls_token"] - of_class
+    file["pos_embed"] = torch.cat([of_class, file["pos_embed"]], dim=1)
+    return file, left_out
+
+
+def dinov2_giant(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    file, left_out = dinov2(w)
+    return {k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): v for k, v in file.items()}, left_out
+
+
+def dinov3(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    """A joint bias whose part for the keys is masked, and rotary periods that follow from the configuration."""
+    file = {k.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"): v for k, v in w.items()}
+    file["storage_tokens"] = file.pop("reg_token")
+    unused = {
+        "mask_token": torch.ones(1, 32),
+        "rope_embed.periods": torch.ones(4),
+        "local_cls_norm.weight": torch.ones(32),
+    }
+    for block in range(2):
+        name = f"blocks.{block}.attn."
+        queries, values = (file.pop(f"{name}{part}_bias", torch.zeros(32)) for part in "qv")
+        file[f"{name}qkv.bias"] = torch.cat([queries, torch.randn(32), values])
+        unused[f"{name}qkv.bias_mask"] = torch.full((96,), float("nan"))
+    left_out = {*unused, "norm.weight", "norm.bias"}
+    if "blocks.0.attn.q_bias" not in w:
+        left_out |= {f"blocks.{block}.attn.qkv.bias" for block in range(2)}
+    return file | unused, left_out
+
+
+def eva02(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    """Masked image modelling's, with each block's copy of the rotary angles."""
+    renamed = [("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc1.", "mlp.w12."), ("mlp.fc2", "mlp.w3")]
+    renamed += [("mlp.norm", "mlp.ffn_ln"), ("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias"), ("fc_norm", "norm")]
+    file = {}
+    for key, value in w.items():
+        for ours, theirs in renamed:
+            key = key.replace(ours, theirs)
+        file[key] = value
+    unused = {
+        "mask_token": torch.ones(1, 1, 32),
+        "lm_head.weight": torch.ones(8, 32),
+        "rope.freqs_cos": torch.ones(4, 16),
+    }
+    unused |= {f"blocks.{block}.attn.rope.freqs_sin": torch.ones(4, 16) for block in range(2)}
+    return file | unused, {*unused, "norm.weight", "norm.bias"}
+
+
+def mae(w: dict[str, Tensor]) -> tuple[dict[str, Any], set[str]]:
+    unused = {
+        "mask_token": torch.ones(1, 1, 16),
+        "decoder_pos_embed": torch.ones(1, 17, 16),
+        "decoder_embed.weight": torch.ones(16, 32),
+        "decoder_blocks.0.norm1.weight": torch.ones(16),
+        "decoder_norm.weight": torch.ones(16),
+        "decoder_pred.bias": torch.ones(768),
+    }
+    return {"model": w | unused}, {*unused, "norm.weight", "norm.bias"}
+
+
+def deit3(w: dict[str, Tensor]) -> tuple[dict[str, Any], set[str]]:
+    head = {"head.weight": torch.ones(10, 32), "head.bias": torch.ones(10)}
+    return {"model": deit_names(w) | head, "args": Namespace(lr=1e-3)}, {*head, "norm.weight", "norm.bias"}
+
+
+def ijepa(w: dict[str, Tensor]) -> tuple[dict[str, Any], set[str]]:
+    file = {"encoder": {f"module.{key}": value for key, value in w.items()}, "epoch": 300}
+    left_out = {f"encoder.module.{key}" for key in w if key.split(".")[0] in ("norm", "fc_norm")}
+    return file | {"predictor": {"module.norm": torch.ones(8)}}, left_out | {"predictor.module.norm"}
+
+
+def parallel(w: dict[str, Tensor]) -> tuple[dict[str, Any], set[str]]:
+    """As DistributedDataParallel prefixes them."""
+    return {"state_dict": {f"module.{key}": value for key, value in w.items()}}, {"norm.weight", "norm.bias"}
+
+
+FOREIGN = {
+    "OpenAI's CLIP": (openai_clip, dict(model="vit_base_patch16_clip_224")),
+    "OpenCLIP with timm's SigLIP": (open_clip_trunk, dict(model="vit_base_patch16_siglip_224")),
+    "OpenCLIP with timm's EVA-02": (open_clip_trunk, dict(model="eva02_base_patch16_clip_224")),
+    "DINOv2": (dinov2, dict(model="vit_small_patch14_dinov2", patch_size=16)),
+    "DINOv2 with registers": (dinov2_registers, dict(model="vit_small_patch14_reg4_dinov2", patch_size=16)),
+    "DINOv2 giant": (dinov2_giant, dict(model="vit_giant_patch14_dinov2", patch_size=16)),
+    "DINOv3": (dinov3, dict(model="vit_small_patch16_dinov3_qkvb")),
+    "DINOv3 with a bias of zero": (dinov3, dict(model="vit_small_patch16_dinov3")),
+    "DINOv3 plus": (dinov3, dict(model="vit_small_plus_patch16_dinov3_qkvb")),
+    "EVA-02 tiny": (eva02, dict(model="eva02_tiny_patch14_224", patch_size=16)),
+    "EVA-02 base": (eva02, dict(model="eva02_base_patch14_224", patch_size=16)),
+    "MAE": (mae, dict(model="vit_base_patch16_224")),
+    "I-JEPA": (ijepa, dict(model="vit_huge_patch14_gap_224", patch_size=16)),
+    "DeiT-III": (deit3, dict(model="deit3_small_patch16_224")),
+    "DeiT, distilled": (deit3, dict(model="deit_tiny_distilled_patch16_224")),
+    "DataParallel": (parallel, dict(model="vit_tiny_patch16_224")),
+}
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (2, 8), (3, 5)])
+@pytest.mark.parametrize("family", FOREIGN)
+def test_weights_as_their_authors_publish_them(
+    family: str, grid: tuple[int, int], make_anchor: MakeAnchor, tmp_path: Path
+) -> None:
+    """Every weight arrives, at the grid of the file, another of as many patches, and one of another number."""
+    rename, settings = FOREIGN[family]
+    source = make_anchor(img_size=64, classifier=True, num_classes=0, **settings)
+    anchor = make_anchor(img_size=(grid[0] * 16, grid[1] * 16), **settings)
+    file, left_out = rename(state(source.model))
+    torch.save(file, tmp_path / "w.pth")
+    report = load_pretrained(anchor, tmp_path / "w.pth")
+
+    assert set(report.left_out) == left_out
+    expected = {key: value for key, value in state(source.model).items() if key in anchor.model.state_dict()}
+    if "pos_embed" in expected:
+        prefix = expected["pos_embed"].shape[1] - 16
+        expected["pos_embed"] = resample_abs_pos_embed(expected["pos_embed"], list(grid), [4, 4], prefix)
+    assert report.resized == (("pos_embed",) if "pos_embed" in expected and grid != (4, 4) else ())
+    assert report.loaded == len(expected) and not report.kept
+    loaded = anchor.model.state_dict()
+    assert loaded.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(loaded[key], value, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_renamed_patch_embedding_of_another_size(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    settings = dict(model="vit_base_patch16_clip_224")
+    file, left_out = openai_clip(state(make_anchor(img_size=64, classifier=True, num_classes=0, **settings).model))
+    torch.save(file, tmp_path / "w.pth")
+    report = load_pretrained(make_anchor(img_size=64, patch_size=8, **settings), tmp_path / "w.pth")
+    assert set(report.left_out) == left_out
+    assert set(report.resized) == {"patch_embed.proj.weight", "pos_embed"}
+
+
+def test_a_bias_of_queries_is_not_dropped(make_anchor: MakeAnchor, tmp_path: Path, capsys: Any) -> None:
+    """DINOv3's models with a bias do not fit timm's models without."""
+    file, _ = dinov3(state(make_anchor(model="vit_small_patch16_dinov3_qkvb").model))
+    torch.save(file, tmp_path / "w.pth")
+    message = refused(make_anchor(model="vit_small_patch16_dinov3"), tmp_path / "w.pth")
+    assert "blocks.0.attn.qkv.bias" in message and "_qkvb" in message
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("family", ["DeiT-III", "OpenAI's CLIP", "DINOv3", "EVA-02 base"])
+@pytest.mark.parametrize("block", [0, 1])
+def test_one_tensor_amiss(family: str, block: int, make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    """Missing, renamed or of another shape: each is refused, and listed under timm's name or the file's."""
+    rename, settings = FOREIGN[family]
+    file, _ = rename(state(make_anchor(classifier=True, num_classes=0, **settings).model))
+    file = file.get("model", file)
+    theirs = next(key for key in file if re.search(rf"{block}\.mlp\.(fc1|c_fc|w1)\.weight", key))
+    ours = rf"blocks\.{block}\.mlp\.fc1(_g)?\.weight"
+    changes = {
+        rf"missing: {ours}$": {},
+        rf"missing: {ours}; unexpected: .*blocks\.{block}\.mlp\.other\.weight": {
+            re.sub(r"(fc1|c_fc|w1)\.weight", "other.weight", theirs): file[theirs]
+        },
+        rf"mismatched: {ours} \(\(7, 32\) in the file, \(\d+, 32\) in the anchor\)$": {theirs: file[theirs][:7]},
+    }
+    for says, change in changes.items():
+        torch.save({key: value for key, value in file.items() if key != theirs} | change, tmp_path / "w.pth")
+        assert re.search(says, refused(make_anchor(**settings), tmp_path / "w.pth").replace("resblocks", "blocks"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """``hub(repository, file)``: where the hub's cache keeps a file; the hub itself is out of reach."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def place(repository: str, file: str) -> Path:
+        folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text("a" * 40)
+        (folder / "snapshots" / ("a" * 40)).mkdir(parents=True, exist_ok=True)
+        return folder / "snapshots" / ("a" * 40) / file
+
+    return place
+
+
+def test_true_is_where_timm_has_its_weights(
+    hub: Callable[[str, str], Path], make_anchor: MakeAnchor, tmp_path: Path
+) -> None:
+    """The tag in the model's name chooses them; an overlay of timm's configuration may name others: a file first, then
+    the hub, then a URL."""
+    source = make_anchor()
+    with pytest.raises(FileNotFoundError, match=r"hf-hub:timm/deit3_small_patch16_224\.fb_in1k' cannot"):
+        load_pretrained(make_anchor(model="deit3_small_patch16_224.fb_in1k"), True)
+    tagged = "timm/deit3_small_patch16_224.fb_in22k_ft_in1k"
+    safetensors.torch.save_file(source.model.state_dict(), hub(tagged, "model.safetensors"))
+    torch.save(source.model.state_dict(), hub("owner/name", "sub.pth"))
+    torch.save(source.model.state_dict(), tmp_path / "w.pth")
+    expected = {
+        f"hf-hub:{tagged}": dict(model="deit3_small_patch16_224.fb_in22k_ft_in1k"),
+        "hf-hub:owner/name/sub.pth": dict(
+            pretrained_cfg_overlay=dict(hf_hub_id="owner/name", hf_hub_filename="sub.pth", url="http://127.0.0.1:1/w")
+        ),
+        f"hf-hub:owner/name/sub.pth@{'a' * 40}": dict(
+            pretrained_cfg_overlay=dict(hf_hub_id=f"owner/name@{'a' * 40}", hf_hub_filename="sub.pth")
+        ),
+        str(tmp_path / "w.pth"): dict(pretrained_cfg_overlay=dict(file=str(tmp_path / "w.pth"))),
+    }
+    for where, settings in expected.items():
+        anchor = make_anchor(**settings)
+        assert load_pretrained(anchor, True).source == where
+        assert same(state(source.model), state(anchor.model))
+    overlay = dict(hf_hub_id=None, url="http://127.0.0.1:1/w.pth")
+    with pytest.raises(FileNotFoundError, match=r"http://127\.0\.0\.1:1/w\.pth' cannot be fetched"):
+        load_pretrained(make_anchor(pretrained_cfg_overlay=overlay), True)
+
+
+def test_a_model_without_weights_in_timm(make_anchor: MakeAnchor) -> None:
+    nothing = dict(hf_hub_id=None, url="")
+    with pytest.raises(ValueError, match=r"no weights for deit3_small\S+; .* a tag .*deit3_small_patch16_224\.fb_in1k"):
+        load_pretrained(make_anchor(pretrained_cfg_overlay=nothing), True)
+    with pytest.raises(ValueError, match=r"no weights for vit_small_patch16_36x1_224\S*; give a path or a URL$"):
+        load_pretrained(make_anchor(model="vit_small_patch16_36x1_224"), True)
+
+
 def test_a_classifier_is_loaded_where_it_is_kept(make_anchor: MakeAnchor, tmp_path: Path) -> None:
     source, anchor = make_anchor(classifier=True), make_anchor(classifier=True)
     torch.save(source.model.state_dict(), tmp_path / "w.pth")
@@ -194,7 +458,7 @@ def test_missing_file(make_anchor: MakeAnchor, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.999])
+@pytest.mark.parametrize("keep", [0.0, 0.5])
 def test_truncated_file(suffix: str, keep: float, make_anchor: MakeAnchor, tmp_path: Path) -> None:
     anchor, path = make_anchor(), tmp_path / f"w{suffix}"
     if suffix == ".safetensors":
@@ -205,32 +469,19 @@ def test_truncated_file(suffix: str, keep: float, make_anchor: MakeAnchor, tmp_p
     assert "cut short" in refused(anchor, path)
 
 
-@pytest.mark.parametrize("start", [b"", b"hello world\n", b"<!DOCTYPE html>", b"\x80\x02}q", b"X\xff\x00\x00\x00"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_no_checkpoint_at_all(start: bytes, suffix: str, make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    path = tmp_path / f"w{suffix}"
-    path.write_bytes(start)
-    refused(make_anchor(), path)
-
-
 @pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {}}, torch.zeros(3), {"epoch": 3}, {1: 2}])
 def test_no_state_dict(content: Any, make_anchor: MakeAnchor, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
     refused(make_anchor(), tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("how", ["torch.save", "pickle"])
-def test_code_in_a_checkpoint_is_not_run(how: str, protocol: int, make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    anchor, path, mark = make_anchor(), tmp_path / "w.pth", tmp_path / "mark"
-    content = {"model": anchor.model.state_dict(), "args": RunsCode(mark)}
-    if how == "torch.save":
-        torch.save(content, path, pickle_protocol=protocol)
-    else:
-        path.write_bytes(pickle.dumps(content, protocol=protocol))
-    assert "run code" in refused(anchor, path)
+def test_a_hostile_file_leaves_the_anchor_as_it_was(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    """What test_checkpoint.py tries in many forms."""
+    anchor, mark = make_anchor(), tmp_path / "mark"
+    torch.save({"model": anchor.model.state_dict(), "args": RunsCode(mark)}, tmp_path / "w.pth")
+    assert "run code" in refused(anchor, tmp_path / "w.pth")
     assert not mark.exists()
-    pickle.loads(pickle.dumps(content["args"]))  # the check can fail: unpickled, it does make the file
+    torch.load(tmp_path / "w.pth", weights_only=False)  # the check can fail: unpickled, it does make the file
     assert mark.exists()
 
 
