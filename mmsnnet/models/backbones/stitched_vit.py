@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine import dist
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -181,16 +182,25 @@ class StitchedViT(BaseModule):
 
     def init_weights(self) -> None:
         """Does what ``init_cfg`` says, then loads the anchors' pretrained weights, unless ``init_cfg`` has loaded a
-        checkpoint of the whole backbone. The runner calls it on each rank."""
+        checkpoint of the whole backbone. The runner calls it on each rank: the first fetches what is not there yet, and
+        the others find it."""
         first = not self.is_init
         super().init_weights()
         whole = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
         if not first or any(config["type"] == "Pretrained" for config in whole):
             return
+        try:
+            if dist.is_main_process():
+                self._load_anchors()
+        finally:
+            dist.barrier()
+        if not dist.is_main_process():
+            self._load_anchors()
+
+    def _load_anchors(self) -> None:
         for index, source in enumerate(self.pretrained):
-            if source:
-                with torch.serialization.safe_globals([*HISTORY_GLOBALS]):  # an anchor's checkpoint may be of a run
-                    report = load_pretrained(self.network.anchor(index), source)
+            if source:  # what HISTORY_GLOBALS allow is in a checkpoint of a run
+                report = load_pretrained(self.network.anchor(index), source, HISTORY_GLOBALS)
                 print_log(f"Anchor {index} from {report}", logger="current")
 
     def forward(self, images: Tensor) -> Taps | Tensor:
