@@ -273,14 +273,16 @@ class _Pair:
 
     def __post_init__(self) -> None:
         small, large = self.depths
-        anchors = f"anchors {self.small} and {self.small + 1} of depths {small} and {large} cannot be stitched"
+        refused = f"anchors {self.small} and {self.small + 1} cannot be stitched"
         if not 0 < small <= large:
             raise ValueError(
-                f"{anchors}: they go from the smallest to the largest, and the first of two may not be the deeper one"
+                f"{refused}: anchors go from the smallest to the largest and the first of two may not be the deeper one, "
+                f"got depths {small} and {large}"
             )
         if small == 1:
             raise ValueError(
-                f"{anchors}: an anchor of one block has no place between two blocks where a route could change over"
+                f"{refused}: an anchor of one block has no place between two blocks where a route could change over, "
+                f"got depths {small} and {large}"
             )
 
     def group_stop(self, small_block: int) -> int:

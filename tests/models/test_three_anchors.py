@@ -131,10 +131,10 @@ def test_one_way_and_logits(make_backbone: MakeBackbone, make_images: MakeImages
 
 @pytest.mark.parametrize(
     ("order", "says"),
-    [((0, 2, 1), "anchors 1 and 2 of depths 6 and 3"), ((2, 1, 0), "anchors 0 and 1 of depths 6 and 3")],
+    [((0, 2, 1), "anchors 1 and 2 .*depths 6 and 3"), ((2, 1, 0), "anchors 0 and 1 .*depths 6 and 3")],
 )
 def test_a_pair_that_cannot_be_stitched_is_named(
     order: tuple[int, ...], says: str, make_backbone: MakeBackbone
 ) -> None:
-    with pytest.raises(ValueError, match=f"{says} .*smallest to the largest"):
+    with pytest.raises(ValueError, match=says):
         make_backbone(anchors=[ANCHORS[index] for index in order])

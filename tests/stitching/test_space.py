@@ -358,12 +358,12 @@ def test_single() -> None:
         ((), r"two anchors.*\(\)"),
         ((12,), r"two anchors.*\(12,\)"),
         ((2,) * 27, "26 at most"),
-        ((24, 12), "anchors 0 and 1 of depths 24 and 12 .*smallest to the largest"),
+        ((24, 12), "anchors 0 and 1 .*smallest to the largest.*depths 24 and 12"),
         ((0, 12), "depths 0 and 12"),
         ((1, 12), "one block"),
         ((1, 1), "one block"),
-        ((12, 24, 12), "anchors 1 and 2 of depths 24 and 12 .*smallest to the largest"),
-        ((1, 12, 24), "anchors 0 and 1 of depths 1 and 12 .*one block"),
+        ((12, 24, 12), "anchors 1 and 2 .*smallest to the largest.*depths 24 and 12"),
+        ((1, 12, 24), "anchors 0 and 1 .*one block.*depths 1 and 12"),
     ],
 )
 @pytest.mark.parametrize("scheme", ["two_way", "one_way"])
