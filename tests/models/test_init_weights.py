@@ -17,7 +17,8 @@ from mmsnnet.stitching import create_anchor
 
 REPOSITORY = Path(__file__).parents[2]
 SIZES, CLASSES = (dict(embed_dim=32, depth=2), dict(embed_dim=48, depth=4)), 6
-# Each rank trains three times and writes what it finds before each iteration: the anchors' weights by anchor and name.
+# The first process trains three times alone, then three times with the second one. Each writes what it finds before
+# each iteration: the anchors' weights by anchor and name.
 PROGRAM = """
 import os, sys
 from pathlib import Path
@@ -31,11 +32,8 @@ from mmengine.structures import BaseDataElement
 import mmsnnet
 from mmsnnet.models import find_stitched_backbone
 
-folder, rank, ranks = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 model = torch.load(folder / "model.pt")
-if ranks > 1:
-    os.environ["LOCAL_RANK"] = str(rank)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=ranks)
 
 
 class Recorder(Hook):
@@ -43,13 +41,13 @@ class Recorder(Hook):
         self.name = name
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        assert isinstance(runner.model, MMDistributedDataParallel) == (ranks > 1)
+        assert isinstance(runner.model, MMDistributedDataParallel) == (runner.world_size > 1)
         network = find_stitched_backbone(runner.model).network
         weights = [{k: v.clone() for k, v in anchor.model.state_dict().items()} for anchor in network.anchors]
-        torch.save(weights, folder / f"{self.name} {runner.iter} {rank}.pt")
+        torch.save(weights, folder / f"{self.name} {runner.iter} {runner.world_size} {rank}.pt")
 
 
-def train(name, iterations, work_dir, **settings):
+def train(name, ranks, iterations, work_dir, **settings):
     images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data = [dict(inputs=image, data_samples=BaseDataElement(gt_label=i % 6)) for i, image in enumerate(images)]
     Runner(
@@ -75,9 +73,18 @@ def train(name, iterations, work_dir, **settings):
     ).train()
 
 
-train("fresh", 3, str(folder / "work"))
-train("load_from", 2, str(folder / "other"), load_from=str(folder / "other.pth"))
-train("resume", 3, str(folder / "work"), load_from=str(folder / "work" / "iter_2.pth"), resume=True)
+def train_all(ranks):
+    work, other = str(folder / f"work {ranks}"), str(folder / f"other {ranks}")
+    train("fresh", ranks, 3, work)
+    train("load_from", ranks, 2, other, load_from=str(folder / "other.pth"))
+    train("resume", ranks, 3, work, load_from=work + "/iter_2.pth", resume=True)
+
+
+if rank == 0:
+    train_all(ranks=1)
+os.environ["LOCAL_RANK"] = str(rank)
+torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+train_all(ranks=2)
 """
 
 
@@ -99,10 +106,10 @@ def equal(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) -> bool:
 Weights = list[dict[str, Tensor]]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "two ranks"])
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each rank found, as ``{'<run> <iteration>': [weights of rank 0, ...]}``, and the weights on the disk:
-    ``pretrained`` and ``other``, those of the checkpoint to load."""
+@pytest.fixture(scope="module")
+def folder_and_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Weights]]:
+    """The folder that the two processes leave, and the anchors' weights in the files: ``pretrained``, and ``other`` of
+    the checkpoint to load."""
     folder = tmp_path_factory.mktemp("runs")
     settings = [dict(model="vit_tiny_patch16_224", num_heads=2, patch_size=8, **size) for size in SIZES]
     pretrained: Weights = []
@@ -124,22 +131,36 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     other = randomised(MODELS.build(model), seed=2)
     torch.save({"state_dict": other.state_dict()}, folder / "other.pth")
 
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, folder]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    ranks = range(request.param)
-    started = [
+    processes = [
         subprocess.Popen(
-            [*map(str, command), str(rank), str(len(ranks))], env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-W", "ignore", "-c", PROGRAM, str(folder), str(rank)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        for rank in ranks
+        for rank in range(2)
     ]
-    for process in started:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-    names = {path.stem.rpartition(" ")[0] for path in folder.glob("* 0.pt")}
-    found = {name: [torch.load(folder / f"{name} {rank}.pt") for rank in ranks] for name in names}
+    try:
+        for process in processes:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+    finally:
+        for process in processes:
+            process.kill()
     anchors = [anchor.model.state_dict() for anchor in other.backbone.network.anchors]
-    return {**found, "pretrained": pretrained, "other": anchors}
+    return folder, {"pretrained": pretrained, "other": anchors}
+
+
+@pytest.fixture(params=[1, 2], ids=["alone", "two ranks"])
+def runs(request: pytest.FixtureRequest, folder_and_weights: tuple[Path, dict[str, Weights]]) -> dict[str, Any]:
+    """What each rank found, as ``{'<run> <iteration>': [weights of rank 0, ...]}``, beside the weights in the files."""
+    folder, weights = folder_and_weights
+    names = {path.stem.removesuffix(f" {request.param} 0") for path in folder.glob(f"* {request.param} 0.pt")}
+    ranks = range(request.param)
+    return weights | {
+        name: [torch.load(folder / f"{name} {request.param} {rank}.pt") for rank in ranks] for name in names
+    }
 
 
 def test_every_iteration_was_seen_on_every_rank(runs: dict[str, Any]) -> None:
