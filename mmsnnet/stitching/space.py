@@ -276,7 +276,7 @@ class _Pair:
         refused = f"anchors {self.small} and {self.small + 1} cannot be stitched"
         if not 0 < small <= large:
             raise ValueError(
-                f"{refused}: anchors go from the smallest to the largest and the first of two may not be the deeper one, "
+                f"{refused}: they go from the smallest to the largest and the first of two may not be the deeper one, "
                 f"got depths {small} and {large}"
             )
         if small == 1:
