@@ -204,7 +204,7 @@ def _in_timm_names(anchor: Anchor, state_dict: dict[str, Tensor], source: str) -
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the filter for Eva prints what it tries in vain
             return anchor.checkpoint_filter(state_dict)
-    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
+    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError, LookupError) as error:
         raise ValueError(f"pretrained={source!r} is of another architecture ({_first_line(error)})") from error
     finally:
         model.pos_embed = position
@@ -223,14 +223,12 @@ def _in_anchors_size(anchor: Anchor, named: Mapping[str, Tensor], same_grid: boo
 
 def _in_anchors_grid(model: VisionTransformer | Eva, position: Tensor, same_grid: bool) -> Tensor:
     """A position embedding (1, N, C), resampled from a square grid to that of the model."""
-    grid = model.patch_embed.grid_size
-    prefix = model.pos_embed.shape[1] - math.prod(grid)
-    if (
-        not isinstance(position, Tensor)
-        or position.ndim != 3
-        or (same_grid and position.shape == model.pos_embed.shape)
-    ):
+    own, grid = model.pos_embed, model.patch_embed.grid_size
+    if not isinstance(position, Tensor) or position.shape[::2] != own.shape[::2]:
         return position
+    if same_grid and position.shape == own.shape:
+        return position
+    prefix = own.shape[1] - math.prod(grid)
     side = math.isqrt(max(position.shape[1] - prefix, 0))
     if not side or side**2 != position.shape[1] - prefix:
         return position

@@ -324,6 +324,27 @@ def test_one_tensor_amiss(family: str, block: int, make_anchor: MakeAnchor, tmp_
         assert re.search(says, refused(make_anchor(**settings), tmp_path / "w.pth").replace("resblocks", "blocks"))
 
 
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize("key", ["pos_embed", "patch_embed.proj.weight", "cls_token"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2), (1, 7, 32), (1, 17, 48), (0, 17, 32), (1, 0, 32)])
+def test_a_stem_amiss(model: str, key: str, shape: tuple[int, ...], make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    settings = dict(model=model, patch_size=16)
+    weights = make_anchor(img_size=64, **settings).model.state_dict()
+    torch.save(weights | {key: torch.ones(shape)}, tmp_path / "w.pth")
+    message = refused(make_anchor(img_size=(32, 80), **settings), tmp_path / "w.pth")
+    assert f"mismatched: {key} (" in message or "is of another architecture" in message
+
+
+def test_dinov2_from_its_size_to_a_rectangle(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    """Position embeddings of DINOv2 are for 37 x 37 patches of 518 x 518 pixels, whatever the anchor's size."""
+    settings = dict(model="vit_small_patch14_reg4_dinov2")
+    source, anchor = make_anchor(img_size=518, **settings), make_anchor(img_size=(224, 448), **settings)
+    torch.save(dinov2_registers(state(source.model))[0], tmp_path / "w.pth")
+    assert load_pretrained(anchor, tmp_path / "w.pth").resized == ("pos_embed",)
+    expected = resample_abs_pos_embed(source.model.pos_embed, [16, 32], [37, 37], num_prefix_tokens=0)
+    torch.testing.assert_close(anchor.model.pos_embed, expected)
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
     """``hub(repository, file)``: where the hub's cache keeps a file; the hub itself is out of reach."""
@@ -428,6 +449,14 @@ def test_a_bias_of_a_rectangular_grid_is_loaded_at_its_own_size(make_anchor: Mak
     )
     torch.save(StitchedNetwork([source], StitchSpace.single(2)).state_dict(), tmp_path / "w.pth")
     assert load_pretrained(anchor, str(tmp_path / "w.pth")).resized == ()
+    assert same(state(source.model), state(anchor.model))
+
+
+def test_a_one_anchor_checkpoint_keeps_its_rectangle(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    """Of 7 x 28 patches, as many as the 14 x 14 that timm knows the model for."""
+    source, anchor = make_anchor(img_size=(112, 448)), make_anchor(img_size=(112, 448))
+    torch.save(StitchedNetwork([source], StitchSpace.single(2)).state_dict(), tmp_path / "w.pth")
+    assert load_pretrained(anchor, tmp_path / "w.pth").resized == ()
     assert same(state(source.model), state(anchor.model))
 
 
