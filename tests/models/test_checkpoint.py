@@ -12,6 +12,7 @@ import huggingface_hub.constants
 import pytest
 import safetensors.torch
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel, BaseModule
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
@@ -198,6 +199,18 @@ def test_a_runner_does_not_run_a_hostile_checkpoint(hostile: tuple[Path, Path], 
     with pytest.raises(ValueError, match=r"hostile\.pth.*refused.*pathlib.*could run code"):
         runner.train()
     assert not mark.exists()
+
+
+def test_a_runner_does_not_run_a_config_in_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """A Python file as a string, in the place where mmcv's runner had it: mmengine reads it when it resumes."""
+    mark, path = tmp_path / "mark", tmp_path / "hostile.pth"
+    checkpoint = torch.load(trained / "epoch_1.pth", weights_only=False)
+    checkpoint["meta"]["config"] = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+    torch.save(checkpoint, path)
+    toy_runner(tmp_path / "work", load_from=str(path), resume=True).train()
+    assert not mark.exists()
+    Config.fromstring(checkpoint["meta"]["config"], ".py")
+    assert mark.exists()  # it would have been
 
 
 @pytest.mark.parametrize("prefix", [None, "layer."])
