@@ -4,6 +4,7 @@ from mmsnnet.apis.mistakes import in_one_line, is_mistake
 from mmsnnet.apis.model import build_model, build_space, check_channels
 from mmsnnet.apis.publish import publish_model
 from mmsnnet.apis.runner import build_runner
+from mmsnnet.apis.snnetv2 import convert_snnetv2
 
 __all__ = [
     "DictAction",
@@ -11,6 +12,7 @@ __all__ = [
     "build_runner",
     "build_space",
     "check_channels",
+    "convert_snnetv2",
     "in_one_line",
     "is_mistake",
     "load_config",

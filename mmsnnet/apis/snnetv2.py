@@ -80,6 +80,7 @@ RELEASED: dict[Kind, re.Pattern[str]] = {
     "segmentation": re.compile(r"backbone\.anchors\.(\d+)\.(?:layers\.(\d+)\.)?"),
     "classification": re.compile(r"anchors\.(\d+)\.(?:blocks\.(\d+)\.)?"),
 }
+SUFFIXES = (".pth", ".pt", ".safetensors")
 MOST_LISTED = 20
 
 
@@ -147,9 +148,9 @@ def convert_snnetv2(
 
     Args:
         source: the checkpoint to read, its weights bare or under ``state_dict`` or ``model``.
-        target: the file to write: ``.safetensors``, or else what ``torch.save`` writes, with the weights under
-            ``state_dict`` (``model`` for the released classification models). Written only after everything else went
-            well, as a whole.
+        target: the file to write: ``.safetensors``, or ``.pth`` or ``.pt`` with the weights under ``state_dict``
+            (``model`` for the released classification models). Written only after everything else went well, as a
+            whole.
         reverse: from our names to the released ones.
         merged: the released file was saved in evaluation mode; see :func:`to_mmsnnet`.
         config: a config whose model the weights must fit, name by name and shape by shape.
@@ -162,6 +163,8 @@ def convert_snnetv2(
     source, target = os.fspath(source), Path(target)
     if reverse and merged:
         raise ValueError("--merged says how the released file that is read was saved; with --reverse one is written")
+    if target.suffix not in SUFFIXES:
+        raise ValueError(f"{str(target)!r} ends in none of {', '.join(SUFFIXES)}: give the file to write such a name")
     if target.is_dir():
         raise ValueError(f"{str(target)!r} is a folder: give the file to write")
     if target.exists() and Path(source).exists() and target.samefile(source):

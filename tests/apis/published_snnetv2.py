@@ -63,7 +63,7 @@ def released_weights(model: Published, seed: int = 0) -> Weights:
 
     weights: Weights = {}
     height, width = model.grid
-    tokens, rows = height * width, (2 * height - 1) * (2 * width - 1) + 3
+    tokens, rows, index = height * width, (2 * height - 1) * (2 * width - 1) + 3, relative_positions(model.grid)
     for anchor, (depth, size, heads) in enumerate(zip(model.depths, model.widths, model.heads, strict=True)):
         at = model.prefix(anchor)
         pixels = 3 * model.patch**2
@@ -72,8 +72,8 @@ def released_weights(model: Published, seed: int = 0) -> Weights:
         weights[f"{at}pos_embed"] = normal(1, tokens, size)
         weights[f"{embed}.weight"] = normal(size, 3, model.patch, model.patch, std=pixels**-0.5)
         weights[f"{embed}.bias"] = normal(size, std=0.2)
-        for index in range(depth):
-            at = model.block(anchor, index)
+        for block in range(depth):
+            at = model.block(anchor, block)
             for name in ("norm1", "norm2"):
                 weights |= norm(at + model.part(name), size)
             weights |= linear(at + model.part("qkv"), 3 * size, size)
@@ -83,15 +83,15 @@ def released_weights(model: Published, seed: int = 0) -> Weights:
             weights |= {f"{at}gamma_{branch}": normal(size, std=0.2, mean=0.5) for branch in (1, 2)}
             if not model.classes:
                 weights[f"{at}attn.relative_position_bias_table"] = normal(rows, heads)
-                weights[f"{at}attn.relative_position_index"] = relative_positions(model.grid)
+                weights[f"{at}attn.relative_position_index"] = index.clone()
         if model.classes:
             weights |= norm(f"{model.prefix(anchor)}norm", size)
             weights |= linear(f"{model.prefix(anchor)}head", model.classes, size)
     small, large = model.depths
     for which, count in (("SL", small), ("LS", sum(ends_a_group(model, block) for block in range(large - 1)))):
         source, target = model.widths if which == "SL" else model.widths[::-1]
-        for index in range(count):
-            at = model.layer(which, index)
+        for number in range(count):
+            at = model.layer(which, number)
             weights |= linear(at.removesuffix("."), target, source)
             weights[f"{at}lora_A"] = normal(model.rank, source, std=source**-0.5)
             weights[f"{at}lora_B"] = normal(target, model.rank)
@@ -144,33 +144,27 @@ def stitches(model: Published) -> Iterator[tuple[int, tuple[Step, ...]]]:
     def m(block: int) -> int:
         return math.floor(block * small / large)
 
-    def s(start: int, stop: int) -> Step:
-        return Step("S", start, stop)
-
-    def l(start: int, stop: int) -> Step:  # noqa: E743
-        return Step("L", start, stop)
-
     sl_blocks = range(small)
     ls_blocks = [block for block in range(large - 1) if ends_a_group(model, block)]
-    yield 0, (s(0, small),)
-    yield 1, (l(0, large),)
+    yield 0, (Step("S", 0, small),)
+    yield 1, (Step("L", 0, large),)
     for f in sl_blocks[:-1]:
-        yield 2 + f, (s(0, f + 1), Step("SL", f), l((f + 1) * ratio, large))
+        yield 2 + f, (Step("S", 0, f + 1), Step("SL", f), Step("L", (f + 1) * ratio, large))
     id_ = 2 + small
     for i in ls_blocks:
-        yield id_, (l(0, i + 1), Step("LS", i // ratio), s(m(i) + 1, small))
+        yield id_, (Step("L", 0, i + 1), Step("LS", i // ratio), Step("S", m(i) + 1, small))
         id_ += 1
     for i in ls_blocks:
         for f in sl_blocks[:-1]:
             if f >= m(i) + 1:
-                route = (l(0, i + 1), Step("LS", i // ratio), s(m(i) + 1, f + 1))
-                yield id_, (*route, Step("SL", f), l((f + 1) * ratio, large))
+                route = (Step("L", 0, i + 1), Step("LS", i // ratio), Step("S", m(i) + 1, f + 1))
+                yield id_, (*route, Step("SL", f), Step("L", (f + 1) * ratio, large))
                 id_ += 1
     for f in sl_blocks[:-1]:
         for i in ls_blocks:
             if i >= (f + 1) * ratio:
-                route = (s(0, f + 1), Step("SL", f), l((f + 1) * ratio, i + 1))
-                yield id_, (*route, Step("LS", i // ratio), s(m(i) + 1, small))
+                route = (Step("S", 0, f + 1), Step("SL", f), Step("L", (f + 1) * ratio, i + 1))
+                yield id_, (*route, Step("LS", i // ratio), Step("S", m(i) + 1, small))
                 id_ += 1
 
 

@@ -1,6 +1,7 @@
 """Released checkpoints of SN-Netv2: what they compute once converted, the way back, and what is refused."""
 
 import os
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from mmsnnet.apis import build_model, load_config
@@ -158,7 +160,8 @@ def test_every_stitch_of_a_released_classification_model_gives_the_published_log
         *((TABLE, lambda table, row=row: table.index_fill(0, torch.tensor([row]), 0.0)) for row in (0, -3, -2, -1)),
         *((ending, torch.zeros_like) for ending in ("lora_A", "lora_B", "transform.bias", "cls_token", "pos_embed")),
         *((ending, torch.ones_like) for ending in ("gamma_1", "gamma_2", "ln1.weight", "ln2.weight")),
-        *((ending, torch.zeros_like) for ending in ("qkv.bias", "proj.bias", "0.0.bias", "1.bias", "projection.bias")),
+        *((ending, torch.zeros_like) for ending in ("qkv.bias", "proj.bias", "ln1.bias", "ln2.bias")),
+        *((ending, torch.zeros_like) for ending in ("ffn.layers.0.0.bias", "ffn.layers.1.bias", "projection.bias")),
     ],
 )
 def test_the_comparison_feels_every_part(ending: str, change: Callable[[Tensor], Tensor]) -> None:
@@ -228,15 +231,20 @@ def test_files_of_either_format_are_the_same_each_time(suffix: str, tmp_path: Pa
 
 def test_a_released_classification_file_has_its_weights_under_model_and_may_have_more(tmp_path: Path) -> None:
     weights = released_weights(CLASSIFIER)
-    torch.save({"model": weights, "optimizer": {"state": {0: 1.0}}, "epoch": 49}, tmp_path / "released.pth")
+    file = {"model": weights, "optimizer": {"state": {0: 1.0}}, "epoch": 49, "args": Namespace(lr=3e-5)}
+    torch.save(file, tmp_path / "released.pth")
     conversion = convert_snnetv2(tmp_path / "released.pth", tmp_path / "ours.pth")
     assert same(read(tmp_path / "ours.pth"), to_mmsnnet(weights).weights)
     assert conversion.structure.kind == "classification"
 
 
-def test_what_mmseg_knows_of_the_classes_is_kept(tmp_path: Path) -> None:
-    meta = {"dataset_meta": {"classes": ["a", "b"]}, "iter": 160000}
-    torch.save({"state_dict": released_weights(TINY), "meta": meta}, tmp_path / "released.pth")
+def test_of_a_run_of_mmseg_what_names_the_classes_is_kept(tmp_path: Path) -> None:
+    file = {
+        "state_dict": released_weights(TINY),
+        "meta": {"dataset_meta": {"classes": ["a", "b"]}, "iter": 160000},
+        "message_hub": {"log_scalars": {"loss": HistoryBuffer([2.0, 1.0], [1, 1])}},
+    }
+    torch.save(file, tmp_path / "released.pth")
     convert_snnetv2(tmp_path / "released.pth", tmp_path / "ours.pth")
     found = torch.load(tmp_path / "ours.pth", weights_only=True)["meta"]
     assert found["dataset_meta"] == {"classes": ["a", "b"]} and set(found) == {"dataset_meta", "mmsnnet_version"}
@@ -428,11 +436,15 @@ def test_neither_the_source_nor_a_folder_is_written_over(tmp_path: Path) -> None
     before = source.read_bytes()
     with pytest.raises(ValueError, match="is the source itself"):
         convert_snnetv2(source, tmp_path / "." / "source.pth")
+    folder = tmp_path / "folder.pth"
+    folder.mkdir()
     with pytest.raises(ValueError, match="is a folder"):
-        convert_snnetv2(source, tmp_path)
+        convert_snnetv2(source, folder)
+    with pytest.raises(ValueError, match=r"ours.ckpt' ends in none of \.pth, \.pt, \.safetensors"):
+        convert_snnetv2(source, tmp_path / "ours.ckpt")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         convert_snnetv2(tmp_path / "nowhere.pth", tmp_path / "ours.pth")
-    assert source.read_bytes() == before and list(tmp_path.iterdir()) == [source]
+    assert source.read_bytes() == before and sorted(tmp_path.iterdir()) == [folder, source]
 
 
 class Malicious:

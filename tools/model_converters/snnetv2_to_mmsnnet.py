@@ -6,8 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mmsnnet.apis import in_one_line, is_mistake
-from mmsnnet.apis.snnetv2 import Conversion, convert_snnetv2
+from mmsnnet.apis import convert_snnetv2, in_one_line, is_mistake
+from mmsnnet.apis.snnetv2 import Conversion
 from mmsnnet.visualization import print_table
 
 
