@@ -25,6 +25,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE.json",
         help="file of operating points (default: operating_points.json in the work folder)",
     )
+    described.add_argument(
+        "--resume", action="store_true", help="go on with what the file of operating points lacks (default: anew)"
+    )
+    described.add_argument(
+        "--no-prefix-reuse", action="store_true", help="run every stitch from the start: slower, the same figures"
+    )
     described.add_argument("--metric", help="metric of the Pareto front in the table (default: the task's own)")
     described.add_argument("--work-dir", metavar="D", help="folder for logs (default: the config's)")
     described.add_argument(
@@ -45,6 +51,7 @@ def test(args: argparse.Namespace) -> None:
     config.test_cfg = {**(config.get("test_cfg") or {}), "type": "mmsnnet.StitchTestLoop"}
     if args.stitches:
         config.test_cfg.stitches = args.stitches
+    config.test_cfg.update(resume=args.resume, prefix_reuse=not args.no_prefix_reuse)
     # Stitches and data that do not exist are found before anything is written.
     build_space(config).select(config.test_cfg.get("stitches", "all"))
     check_folders(config, ("test_dataloader",))

@@ -4,13 +4,17 @@ import traceback
 
 from mmengine.runner import BaseLoop
 
+from mmsnnet.engine.runner import CannotResumeError
+
 # What a mistake in a config raises while what it names is built: model, data sets, optimizer, pretrained weights.
 MISTAKES = (FileNotFoundError, ImportError, KeyError, TypeError, ValueError)
 
 
 def is_mistake(error: Exception) -> bool:
     """Whether an error is taken for a user's mistake, which one line answers: one of ``MISTAKES``, raised before a loop
-    runs. What a loop raises is not: it needs its traceback."""
+    runs. What a loop raises is not, but for a file that it cannot resume from: it needs its traceback."""
+    if isinstance(error, CannotResumeError):
+        return True
     inside = any(
         frame.f_code.co_name == "run" and isinstance(frame.f_locals.get("self"), BaseLoop)
         for frame, _ in traceback.walk_tb(error.__traceback__)
@@ -21,7 +25,7 @@ def is_mistake(error: Exception) -> bool:
 def in_one_line(error: Exception) -> str:
     """What an error says; its kind and place too, where Python itself wrote the message, which says little."""
     text = " ".join(str(error).split())
-    if isinstance(error, KeyError | TypeError):
+    if isinstance(error, KeyError | TypeError) and not isinstance(error, ValueError):
         place = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__}: {text} ({place.filename}, line {place.lineno})"
     return text

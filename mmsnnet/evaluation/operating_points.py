@@ -115,7 +115,8 @@ class OperatingPoints:
     """The operating points of one run: one file.
 
     ``input_shape`` is (height, width). ``config``, ``checkpoint``, ``dataset`` and ``device`` are None where there was
-    none. Iterating gives the points in the order in which they were added.
+    none. ``fingerprint`` tells what was measured from what a resumed run would measure: digests by what they are of,
+    empty where nothing was. Iterating gives the points in the order in which they were added.
 
     Raises:
         TypeError: a value of the wrong type.
@@ -128,6 +129,7 @@ class OperatingPoints:
     input_shape: tuple[int, int]
     device: str | None
     points: tuple[OperatingPoint, ...] = ()
+    fingerprint: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     schema: ClassVar[int] = 1
 
@@ -136,6 +138,8 @@ class OperatingPoints:
             value = getattr(self, key)
             if value is not None and not isinstance(value, str):
                 raise TypeError(f"{key}: expected a string or nothing, found {value!r}")
+        if not isinstance(self.fingerprint, Mapping):
+            raise TypeError(f"fingerprint: expected a mapping of names to digests, found {self.fingerprint!r}")
         if not isinstance(self.input_shape, list | tuple):
             raise TypeError(f"input_shape: expected [height, width], found {self.input_shape!r}")
         shape = tuple(_whole_number("input_shape", side) for side in self.input_shape)
@@ -196,6 +200,8 @@ class OperatingPoints:
             "input_shape": self.input_shape,
             "device": self.device,
         }
+        if self.fingerprint:
+            head["fingerprint"] = dict(self.fingerprint)
         # One stitch to a line: short enough to read, and a diff of two runs shows which stitches changed.
         stitches = ",\n  ".join(json.dumps(_point_to_json(point), allow_nan=False) for point in self.points)
         text = f'{json.dumps(head, allow_nan=False)[:-1]},\n "stitches": [\n  {stitches}\n]}}\n'
@@ -220,7 +226,7 @@ class OperatingPoints:
                 points.append(_point_from_json(stitch))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"stitches[{index}]: {error}") from None
-        return cls(*head, tuple(points))
+        return cls(*head, tuple(points), document.get("fingerprint") or {})
 
 
 def higher_is_better(metric: str) -> bool:

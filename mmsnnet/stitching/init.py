@@ -28,7 +28,7 @@ class NormalEquations:
     """Sums over tokens ``x`` (with a 1 appended, for the bias) of ``x x^T`` for each site that a stitching layer
     leaves, and of ``x y^T`` for each pair of sites that a layer joins, in float64.
 
-    The layers into and out of the large anchor join the same pairs of sites: they share the sums of ``x y^T``.
+    The layers of a pair of anchors, there and back, join the same sites: they share the sums of ``x y^T``.
 
     ``layers`` are those to solve for, all of the network's by default.
 

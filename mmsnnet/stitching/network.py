@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -177,4 +178,10 @@ def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:
                 f"anchors must agree in {what}, so that their tokens correspond one to one; got "
                 + " and ".join(map(str, values))
                 + ": choose models of one family"
+            )
+    for index, (first, second) in enumerate(pairwise(anchors)):
+        if first.width > second.width:
+            raise ValueError(
+                f"anchors go from the smallest to the largest: anchor {index} is {first.width} wide and anchor "
+                f"{index + 1} {second.width}"
             )

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, TestLoop
 from torch import nn
@@ -17,7 +18,9 @@ from torch import nn
 from mmsnnet.datasets import write_shapes
 from mmsnnet.datasets.shapes import CLASSES, PALETTE
 from mmsnnet.engine import StitchTestLoop, StitchValLoop
+from mmsnnet.engine.runner import CannotResumeError, stitch_passes
 from mmsnnet.engine.runner.stitch_loops import checked_loading
+from mmsnnet.engine.runner.stitch_passes import kept_bytes
 from mmsnnet.evaluation import OperatingPoints
 from mmsnnet.models import model_costs
 from mmsnnet.stitching import UnknownStitchError
@@ -61,6 +64,7 @@ def make_runner(
             model=segmentor_config(),
             work_dir=str(tmp_path / "work_dir"),
             experiment_name=f"loops_{next(NUMBERS)}",
+            randomness=dict(seed=0),
             train_dataloader=loader("training", sampler=dict(type="InfiniteSampler", shuffle=True)),
             train_cfg=dict(type="IterBasedTrainLoop", max_iters=1, val_interval=1),
             optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1e-3)),
@@ -142,7 +146,7 @@ def test_a_point_for_each_stitch_as_if_evaluated_alone(make_runner: MakeRunner, 
         assert {name: metrics[f"{stitch.name}/{name}"] for name in expected} == pytest.approx(expected, nan_ok=True)
     assert len({tuple(point.metrics.values()) for point in points}) > 1
     log = Path(runner._log_dir, f"{runner.timestamp}.log").read_text()
-    assert all(f"stitch {number}/4" in log and name in log for number, name in enumerate(NAMES, start=1))
+    assert all(f"  {name} " in log for name in NAMES) and "4 of 4 stitches left" in log
 
 
 def test_hooks_see_what_the_stock_loop_shows_them(make_runner: MakeRunner) -> None:
@@ -154,20 +158,22 @@ def test_hooks_see_what_the_stock_loop_shows_them(make_runner: MakeRunner) -> No
     expected = {f"{name}/{k}": v for name in NAMES for k, v in evaluate_alone(runner, name).items()}
     stock = recorder.calls[: len(recorder.calls) // 4]
     assert len(stock) == 2 + 2 * BATCHES + 2
-    assert ours[:-2] == stock[:2] + stock[2:-2] * 4
+    pairs = zip(stock[2:-2:2], stock[3:-2:2], strict=True)
+    assert ours[:-2] == [*stock[:2], *(call for pair in pairs for call in pair * 4)]  # each batch, four stitches
     assert [point for point, _ in ours[-2:]] == [point for point, _ in stock[-2:]]
     assert ours[-2][1] == pytest.approx(expected, nan_ok=True)
 
 
-def test_the_file_is_whole_after_each_stitch(make_runner: MakeRunner, tmp_path: Path) -> None:
+def test_the_file_is_whole_after_each_pass(make_runner: MakeRunner, tmp_path: Path) -> None:
     out = tmp_path / "points.json"
-    runner = make_runner(test_cfg=dict(out=str(out)))
+    runner = make_runner(test_cfg=dict(out=str(out), stitches_per_pass=2))
     runner.model.backbone.set_stitch("S")
     levels = console_levels(runner)
-    fail_at(runner.test_loop, 3)
+    fail_at(runner.test_loop, 4)
     with pytest.raises(ArithmeticError, match="the metric failed"):
         runner.test()
-    assert [point.name for point in OperatingPoints.load(out)] == list(NAMES[:2])
+    first = runner.model.backbone.prefix_order(runner.model.backbone.space)[:2]
+    assert [point.id for point in OperatingPoints.load(out)] == sorted(stitch.id for stitch in first)
     assert runner.model.backbone.stitch.name == "S"
     assert console_levels(runner) == levels
 
@@ -260,9 +266,9 @@ def test_validation_is_of_the_anchors_and_leaves_the_active_stitch(make_runner: 
     assert runner.model.backbone.stitch.name == "L1-S1"
     expected = {f"{name}/{k}": v for name in ("S", "L") for k, v in evaluate_alone(runner, name).items()}
     assert metrics == pytest.approx(expected, nan_ok=True)
-    iterations = [(f"{when}_val_iter", index) for index in range(BATCHES) for when in ("before", "after")]
+    iterations = [(f"{when}_val_iter", index) for index in range(BATCHES) for when in ("before", "after") * 2]
     val = [call for call in recorder.calls if "val" in call[0]]
-    assert val[:-2] == [("before_val", None), ("before_val_epoch", None), *iterations * 2]
+    assert val[:-2] == [("before_val", None), ("before_val_epoch", None), *iterations]
     assert [point for point, _ in val[-2:]] == ["after_val_epoch", "after_val"]
 
     fail_at(runner.val_loop, 2)
@@ -317,3 +323,149 @@ def test_an_image_that_cannot_be_read_is_named(loop: str, make_runner: MakeRunne
         image.write_bytes(content)
     # The config, which is written beside the log, is as it was: inferencers look for the loader there.
     assert runner.cfg[f"{loop}_dataloader"].dataset.pipeline[0].type == "LoadImageFromFile"
+
+
+# Passes for many stitches
+
+
+def blocks_run(runner: Runner) -> list[int]:
+    """How many blocks run from now on, in the first entry; copies, of which costs are counted, do not matter."""
+    blocks = {block for anchor in runner.model.backbone.network.anchors for block in anchor.model.blocks}
+    calls = [0]
+
+    def count(block: nn.Module, *_: Any) -> None:
+        calls[0] += block in blocks
+
+    for block in blocks:
+        block.register_forward_hook(count)
+    return calls
+
+
+@pytest.mark.parametrize("per_pass", [None, 1, 3])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_prefix_reuse_changes_no_figure(mode: str, per_pass: int | None, make_runner: MakeRunner) -> None:
+    """By routes: S = S0 S1, L = L0..L3, S0-L2 L3, L0 L1-S1, of which S0 and L0 L1 are shared: 9 blocks for 12, if all
+    run in one pass. A slide of three windows multiplies both."""
+    found, counts = [], []
+    for reuse in (True, False):
+        runner = make_runner(test_cfg=dict(prefix_reuse=reuse, stitches_per_pass=per_pass))
+        if mode == "slide":
+            runner.model.test_cfg = ConfigDict(mode="slide", crop_size=(32, 16), stride=(32, 8))
+        calls = blocks_run(runner)
+        found.append(runner.test())
+        counts.append(calls[0] // BATCHES // (3 if mode == "slide" else 1))
+    assert found[0] == pytest.approx(found[1], abs=0, nan_ok=True) and len({*found[0].values()}) > 4
+    assert counts[1] == 12 and counts[0] == {None: 9, 1: 12}.get(per_pass, counts[0])
+    assert counts[0] <= counts[1]
+
+
+def test_each_batch_is_loaded_and_preprocessed_once(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = make_runner()
+    dataset, preprocessor = runner.test_loop.dataloader.dataset, type(runner.model.data_preprocessor)
+    loaded, preprocessed = [], []
+    dataset.prepare_data = _noting(dataset.prepare_data, loaded)
+    monkeypatch.setattr(preprocessor, "forward", _noting(preprocessor.forward, preprocessed))
+    runner.test()
+    assert (len(loaded), len(preprocessed)) == (5, BATCHES)
+
+
+def _noting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    return noting
+
+
+def test_what_metrics_keep_is_bounded(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for two stitches: two passes, of which the second goes on with what the first has left."""
+    expected = make_runner().test()
+    monkeypatch.setattr(stitch_passes, "kept_bytes", lambda results: 10)
+    monkeypatch.setattr(stitch_passes, "HOST_MEMORY", 25 * BATCHES)
+    runner, recorder = make_runner(), Recorder()
+    runner.register_hook(recorder)
+    assert runner.test() == pytest.approx(expected, nan_ok=True)
+    indices = [index for call, index in recorder.calls if call == "before_test_iter"]
+    assert indices == [0] * 4 + [1] * 2 + [2] * 2 + [0] * 2 + [1] * 2 + [2] * 2
+
+
+def test_areas_are_added_up_as_the_metric_would(make_runner: MakeRunner) -> None:
+    runner = make_runner(test_cfg=dict(stitches="S,L"))
+    most: list[int] = []
+    run_iter = runner.test_loop.run_iter
+
+    def watched(*args: Any) -> None:
+        run_iter(*args)
+        most.append(max(len(metric.results) for metric in runner.test_loop.evaluator.metrics))
+
+    runner.test_loop.run_iter = watched
+    runner.test()
+    assert max(most) == 3  # the sum so far and a batch of two
+
+
+def test_bytes_that_are_kept() -> None:
+    small, large = torch.zeros(10), torch.zeros(1000)
+    assert 4000 < kept_bytes([large]) < 6000 < kept_bytes([large, large.clone()])
+    assert kept_bytes([large[:1]]) > 4000  # a view keeps the whole
+    assert kept_bytes({"a": [small, "x" * 5000]}) > 5000 + 40
+    assert 8000 < kept_bytes((np.zeros(1000),)) < 9000
+
+
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_no_stitches_per_pass(wrong: int, make_runner: MakeRunner) -> None:
+    with pytest.raises(ValueError, match="stitches_per_pass is at least 1"):
+        make_runner(test_cfg=dict(stitches_per_pass=wrong)).test()
+
+
+# Going on
+
+
+def interrupted(make_runner: MakeRunner, out: Path) -> None:
+    runner = make_runner(test_cfg=dict(out=str(out), stitches_per_pass=1))
+    fail_at(runner.test_loop, 3)
+    with pytest.raises(ArithmeticError):
+        runner.test()
+
+
+def test_a_resumed_run_ends_as_an_undisturbed_one(make_runner: MakeRunner, tmp_path: Path) -> None:
+    resumed, whole = tmp_path / "resumed.json", tmp_path / "whole.json"
+    make_runner(test_cfg=dict(out=str(whole))).test()
+    interrupted(make_runner, resumed)
+    assert len(OperatingPoints.load(resumed)) == 2
+    runner = make_runner(test_cfg=dict(out=str(resumed), resume=True))
+    ran: list[int] = []
+    runner.test_loop.run_iter = _noting(runner.test_loop.run_iter, ran)
+    metrics = runner.test()
+    assert len(ran) == 2 * BATCHES and {name.partition("/")[0] for name in metrics} == set(NAMES)
+    assert resumed.read_text() == whole.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(test_evaluator=dict(type="IoUMetric", iou_metrics=["mDice"])), "another config"),
+        ("data", "another data set"),
+        ("weights", "another checkpoint"),
+        ("cut", "no valid JSON"),
+    ],
+)
+def test_results_of_another_run_are_left_alone(change: Any, says: str, make_runner: MakeRunner, tmp_path: Path) -> None:
+    out = tmp_path / "points.json"
+    interrupted(make_runner, out)
+    if change == "cut":
+        out.write_text(out.read_text()[:-20])
+    before = out.read_text()
+    runner = make_runner(test_cfg=dict(out=str(out), resume=True), **(change if isinstance(change, dict) else {}))
+    if change == "data":
+        runner.cfg.test_dataloader.dataset.data_prefix.img_path = "images/training"
+    if change == "weights":
+        runner.model.decode_head.conv_seg.bias.data[0] += 1e-6
+    with pytest.raises(CannotResumeError, match=f"{says}.*--resume"):
+        runner.test()
+    assert out.read_text() == before
+
+
+def test_a_run_that_starts_is_not_resumed(make_runner: MakeRunner, tmp_path: Path) -> None:
+    out = tmp_path / "points.json"
+    make_runner(test_cfg=dict(out=str(out), resume=True)).test()
+    assert [point.name for point in OperatingPoints.load(out)] == list(NAMES)

@@ -619,3 +619,62 @@ def test_the_backbone_is_found_in_a_wrapped_model(make_segmentor: MakeSegmentor)
 def test_one_backbone_is_needed(count: int, make_backbone: MakeBackbone) -> None:
     with pytest.raises(TypeError, match=rf"{count} backbones.*set model\.backbone\.type"):
         find_stitched_backbone(nn.Sequential(nn.Linear(1, 1), *(make_backbone() for _ in range(count))))
+
+
+# Prefix reuse
+
+
+@pytest.mark.parametrize("num_classes", [None, 5])
+@pytest.mark.parametrize("order", ["best", "ids"])
+@torch.no_grad()
+def test_prefix_reuse_changes_nothing(
+    order: str, num_classes: int | None, make_backbone: MakeBackbone, make_images: MakeImages
+) -> None:
+    """Two calls for each stitch, as of a flip; outside, and in training mode, everything is as before."""
+    taps = dict(out_indices=dict(train=(1, 3), test=(3,))) if num_classes is None else dict(num_classes=5)
+    backbone = make_backbone(**taps).eval()
+    space, images = backbone.space, make_images()
+    stitches = backbone.prefix_order(space) if order == "best" else [stitch.id for stitch in space]
+    blocks: list[object] = []
+    for anchor in backbone.network.anchors:
+        for block in anchor.model.blocks:
+            block.register_forward_hook(lambda *_: blocks.append(1))
+
+    def outputs() -> list[Tensor]:
+        out = [backbone(batch) for batch in (images, images.flip(-1))]
+        return out if num_classes else [x for taps in out for x in (*taps[1:], *taps.class_tokens[1:])]
+
+    expected = {}
+    for stitch in stitches:
+        backbone.set_stitch(stitch)
+        expected[stitch] = outputs()
+    alone = len(blocks)
+    for _ in range(2):  # batches
+        blocks.clear()
+        with backbone.reuse_prefixes(stitches):
+            for stitch in stitches:
+                backbone.set_stitch(stitch)
+                assert all(torch.equal(a, b) for a, b in zip(outputs(), expected[stitch], strict=True))
+        assert len(blocks) < alone
+    blocks.clear()
+    outputs()
+    assert len(blocks) == 2 * sum(len(segment) for segment in backbone.stitch.segments)
+
+
+@torch.no_grad()
+def test_misuse_of_prefix_reuse(make_backbone: MakeBackbone, make_images: MakeImages) -> None:
+    backbone = make_backbone().eval()
+    with pytest.raises(UnknownStitchError), backbone.reuse_prefixes(["S", "S9-L9"]):
+        pass
+    with backbone.reuse_prefixes(["S", "L"]):
+        with pytest.raises(RuntimeError, match="already"), backbone.reuse_prefixes(["S"]):
+            pass
+        backbone.set_stitch("S")
+        backbone(make_images())
+        backbone.set_stitch("L")
+        with pytest.raises(RuntimeError, match="other images"):
+            backbone(make_images(seed=1))
+        backbone.train()
+        backbone(make_images(seed=1))  # which shares nothing
+    with backbone.reuse_prefixes(["S"]):  # an error within leaves nothing behind
+        pass

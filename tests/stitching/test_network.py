@@ -339,3 +339,9 @@ def test_classify_needs_classifiers(make_network: MakeNetwork, make_images: Make
     network = make_network((2, 4))
     with pytest.raises(ValueError, match="classifier=True"):
         network.classify(make_images(), network.space["S"])
+
+
+def test_anchors_in_the_wrong_order(make_anchor: MakeAnchor) -> None:
+    anchors = [make_anchor(2, width) for width in (32, 64, 48)]
+    with pytest.raises(ValueError, match="anchor 1 is 64 wide and anchor 2 48"):
+        StitchedNetwork(anchors, StitchSpace.two_way((2, 2, 2)))

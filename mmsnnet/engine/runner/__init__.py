@@ -1,3 +1,3 @@
-from mmsnnet.engine.runner.stitch_loops import StitchTestLoop, StitchValLoop
+from mmsnnet.engine.runner.stitch_loops import CannotResumeError, StitchTestLoop, StitchValLoop
 
-__all__ = ["StitchTestLoop", "StitchValLoop"]
+__all__ = ["CannotResumeError", "StitchTestLoop", "StitchValLoop"]

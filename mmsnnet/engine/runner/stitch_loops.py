@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
-from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop, ValLoop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 from torch.utils.data import DataLoader
 
+from mmsnnet.engine.runner.stitch_passes import StitchPass
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import StitchedViT, find_stitched_backbone, model_costs
+from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.registry import LOOPS
 from mmsnnet.stitching import LayerKey, Stitch
+
+
+class CannotResumeError(ValueError):
+    """A file of operating points is not one of the run that is to go on with it."""
 
 
 def checked_loading(dataloader: DataLoader | dict) -> DataLoader | dict:
@@ -46,13 +57,19 @@ def checked_loading(dataloader: DataLoader | dict) -> DataLoader | dict:
 class StitchTestLoop(TestLoop):
     """Tests a stitched model at each of the chosen stitches and writes the file of operating points.
 
-    One pass over the data for each stitch; the file is written anew, atomically, after each of them. Hooks see one test
-    epoch, whose metrics are named ``<stitch>/<metric>``.
+    A pass over the data serves many stitches: each batch is loaded and preprocessed once and walked through them, and
+    they share the blocks that they have in common (:meth:`StitchedViT.reuse_prefixes`). The file is written anew,
+    atomically, after each pass. Hooks see one test epoch, whose metrics are named ``<stitch>/<metric>``, with an
+    iteration for each batch and stitch.
 
     Args:
         runner, dataloader, evaluator, fp16: as of mmengine's ``TestLoop``.
         stitches: ``'all'``, ``'anchors'``, or ids and names, see :meth:`mmsnnet.stitching.StitchSpace.select`.
         out: path of the file of operating points; None writes none.
+        prefix_reuse: whether stitches share what they have in common; the results are the same either way.
+        stitches_per_pass: at most so many; by default as many as leave what metrics keep within 2 GiB of memory. A run
+            that is killed loses one pass.
+        resume: go on with what the file of operating points lacks.
     """
 
     def __init__(
@@ -63,47 +80,59 @@ class StitchTestLoop(TestLoop):
         fp16: bool = False,
         stitches: str | Sequence[int | str] = "all",
         out: str | None = None,
+        prefix_reuse: bool = True,
+        stitches_per_pass: int | None = None,
+        resume: bool = False,
     ) -> None:
         super().__init__(runner, checked_loading(dataloader), evaluator, fp16=fp16)
         self.backbone = find_stitched_backbone(runner.model)
         self.stitches = self.backbone.space.select(stitches)
         self.out = out
+        self.prefix_reuse = prefix_reuse
+        self.stitches_per_pass = _checked(stitches_per_pass)
+        self.resume = resume
 
     def run(self) -> dict[str, float]:
         """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``.
 
         Raises:
             RuntimeError: a stitch passes through stitching layers that were neither initialised nor loaded.
+            CannotResumeError: the file is damaged, or has results of another checkpoint, config or data set.
         """
-        points = _operating_points(self.runner, self.backbone, self.dataloader)
         model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
+        points = _operating_points(self, model)
+        if self.resume and self.out is not None and Path(self.out).exists():
+            points = _resumed(points, self.out)
         costs = model_costs(model)
-        metrics: dict[str, float] = {}
         self.runner.call_hook("before_test")
         self.runner.call_hook("before_test_epoch")
         self.runner.model.eval()
-        for stitch, found in _passes(self, self.test_loss):
-            metrics |= {f"{stitch.name}/{name}": value for name, value in found.items()}
-            cost = costs[stitch.id]
-            point = OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params, found)
-            points = points.add(point)
+        measured = {point.id for point in points}
+        for evaluated in _passes(self, [s for s in self.stitches if s.id not in measured], "test_loss"):
+            for stitch, found in evaluated.items():
+                cost = costs[stitch.id]
+                point = OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params, found)
+                points = points.add(point)
+            points = replace(points, points=tuple(sorted(points, key=lambda point: point.id)))
             if self.out is not None and is_main_process():
                 points.save(self.out)
-        self.runner.call_hook("after_test_epoch", metrics=metrics)
+        metrics = {point.id: point.metrics for point in points}
+        named = _named(self.stitches, metrics)
+        self.runner.call_hook("after_test_epoch", metrics=named)
         self.runner.call_hook("after_test")
-        return metrics
+        return named
 
 
 @LOOPS.register_module()
 class StitchValLoop(ValLoop):
-    """Validates a stitched model at a few stitches, the anchors by default, one pass over the data for each.
+    """Validates a stitched model at a few stitches, the anchors by default, in one pass over the data.
 
     Hooks see one validation epoch, whose metrics are named ``<stitch>/<metric>``, so that a checkpoint can be kept by
     ``save_best='L/mIoU'`` and TensorBoard shows a curve for each stitch.
 
     Args:
         runner, dataloader, evaluator, fp16: as of mmengine's ``ValLoop``.
-        stitches: ``'all'``, ``'anchors'``, or ids and names, see :meth:`mmsnnet.stitching.StitchSpace.select`.
+        stitches, prefix_reuse, stitches_per_pass: as of :class:`StitchTestLoop`.
     """
 
     def __init__(
@@ -113,69 +142,128 @@ class StitchValLoop(ValLoop):
         evaluator: Evaluator | dict | list,
         fp16: bool = False,
         stitches: str | Sequence[int | str] = "anchors",
+        prefix_reuse: bool = True,
+        stitches_per_pass: int | None = None,
     ) -> None:
         super().__init__(runner, checked_loading(dataloader), evaluator, fp16=fp16)
         self.backbone = find_stitched_backbone(runner.model)
         self.stitches = self.backbone.space.select(stitches)
+        self.prefix_reuse = prefix_reuse
+        self.stitches_per_pass = _checked(stitches_per_pass)
 
     def run(self) -> dict[str, float]:
         """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``."""
-        metrics: dict[str, float] = {}
+        metrics: dict[int, dict[str, float]] = {}
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
-        for stitch, found in _passes(self, self.val_loss):
-            metrics |= {f"{stitch.name}/{name}": value for name, value in found.items()}
-        self.runner.call_hook("after_val_epoch", metrics=metrics)
+        for evaluated in _passes(self, self.stitches, "val_loss"):
+            metrics |= {stitch.id: found for stitch, found in evaluated.items()}
+        named = _named(self.stitches, metrics)
+        self.runner.call_hook("after_val_epoch", metrics=named)
         self.runner.call_hook("after_val")
-        return metrics
+        return named
 
 
 def _passes(
-    loop: StitchTestLoop | StitchValLoop, losses: dict[str, HistoryBuffer]
-) -> Iterator[tuple[Stitch, dict[str, float]]]:
-    """Evaluates one stitch after the other, with progress on the console; the active stitch is the same afterwards.
-    ``losses`` is where the loop's ``run_iter`` keeps what a model puts out beside predictions."""
-    backbone, stitches, logger = loop.backbone, loop.stitches, loop.runner.logger
+    loop: StitchTestLoop | StitchValLoop, stitches: Sequence[Stitch], losses: str
+) -> Iterator[dict[Stitch, dict[str, float]]]:
+    """Evaluates stitches, pass by pass, with progress on the console; the active stitch is the same afterwards."""
+    backbone, logger = loop.backbone, loop.runner.logger
     _check_initialized(backbone, stitches)
+    waiting = backbone.prefix_order(stitches)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    active = backbone.stitch
+    active, number, done = backbone.stitch, 0, 0
     try:
         with _quiet_console(logger), Progress(*columns, console=console, disable=not is_main_process()) as progress:
-            task = progress.add_task("", total=len(stitches) * len(loop.dataloader))
-            for number, stitch in enumerate(stitches, start=1):
-                start = time.monotonic()
-                progress.update(task, description=f"stitch {number}/{len(stitches)} {stitch.name}")
-                backbone.set_stitch(stitch)
-                losses.clear()
-                for index, batch in enumerate(loop.dataloader):
-                    loop.run_iter(index, batch)
-                    progress.advance(task)
-                metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
-                metrics |= {name: values.mean() for name, values in losses.items()}
-                figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-                line = f"stitch {number}/{len(stitches)}  {stitch.id:>4}  {stitch.name:<14} {figures}"
-                if is_main_process():
-                    progress.console.print(line, highlight=False)
-                logger.info(f"{line}  ({time.monotonic() - start:.1f} s)")
-                yield stitch, metrics
+            task = progress.add_task("", total=len(waiting) * len(loop.dataloader))
+            while waiting:
+                start, number = time.monotonic(), number + 1
+                group = StitchPass(
+                    loop,
+                    losses,
+                    backbone,
+                    waiting[: loop.stitches_per_pass],
+                    reuse=loop.prefix_reuse,
+                    bounded=loop.stitches_per_pass is None,
+                )
+                for batches, size in enumerate(group.run(), start=1):
+                    completed = done * len(loop.dataloader) + batches * size
+                    progress.update(task, description=f"pass {number}, {size} stitches", completed=completed)
+                evaluated = {stitch: group.evaluate(stitch) for stitch in group.stitches}
+                for stitch, metrics in evaluated.items():
+                    figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+                    line = f"{stitch.id:>4}  {stitch.name:<14} {figures}"
+                    if is_main_process():
+                        progress.console.print(line, highlight=False)
+                    logger.info(f"stitch {line}")
+                seconds = time.monotonic() - start
+                logger.info(f"pass {number}: {len(evaluated)} of {len(waiting)} stitches left, {seconds:.1f} s")
+                waiting, done = waiting[len(evaluated) :], done + len(evaluated)
+                yield evaluated
     finally:
         backbone.set_stitch(active)
 
 
-def _operating_points(runner: Runner, backbone: StitchedViT, dataloader: DataLoader) -> OperatingPoints:
+def _checked(stitches_per_pass: int | None) -> int | None:
+    if stitches_per_pass is not None and stitches_per_pass < 1:
+        raise ValueError(
+            f"stitches_per_pass is at least 1, or None for as many as memory allows; got {stitches_per_pass}"
+        )
+    return stitches_per_pass
+
+
+def _named(stitches: Sequence[Stitch], metrics: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    return {f"{stitch.name}/{name}": value for stitch in stitches for name, value in metrics[stitch.id].items()}
+
+
+def _operating_points(loop: StitchTestLoop, model: nn.Module) -> OperatingPoints:
     """The head of a file of operating points, without points."""
-    dataset = dataloader.dataset
-    name = getattr(dataset, "metainfo", {}).get("name", type(dataset).__name__)
+    runner, dataset = loop.runner, loop.dataloader.dataset
     return OperatingPoints(
         config=runner.cfg.filename and str(Path(runner.cfg.filename)),
         checkpoint=runner.cfg.get("load_from"),
-        dataset=name,
-        input_shape=backbone.img_size,
-        device=str(next(backbone.parameters()).device),
-        points=(),
+        dataset=getattr(dataset, "metainfo", {}).get("name", type(dataset).__name__),
+        input_shape=loop.backbone.img_size,
+        device=str(next(loop.backbone.parameters()).device),
+        fingerprint={} if loop.out is None else _fingerprint(loop, model),
     )
+
+
+def _fingerprint(loop: StitchTestLoop, model: nn.Module) -> dict[str, str]:
+    """Digests of all that results depend on, by what a user would call it."""
+    config = loop.runner.cfg
+    weights = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        if not name.endswith(DRAWS):  # how long it was trained changes nothing
+            weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return {
+        "checkpoint": weights.hexdigest(),
+        "config": _digest([config.model, config.get("test_evaluator"), loop.fp16]),
+        "data set": _digest([config.test_dataloader.get("dataset"), len(loop.dataloader.dataset)]),
+    }
+
+
+def _digest(setting: Any) -> str:
+    text = json.dumps(setting, sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _resumed(points: OperatingPoints, out: str) -> OperatingPoints:
+    """The points of a file that an interrupted run wrote, if they are of what this run measures."""
+    try:
+        found = OperatingPoints.load(out)
+    except ValueError as error:
+        raise CannotResumeError(f"{error}; leave out --resume to write it anew") from error
+    others = [name for name, digest in points.fingerprint.items() if found.fingerprint.get(name) != digest]
+    if others:
+        raise CannotResumeError(
+            f"{out} has results of another {' and '.join(others)}, which cannot be gone on with: give another --out, "
+            "or leave out --resume to write it anew"
+        )
+    return replace(points, points=tuple(point for point in found if point.metrics))
 
 
 def _check_initialized(backbone: StitchedViT, stitches: Sequence[Stitch]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
     Cost,
     CostModel,
+    PrefixPlan,
+    SharedPrefixes,
     Stitch,
     StitchedNetwork,
     StitchSampler,
@@ -25,6 +28,7 @@ from mmsnnet.stitching import (
     create_anchor,
     flops_bins,
     load_pretrained,
+    prefix_order,
 )
 
 
@@ -66,7 +70,8 @@ class StitchedViT(BaseModule):
             evaluation mode and come as None, so that a head's ``in_index`` holds in both.
         num_classes: keep the norm and the head of each anchor: forward then gives the logits of the head of the anchor
             that the route ends in, and there are no taps. ``StitchedClassifier`` sets it.
-        scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net).
+        scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net); of three anchors and more, each is stitched to its
+            neighbours.
         rank: of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         flops_step: the width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
         seed: of the draws.
@@ -125,6 +130,8 @@ class StitchedViT(BaseModule):
         self.drawn: Stitch | None = None
         self._stitch = self.space.anchors[-1] if stitch is None else self.space[stitch]
         self._sampler: StitchSampler | None = None
+        self._plan: tuple[tuple[Stitch, ...], PrefixPlan] | None = None
+        self._shared: SharedPrefixes | None = None
         self._cost_models: dict[tuple[int, int], CostModel] = {}
         self._freeze(frozen_stages, frozen_anchors)
         self.register_state_dict_post_hook(_save_draws)
@@ -144,6 +151,8 @@ class StitchedViT(BaseModule):
         if isinstance(stitch, Stitch) and stitch != found:
             raise UnknownStitchError(f"stitch {stitch} is of another space: in this one, id {found.id} is {found.name}")
         self._stitch = found
+        if self._shared is not None:
+            self._shared.begin()
 
     @property
     def sampler(self) -> StitchSampler:
@@ -159,6 +168,40 @@ class StitchedViT(BaseModule):
                 )
             self._sampler = StitchSampler(bins, self.seed)
         return self._sampler
+
+    def prefix_order(self, stitches: Iterable[Stitch]) -> tuple[Stitch, ...]:
+        """Stitches in the order in which they share most of what evaluation mode runs."""
+        return prefix_order(self.space, tuple(stitches), self._ends)
+
+    @contextmanager
+    def reuse_prefixes(self, stitches: Iterable[int | str | Stitch]) -> Iterator[None]:
+        """Lets stitches share what they have in common, for one batch: inside, after :meth:`set_stitch`, the n-th call
+        of the backbone goes on from what the n-th call for an earlier stitch has left. The results are the same, to the
+        bit on one device; so the heads, slide inference, flips and two-stage detectors need not know.
+
+        ``stitches`` are those that will run, in this order, best that of :meth:`prefix_order`; what they share is kept
+        until the last one that needs it. Evaluation mode only, without gradients.
+
+        Raises:
+            UnknownStitchError: the space lacks one of them.
+            RuntimeError: the prefixes of another batch are being reused already; within, the n-th call of a stitch has
+                other images than that of another.
+        """
+        if self._shared is not None:
+            raise RuntimeError("prefixes are being reused already: one batch at a time")
+        order = tuple(stitch if isinstance(stitch, Stitch) else self.space[stitch] for stitch in stitches)
+        if self._plan is None or self._plan[0] != order:
+            self._plan = order, PrefixPlan(self.space, order, self._ends)
+        self._shared = SharedPrefixes(self.network, self._plan[1])
+        try:
+            yield
+        finally:
+            self._shared = None
+
+    @property
+    def _ends(self) -> tuple[int, ...] | None:
+        """The taps of evaluation mode, None where there are logits."""
+        return None if self.num_classes is not None else self.test_out_indices
 
     def cost_model(self, input_shape: tuple[int, int] | None = None) -> CostModel:
         """The cost of every component at ``input_shape`` (height, width), ``img_size`` by default; counted once."""
@@ -211,17 +254,18 @@ class StitchedViT(BaseModule):
             RuntimeError: in training mode, where stitching layers have been neither initialised nor loaded.
         """
         stitch = self._draw((images.shape[-2], images.shape[-1])) if self.training else self._stitch
+        walk = None if self.training or self._shared is None else self._shared.walk(images, stitch)
         if self.num_classes is not None:
-            return self.network.classify(images, stitch)
+            return self.network.classify(images, stitch, walk)
         out_indices = self.out_indices if self.training else self.test_out_indices
         anchor = self.network.anchor(-1)
         grid = anchor.grid((images.shape[-2], images.shape[-1]))
-        tokens = dict(zip(out_indices, self.network.tokens(images, stitch, out_indices), strict=True))
+        tokens = dict(zip(out_indices, self.network.tokens(images, stitch, out_indices, walk), strict=True))
         wanted = [tokens.get(index) for index in self.out_indices]
         maps = [None if tap is None else anchor.to_map(tap, grid) for tap in wanted]
         if not anchor.has_class_token:
             return Taps(maps)
-        return Taps(maps, [None if tap is None else tap[:, 0] for tap in wanted])
+        return Taps(maps, [None if tap is None else tap[:, 0].clone() for tap in wanted])
 
     def _draw(self, image_size: tuple[int, int]) -> Stitch:
         if self.drawn is None and image_size != self.img_size:

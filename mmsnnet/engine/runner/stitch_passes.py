@@ -1,0 +1,175 @@
+"""Passes over the data, each for many stitches at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_reduce, get_world_size
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseDataPreprocessor, is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mmsnnet.models import StitchedViT
+from mmsnnet.stitching import Stitch
+
+# What the metrics of one pass may keep in host memory, in bytes, unless the number of stitches is given.
+HOST_MEMORY = 2 * 2**30
+
+
+@dataclass
+class StitchResults:
+    """What evaluating one stitch has gathered so far: the results of each metric, and losses by name."""
+
+    results: list[list[Any]]
+    losses: dict[str, HistoryBuffer] = field(default_factory=dict)
+
+
+class StitchPass:
+    """One pass over the data for several stitches: each batch is loaded and preprocessed once, and walked through the
+    stitches, which share their prefixes.
+
+    One evaluator serves all stitches: its metrics are lent the results of the stitch that runs.
+
+    Args:
+        loop: mmengine's, with a data loader, an evaluator, and ``run_iter``, which runs the model on a batch.
+        losses: the loop's attribute for what a model puts out beside predictions.
+        backbone: of the model.
+        stitches: in the order in which they are to run.
+        reuse: share prefixes.
+        bounded: leave stitches out, from the end, where metrics would keep more than ``HOST_MEMORY``.
+    """
+
+    def __init__(
+        self,
+        loop: BaseLoop,
+        losses: str,
+        backbone: StitchedViT,
+        stitches: Sequence[Stitch],
+        reuse: bool = True,
+        bounded: bool = True,
+    ) -> None:
+        self.loop = loop
+        self.losses = losses
+        self.backbone = backbone
+        self.stitches = tuple(stitches)
+        self.reuse = reuse
+        self.bounded = bounded
+        self.gathered = {stitch: StitchResults([[] for _ in self._evaluator.metrics]) for stitch in stitches}
+
+    def run(self) -> Iterator[int]:
+        """Runs the pass; gives after each batch how many stitches it still has."""
+        runner: Runner = self.loop.runner
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        dataloader: DataLoader = self.loop.dataloader
+        for index, batch in enumerate(dataloader):
+            shared = self.backbone.reuse_prefixes(self.stitches) if self.reuse else nullcontext()
+            with shared, _preprocessed_once(model) as again:
+                for stitch in self.stitches:
+                    self.backbone.set_stitch(stitch)
+                    again()
+                    with self._lent(stitch):
+                        self.loop.run_iter(index, batch)
+            # What is kept grows evenly enough to foresee: looked at after 1, 2, 4, ... batches.
+            if self.bounded and index + 1 < len(dataloader) and (index + 1) & index == 0:
+                self._drop_what_does_not_fit((index + 1) / len(dataloader))
+            yield len(self.stitches)
+
+    def evaluate(self, stitch: Stitch) -> dict[str, float]:
+        """The metrics of one stitch, and the means of its losses; frees what they were computed from."""
+        with self._lent(stitch) as gathered:
+            metrics = self._evaluator.evaluate(len(self.loop.dataloader.dataset))
+        del self.gathered[stitch]
+        return metrics | {name: values.mean() for name, values in gathered.losses.items()}
+
+    @property
+    def _evaluator(self) -> Evaluator:
+        return self.loop.evaluator
+
+    @contextmanager
+    def _lent(self, stitch: Stitch) -> Iterator[StitchResults]:
+        """Gives the metrics and the loop what they have gathered for a stitch, and takes it back."""
+        gathered, metrics = self.gathered[stitch], self._evaluator.metrics
+        for metric, results in zip(metrics, gathered.results, strict=True):
+            metric.results = results
+        setattr(self.loop, self.losses, gathered.losses)
+        try:
+            yield gathered
+        finally:
+            for metric in metrics:
+                fold(metric)
+            gathered.results = [metric.results for metric in metrics]
+            gathered.losses = getattr(self.loop, self.losses)
+            for metric in metrics:
+                metric.results = []
+            setattr(self.loop, self.losses, {})
+
+    def _drop_what_does_not_fit(self, share: float) -> None:
+        """Leaves to a later pass those stitches, from the end, for which there would be no memory, judging by the
+        ``share`` of the data that has been seen. All ranks leave the same."""
+        largest = torch.tensor(max(kept_bytes(gathered.results) for gathered in self.gathered.values()) / share)
+        all_reduce(largest, op="max")
+        fitting = max(1, int(HOST_MEMORY / max(float(largest), 1.0)))
+        for stitch in self.stitches[fitting:]:
+            del self.gathered[stitch]
+        self.stitches = self.stitches[:fitting]
+
+
+def fold(metric: BaseMetric) -> None:
+    """Adds up what a metric keeps for each image where it would only do so itself in the end, in the same order.
+
+    mmseg's ``IoUMetric`` keeps four areas per class and image. Over several ranks it is left to gather them: it drops
+    those of images that were evaluated twice, to give each rank as many.
+    """
+    stock = sys.modules.get("mmseg.evaluation.metrics.iou_metric")
+    if stock is None or type(metric) is not stock.IoUMetric or get_world_size() > 1 or len(metric.results) < 2:
+        return
+    metric.results = [tuple(sum(areas) for areas in zip(*metric.results, strict=True))]
+
+
+def kept_bytes(value: Any) -> int:
+    """The memory of what a metric keeps, in bytes, tensors with their storage."""
+    if isinstance(value, torch.Tensor):
+        return sys.getsizeof(value) + value.untyped_storage().nbytes()
+    if isinstance(value, np.ndarray):
+        return sys.getsizeof(value) + (0 if value.base is None else value.nbytes)
+    size = sys.getsizeof(value)
+    if isinstance(value, dict):
+        return size + sum(kept_bytes(key) + kept_bytes(item) for key, item in value.items())
+    if isinstance(value, list | tuple | set):
+        return size + sum(map(kept_bytes, value))
+    return size
+
+
+@contextmanager
+def _preprocessed_once(model: nn.Module) -> Iterator[Any]:
+    """Has the n-th preprocessing of a batch for one stitch serve the n-th for the others; gives what says that another
+    stitch begins."""
+    memo: list[Any] = []
+    number = 0
+
+    def begin() -> None:
+        nonlocal number
+        number = 0
+
+    with ExitStack() as stack:
+        for preprocessor in (m for m in model.modules() if isinstance(m, BaseDataPreprocessor)):
+
+            def forward(*args: Any, own: Any = preprocessor.forward, **kwargs: Any) -> Any:
+                nonlocal number
+                number += 1
+                if number > len(memo):
+                    memo.append(own(*args, **kwargs))
+                return memo[number - 1]
+
+            preprocessor.forward = forward
+            stack.callback(delattr, preprocessor, "forward")
+        yield begin
