@@ -69,7 +69,7 @@ def make_runner(
             train_cfg=dict(type="IterBasedTrainLoop", max_iters=1, val_interval=1),
             optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1e-3)),
             val_dataloader=test,
-            val_cfg=dict(type="mmsnnet.StitchValLoop"),
+            val_cfg=dict(type="mmsnnet.StitchValLoop", stitches="anchors"),
             val_evaluator=dict(type="IoUMetric", iou_metrics=["mIoU"]),
             test_dataloader=test,
             test_cfg=dict(type="mmsnnet.StitchTestLoop", **kwargs.pop("test_cfg", {})),
@@ -276,6 +276,12 @@ def test_validation_is_of_the_anchors_and_leaves_the_active_stitch(make_runner: 
     with pytest.raises(ArithmeticError):
         runner.val()
     assert runner.model.backbone.stitch.name == "L1-S1"
+
+
+def test_a_spread_is_validated_by_default(make_runner: MakeRunner) -> None:
+    runner = make_runner(val_cfg=dict(type="mmsnnet.StitchValLoop"))
+    names = {name.partition("/")[0] for name in runner.val()}
+    assert names == {stitch.name for stitch in runner.model.backbone.spread()} == set(NAMES)
 
 
 def test_validation_during_training(make_runner: MakeRunner, tmp_path: Path) -> None:

@@ -621,6 +621,25 @@ def test_one_backbone_is_needed(count: int, make_backbone: MakeBackbone) -> None
         find_stitched_backbone(nn.Sequential(nn.Linear(1, 1), *(make_backbone() for _ in range(count))))
 
 
+# A handful of stitches
+
+
+@pytest.mark.parametrize(("number", "ids"), [(2, [0, 1, 5, 8]), (3, [0, 1, 3, 7, 8]), (9, [0, 1, 3, 5, 7, 8])])
+def test_a_spread_over_the_bins(number: int, ids: list[int], make_backbone: MakeBackbone) -> None:
+    """By hand: the middle stitches of the bins, anchors left out, are 3, 5, 7 and 8."""
+    backbone = make_backbone(small=dict(depth=3), large=dict(depth=3))
+    backbone._sampler = StitchSampler(((0, 2, 3), (5,), (1,), (6, 7), (8,)))
+    assert [stitch.id for stitch in backbone.spread(number)] == ids
+
+
+def test_a_spread_of_few(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone()
+    assert set(backbone.spread()) == set(backbone.space)  # two anchors and two stitches
+    assert set(backbone.spread(0)) == set(backbone.space.anchors)
+    alone = StitchedViT([dict(model="vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=2)], img_size=32)
+    assert [stitch.name for stitch in alone.spread()] == ["A"]
+
+
 # Prefix reuse
 
 

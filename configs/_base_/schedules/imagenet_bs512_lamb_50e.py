@@ -9,7 +9,7 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-7, begin=5, end=50, convert_to_iter_based=True),
 ]
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=50, val_interval=5)
-val_cfg = dict(type="mmsnnet.StitchValLoop", stitches="anchors")
+val_cfg = dict(type="mmsnnet.StitchValLoop")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 auto_scale_lr = dict(base_batch_size=512, enable=False)
 default_hooks = dict(

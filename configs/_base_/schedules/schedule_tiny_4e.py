@@ -10,7 +10,7 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-6, begin=0.5, end=4, convert_to_iter_based=True),
 ]
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=4, val_interval=1)
-val_cfg = dict(type="mmsnnet.StitchValLoop")
+val_cfg = dict(type="mmsnnet.StitchValLoop", stitches="anchors")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

@@ -125,14 +125,16 @@ class StitchTestLoop(TestLoop):
 
 @LOOPS.register_module()
 class StitchValLoop(ValLoop):
-    """Validates a stitched model at a few stitches, the anchors by default, in one pass over the data.
+    """Validates a stitched model at a few stitches, in one pass over the data.
 
     Hooks see one validation epoch, whose metrics are named ``<stitch>/<metric>``, so that a checkpoint can be kept by
     ``save_best='L/mIoU'`` and TensorBoard shows a curve for each stitch.
 
     Args:
         runner, dataloader, evaluator, fp16: as of mmengine's ``ValLoop``.
-        stitches, prefix_reuse, stitches_per_pass: as of :class:`StitchTestLoop`.
+        stitches: as of :class:`StitchTestLoop`, or ``'spread'`` for the anchors and some stitches between them
+            (:meth:`StitchedViT.spread`).
+        prefix_reuse, stitches_per_pass: as of :class:`StitchTestLoop`.
     """
 
     def __init__(
@@ -141,13 +143,13 @@ class StitchValLoop(ValLoop):
         dataloader: DataLoader | dict,
         evaluator: Evaluator | dict | list,
         fp16: bool = False,
-        stitches: str | Sequence[int | str] = "anchors",
+        stitches: str | Sequence[int | str] = "spread",
         prefix_reuse: bool = True,
         stitches_per_pass: int | None = None,
     ) -> None:
         super().__init__(runner, checked_loading(dataloader), evaluator, fp16=fp16)
         self.backbone = find_stitched_backbone(runner.model)
-        self.stitches = self.backbone.space.select(stitches)
+        self.stitches = self.backbone.spread() if stitches == "spread" else self.backbone.space.select(stitches)
         self.prefix_reuse = prefix_reuse
         self.stitches_per_pass = _checked(stitches_per_pass)
 

@@ -169,6 +169,16 @@ class StitchedViT(BaseModule):
             self._sampler = StitchSampler(bins, self.seed)
         return self._sampler
 
+    def spread(self, number: int = 4) -> tuple[Stitch, ...]:
+        """The anchors, and the middle stitches of up to ``number`` FLOPs bins, evenly apart: a handful that shows how
+        the whole space trains."""
+        anchors = self.space.anchors
+        bins = [[id_ for id_ in bin_ if self.space[id_] not in anchors] for bin_ in self.sampler.bins]
+        middles = [bin_[len(bin_) // 2] for bin_ in bins if bin_]
+        number = min(number, len(middles))
+        chosen = [middles[(2 * k + 1) * len(middles) // (2 * number)] for k in range(number)]
+        return self.space.select([*(anchor.id for anchor in anchors), *chosen])
+
     def prefix_order(self, stitches: Iterable[Stitch]) -> tuple[Stitch, ...]:
         """Stitches in the order in which they share most of what evaluation mode runs."""
         return prefix_order(self.space, tuple(stitches), self._ends)
