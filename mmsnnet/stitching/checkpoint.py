@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
 
@@ -124,11 +124,11 @@ def _from_hub(source: str) -> Path:
     for name in names:
         try:
             return Path(hf_hub_download(match[1], name, revision=revision or None))
-        except RemoteEntryNotFoundError:
-            continue
         except LocalEntryNotFoundError as error:  # the hub is out of reach, and this name was not fetched before
             unreachable = error.__cause__ or error
             break
+        except EntryNotFoundError:
+            continue
         except HFValidationError as error:
             raise ValueError(f"checkpoint {source!r}: {_in_one_line(error)}") from error
         except Exception as error:  # requests fail in many ways: no such repository or revision, no access, ...

@@ -23,8 +23,10 @@ from mmsnnet.stitching.attention import BIAS_TABLE, resize_table
 from mmsnnet.stitching.checkpoint import SafeGlobal, read_checkpoint
 
 PATCH_WEIGHT = "patch_embed.proj.weight"
-# What masked autoencoders publish beside their encoder, and timm's filters let pass.
-PRETRAINING_PARTS = re.compile(r"(decoder_|lm_head\.|mask_token$)")
+# The parts of a masked autoencoder beside its encoder, which timm's filters let pass.
+DECODER = "decoder_"
+# What a classifier has anew when it is fine-tuned.
+FINE_TUNED = ("head", "head_dist", "fc_norm")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class LoadReport:
     """What :func:`load_pretrained` did: where the weights came from, which of the anchor's tensors were resized to its
     patch and input size, which keys of the file an anchor has no use for (its classifier, or one for another number of
     classes; a text tower, a decoder, a mask token), and which parts of the anchor the file has nothing for and which
-    stay as they were (the tables of a relative position bias; a head for another number of classes)."""
+    stay as they were (the tables of a relative position bias; a head)."""
 
     source: str
     loaded: int
@@ -66,7 +68,8 @@ def load_pretrained(
 
     A position embedding, like the tables of a relative position bias, is taken for one of a square grid, unless it is
     of a one-anchor checkpoint and has the anchor's number of tokens. Where the file has no such tables, the anchor's
-    stay at zero. A head for another number of classes than the anchor's is left out.
+    stay at zero. A head for another number of classes than the anchor's is left out; where the file has no head, or no
+    norm of pooled tokens, an anchor with a classifier keeps its own.
 
     Raises:
         FileNotFoundError: there is no such file, or it cannot be fetched.
@@ -132,7 +135,7 @@ def _timm_source(model: VisionTransformer | Eva) -> str:
 
 
 def _of_no_use(key: str) -> bool:
-    return key.split(".")[0] in CLASSIFIER_MODULES or bool(PRETRAINING_PARTS.match(key))
+    return key.split(".")[0] in CLASSIFIER_MODULES or key.startswith(DECODER)
 
 
 def _tensors(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -160,19 +163,19 @@ def _memory(tensor: Tensor) -> int:
 
 def _of_queries_and_values(bias: Tensor) -> bool:
     """Whether a joint bias moves queries or values; DINOv3 keeps that of keys in its files, but masks it."""
-    queries, _, values = bias.chunk(3)
-    return bool(queries.any() or values.any())
+    return bias.ndim != 1 or len(bias) % 3 != 0 or bool(bias.view(3, -1)[[0, 2]].any())
 
 
 def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """What of an anchor stays as it is initialised: bias tables, where the file has none at all, and a head whose
-    number of classes is not the file's."""
+    """What of an anchor stays as it is initialised: bias tables, and what is new in fine-tuning, where the file has
+    none at all, and a head whose number of classes is not the file's."""
     tables = [key for key in wanted if key.endswith(BIAS_TABLE)]
     kept = [] if any(key in filtered for key in tables) else tables
-    for head in ("head", "head_dist"):
-        weight = f"{head}.weight"
-        if weight in wanted and weight in filtered and len(wanted[weight]) != len(filtered[weight]):
-            kept += [key for key in wanted if key.startswith(f"{head}.")]
+    for module in FINE_TUNED:
+        own, weight = [key for key in wanted if key.startswith(f"{module}.")], f"{module}.weight"
+        absent = not any(key.startswith(f"{module}.") for key in filtered)
+        if absent or (weight in wanted and weight in filtered and len(wanted[weight]) != len(filtered[weight])):
+            kept += own
     return kept
 
 

@@ -3,6 +3,7 @@
 import re
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -415,6 +416,25 @@ def test_a_head_for_other_classes_is_left_out(make_anchor: MakeAnchor, tmp_path:
     assert set(report.left_out) == set(report.kept) == {"head.weight", "head.bias"}
     assert "kept as initialised: head.weight, head.bias" in str(report)
     assert same(state(anchor.model.head), head) and same(state(anchor.model.norm), state(source.model.norm))
+
+
+def test_a_classifier_for_weights_without_a_head(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    """Self-supervised ones, of which a classifier is to be made."""
+    make_anchor = partial(make_anchor, model="vit_base_patch16_224", classifier=True)
+    weights = {k: v for k, v in make_anchor().model.state_dict().items() if not k.startswith("head.")}
+    torch.save(weights, tmp_path / "w.pth")
+    anchor = make_anchor()
+    head = state(anchor.model.head)
+    report = load_pretrained(anchor, tmp_path / "w.pth")
+    assert set(report.kept) == {"head.weight", "head.bias"} and report.left_out == ()
+    assert same(state(anchor.model.head), head) and torch.equal(anchor.model.norm.weight, weights["norm.weight"])
+
+    report = load_pretrained(make_anchor(global_pool="avg"), tmp_path / "w.pth")
+    assert set(report.kept) == {"head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"}
+    assert set(report.left_out) == {"norm.weight", "norm.bias"}
+
+    torch.save(weights | {"head.weight": torch.ones(1000, 32)}, tmp_path / "w.pth")
+    assert "missing: head.bias" in refused(anchor, tmp_path / "w.pth")
 
 
 def test_a_bias_that_the_file_lacks_stays_zero(make_anchor: MakeAnchor, tmp_path: Path) -> None:
