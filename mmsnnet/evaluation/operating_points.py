@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 CostName = Literal["flops", "latency_ms"]
+MEASURED_COSTS = ("latency_ms", "throughput", "peak_memory")
 
 # Of the figures that are measured for a task, the one that it is known by.
 MAIN_METRICS = ("mIoU", "bbox_mAP", "top1", "abs_rel")
@@ -38,8 +39,8 @@ class OperatingPoint:
     """A stitch with its cost and its measured quality.
 
     ``flops`` are multiply-accumulates for one input of the run's input shape, ``params`` the weights that the stitch
-    uses, ``latency_ms`` is in milliseconds, None where it was not measured. NaN stands for a metric that was measured
-    without a finite result.
+    uses, ``latency_ms`` the milliseconds for one batch, ``throughput`` images per second, ``peak_memory`` bytes; these
+    three are None where they were not measured. NaN stands for a metric that was measured without a finite result.
 
     Raises:
         TypeError: a value of the wrong type.
@@ -53,6 +54,8 @@ class OperatingPoint:
     params: int
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
     latency_ms: float | None = None
+    throughput: float | None = None
+    peak_memory: int | None = None
 
     def __post_init__(self) -> None:
         for key in ("id", "flops", "params"):
@@ -67,6 +70,13 @@ class OperatingPoint:
             if not 0 <= latency < math.inf:
                 raise ValueError(f"latency_ms: expected a time in ms, finite and not negative, found {latency}")
             object.__setattr__(self, "latency_ms", latency)
+        if self.throughput is not None:
+            throughput = _number("throughput", self.throughput)
+            if not 0 <= throughput < math.inf:
+                raise ValueError(f"throughput: expected images per second, finite and not negative, found {throughput}")
+            object.__setattr__(self, "throughput", throughput)
+        if self.peak_memory is not None:
+            object.__setattr__(self, "peak_memory", _whole_number("peak_memory", self.peak_memory))
         if not isinstance(self.metrics, Mapping):
             raise TypeError(f"metrics: expected a mapping of names to numbers, found {self.metrics!r}")
         metrics: dict[str, float] = {}
@@ -96,7 +106,9 @@ class OperatingPoint:
             raise ValueError(f"a cost is 'flops' or 'latency_ms', got {name!r}")
         value = self.flops if name == "flops" else self.latency_ms
         if value is None:
-            raise ValueError(f"stitch {self} has no latency_ms: it was not measured")
+            raise ValueError(
+                f"stitch {self} has no latency_ms: tools/analysis_tools/benchmark.py CONFIG --out FILE.json measures it"
+            )
         return value
 
     def metric(self, name: str) -> float:
@@ -109,6 +121,36 @@ class OperatingPoint:
             raise ValueError(f"stitch {self} has no metric {name!r}; it has {', '.join(self.metrics) or 'none'}")
         return self.metrics[name]
 
+    def to_json(self) -> dict[str, Any]:
+        """The point as the file has it: NaN is None, and what was not measured is left out."""
+        entry: dict[str, Any] = {
+            "id": self.id,
+            "name": self.name,
+            "kind": self.kind,
+            "flops": self.flops,
+            "params": self.params,
+            "metrics": {name: None if math.isnan(value) else value for name, value in self.metrics.items()},
+        }
+        measured = {key: getattr(self, key) for key in MEASURED_COSTS}
+        return entry | {key: value for key, value in measured.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, entry: Any) -> OperatingPoint:
+        """The point that :meth:`to_json` gave. Keys that are not part of the schema are ignored.
+
+        Raises:
+            TypeError: it is no mapping, or a value has a wrong type.
+            ValueError: a key is missing, or a value is out of range.
+        """
+        if not isinstance(entry, Mapping):
+            raise TypeError(f"expected an object, found {_shortened(entry)}")
+        keys = ("id", "name", "kind", "flops", "params", "metrics")
+        _require(entry, keys)
+        *head, metrics = (entry[key] for key in keys)
+        if isinstance(metrics, Mapping):
+            metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
+        return cls(*head, metrics, **{key: entry.get(key) for key in MEASURED_COSTS})
+
 
 @dataclass(frozen=True)
 class OperatingPoints:
@@ -116,7 +158,8 @@ class OperatingPoints:
 
     ``input_shape`` is (height, width). ``config``, ``checkpoint``, ``dataset`` and ``device`` are None where there was
     none. ``fingerprint`` tells what was measured from what a resumed run would measure: digests by what they are of,
-    empty where nothing was. Iterating gives the points in the order in which they were added.
+    empty where nothing was. ``benchmark`` says how latencies were measured: settings by name, empty where none were.
+    Iterating gives the points in the order in which they were added.
 
     Raises:
         TypeError: a value of the wrong type.
@@ -130,6 +173,7 @@ class OperatingPoints:
     device: str | None
     points: tuple[OperatingPoint, ...] = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict, hash=False)
+    benchmark: Mapping[str, str | int | bool | None] = field(default_factory=dict, hash=False)
 
     schema: ClassVar[int] = 1
 
@@ -140,6 +184,8 @@ class OperatingPoints:
                 raise TypeError(f"{key}: expected a string or nothing, found {value!r}")
         if not isinstance(self.fingerprint, Mapping):
             raise TypeError(f"fingerprint: expected a mapping of names to digests, found {self.fingerprint!r}")
+        if not isinstance(self.benchmark, Mapping):
+            raise TypeError(f"benchmark: expected a mapping of settings to values, found {self.benchmark!r}")
         if not isinstance(self.input_shape, list | tuple):
             raise TypeError(f"input_shape: expected [height, width], found {self.input_shape!r}")
         shape = tuple(_whole_number("input_shape", side) for side in self.input_shape)
@@ -202,8 +248,10 @@ class OperatingPoints:
         }
         if self.fingerprint:
             head["fingerprint"] = dict(self.fingerprint)
+        if self.benchmark:
+            head["benchmark"] = dict(self.benchmark)
         # One stitch to a line: short enough to read, and a diff of two runs shows which stitches changed.
-        stitches = ",\n  ".join(json.dumps(_point_to_json(point), allow_nan=False) for point in self.points)
+        stitches = ",\n  ".join(json.dumps(point.to_json(), allow_nan=False) for point in self.points)
         text = f'{json.dumps(head, allow_nan=False)[:-1]},\n "stitches": [\n  {stitches}\n]}}\n'
         write_atomically(path, text.encode())
 
@@ -223,10 +271,10 @@ class OperatingPoints:
         points = []
         for index, stitch in enumerate(stitches):
             try:
-                points.append(_point_from_json(stitch))
+                points.append(OperatingPoint.from_json(stitch))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"stitches[{index}]: {error}") from None
-        return cls(*head, tuple(points), document.get("fingerprint") or {})
+        return cls(*head, tuple(points), document.get("fingerprint") or {}, document.get("benchmark") or {})
 
 
 def higher_is_better(metric: str) -> bool:
@@ -240,7 +288,7 @@ def higher_is_better(metric: str) -> bool:
         if any(re.fullmatch(pattern, name) for pattern in patterns):
             return higher
     raise ValueError(
-        f"metric {metric!r} is not known, nor whether more or less of it is better: plot_pareto.py takes --better"
+        f"metric {metric!r} is not known, nor whether more or less of it is better: tools take --better"
     )
 
 
@@ -262,7 +310,11 @@ def default_metric(points: Iterable[OperatingPoint]) -> str:
         names = ", ".join(common)
         raise ValueError(f"which metric? The points have {len(common)} in common: {names}; say which with --metric")
     found = dict.fromkeys(name for point in points for name in point.metrics)
-    raise ValueError(f"expected a metric that all points have, found {', '.join(found) or 'none'} in some of them only")
+    if not found:
+        raise ValueError(
+            "expected points with metrics, found none: tools/test.py CONFIG CHECKPOINT --out FILE.json measures them"
+        )
+    raise ValueError(f"expected a metric that all points have, found {', '.join(found)} in some of them only")
 
 
 def pareto_front(
@@ -319,31 +371,6 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _point_to_json(point: OperatingPoint) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "id": point.id,
-        "name": point.name,
-        "kind": point.kind,
-        "flops": point.flops,
-        "params": point.params,
-        "metrics": {name: None if math.isnan(value) else value for name, value in point.metrics.items()},
-    }
-    if point.latency_ms is not None:
-        entry["latency_ms"] = point.latency_ms
-    return entry
-
-
-def _point_from_json(entry: Any) -> OperatingPoint:
-    if not isinstance(entry, dict):
-        raise TypeError(f"expected an object, found {_shortened(entry)}")
-    keys = ("id", "name", "kind", "flops", "params", "metrics")
-    _require(entry, keys)
-    *head, metrics = (entry[key] for key in keys)
-    if isinstance(metrics, dict):
-        metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
-    return OperatingPoint(*head, metrics, entry.get("latency_ms"))
 
 
 def _require(entry: Mapping[str, Any], keys: Iterable[str]) -> None:
