@@ -162,8 +162,8 @@ def _read(path: Path, where: str, safe_globals: Iterable[SafeGlobal]) -> Any:
     except Exception as error:  # a damaged file makes the readers raise almost anything
         if refused := _refused(path, error):
             raise ValueError(
-                f"{where} is refused: {refused}, and could run code. If you trust the file, read it where it was made "
-                "and save its weights alone there: torch.save(model.state_dict(), ...), or safetensors"
+                f"{where} is refused: {refused}, which could run code. If you trust the file, re-save its weights "
+                "where you made it: torch.save(model.state_dict(), ...), or safetensors"
             ) from error
         reason = re.split(r"\.\s|\n", str(error))[0] or type(error).__name__
         raise ValueError(f"{where} cannot be read: it is cut short or no checkpoint ({reason})") from error
@@ -185,7 +185,7 @@ def _refused(path: Path, error: Exception) -> str | None:
         name = asked[1].rpartition(".")[2]
         # A whole pickle goes on behind a name; where it does not, the name is cut short, and torch drops its last byte.
         cut = not name or name.encode() in end[-len(name) - 1 :]
-        return None if cut else f"its pickle asks for {asked[1]} beside weights"
+        return None if cut else f"its pickle asks for {asked[1]}"
     reason = message.split("\n\nCheck the documentation")[0].splitlines()[-1]
     return f"its pickle holds other things than torch.save writes for weights ({reason})"
 
