@@ -162,7 +162,7 @@ def row(family: Family) -> str:
 
 def normalisation_row(name: str) -> str:
     """The mean and deviation of a normalisation for pixels from 0 to 255, as a data preprocessor takes them."""
-    return line(name, *(", ".join(f"{255 * value:.6g}" for value in values) for values in NORMALISATIONS[name]))
+    return line(name, *(", ".join(str(round(255 * value, 4)) for value in values) for values in NORMALISATIONS[name]))
 
 
 def line(*cells: object) -> str:
