@@ -159,11 +159,12 @@ class OperatingPoints:
     ``input_shape`` is (height, width). ``config``, ``checkpoint``, ``dataset`` and ``device`` are None where there was
     none. ``fingerprint`` tells what was measured from what a resumed run would measure: digests by what they are of,
     empty where nothing was. ``benchmark`` says how latencies were measured: settings by name, empty where none were.
-    Iterating gives the points in the order in which they were added.
+    ``depths`` are the anchors' numbers of blocks, smallest anchor first, None where they are not known. Iterating gives
+    the points in the order in which they were added.
 
     Raises:
         TypeError: a value of the wrong type.
-        ValueError: an input shape that is none, or two points with one id.
+        ValueError: an input shape that is none, an anchor without blocks, or two points with one id.
     """
 
     config: str | None
@@ -174,6 +175,7 @@ class OperatingPoints:
     points: tuple[OperatingPoint, ...] = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict, hash=False)
     benchmark: Mapping[str, str | int | bool | None] = field(default_factory=dict, hash=False)
+    depths: tuple[int, ...] | None = None
 
     schema: ClassVar[int] = 1
 
@@ -192,6 +194,13 @@ class OperatingPoints:
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"input_shape: expected [height, width], both positive, found {list(shape)}")
         object.__setattr__(self, "input_shape", shape)
+        if self.depths is not None:
+            if not isinstance(self.depths, list | tuple):
+                raise TypeError(f"depths: expected the anchors' numbers of blocks, found {self.depths!r}")
+            depths = tuple(_whole_number("depths", depth) for depth in self.depths)
+            if not depths or 0 in depths:
+                raise ValueError(f"depths: expected the anchors' numbers of blocks, found {list(depths)}")
+            object.__setattr__(self, "depths", depths)
         object.__setattr__(self, "points", tuple(self.points))
         seen: dict[int, OperatingPoint] = {}
         for point in self.points:
@@ -250,6 +259,8 @@ class OperatingPoints:
             head["fingerprint"] = dict(self.fingerprint)
         if self.benchmark:
             head["benchmark"] = dict(self.benchmark)
+        if self.depths:
+            head["depths"] = self.depths
         # One stitch to a line: short enough to read, and a diff of two runs shows which stitches changed.
         stitches = ",\n  ".join(json.dumps(point.to_json(), allow_nan=False) for point in self.points)
         text = f'{json.dumps(head, allow_nan=False)[:-1]},\n "stitches": [\n  {stitches}\n]}}\n'
@@ -274,7 +285,8 @@ class OperatingPoints:
                 points.append(OperatingPoint.from_json(stitch))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"stitches[{index}]: {error}") from None
-        return cls(*head, tuple(points), document.get("fingerprint") or {}, document.get("benchmark") or {})
+        optional = {key: document.get(key) or {} for key in ("fingerprint", "benchmark")}
+        return cls(*head, tuple(points), **optional, depths=document.get("depths"))
 
 
 def higher_is_better(metric: str) -> bool:

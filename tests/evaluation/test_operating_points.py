@@ -4,6 +4,7 @@ import math
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,14 @@ def test_the_file_gets_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "points.json").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
+def test_the_depths_of_the_anchors_are_kept_where_they_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "points.json"
+    run().save(path)
+    assert "depths" not in json.loads(path.read_text()) and OperatingPoints.load(path).depths is None
+    replace(run(), depths=(12, 24)).save(path)
+    assert json.loads(path.read_text())["depths"] == [12, 24] and OperatingPoints.load(path).depths == (12, 24)
+
+
 def test_every_cut_is_found(tmp_path: Path) -> None:
     path = tmp_path / "points.json"
     run(point(0, 1, 1.0), point(1, 2, math.nan, latency_ms=2.0)).save(path)
@@ -307,6 +316,9 @@ def test_the_document_to_be_spoilt_is_sound(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"depths": 12}, "depths: expected the anchors' numbers of blocks, found 12"),
+        ({"depths": [12, 0]}, r"depths: expected the anchors' numbers of blocks, found \[12, 0\]"),
+        ({"depths": [12, 2.5]}, "depths: expected a whole number, found 2.5"),
         ({"schema": 2}, "schema: expected 1, found 2"),
         ({"schema": "1"}, "schema: expected 1, found '1'"),
         ({"schema": True}, "schema: expected 1, found True"),

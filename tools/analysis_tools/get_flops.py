@@ -46,6 +46,7 @@ def main() -> None:
             OperatingPoint(stitch.id, stitch.name, stitch.kind, costs[stitch.id].flops, costs[stitch.id].params)
             for stitch in backbone.space
         ),
+        depths=backbone.space.depths,
     )
     print_table(operating_points_table(points))
     total = sum(parameter.numel() for parameter in backbone.parameters())

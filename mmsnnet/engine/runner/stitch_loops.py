@@ -230,6 +230,7 @@ def _operating_points(loop: StitchTestLoop, model: nn.Module) -> OperatingPoints
         input_shape=loop.backbone.img_size,
         device=str(next(loop.backbone.parameters()).device),
         fingerprint={} if loop.out is None else _fingerprint(loop, model),
+        depths=loop.backbone.space.depths,
     )
 
 
