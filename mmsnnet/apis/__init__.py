@@ -5,6 +5,7 @@ from mmsnnet.apis.model import build_model, build_space, check_channels
 from mmsnnet.apis.publish import publish_model
 from mmsnnet.apis.runner import build_runner
 from mmsnnet.apis.snnetv2 import convert_snnetv2
+from mmsnnet.evaluation import select_stitch
 
 __all__ = [
     "DictAction",
@@ -17,4 +18,5 @@ __all__ = [
     "is_mistake",
     "load_config",
     "publish_model",
+    "select_stitch",
 ]

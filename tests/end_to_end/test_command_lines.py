@@ -23,6 +23,7 @@ ARGUMENTS = {
     "test": ("config", "checkpoint", "--stitches", "--out"),
     "analysis_tools/get_flops": ("config", "--shape", "--out"),
     "analysis_tools/plot_pareto": ("FILE.json", "--out"),
+    "analysis_tools/select_stitch": ("FILE.json", "--max-gflops", "--max-latency-ms", "--metric", "--out"),
     "misc/publish_model": ("config", "checkpoint", "OUT"),
     "dataset_converters/make_shapes": ("OUT", "--layout", "--train", "--val", "--size", "--seed"),
     "model_converters/snnetv2_to_mmsnnet": ("SRC", "DST", "--reverse", "--merged", "--config"),

@@ -12,6 +12,8 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmsnnet.evaluation import OperatingPoint, read_points, select_stitch
+from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.checkpoint import DRAWS, HISTORY_GLOBALS
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
@@ -76,6 +78,8 @@ class StitchedViT(BaseModule):
         flops_step: the width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
         seed: of the draws.
         stitch: id or name of the stitch for evaluation mode; the largest anchor alone by default.
+        budget: the arguments of :meth:`set_budget`, which chooses the stitch for evaluation mode in its place:
+            ``dict(points='front.json', max_gflops=200)``.
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
         frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor and
             those blocks of the others that correspond to these alone.
@@ -97,12 +101,15 @@ class StitchedViT(BaseModule):
         flops_step: float = 10e9,
         seed: int = 0,
         stitch: int | str | None = None,
+        budget: Mapping[str, Any] | None = None,
         with_cp: bool = False,
         frozen_stages: int = -1,
         frozen_anchors: Sequence[int] = (),
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        if stitch is not None and budget is not None:
+            raise ValueError(f"stitch={stitch!r} and budget choose the route of evaluation mode both: give one of them")
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.pretrained, built = [], []
         for config in anchors:
@@ -133,6 +140,10 @@ class StitchedViT(BaseModule):
         self._plan: tuple[tuple[Stitch, ...], PrefixPlan] | None = None
         self._shared: SharedPrefixes | None = None
         self._cost_models: dict[tuple[int, int], CostModel] = {}
+        self._points: tuple[OperatingPoint, ...] | None = None
+        self._metric: str | None = None
+        if budget is not None:
+            self.set_budget(**budget)
         self._freeze(frozen_stages, frozen_anchors)
         self.register_state_dict_post_hook(_save_draws)
 
@@ -153,6 +164,53 @@ class StitchedViT(BaseModule):
         self._stitch = found
         if self._shared is not None:
             self._shared.begin()
+
+    def set_budget(
+        self,
+        points: Points | None = None,
+        metric: str | None = None,
+        *,
+        max_gflops: float | None = None,
+        max_latency_ms: float | None = None,
+    ) -> OperatingPoint:
+        """Chooses the best route for evaluation mode that costs no more than a budget, and returns its operating point.
+
+        Args:
+            points: what was measured of this model's stitches, as :func:`mmsnnet.evaluation.read_points` takes it: a
+                file of operating points, say. Points once given are kept for later calls, and the metric with them.
+            metric: what the best has most of, or least; by default what the task is known by.
+            max_gflops, max_latency_ms: the budget, as of :func:`mmsnnet.evaluation.select_stitch`: one of the two.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: no points were ever given, or they are of another stitch space; what
+                :func:`mmsnnet.evaluation.select_stitch` refuses, a budget below the cheapest stitch for one. The active
+                route stays as it was.
+        """
+        if points is not None:
+            found = read_points(points)
+            self.check_points(found)
+        elif self._points is not None:
+            found, metric = self._points, self._metric if metric is None else metric
+        else:
+            raise ValueError(
+                "a budget needs points, of which to choose: the file of operating points that tools/test.py --out wrote"
+            )
+        chosen = select_stitch(found, max_gflops=max_gflops, max_latency_ms=max_latency_ms, metric=metric)
+        self._points, self._metric = found, metric
+        self.set_stitch(chosen.id)
+        return chosen
+
+    def check_points(self, points: Iterable[OperatingPoint]) -> None:
+        """Raises ValueError where operating points are of another stitch space: by their ids and names."""
+        for point in points:
+            if point.id not in self.space:
+                reason = f"stitch {point} is not in this one, of {len(self.space)} stitches"
+            elif (own := self.space[point.id]).name != point.name:
+                reason = f"id {point.id} is {point.name} there, and {own.name} here"
+            else:
+                continue
+            raise ValueError(f"the operating points are of another stitch space: {reason}")
 
     @property
     def sampler(self) -> StitchSampler:

@@ -1,0 +1,67 @@
+"""Chooses the best stitch under a budget from a file of operating points.
+
+Example:
+    python tools/analysis_tools/select_stitch.py work_dirs/quickstart/operating_points.json --max-gflops 0.3
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mmsnnet.evaluation import OperatingPoints, compact_front, default_metric, pareto_front, select_stitch
+from mmsnnet.visualization import operating_points_table, print_table
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE.json", help="what tools/test.py --out wrote")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--max-gflops", type=float, metavar="X", help="at most X 1e9 multiply-accumulates")
+    budget.add_argument(
+        "--max-latency-ms", type=float, metavar="X", help="at most X ms, as tools/analysis_tools/benchmark.py measured"
+    )
+    parser.add_argument("--metric", help="the metric to choose by (default: the one that the task is known by)")
+    parser.add_argument("--better", choices=("higher", "lower"), help="for a metric that is not known by its name")
+    parser.add_argument(
+        "--out", type=Path, metavar="FRONT.json", help="write the Pareto front, from which a model can choose by itself"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        points = OperatingPoints.load(args.file)
+        if args.out and args.out.exists() and args.out.samefile(args.file):
+            raise ValueError(f"--out {args.out} is the file that is read: the front would take the place of all points")
+        metric = args.metric or default_metric(points)
+        higher = args.better and args.better == "higher"
+        best = select_stitch(
+            points, max_gflops=args.max_gflops, max_latency_ms=args.max_latency_ms, metric=metric, higher=higher
+        )
+        cost = "flops" if args.max_gflops is not None else "latency_ms"
+        front = pareto_front(points, cost, metric, higher=higher)
+        place = front.index(best)
+        neighbours = replace(points, points=front[max(place - 1, 0) : place + 2])
+        table = operating_points_table(neighbours, metric, cost, higher=higher)
+        if args.out:
+            compact = compact_front(points, metric, higher=higher)
+            compact.save(args.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    budget = f"{args.max_gflops:g} GFLOPs" if cost == "flops" else f"{args.max_latency_ms:g} ms"
+    print(f"The best of {len(points)} stitches within {budget} is {best.id} ({best.name}); the front beside it:")
+    print_table(table)
+    print(f"stitch='{best.name}'  # in model.backbone of the config")
+    if args.out:
+        print(f"{args.out}: {len(compact)} stitches")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
