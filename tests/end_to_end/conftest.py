@@ -8,26 +8,39 @@ from pathlib import Path
 
 import pytest
 
-Tool = Callable[..., subprocess.CompletedProcess[str]]
 REPOSITORY = Path(__file__).parents[2]
 TRAIN_IMAGES, VAL_IMAGES = 8, 4
 
 
-@pytest.fixture(scope="session")
-def tool() -> Tool:
+class Tool:
     """``tool(name, *arguments, cwd=...)`` runs ``tools/<name>.py`` in a process of its own, on one thread."""
 
-    def run(name: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+    def __call__(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+        with self.start(name, *arguments, cwd=cwd) as process:
+            try:
+                output, errors = process.communicate(timeout=300)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    def start(
+        self, name: str, *arguments: object, cwd: Path = REPOSITORY, stdout: int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
+        """The process, running."""
+        return subprocess.Popen(
             [sys.executable, REPOSITORY / "tools" / f"{name}.py", *map(str, arguments)],
             cwd=cwd,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=300,
         )
 
-    return run
+
+@pytest.fixture(scope="session")
+def tool() -> Tool:
+    return Tool()
 
 
 @pytest.fixture(scope="session")

@@ -152,6 +152,16 @@ def test_several_stitches_are_evaluated(points: OperatingPoints) -> None:
     assert len({point.metrics["rmse"] for point in points}) == len({point.flops for point in points}) == 3
 
 
+def test_prefix_reuse_changes_no_figure(
+    tool: Tool, config: Path, work: Path, points: OperatingPoints, tmp_path: Path
+) -> None:
+    """With a flip of each image, whose taps are those of another call of the backbone."""
+    arguments = (config, work / f"epoch_{EPOCHS}.pth", "--work-dir", tmp_path, "--stitches", "S,L,S1-L4")
+    done = tool("test", *arguments, "--no-prefix-reuse", "--cfg-options", "default_hooks.visualization.draw=False")
+    assert done.returncode == 0, done.stderr
+    assert OperatingPoints.load(tmp_path / "operating_points.json") == points
+
+
 def test_validation_and_test_agree(points: OperatingPoints, runs: list[list[dict[str, Any]]]) -> None:
     (validated,) = (entry for entry in runs[1] if "L/abs_rel" in entry)
     for point in points:

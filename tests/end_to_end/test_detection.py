@@ -180,6 +180,12 @@ def test_stitches_are_evaluated(tool: Tool, smaller: Callable[..., Path], traine
         # -1 where no instance is of a size.
         assert all(-1 <= value <= 1 for value in point.metrics.values())
 
+    other = tmp_path / "other.json"
+    options = ("--stitches", "S,L,S0-L2", "--out", other, "--work-dir", tmp_path / "other", "--no-prefix-reuse")
+    done = tool("test", config, trained / f"epoch_{EPOCHS}.pth", *options)
+    assert done.returncode == 0, done.stderr
+    assert other.read_text() == out.read_text()
+
 
 def test_heads_differ_in_their_own_dicts_alone() -> None:
     """One backbone for every head, and one setting that moves the data."""

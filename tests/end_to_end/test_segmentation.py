@@ -7,7 +7,9 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -203,6 +205,33 @@ def test_validation_and_test_agree_on_the_anchors(ade20k: tuple[Path, Path], poi
     (validated,) = (entry for entry in scalars(ade20k[1]) if "L/mIoU" in entry)
     tested = {f"{point.name}/mIoU": point.metrics["mIoU"] for point in points if point.is_anchor}
     assert tested == pytest.approx({name: validated[name] for name in ("S/mIoU", "L/mIoU")})
+
+
+def test_a_killed_run_goes_on(
+    tool: Tool, ade20k: tuple[Path, Path], points: OperatingPoints, work: Path, tmp_path: Path
+) -> None:
+    """Stitch by stitch without prefix reuse, killed after the first, then all others in one pass that reuses prefixes:
+    the file is that of the undisturbed run."""
+    config, work_dir = ade20k
+    out = tmp_path / "points.json"
+    command = [config, work_dir / f"iter_{ITERATIONS}.pth", "--stitches", ",".join(STITCHES), "--out", out]
+    command += ["--work-dir", tmp_path / "test"]
+    slowly = ["--no-prefix-reuse", "--cfg-options", "test_cfg.stitches_per_pass=1"]
+    with tool.start("test", *command, *slowly, stdout=subprocess.DEVNULL) as process:
+        while not out.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < len(OperatingPoints.load(out)) < len(STITCHES)
+    done = tool("test", *command, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert OperatingPoints.load(out) == points
+    assert out.read_text() == (work / "points.json").read_text()
+
+    done = tool("test", *command, "--resume", "--cfg-options", "model.test_cfg.stride=(32,32)")
+    assert done.returncode == 2 and "results of another config" in done.stderr.splitlines()[-1]
+    assert out.read_text() == (work / "points.json").read_text()
 
 
 def test_another_head(tool: Tool, data: Path, tmp_path: Path) -> None:
