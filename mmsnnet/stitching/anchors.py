@@ -7,7 +7,7 @@ What two of timm's classes do differently is said in one small adapter for each,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from timm.models import eva, vision_transformer
@@ -40,6 +40,11 @@ class Anchor(nn.Module, ABC):
         windows: for each block, the side in patches of the windows that it attends within, 0 for the whole image; None
             for a plain ViT.
 
+    Attributes:
+        has_class_token: whether the first prefix token is a class token.
+        has_stem: whether it has a stem, which :meth:`keep` may leave out.
+        blocks: the indices of the blocks that it has: all, unless :meth:`keep` has left some out.
+
     Raises:
         ValueError: the model drops patches, so that its tokens form no map, or takes images of one size only.
     """
@@ -52,13 +57,14 @@ class Anchor(nn.Module, ABC):
             raise ValueError("an anchor needs all its patches to form a map: leave out patch_drop_rate")
         if not (model.dynamic_img_size and model.patch_embed.dynamic_img_pad):
             raise ValueError("an anchor's model is made with dynamic_img_size=True and dynamic_img_pad=True")
-        if not classifier:
-            for name in CLASSIFIER_MODULES:
-                if isinstance(getattr(model, name, None), nn.Module):
-                    setattr(model, name, nn.Identity())
         self.model = model
         self.classifier = classifier
+        if not classifier:
+            self._drop_classifier()
         self.windows = (0,) * self.depth if windows is None else tuple(windows)
+        self.has_stem = True
+        self.has_class_token = model.cls_token is not None
+        self.blocks = tuple(range(self.depth))
         self._frozen: list[nn.Module] = []
 
     @property
@@ -89,11 +95,6 @@ class Anchor(nn.Module, ABC):
     def num_prefix_tokens(self) -> int:
         """Class and register tokens, which stand before the patch tokens."""
         return self.model.num_prefix_tokens
-
-    @property
-    def has_class_token(self) -> bool:
-        """Whether the first prefix token is a class token."""
-        return self.model.cls_token is not None
 
     @property
     def img_size(self) -> tuple[int, int]:
@@ -195,7 +196,8 @@ class Anchor(nn.Module, ABC):
                 self.model.norm_pre,
                 *self.model.blocks[:blocks],
             ]
-            frozen = [*self.stem_parameters(), *self.model.blocks[:blocks].parameters()]
+            frozen = [*self.stem_parameters(), *self.position_parameters()]
+            frozen += self.model.blocks[:blocks].parameters()
         for parameter in frozen:
             parameter.requires_grad = False
         self.train(self.training)
@@ -206,10 +208,40 @@ class Anchor(nn.Module, ABC):
             module.eval()
         return self
 
+    def keep(self, stem: bool, blocks: Iterable[int], classifier: bool) -> None:
+        """Drops the stem, the classifier and all blocks but those named: routes that run nothing of them go on as
+        before. What is kept has the indices and names that it had."""
+        self.blocks = tuple(sorted(set(self.blocks) & set(blocks)))
+        for index in set(range(self.depth)) - set(self.blocks):
+            self.model.blocks[index] = nn.Identity()
+        if not classifier:
+            self.classifier = False
+            self._drop_classifier()
+        if not self.blocks and getattr(self.model, "rope", None) is not None:
+            self.model.rope = None
+        if not stem:
+            self.has_stem = False
+            # What tells the size of patches and images stays: the modules, without their tensors.
+            for name in self._stem_names():
+                owner, _, leaf = name.rpartition(".")
+                setattr(self.model.get_submodule(owner), leaf, None)
+
+    def _drop_classifier(self) -> None:
+        for name in CLASSIFIER_MODULES:
+            if isinstance(getattr(self.model, name, None), nn.Module):
+                setattr(self.model, name, nn.Identity())
+
+    def _stem_names(self) -> list[str]:
+        outside = ("blocks", "rope", *CLASSIFIER_MODULES)
+        return [name for name, _ in self.model.named_parameters() if name.split(".")[0] not in outside]
+
     def stem_parameters(self) -> list[nn.Parameter]:
-        """What :meth:`stem` uses: all parameters outside the blocks and the classifier."""
-        outside = ("blocks", *CLASSIFIER_MODULES)
-        return [p for name, p in self.model.named_parameters() if name.split(".")[0] not in outside]
+        """What :meth:`stem` uses: all parameters outside the blocks, their positions and the classifier."""
+        return [self.model.get_parameter(name) for name in self._stem_names()]
+
+    def position_parameters(self) -> list[nn.Parameter]:
+        """What :meth:`positions` uses: the frequencies of a rotary embedding that learns them."""
+        return [p for name, p in self.model.named_parameters() if name.split(".")[0] == "rope"]
 
     def classifier_parameters(self) -> list[nn.Parameter]:
         """What :meth:`classify` uses."""

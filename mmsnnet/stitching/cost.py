@@ -36,7 +36,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Component:
-    """A part of the network that is counted once: the stem of an anchor, one of its blocks, or its classifier."""
+    """A part of the network that is counted once: the stem of an anchor, the positions that its blocks are told (a
+    rotary embedding's learned frequencies), one of its blocks, or its classifier."""
 
     kind: str
     anchor: int
@@ -60,8 +61,7 @@ class CostModel:
 
     def classifier(self, stitch: Stitch) -> Cost:
         """The cost of a route that ends in a classifier: what :meth:`StitchedNetwork.classify` runs."""
-        parts = list(route_parts(stitch))
-        return self._total([*parts, Component("classifier", stitch.segments[-1].anchor)])
+        return self._total(classifier_parts(stitch))
 
     def _total(self, parts: Sequence[Part]) -> Cost:
         return sum((self.parts[part] for part in dict.fromkeys(parts)), Cost())
@@ -71,6 +71,7 @@ def route_parts(stitch: Stitch) -> Iterator[Part]:
     """The components that a route runs from end to end, in order."""
     yield Component("stem", stitch.segments[0].anchor)
     for segment, crossing in zip(stitch.segments, (*stitch.layers, None), strict=True):
+        yield Component("positions", segment.anchor)
         for block in range(segment.start, segment.stop):
             yield Component("block", segment.anchor, block)
         if crossing is not None:
@@ -90,21 +91,30 @@ def tap_parts(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int]) ->
     return [*parts, *(layer for tap in taps for layer in tap.layers)]
 
 
+def classifier_parts(stitch: Stitch) -> list[Part]:
+    """The components that a route runs to end in the classifier of its last anchor."""
+    return [*route_parts(stitch), Component("classifier", stitch.segments[-1].anchor)]
+
+
 @torch.no_grad()
 def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostModel:
-    """Counts each component of ``network`` once, for one image of ``input_shape`` (height, width)."""
+    """Counts each component of ``network`` once, for one image of ``input_shape`` (height, width); what has been left
+    out of an anchor (:meth:`Anchor.keep`) is in no stitch and not counted."""
     parts: dict[Part, Cost] = {}
     for index in range(len(network.anchors)):
         anchor = network.anchor(index)
-        image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
-        with evaluation_mode(anchor), torch.autocast(image.device.type, enabled=False):
-            embedded = anchor.stem(image)
-            stem_flops = count_flops(_Call(anchor, anchor.stem), image)
-        parts[Component("stem", index)] = Cost(stem_flops, _numel(anchor.stem_parameters()))
+        if anchor.has_stem:
+            image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
+            with evaluation_mode(anchor), torch.autocast(image.device.type, enabled=False):
+                stem_flops = count_flops(_Call(anchor, anchor.stem), image)
+            parts[Component("stem", index)] = Cost(stem_flops, _numel(anchor.stem_parameters()))
+        if not anchor.blocks:
+            continue
+        parts[Component("positions", index)] = Cost(0, _numel(anchor.position_parameters()))
         positions = anchor.positions(anchor.grid(input_shape))
         # timm makes all blocks of a ViT by one rule: those with the same parameters and windows are alike.
         alike: dict[object, Cost] = {}
-        for block in range(anchor.depth):
+        for block in anchor.blocks:
             module = anchor.block(block)
             kind = (anchor.windows[block], *((name, p.shape) for name, p in module.named_parameters()))
             if kind not in alike:
@@ -114,8 +124,10 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
                 alike[kind] = Cost(flops, _numel(module.parameters()))
             parts[Component("block", index, block)] = alike[kind]
         if anchor.classifier:
+            number = tokens_of(anchor.grid(input_shape), 0, anchor.num_prefix_tokens)
+            tokens = next(anchor.parameters()).new_zeros(1, number, anchor.width)
             parts[Component("classifier", index)] = Cost(
-                count_flops(_Call(anchor, anchor.classify), embedded), _numel(anchor.classifier_parameters())
+                count_flops(_Call(anchor, anchor.classify), tokens), _numel(anchor.classifier_parameters())
             )
     layers: dict[object, Cost] = {}
     for key in network.space.layers:

@@ -32,6 +32,9 @@ class NormalEquations:
 
     ``layers`` are those to solve for, all of the network's by default.
 
+    Raises:
+        ValueError: the network's anchors lack blocks.
+
     Usage::
 
         equations = NormalEquations(network)
@@ -42,6 +45,12 @@ class NormalEquations:
 
     def __init__(self, network: StitchedNetwork, layers: Sequence[LayerKey] | None = None) -> None:
         self.network = network
+        whole = all(len(network.anchor(index).blocks) == depth for index, depth in enumerate(network.space.depths))
+        if not whole:
+            raise ValueError(
+                "a network of one stitch lacks what its stitching layers would be solved from: load its checkpoint "
+                "(load_from)"
+            )
         self.sites = {
             key: (Site(key.source, key.source_block), Site(key.target, key.target_block - 1))
             for key in (network.space.layers if layers is None else layers)

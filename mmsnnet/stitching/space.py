@@ -14,7 +14,7 @@ have the ids 0 to ``K - 1``, then come the pairs, the smallest first. A stitch w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from string import ascii_uppercase
@@ -92,8 +92,9 @@ class Tap:
 class StitchSpace:
     """The ordered set of stitches of some anchors: immutable, comparable, indexable by published id or by name.
 
-    Build one with :meth:`two_way`, :meth:`one_way` or :meth:`single`. ``layers`` are all stitching layers that the
-    space owns, those that only taps need included; a layer is shared by every stitch that crosses there.
+    Build one with :meth:`two_way`, :meth:`one_way` or :meth:`single`; :meth:`only` cuts one down to one stitch.
+    ``layers`` are all stitching layers that the space owns, those that only taps need included; a layer is shared by
+    every stitch that crosses there.
     """
 
     depths: tuple[int, ...]
@@ -144,6 +145,23 @@ class StitchSpace:
         if depth < 1:
             raise ValueError(f"an anchor needs at least one block, got depth {depth}")
         return cls((depth,), "single", (Stitch(0, "A", "A", (Segment(0, 0, depth),)),))
+
+    def only(self, key: int | str, out_indices: Sequence[int] | None) -> StitchSpace:
+        """The space of one stitch of this one, under its id and name, with the layers that it crosses and those that
+        its taps need.
+
+        Args:
+            key: its id or name.
+            out_indices: the taps, blocks of the largest anchor; None where the route ends in a classifier.
+
+        Raises:
+            UnknownStitchError: the space lacks it.
+            ValueError: an index is not a block of the largest anchor.
+        """
+        stitch = self[key]
+        taps = () if out_indices is None else self.taps(stitch, out_indices)
+        used = {*stitch.layers, *(layer for tap in taps for layer in tap.layers)}
+        return replace(self, stitches=(stitch,), layers=tuple(layer for layer in self.layers if layer in used))
 
     def __len__(self) -> int:
         return len(self.stitches)
@@ -242,6 +260,8 @@ class StitchSpace:
         return {(key.source, key.source_block): key for key in self.layers if key.target > key.source}
 
     def _no_such_stitch(self, key: object) -> str:
+        if len(self) == 1:
+            return f"no stitch {key!r} in this space of one: {self.stitches[0]}"
         ids, names = [s.id for s in self.stitches], [s.name for s in self.stitches]
         if isinstance(key, int) and ids[0] < key < ids[-1]:
             return f"stitch id {key} is not in the space: {self._why_skipped(key)}"

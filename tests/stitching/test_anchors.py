@@ -115,15 +115,21 @@ def test_recomputing_changes_no_gradient(make_anchor: MakeAnchor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("classifier", [False, True])
 def test_parameters_by_their_use(family: str, classifier: bool, make_anchor: MakeAnchor) -> None:
-    """Stem, blocks and classifier share out all parameters; the stem's are those that its output depends on."""
+    """Stem, positions, blocks and classifier share out all parameters; those of the first two are what these depend
+    on."""
     anchor = make_anchor(classifier=classifier, **FAMILIES[family])
-    parts = [anchor.stem_parameters(), list(anchor.model.blocks.parameters()), anchor.classifier_parameters()]
+    stem, positions = anchor.stem_parameters(), anchor.position_parameters()
+    parts = [stem, positions, list(anchor.model.blocks.parameters()), anchor.classifier_parameters()]
     shared_out = [id(p) for part in parts for p in part]
     assert sorted(shared_out) == sorted(id(p) for p in anchor.parameters())
-    assert bool(parts[2]) == classifier
-    used = [anchor.stem(torch.randn(1, 3, 32, 32)), *(p for p in anchor.positions((2, 2)) if p is not None)]
-    sum(tensor.square().sum() for tensor in used).backward()
-    assert {id(p) for p in parts[0]} == {id(p) for p in anchor.parameters() if p.grad is not None}
+    assert bool(parts[3]) == classifier
+    anchor.stem(torch.randn(1, 3, 32, 32)).square().sum().backward()
+    assert {id(p) for p in stem} == {id(p) for p in anchor.parameters() if p.grad is not None}
+    anchor.zero_grad()
+    told = [p for p in anchor.positions((2, 2)) if p is not None and p.requires_grad]
+    if told:
+        sum(tensor.square().sum() for tensor in told).backward()
+    assert {id(p) for p in positions} == {id(p) for p in anchor.parameters() if p.grad is not None}
 
 
 # Rotary positions

@@ -190,7 +190,8 @@ def test_cross_attention_by_hand() -> None:
 def test_components(make_anchor: Callable[..., Anchor]) -> None:
     anchor = make_anchor(depth=2, width=32)
     costs = cost_model(StitchedNetwork([anchor], StitchSpace.single(2)), (32, 64))
-    assert set(costs.parts) == {Component("stem", 0), Component("block", 0, 0), Component("block", 0, 1)}
+    components = (("stem", 0), ("positions", 0), ("block", 0, 0), ("block", 0, 1))
+    assert set(costs.parts) == {Component(*component) for component in components}
     patches = 2 * 4
     assert costs.parts[Component("stem", 0)] == Cost(
         flops=patches * 3 * 16 * 16 * 32, params=3 * 16 * 16 * 32 + 32 + 4 * 32 + 32
