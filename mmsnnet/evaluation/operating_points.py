@@ -300,8 +300,8 @@ def higher_is_better(metric: str) -> bool:
         if any(re.fullmatch(pattern, name) for pattern in patterns):
             return higher
     raise ValueError(
-        f"metric {metric!r} is not known, nor whether more or less of it is better: plot_pareto.py and select_stitch.py "
-        "take --better"
+        f"metric {metric!r} is not known, nor whether more or less of it is better: plot_pareto.py and "
+        "select_stitch.py take --better"
     )
 
 
