@@ -13,7 +13,7 @@ have the ids 0 to ``K - 1``, then come the pairs, the smallest first. A stitch w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -146,22 +146,14 @@ class StitchSpace:
             raise ValueError(f"an anchor needs at least one block, got depth {depth}")
         return cls((depth,), "single", (Stitch(0, "A", "A", (Segment(0, 0, depth),)),))
 
-    def only(self, key: int | str, out_indices: Sequence[int] | None) -> StitchSpace:
-        """The space of one stitch of this one, under its id and name, with the layers that it crosses and those that
-        its taps need.
-
-        Args:
-            key: its id or name.
-            out_indices: the taps, blocks of the largest anchor; None where the route ends in a classifier.
+    def only(self, key: int | str, layers: Collection[LayerKey]) -> StitchSpace:
+        """The space of one stitch of this one, under its id and name, with no other stitching layers than ``layers``:
+        those that it crosses and that its taps need.
 
         Raises:
-            UnknownStitchError: the space lacks it.
-            ValueError: an index is not a block of the largest anchor.
+            UnknownStitchError: the space has no stitch of this id or name.
         """
-        stitch = self[key]
-        taps = () if out_indices is None else self.taps(stitch, out_indices)
-        used = {*stitch.layers, *(layer for tap in taps for layer in tap.layers)}
-        return replace(self, stitches=(stitch,), layers=tuple(layer for layer in self.layers if layer in used))
+        return replace(self, stitches=(self[key],), layers=tuple(layer for layer in self.layers if layer in layers))
 
     def __len__(self) -> int:
         return len(self.stitches)

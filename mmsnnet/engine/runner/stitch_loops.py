@@ -30,6 +30,7 @@ from mmsnnet.models import StitchedViT, find_stitched_backbone, model_costs
 from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.registry import LOOPS
 from mmsnnet.stitching import LayerKey, Stitch
+from mmsnnet.stitching.cost import classifier_parts, tap_parts
 
 
 class CannotResumeError(ValueError):
@@ -272,11 +273,12 @@ def _resumed(points: OperatingPoints, out: str) -> OperatingPoints:
 def _check_initialized(backbone: StitchedViT, stitches: Sequence[Stitch]) -> None:
     network = backbone.network
 
-    def layers(stitch: Stitch) -> Iterator[LayerKey]:
-        yield from stitch.layers
+    def layers(stitch: Stitch) -> list[LayerKey]:
         if backbone.num_classes is None:
-            for tap in backbone.space.taps(stitch, backbone.test_out_indices):
-                yield from tap.layers
+            parts = tap_parts(backbone.space, stitch, backbone.test_out_indices)
+        else:
+            parts = classifier_parts(stitch)
+        return [part for part in parts if isinstance(part, LayerKey)]
 
     lacking = [stitch.name for stitch in stitches if any(not network.layer(key).initialized for key in layers(stitch))]
     if lacking:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.checkpoint import DRAWS, HISTORY_GLOBALS
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
+    Anchor,
+    Component,
     Cost,
     CostModel,
+    LayerKey,
     PrefixPlan,
     SharedPrefixes,
     Stitch,
@@ -32,6 +36,7 @@ from mmsnnet.stitching import (
     load_pretrained,
     prefix_order,
 )
+from mmsnnet.stitching.cost import Part, classifier_parts, tap_parts
 
 
 class Taps(tuple):
@@ -69,7 +74,8 @@ class StitchedViT(BaseModule):
         img_size: the training input size, height and width or the side. Any other size works too.
         out_indices: blocks of the largest anchor whose output is handed out; the last block by default. Given as
             ``dict(train=..., test=...)``, the taps of ``train`` that ``test`` lacks are neither run nor projected in
-            evaluation mode and come as None, so that a head's ``in_index`` holds in both.
+            evaluation mode and come as None, so that a head's ``in_index`` holds in both. A None among them holds the
+            place of a tap that neither mode has.
         num_classes: keep the norm and the head of each anchor: forward then gives the logits of the head of the anchor
             that the route ends in, and there are no taps. ``StitchedClassifier`` sets it.
         scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net); of three anchors and more, each is stitched to its
@@ -80,6 +86,9 @@ class StitchedViT(BaseModule):
         stitch: id or name of the stitch for evaluation mode; the largest anchor alone by default.
         budget: the arguments of :meth:`set_budget`, which chooses the stitch for evaluation mode in its place:
             ``dict(points='front.json', max_gflops=200)``.
+        only: id or name of the one stitch to build, which makes a space of this stitch: without the blocks, stems,
+            classifiers and stitching layers that it does not run. Its weights are those of a checkpoint, as
+            :func:`mmsnnet.apis.extract_stitch` writes one: there is nothing to initialise stitching layers from.
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
         frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor and
             those blocks of the others that correspond to these alone.
@@ -94,7 +103,7 @@ class StitchedViT(BaseModule):
         self,
         anchors: Sequence[Mapping[str, Any]],
         img_size: int | Sequence[int] = 224,
-        out_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        out_indices: Sequence[int | None] | Mapping[str, Sequence[int]] | None = None,
         num_classes: int | None = None,
         scheme: str = "two_way",
         rank: int = 16,
@@ -102,6 +111,7 @@ class StitchedViT(BaseModule):
         seed: int = 0,
         stitch: int | str | None = None,
         budget: Mapping[str, Any] | None = None,
+        only: int | str | None = None,
         with_cp: bool = False,
         frozen_stages: int = -1,
         frozen_anchors: Sequence[int] = (),
@@ -111,7 +121,7 @@ class StitchedViT(BaseModule):
         if stitch is not None and budget is not None:
             raise ValueError(f"stitch={stitch!r} and budget choose the route of evaluation mode both: give one of them")
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        self.pretrained, built = [], []
+        self.pretrained, makers = [], []
         for config in anchors:
             config = dict(config)
             if "model" not in config:
@@ -124,18 +134,34 @@ class StitchedViT(BaseModule):
                     f"{', '.join(sorted(reserved))} is no key of an anchor: num_classes is set once, for the backbone"
                 )
             head = {} if num_classes is None else dict(classifier=True, num_classes=num_classes)
-            built.append(create_anchor(config.pop("model"), self.img_size, **head, **config))
-        self.network = StitchedNetwork(built, _space(scheme, [a.depth for a in built]), rank=rank, with_cp=with_cp)
-        self.space: StitchSpace = self.network.space
-        self.num_classes = num_classes
+            makers.append(partial(create_anchor, config.pop("model"), self.img_size, **head, **config))
+        if only is not None and any(self.pretrained):
+            raise ValueError(
+                f"only={only!r} builds what one stitch runs, whose weights come from its checkpoint: leave out "
+                "'pretrained' of the anchors"
+            )
         if num_classes is not None and out_indices is not None:
             raise ValueError("a backbone with num_classes gives logits: out_indices does not go with it")
-        self.out_indices, self.test_out_indices = _per_mode(out_indices, built[-1].depth)
+        with nullcontext() if only is None else torch.device("meta"):
+            built = [make() for make in makers]
+        space = _space(scheme, [anchor.depth for anchor in built])
+        self.places, self.out_indices, self.test_out_indices = _per_mode(out_indices, built[-1].depth)
+        if only is not None:
+            if num_classes is None:
+                parts = tap_parts(space, space[only], self.out_indices)
+            else:
+                parts = classifier_parts(space[only])
+            built = [_with_parts(index, parts, outline, makers[index]) for index, outline in enumerate(built)]
+            space = space.only(only, [part for part in parts if isinstance(part, LayerKey)])
+        self.network = StitchedNetwork(built, space, rank=rank, with_cp=with_cp)
+        self.space: StitchSpace = self.network.space
+        self.num_classes = num_classes
         self.flops_step = flops_step
         self.seed = seed
         self.draws = 0
         self.drawn: Stitch | None = None
-        self._stitch = self.space.anchors[-1] if stitch is None else self.space[stitch]
+        default = self.space.anchors or self.space.stitches
+        self._stitch = default[-1] if stitch is None else self.space[stitch]
         self._sampler: StitchSampler | None = None
         self._plan: tuple[tuple[Stitch, ...], PrefixPlan] | None = None
         self._shared: SharedPrefixes | None = None
@@ -329,7 +355,7 @@ class StitchedViT(BaseModule):
         anchor = self.network.anchor(-1)
         grid = anchor.grid((images.shape[-2], images.shape[-1]))
         tokens = dict(zip(out_indices, self.network.tokens(images, stitch, out_indices, walk), strict=True))
-        wanted = [tokens.get(index) for index in self.out_indices]
+        wanted = [tokens.get(index) for index in self.places]
         maps = [None if tap is None else anchor.to_map(tap, grid) for tap in wanted]
         if not anchor.has_class_token:
             return Taps(maps)
@@ -396,18 +422,31 @@ def _space(scheme: str, depths: Sequence[int]) -> StitchSpace:
     return schemes[scheme](depths)
 
 
+def _with_parts(index: int, parts: Sequence[Part], outline: Anchor, make: Callable[[], Anchor]) -> Anchor:
+    """Anchor ``index`` with those of its parts alone that are among ``parts``: an anchor without any stays an outline,
+    whose weights are never drawn."""
+    own = [part for part in parts if isinstance(part, Component) and part.anchor == index]
+    anchor = make() if own else outline
+    blocks = [part.block for part in own if part.kind == "block"]
+    anchor.keep(Component("stem", index) in own, blocks, Component("classifier", index) in own)
+    return anchor
+
+
 def _per_mode(
-    out_indices: Sequence[int] | Mapping[str, Sequence[int]] | None, depth: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The taps of training and of evaluation mode."""
+    out_indices: Sequence[int | None] | Mapping[str, Sequence[int]] | None, depth: int
+) -> tuple[tuple[int | None, ...], tuple[int, ...], tuple[int, ...]]:
+    """The places of what is handed out, the taps of training and those of evaluation mode."""
     if out_indices is None:
         out_indices = (depth - 1,)
+    places: tuple[int | None, ...]
     if isinstance(out_indices, Mapping):
         if set(out_indices) != {"train", "test"}:
             raise ValueError(f"out_indices per mode is dict(train=..., test=...), got keys {sorted(out_indices)}")
         train, test = tuple(out_indices["train"]), tuple(out_indices["test"])
+        places = train
     else:
-        train = test = tuple(out_indices)
+        places = tuple(out_indices)
+        train = test = tuple(index for index in places if index is not None)
     if not train or not test:
         raise ValueError("out_indices names at least one block in each mode")
     wrong = [index for index in train if not isinstance(index, int) or not 0 <= index < depth]
@@ -415,7 +454,7 @@ def _per_mode(
         raise ValueError(f"out_indices are blocks of the largest anchor, 0 to {depth - 1}; got {wrong}")
     if not set(test) <= set(train):
         raise ValueError(f"the taps of evaluation mode are among those of training mode {train}; got {test}")
-    return train, test
+    return places, train, test
 
 
 def _save_draws(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
