@@ -1,0 +1,152 @@
+"""Measures latency, throughput and peak memory of a stitched model at each stitch, and adds them to the file of
+operating points."""
+
+import argparse
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from mmsnnet.apis import (
+    Benchmark,
+    BenchmarkSettings,
+    DictAction,
+    benchmark_conditions,
+    benchmark_stitches,
+    build_model,
+    check_channels,
+    check_conditions,
+    in_one_line,
+    is_mistake,
+    load_config,
+    points_to_time,
+    with_latencies,
+)
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.models import find_stitched_backbone, model_costs
+from mmsnnet.visualization import print_table
+
+
+def parser() -> argparse.ArgumentParser:
+    defaults = BenchmarkSettings()
+    described = argparse.ArgumentParser(description=__doc__)
+    described.add_argument("config", help="config file")
+    described.add_argument(
+        "--checkpoint", metavar="C", help="file, published folder, URL or hf-hub:owner/name (default: random weights)"
+    )
+    described.add_argument(
+        "--stitches",
+        metavar="WHICH",
+        help="all, anchors, or ids and names, such as 57,80 or S4-L10 (default: those in FILE.json, or all)",
+    )
+    described.add_argument(
+        "--out", metavar="FILE.json", help="file of operating points; if it exists, all else in it is kept"
+    )
+    described.add_argument(
+        "--shape", nargs=2, type=int, metavar=("H", "W"), help="input size (default: the backbone's img_size)"
+    )
+    described.add_argument(
+        "--batch-size", type=int, default=defaults.batch_size, metavar="N", help="images (default: %(default)s)"
+    )
+    described.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        default=defaults.precision,
+        help="of weights and images (default: %(default)s)",
+    )
+    described.add_argument("--channels-last", action="store_true", help="memory format of weights and images")
+    described.add_argument(
+        "--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile each stitch (inductor)"
+    )
+    described.add_argument(
+        "--cuda-graph", action=argparse.BooleanOptionalAction, help="replay CUDA graphs (default: on a GPU)"
+    )
+    described.add_argument(
+        "--warmup", type=int, default=defaults.warmup, metavar="N", help="rounds before (default: %(default)s)"
+    )
+    described.add_argument(
+        "--repeats", type=int, default=defaults.repeats, metavar="N", help="rounds that count (default: %(default)s)"
+    )
+    described.add_argument("--device", default="cpu", help="such as cuda or cuda:1 (default: %(default)s)")
+    described.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
+    )
+    return described
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    names = ("batch_size", "precision", "channels_last", "compile", "cuda_graph", "warmup", "repeats")
+    settings = BenchmarkSettings(**{name: getattr(args, name) for name in names})
+    conditions = benchmark_conditions(settings, args.device)
+    config = load_config(args.config, args.cfg_options)
+    model = build_model(config, args.checkpoint)
+    check_channels(config, model)
+    backbone = find_stitched_backbone(model)
+    shape = tuple(args.shape or backbone.img_size)
+    costs = model_costs(model, shape)
+    described = OperatingPoints(
+        config=str(config.filename),
+        checkpoint=args.checkpoint,
+        dataset=None,
+        input_shape=shape,
+        device=args.device,
+        points=tuple(
+            OperatingPoint(s.id, s.name, s.kind, costs[s.id].flops, costs[s.id].params) for s in backbone.space
+        ),
+    )
+    # What cannot be added to is found before the time is spent.
+    points = points_to_time(args.out, described)
+    stitches = backbone.space.select(args.stitches or [point.id for point in points] or "all")
+    check_conditions(points, (stitch.id for stitch in stitches), conditions)
+
+    found = benchmark_stitches(
+        model, [stitch.id for stitch in stitches], settings, input_shape=shape, device=args.device, progress=True
+    )
+    print_table(latency_table(found, described))
+    for note in found.notes:
+        print(f"note: {note}")
+    if args.out:
+        with_latencies(points_to_time(args.out, described), described, found).save(args.out)
+        print(f"written to {args.out}")
+
+
+def latency_table(found: Benchmark, described: OperatingPoints) -> Table:
+    """One row per stitch, fastest first; above it what was measured, and how."""
+    said = {key: value for key, value in found.conditions.items() if key != "date" and value not in (False, None)}
+    height, width = found.input_shape
+    how = ", ".join(key.replace("_", " ") if value is True else f"{key} {value}" for key, value in said.items())
+    table = Table(title=Text(f"{height} x {width}, {how.replace('_', ' ')}"), box=SIMPLE_HEAD)
+    flops = {point.id: point.flops for point in described}
+    memory = any(latency.peak_memory is not None for latency in found.latencies)
+    for header in ("id", "name", "kind", "GFLOPs", "latency (ms)", "quartiles (ms)", "images/s"):
+        table.add_column(header, justify="left" if header in ("name", "kind") else "right", no_wrap=True)
+    if memory:
+        table.add_column("peak (MiB)", justify="right", no_wrap=True)
+    for latency in sorted(found.latencies, key=lambda latency: latency.latency_ms):
+        stitch = latency.stitch
+        table.add_row(
+            str(stitch.id),
+            stitch.name,
+            stitch.kind,
+            f"{flops[stitch.id] / 1e9:.4g}",
+            f"{latency.latency_ms:.2f}",
+            " - ".join(f"{quartile:.2f}" for quartile in latency.quartiles_ms),
+            f"{latency.throughput:.4g}",
+            *([f"{latency.peak_memory / 2**20:.0f}"] if memory else []),
+        )
+    return table
+
+
+def main() -> None:
+    command = parser()
+    args = command.parse_args()
+    try:
+        benchmark(args)
+    except Exception as error:
+        if not is_mistake(error):
+            raise
+        command.error(in_one_line(error))
+
+
+if __name__ == "__main__":
+    main()
