@@ -101,6 +101,7 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
     """Counts each component of ``network`` once, for one image of ``input_shape`` (height, width); what has been left
     out of an anchor (:meth:`Anchor.keep`) is in no stitch and not counted."""
     parts: dict[Part, Cost] = {}
+    dtype = next(network.parameters()).dtype
     for index in range(len(network.anchors)):
         anchor = network.anchor(index)
         if anchor.has_stem:
@@ -119,7 +120,8 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
             kind = (anchor.windows[block], *((name, p.shape) for name, p in module.named_parameters()))
             if kind not in alike:
                 flops = count_flops(
-                    _BlockCall(anchor, block, positions[block], input_shape), _arranged(anchor, block, input_shape)
+                    _BlockCall(anchor, block, positions[block], input_shape),
+                    _arranged(anchor, block, input_shape, dtype),
                 )
                 alike[kind] = Cost(flops, _numel(module.parameters()))
             parts[Component("block", index, block)] = alike[kind]
@@ -132,7 +134,7 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
     layers: dict[object, Cost] = {}
     for key in network.space.layers:
         layer = network.layer(key)
-        tokens = _arranged(network.anchor(key.source), key.source_block, input_shape)
+        tokens = _arranged(network.anchor(key.source), key.source_block, input_shape, dtype)
         size = (tokens.shape, layer.out_features)
         if size not in layers:
             with torch.device("meta"):
@@ -142,10 +144,10 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
     return CostModel(network.space, input_shape, parts)
 
 
-def _arranged(anchor: Anchor, block: int, input_shape: tuple[int, int]) -> torch.Tensor:
+def _arranged(anchor: Anchor, block: int, input_shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
     """Tokens of one image on the meta device, arranged as ``block`` takes and gives them."""
     number = tokens_of(anchor.grid(input_shape), anchor.windows[block], anchor.num_prefix_tokens)
-    return torch.empty(1, number, anchor.width, device="meta", dtype=next(anchor.parameters()).dtype)
+    return torch.empty(1, number, anchor.width, device="meta", dtype=dtype)
 
 
 def count_flops(module: nn.Module, *inputs: Any) -> int:
