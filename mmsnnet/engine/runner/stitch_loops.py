@@ -236,8 +236,9 @@ def _operating_points(loop: StitchTestLoop, model: nn.Module) -> OperatingPoints
 
 
 def _fingerprint(loop: StitchTestLoop, model: nn.Module) -> dict[str, str]:
-    """Digests of all that results depend on, by what a user would call it."""
-    config = loop.runner.cfg
+    """Digests of all that results depend on, by what a user would call it; of a runner that was made without a config,
+    what its parts print."""
+    config, dataset = loop.runner.cfg, loop.dataloader.dataset
     weights = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         if not name.endswith(DRAWS):  # how long it was trained changes nothing
@@ -245,8 +246,8 @@ def _fingerprint(loop: StitchTestLoop, model: nn.Module) -> dict[str, str]:
             weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return {
         "checkpoint": weights.hexdigest(),
-        "config": _digest([config.model, config.get("test_evaluator"), loop.fp16]),
-        "data set": _digest([config.test_dataloader.get("dataset"), len(loop.dataloader.dataset)]),
+        "config": _digest([config.get("model", str(model)), config.get("test_evaluator"), loop.fp16]),
+        "data set": _digest([config.get("test_dataloader", {}).get("dataset", type(dataset).__name__), len(dataset)]),
     }
 
 

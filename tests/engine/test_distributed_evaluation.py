@@ -1,0 +1,115 @@
+"""Two ranks evaluate all stitches as one process does, and resume together."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mmsnnet.evaluation import OperatingPoints
+
+REPOSITORY = Path(__file__).parents[2]
+# The first process evaluates alone, then with the second one: at once, and stitch by stitch with an interruption.
+PROGRAM = """
+import os, sys
+from pathlib import Path
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+import mmsnnet
+from mmsnnet.engine.runner import stitch_passes
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+
+
+class Images(torch.utils.data.Dataset):
+    metainfo = dict(name="images", classes=[str(i) for i in range(8)], palette=[[i] * 3 for i in range(8)])
+
+    def __len__(self):
+        return 5  # which two ranks cannot share evenly
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        labels = torch.randint(8, (1, 32, 32), generator=generator)
+        sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
+        sample.set_metainfo(dict(img_shape=(32, 32), ori_shape=(32, 32)))
+        return dict(inputs=torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=generator), data_samples=sample)
+
+
+def evaluate(name, launcher, **settings):
+    runner = Runner(
+        ConfigDict(torch.load(folder / "model.pt")),
+        str(folder / name),
+        test_dataloader=dict(
+            batch_size=1, dataset=Images(), sampler=dict(type="DefaultSampler", shuffle=False),
+            collate_fn=dict(type="pseudo_collate"),
+        ),
+        test_evaluator=dict(type="IoUMetric", iou_metrics=["mIoU"]),
+        test_cfg=dict(type="mmsnnet.StitchTestLoop", out=str(folder / f"{name}.json"), **settings),
+        load_from=str(folder / "weights.pth"),
+        launcher=launcher,
+        cfg=dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", device_ids=None)),
+        default_scope="mmseg",
+        log_level="ERROR",
+        experiment_name=name,
+    )
+    return runner
+
+
+if rank == 0:
+    evaluate("alone", "none").test()
+os.environ["LOCAL_RANK"] = str(rank)
+torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+evaluate("together", "pytorch").test()
+runner = evaluate("resumed", "pytorch", stitches_per_pass=1)
+evaluated = stitch_passes.StitchPass.evaluate
+stitch_passes.StitchPass.evaluate = lambda self, stitch: evaluated(self, stitch) if stitch.name != "L" else 1 / 0
+try:
+    runner.test()
+except ZeroDivisionError:
+    stitch_passes.StitchPass.evaluate = evaluated
+assert not (rank == 0 and "\\"L\\"" in (folder / "resumed.json").read_text())
+evaluate("resumed", "pytorch", resume=True).test()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluation")
+
+
+def test_two_ranks_evaluate_as_one(
+    folder: Path,
+    segmentor_config: Callable[..., dict[str, Any]],
+    randomise: Callable[[nn.Module], None],
+    make_segmentor: Callable[..., nn.Module],
+) -> None:
+    torch.save(segmentor_config(), folder / "model.pt")
+    torch.save(make_segmentor().state_dict(), folder / "weights.pth")
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    with (
+        subprocess.Popen(
+            [*command, "1"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as second,
+        subprocess.Popen(
+            [*command, "0"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as first,
+    ):
+        try:
+            assert first.wait(timeout=200) == 0, first.stderr.read()
+            assert second.wait(timeout=60) == 0, second.stderr.read()
+        finally:
+            first.kill()
+            second.kill()
+    alone, together, resumed = (OperatingPoints.load(folder / f"{n}.json") for n in ("alone", "together", "resumed"))
+    assert [point.name for point in alone] == ["S", "L", "S0-L2", "L1-S1"]
+    assert len({tuple(point.metrics.values()) for point in alone}) > 1
+    assert tuple(together) == tuple(resumed) == tuple(alone)
