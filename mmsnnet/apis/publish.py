@@ -12,10 +12,11 @@ from typing import Any
 import safetensors.torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
+from torch import Tensor
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
-from mmsnnet.models import check_weights, find_stitched_backbone, model_weights
+from mmsnnet.models import StitchedViT, check_weights, find_stitched_backbone, model_weights
 from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.version import __version__
 
@@ -35,17 +36,18 @@ Anchors, smallest first: {anchors}.
 from mmsnnet.apis import build_model, load_config
 
 model = build_model(load_config("FOLDER/{config}"), checkpoint="FOLDER")
-model.backbone.set_stitch("{stitch}")  # or another of model.backbone.space
-```
+{choice}```
 
 `python tools/test.py FOLDER/{config} FOLDER` evaluates every stitch. `load_from="FOLDER"` in a config fine-tunes.
 Made with mmsnnet {version}.
 """
+CHOICE = 'model.backbone.set_stitch("{stitch}")  # or another of model.backbone.space\n'
 
 
 @dataclass(frozen=True)
 class Published:
-    """What :func:`publish_model` wrote: the file of weights, its size in bytes, and its SHA-256."""
+    """What :func:`publish_model` or :func:`mmsnnet.apis.extract_stitch` wrote: the file of weights, its size in bytes,
+    and its SHA-256."""
 
     weights: Path
     size: int
@@ -67,27 +69,39 @@ def publish_model(config: Config, checkpoint: str | os.PathLike[str], out: str |
         ValueError: ``out`` is a file or has something in it; the checkpoint cannot be read, would run code, or does
             not fit the config's model.
     """
+    out = new_folder(out)
+    model = build_without_weights(config)
+    found = CheckpointLoader.load_checkpoint(os.fspath(checkpoint))
+    check_weights(model, found, checkpoint)
+    return write_folder(out, config, find_stitched_backbone(model), model_weights(found))
+
+
+def new_folder(out: str | os.PathLike[str]) -> Path:
+    """The absolute path of a folder to be made.
+
+    Raises:
+        ValueError: it is a file, or has something in it.
+    """
     out = Path(out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} exists: give a folder that does not, or an empty one")
-    model = build_without_weights(config)
-    backbone = find_stitched_backbone(model)
-    found = CheckpointLoader.load_checkpoint(os.fspath(checkpoint))
-    check_weights(model, found, checkpoint)
+    return out
+
+
+def write_folder(out: Path, config: Config, backbone: StitchedViT, weights: Mapping[str, Tensor]) -> Published:
+    """Writes the weights of a config's model, whose backbone this is, as :func:`publish_model` describes."""
     # A copy of each: safetensors takes no two tensors that share memory, as tied layers do.
     weights = {
-        name: tensor.contiguous().clone()
-        for name, tensor in model_weights(found).items()
-        if name.rpartition(".")[2] != DRAWS
+        name: tensor.contiguous().clone() for name, tensor in weights.items() if name.rpartition(".")[2] != DRAWS
     }
     card = MODEL_CARD.format(
         title=out.name,
-        stitches="one stitch" if len(backbone.space) == 1 else f"{len(backbone.space)} stitches",
+        stitches=f"one stitch, {backbone.stitch}" if len(backbone.space) == 1 else f"{len(backbone.space)} stitches",
         anchors=", ".join(
             f"`{anchor.model.pretrained_cfg['architecture']}` ({anchor.depth} blocks, width {anchor.width})"
             for anchor in backbone.network.anchors
         ),
-        stitch=backbone.space.anchors[-1].name,
+        choice="" if len(backbone.space) == 1 else CHOICE.format(stitch=backbone.stitch.name),
         config=CONFIG,
         version=__version__,
     )

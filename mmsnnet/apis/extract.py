@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+
+from mmsnnet.apis.model import build_without_weights
+from mmsnnet.apis.publish import Published, new_folder, published_config, write_folder
+from mmsnnet.models import StitchedViT, check_weights, find_stitched_backbone, model_weights
+from mmsnnet.stitching import Stitch
+
+# What keeps a checkpoint, stops a run or lowers a rate by a metric, which loops name <stitch>/<metric>.
+MONITORS = ("save_best", "monitor")
+
+
+def extract_stitch(
+    config: Config, checkpoint: str | os.PathLike[str], stitch: int | str, out: str | os.PathLike[str]
+) -> Published:
+    """Writes one stitch of a model as a model of its own, in a folder as :func:`mmsnnet.apis.publish_model` writes it.
+    It has the weights alone that the stitch uses in evaluation mode, with low-rank updates merged; auxiliary heads are
+    left out. Its config builds a space of one stitch (``StitchedViT(only=...)``), for evaluation and for fine-tuning.
+
+    Args:
+        config: of the whole model, as :func:`mmsnnet.apis.load_config` returns it.
+        checkpoint: the whole model's, from wherever :func:`mmsnnet.apis.build_model` takes one.
+        stitch: its id or name.
+        out: the folder, which must not exist or be empty.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        TypeError: the model has no stitched backbone.
+        ValueError: ``out`` is a file or has something in it; the space has no such stitch; the checkpoint cannot be
+            read, would run code, or does not fit the config's model, because it has no stitching layers, say.
+    """
+    out = new_folder(out)
+    whole = build_without_weights(config)
+    backbone = find_stitched_backbone(whole)
+    chosen = backbone.space[stitch]
+    found = CheckpointLoader.load_checkpoint(os.fspath(checkpoint))
+    check_weights(whole, found, checkpoint)
+    whole.load_state_dict(model_weights(found), assign=True)
+    for key in backbone.space.layers:
+        backbone.network.layers[str(key)] = backbone.network.layer(key).merged()
+    weights = whole.state_dict()
+    config = extracted_config(config, backbone, chosen)
+    extracted = build_without_weights(config)
+    used = {name: weights[name] for name in extracted.state_dict()}
+    return write_folder(out, config, find_stitched_backbone(extracted), used)
+
+
+def extracted_config(config: Config, backbone: StitchedViT, stitch: Stitch) -> Config:
+    """The config of one stitch of the model that ``config`` describes and whose backbone this is."""
+    settings = published_config(config).to_dict()
+    model = settings["model"]
+    if model.get("auxiliary_head") is not None:
+        model["auxiliary_head"] = None
+    kept = {key: value for key, value in model["backbone"].items() if key not in ("stitch", "budget")}
+    model["backbone"] = kept | dict(only=stitch.name, rank=0)
+    if set(backbone.out_indices) != set(backbone.test_out_indices):
+        # Those that only auxiliary heads read leave their places empty: in_index of the other heads holds.
+        tested = backbone.test_out_indices
+        model["backbone"]["out_indices"] = tuple(index if index in tested else None for index in backbone.places)
+    for loop in ("val_cfg", "test_cfg"):
+        if "stitches" in (settings.get(loop) or {}):
+            settings[loop]["stitches"] = "all"
+    return Config(_monitoring(settings, backbone, stitch))
+
+
+def _monitoring(setting: Any, backbone: StitchedViT, stitch: Stitch) -> Any:
+    """A setting that goes by the metric of ``stitch`` wherever it went by that of another one."""
+
+    def renamed(metric: Any) -> Any:
+        name, slash, rest = metric.partition("/") if isinstance(metric, str) else ("", "", "")
+        return f"{stitch.name}/{rest}" if slash and name in backbone.space else metric
+
+    if isinstance(setting, Mapping):
+        return {
+            key: renamed(value) if key in MONITORS else _monitoring(value, backbone, stitch)
+            for key, value in setting.items()
+        }
+    if isinstance(setting, list | tuple):
+        return type(setting)(_monitoring(inner, backbone, stitch) for inner in setting)
+    return setting

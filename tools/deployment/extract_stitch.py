@@ -1,0 +1,37 @@
+"""Cuts one stitch out of a trained model: a checkpoint of the weights that it uses, and a config, in a folder."""
+
+import argparse
+import os
+
+from mmsnnet.apis import DictAction, extract_stitch, in_one_line, is_mistake, load_config
+
+
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(description=__doc__)
+    described.add_argument("config", help="config file of the whole model")
+    described.add_argument("checkpoint", help="its checkpoint: a file, folder, URL or hf-hub:owner/name")
+    described.add_argument("stitch", metavar="STITCH", help="id or name of the stitch, such as 57 or S4-L10")
+    described.add_argument("--out", required=True, metavar="DIR", help="folder to make; it must not exist, or be empty")
+    described.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
+    )
+    return described
+
+
+def main() -> None:
+    command = parser()
+    args = command.parse_args()
+    try:
+        config = load_config(args.config, args.cfg_options)
+        extracted = extract_stitch(config, args.checkpoint, args.stitch, args.out)
+    except Exception as error:
+        if not is_mistake(error):
+            raise
+        command.error(in_one_line(error))
+    if os.path.isfile(args.checkpoint):
+        print(f"{args.checkpoint}: {os.path.getsize(args.checkpoint) / 1e6:.2f} MB")
+    print(f"{extracted.weights}: {extracted.size / 1e6:.2f} MB, sha256 {extracted.sha256}")
+
+
+if __name__ == "__main__":
+    main()
