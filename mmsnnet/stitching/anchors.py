@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
+from timm.layers import HybridEmbed
 from timm.models import eva, vision_transformer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -46,6 +47,7 @@ class Anchor(nn.Module, ABC):
         blocks: the indices of the blocks that it has: all, unless :meth:`keep` has left some out.
 
     Raises:
+        TypeError: the model's patches are those of a convolutional network (a hybrid).
         ValueError: the model drops patches, so that its tokens form no map, or takes images of one size only.
     """
 
@@ -53,6 +55,10 @@ class Anchor(nn.Module, ABC):
         self, model: VisionTransformer | Eva, classifier: bool = False, windows: Sequence[int] | None = None
     ) -> None:
         super().__init__()
+        if isinstance(model.patch_embed, HybridEmbed):
+            raise TypeError(
+                "a hybrid, whose patches a convolutional network makes, is no plain ViT (deit3_*, vit_*, ...)"
+            )
         if not isinstance(model.patch_drop, nn.Identity | None):
             raise ValueError("an anchor needs all its patches to form a map: leave out patch_drop_rate")
         if not (model.dynamic_img_size and model.patch_embed.dynamic_img_pad):
@@ -307,10 +313,11 @@ class EvaAnchor(Anchor):
             raise ValueError(
                 "rel_pos_bias and window_size are for anchors of timm's VisionTransformer class, not of its Eva"
             )
-        if getattr(model.rope, "aug_active", False):
+        unvaried = dict(shift_coords=0.0, jitter_coords=1.0, rescale_coords=1.0)
+        if any((getattr(model.rope, name, None) or none) != none for name, none in unvaried.items()):
             raise ValueError(
-                "an anchor's rotary positions are those of its grid, the same in both anchors of a route: leave out "
-                "rope_shift_coords, rope_jitter_coords and rope_rescale_coords"
+                "an anchor's rotary positions are those of its grid, the same in all anchors of a route: set "
+                "rope_shift_coords=0.0, rope_jitter_coords=1.0 and rope_rescale_coords=1.0, which draw nothing"
             )
         self._rotations: dict[tuple[Grid, torch.device], Tensor] = {}
 

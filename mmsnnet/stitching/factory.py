@@ -56,7 +56,7 @@ def create_anchor(
     try:
         net = timm.create_model(model, img_size=img_size, **{**dynamic, **head, **attention, **kwargs})
     except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        unknown = re.search(r"unexpected keyword argument(?:\(s\): \[)? ?'(\w+)'", str(error))
         if unknown is None:
             raise
         if unknown[1] in attention:

@@ -165,8 +165,11 @@ def test_learned_rotations_get_gradients(make_anchor: MakeAnchor, make_images: C
 
 
 def test_rotations_drawn_anew_are_refused(make_anchor: MakeAnchor) -> None:
-    with pytest.raises(ValueError, match="leave out rope_shift_coords"):
+    with pytest.raises(ValueError, match=r"rope_rescale_coords=1\.0"):
         make_anchor(model="vit_small_patch16_dinov3", rope_rescale_coords=2.0)
+    make_anchor(
+        model="vit_small_patch16_dinov3", rope_shift_coords=0.0, rope_jitter_coords=1.0, rope_rescale_coords=1.0
+    )
 
 
 @pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2)])
@@ -235,6 +238,12 @@ def test_unknown_key() -> None:
 def test_an_unknown_tag_lists_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"fb_in22k'; there are .*deit3_small_patch16_224\.fb_in22k_ft_in1k"):
         create_anchor("deit3_small_patch16_224.fb_in22k", 32, embed_dim=32, depth=2, num_heads=2)
+
+
+@pytest.mark.parametrize("name", ["naflexvit_base_patch16_gap", "vit_small_r26_s32_224"])
+def test_almost_a_plain_vit(name: str) -> None:
+    with pytest.raises(TypeError, match="plain ViT"):
+        create_anchor(name, 64)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
