@@ -177,13 +177,13 @@ def _benchmark(
     device, shape = images.device, (images.shape[-2], images.shape[-1])
     backbone = find_stitched_backbone(deployed)
     forward = _forward(deployed, images)
+    runs = {stitch: _run(forward, images, settings.compile) for stitch in stitches}
     peaks, notes = {}, []
     for stitch in stitches:
         backbone.set_stitch(stitch)
         with _said_of_precision(settings.precision, device):
             forward(images)
-        peaks[stitch] = _peak_memory(lambda: forward(images), device, before)
-    runs = {stitch: _run(forward, images, settings.compile) for stitch in stitches}
+        peaks[stitch] = _peak_memory(runs[stitch], device, before)
     conditions = benchmark_conditions(settings, device)
     if conditions["cuda_graph"]:
         runs, failure = _captured(backbone, runs)
@@ -302,6 +302,7 @@ def _said_of_precision(precision: str, device: torch.device) -> Iterator[None]:
 def _peak_memory(run: Run, device: torch.device, before: int) -> int | None:
     if device.type != "cuda":
         return None
+    run()  # what libraries and compilers allocate for themselves at a first run is there, or gone, at the next
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     run()

@@ -3,6 +3,7 @@ operating points."""
 
 import argparse
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -67,7 +68,11 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument(
         "--repeats", type=int, default=defaults.repeats, metavar="N", help="rounds that count (default: %(default)s)"
     )
-    described.add_argument("--device", default="cpu", help="such as cuda or cuda:1 (default: %(default)s)")
+    described.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, or a GPU by number, such as cuda:1 (default here: %(default)s)",
+    )
     described.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
     )
@@ -83,17 +88,10 @@ def benchmark(args: argparse.Namespace) -> None:
     check_channels(config, model)
     backbone = find_stitched_backbone(model)
     shape = tuple(args.shape or backbone.img_size)
+    described = OperatingPoints(str(config.filename), args.checkpoint, None, shape, args.device)
     costs = model_costs(model, shape)
-    described = OperatingPoints(
-        config=str(config.filename),
-        checkpoint=args.checkpoint,
-        dataset=None,
-        input_shape=shape,
-        device=args.device,
-        points=tuple(
-            OperatingPoint(s.id, s.name, s.kind, costs[s.id].flops, costs[s.id].params) for s in backbone.space
-        ),
-    )
+    for s in backbone.space:
+        described = described.add(OperatingPoint(s.id, s.name, s.kind, costs[s.id].flops, costs[s.id].params))
     # What cannot be added to is found before the time is spent.
     points = points_to_time(args.out, described)
     stitches = backbone.space.select(args.stitches or [point.id for point in points] or "all")

@@ -1,0 +1,135 @@
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmsnnet.apis import build_model, load_config
+from mmsnnet.evaluation import OperatingPoints
+
+REPOSITORY = Path(__file__).parents[2]
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """``here(name, *arguments)`` runs an analysis tool in this process, which has imported what takes seconds."""
+
+    def run(name: str, *arguments: object) -> Done:
+        path = REPOSITORY / "tools" / "analysis_tools" / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        code: Any = 0
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as leave:
+            code = leave.code
+        said = capsys.readouterr()
+        return Done(sys.argv, code, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def config(segmentor_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
+    """A config of a tiny segmentor with the stitches S, L, SL and LS."""
+    path = tmp_path / "tiny.py"
+    path.write_text(f"default_scope = 'mmseg'\nmodel = {segmentor_config()!r}\n")
+    return path
+
+
+def is_refused(done: Done, message: str) -> None:
+    errors = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert len(errors) == 1 and message in errors[0], done.stderr
+
+
+def test_latencies_are_added_to_what_get_flops_wrote(config: Path, here: Callable[..., Done], tmp_path: Path) -> None:
+    path, checkpoint = tmp_path / "points.json", tmp_path / "model.pth"
+    shape = ("--shape", 32, 48)
+    assert here("get_flops", config, "--out", path, *shape).returncode == 0
+    before = json.loads(path.read_text())
+    assert len(before["stitches"]) == 4
+    torch.save({"state_dict": build_model(load_config(config)).state_dict()}, checkpoint)
+    options = ("--checkpoint", checkpoint, "--out", path, "--device", "cpu", "--warmup", 1, "--repeats", 3)
+    options += ("--batch-size", 2, "--precision", "bf16", "--channels-last", *shape)
+
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "tools" / "analysis_tools" / "benchmark.py", config, *map(str, options)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "60"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    after = json.loads(path.read_text())
+    for old, new in zip(before["stitches"], after["stitches"], strict=True):
+        latency, throughput = new.pop("latency_ms"), new.pop("throughput")
+        assert latency > 0 and throughput == pytest.approx(2 * 1000 / latency)
+        assert new == old
+    how = after.pop("benchmark")
+    assert {key: how[key] for key in ("threads", "batch_size", "precision", "channels_last", "warmup", "repeats")} == {
+        "threads": 1,
+        "batch_size": 2,
+        "precision": "bf16",
+        "channels_last": True,
+        "warmup": 1,
+        "repeats": 3,
+    }
+    del before["stitches"], after["stitches"]
+    assert after == before
+
+    lines = done.stdout.splitlines()
+    assert "32 x 48" in done.stdout and how["device"] in done.stdout and "channels last" in done.stdout
+    header = ["id", "name", "kind", "GFLOPs", "latency", "(ms)", "quartiles", "(ms)", "images/s"]
+    rows = [line.split() for line in lines]
+    assert header in rows
+    assert {row[1] for row in rows if len(row) > 1 and row[0].isdigit()} >= {"S", "L", "S0-L2", "L1-S1"}
+    assert "note: peak memory is measured on a GPU only" in lines
+    assert lines[-1] == f"written to {path}"
+
+    # One stitch anew; then one in another way, or of other images, which would leave a file of two kinds.
+    assert here("benchmark", config, "--stitches", "S", *options).returncode == 0
+    assert len(OperatingPoints.load(path)) == 4
+    content = path.read_bytes()
+    is_refused(here("benchmark", config, "--stitches", "S", *options, "--precision", "fp32"), "measured otherwise")
+    is_refused(here("benchmark", config, *options, "--shape", 32, 32), "input shape (32, 48), not (32, 32)")
+    assert path.read_bytes() == content
+
+
+def test_by_default_the_stitches_of_the_file_are_measured(
+    config: Path, here: Callable[..., Done], tmp_path: Path
+) -> None:
+    path, quick = tmp_path / "points.json", ("--device", "cpu", "--warmup", 1, "--repeats", 1)
+    assert here("benchmark", config, "--stitches", "anchors", "--out", path, *quick).returncode == 0
+    assert [point.name for point in OperatingPoints.load(path)] == ["S", "L"]
+    # Another batch size is no matter, because none of the old latencies stays.
+    assert here("benchmark", config, "--out", path, "--batch-size", 2, *quick).returncode == 0
+    points = OperatingPoints.load(path)
+    assert [point.name for point in points] == ["S", "L"] and points.benchmark["batch_size"] == 2
+    nothing = here("benchmark", config, *quick)
+    assert nothing.returncode == 0 and "written" not in nothing.stdout and "L1-S1" in nothing.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--stitches", "X9"), "no stitch 'X9'"),
+        (("--repeats", "0"), "repeats is 1 or more, got 0"),
+        (("--checkpoint", "nowhere.pth"), "nowhere.pth"),
+        (("--cuda-graph",), "a CUDA graph needs a GPU"),
+        (("--shape", "0", "32"), "both positive"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_no_file(
+    config: Path, here: Callable[..., Done], tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    out = tmp_path / "points.json"
+    is_refused(here("benchmark", config, "--out", out, "--device", "cpu", *options), message)
+    assert not out.exists()
