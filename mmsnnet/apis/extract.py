@@ -69,18 +69,14 @@ def extracted_config(config: Config, backbone: StitchedViT, stitch: Stitch) -> C
     return Config(_monitoring(settings, backbone, stitch))
 
 
-def _monitoring(setting: Any, backbone: StitchedViT, stitch: Stitch) -> Any:
-    """A setting that goes by the metric of ``stitch`` wherever it went by that of another one."""
-
-    def renamed(metric: Any) -> Any:
-        name, slash, rest = metric.partition("/") if isinstance(metric, str) else ("", "", "")
-        return f"{stitch.name}/{rest}" if slash and name in backbone.space else metric
-
+def _monitoring(setting: Any, backbone: StitchedViT, stitch: Stitch, monitor: bool = False) -> Any:
+    """A setting that goes by the metric of ``stitch`` wherever it went by that of another one; ``monitor`` says that
+    it names such metrics."""
     if isinstance(setting, Mapping):
-        return {
-            key: renamed(value) if key in MONITORS else _monitoring(value, backbone, stitch)
-            for key, value in setting.items()
-        }
+        return {key: _monitoring(value, backbone, stitch, key in MONITORS) for key, value in setting.items()}
     if isinstance(setting, list | tuple):
-        return type(setting)(_monitoring(inner, backbone, stitch) for inner in setting)
+        return type(setting)(_monitoring(inner, backbone, stitch, monitor) for inner in setting)
+    if monitor and isinstance(setting, str):
+        name, slash, metric = setting.partition("/")
+        return f"{stitch.name}/{metric}" if slash and name in backbone.space else setting
     return setting

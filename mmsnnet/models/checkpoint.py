@@ -45,7 +45,8 @@ HISTORY_GLOBALS = (HistoryBuffer, (_history_method, "builtins.getattr"))
 def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads what :func:`mmsnnet.stitching.checkpoint.read_checkpoint` reads, checkpoints of mmengine's runner with
     their loss history included. Weights that lie in the file as they are come under ``state_dict``, where hooks of
-    mmengine look for them; a config in ``meta`` is left out. Tensors are on the CPU.
+    mmengine look for them, with an empty ``meta``, which mmseg reads; a config in ``meta`` is left out. Tensors are on
+    the CPU.
 
     Raises:
         FileNotFoundError: there is no such file, or no weights in the folder.
@@ -53,7 +54,7 @@ def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
     """
     checkpoint = read_checkpoint(source, HISTORY_GLOBALS)
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
-        return {"state_dict": checkpoint}
+        return {"state_dict": checkpoint, "meta": {}}
     if isinstance(checkpoint.get("meta"), dict):
         # Checkpoints of mmcv's runner have their config here, which mmengine would run as a program when it resumes.
         checkpoint["meta"].pop("config", None)

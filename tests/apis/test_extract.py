@@ -1,0 +1,256 @@
+"""Stitches cut out of a trained model: what is written, what it gives and costs, and what is refused."""
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.runner import load_checkpoint
+from torch import Tensor, nn
+
+from mmsnnet.apis import build_model, extract_stitch, load_config
+from mmsnnet.apis.extract import extracted_config
+from mmsnnet.models import model_costs
+from mmsnnet.registry import MODELS
+from mmsnnet.stitching import UnknownStitchError, create_anchor, load_pretrained
+
+REPOSITORY = Path(__file__).parents[2]
+QUICKSTART = REPOSITORY / "configs/quickstart"
+STITCHED, SINGLE = QUICKSTART / "stitched-vit-s-l_setr_shapes-64x64.py", QUICKSTART / "vit-s_setr_shapes-64x64.py"
+THREE = QUICKSTART / "stitched-vit-s-m-l_setr_shapes-64x64.py"
+CLASSIFIER = REPOSITORY / "configs/imagenet/stitched-vit-s-l_4e_cifar10-32x32.py"
+DETECTOR = REPOSITORY / "configs/coco/stitched-vit-s-l_mask-rcnn_300_coco128-256x256.py"
+
+
+class Trained:
+    """A model of a config with weights of its own, and its checkpoint."""
+
+    def __init__(self, path: Path, config: Path, **options: Any) -> None:
+        self.path, self.config = path / "iter_8.pth", load_config(config, options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.model = build_model(self.config)
+            for name, tensor in self.model.state_dict().items():
+                if tensor.is_floating_point():
+                    tensor.add_(torch.randn_like(tensor), alpha=0.05)
+                if name.endswith("running_var"):
+                    tensor.abs_()
+        torch.save({"state_dict": self.model.state_dict(), "optimizer": {}, "meta": {"iter": 8}}, self.path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Trained]:
+    """``trained(config)``: the trained model of a config, the same for all tests."""
+    made: dict[Path, Trained] = {}
+
+    def make(config: Path) -> Trained:
+        if config not in made:
+            made[config] = Trained(tmp_path_factory.mktemp("trained"), config)
+        load_config(config)  # what is built by name is looked up in the toolbox of the config loaded last
+        return made[config]
+
+    return make
+
+
+def numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def maps(model: BaseModel, images: Tensor) -> list[Tensor]:
+    """What the backbone gives, and the logits where the model gives some for images alone."""
+    with torch.no_grad():
+        found = model.backbone(images)
+        logits = [] if hasattr(model, "roi_head") else [model(images, mode="tensor")]
+    return [found, *logits] if isinstance(found, Tensor) else [*(tap for tap in found if tap is not None), *logits]
+
+
+@pytest.mark.parametrize(
+    ("config", "stitches"),
+    [
+        (STITCHED, ["S", "L", 4, "L3-S2-L6"]),
+        (THREE, ["S", "M", "L7-M5"]),
+        (CLASSIFIER, ["S", "S2-L6", "S3-L8-S5"]),
+        (DETECTOR, ["S", "L3-S2-L6"]),
+    ],
+    ids=["taps", "three anchors", "classifier", "windows and two stages"],
+)
+def test_an_extracted_stitch_gives_and_costs_what_it_did(
+    config: Path, stitches: list[int | str], trained: Callable[[Path], Trained], tmp_path: Path
+) -> None:
+    whole = trained(config)
+    costs = model_costs(whole.model)
+    for key in stitches:
+        out = tmp_path / str(key)
+        extracted = extract_stitch(whole.config, whole.path, key, out)
+        assert sorted(os.listdir(out)) == ["README.md", "config.py", "model.safetensors"]
+        one = build_model(load_config(out / "config.py"), out)
+        whole.model.backbone.set_stitch(key)
+        stitch = whole.model.backbone.stitch
+        assert one.backbone.space.stitches == (stitch,)
+        images = torch.randn(2, 3, *whole.model.backbone.img_size)
+        for found, expected in zip(maps(one, images), maps(whole.model, images), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        assert model_costs(one) == {stitch.id: costs[stitch.id]}
+        # As small as the parameters say: four bytes each, beside the header and the statistics of batch norms.
+        assert numel(one) == costs[stitch.id].params
+        data = (out / "model.safetensors").read_bytes()
+        persistent = set(one.state_dict())
+        statistics = sum(b.numel() * b.element_size() for name, b in one.named_buffers() if name in persistent)
+        header = 8 + struct.unpack("<Q", data[:8])[0]
+        assert extracted.size == len(data) == header + 4 * costs[stitch.id].params + statistics
+
+
+def test_bit_for_bit_where_nothing_is_merged(tmp_path: Path) -> None:
+    whole = Trained(tmp_path, STITCHED, **{"model.backbone.rank": 0})
+    extract_stitch(whole.config, whole.path, "L3-S2-L6", tmp_path / "out")
+    one = build_model(load_config(tmp_path / "out" / "config.py"), tmp_path / "out")
+    whole.model.backbone.set_stitch("L3-S2-L6")
+    images = torch.randn(2, 3, 64, 64)
+    for found, expected in zip(maps(one, images), maps(whole.model, images), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_slide_inference(trained: Callable[[Path], Trained], tmp_path: Path) -> None:
+    """As mmseg's own ``inference_model`` does it, from the folder alone, on an image larger than a crop."""
+    from mmseg.apis import inference_model, init_model
+
+    whole = trained(STITCHED)
+    config = whole.config.copy()
+    config.model.test_cfg = dict(mode="slide", crop_size=(64, 64), stride=(42, 42))
+    extract_stitch(config, whole.path, "S2-L6", tmp_path / "out")
+    image = np.random.default_rng(0).integers(0, 256, (100, 120, 3), np.uint8)
+    found = inference_model(init_model(str(tmp_path / "out/config.py"), str(tmp_path / "out"), device="cpu"), image)
+    model = build_model(config, whole.path)
+    model.backbone.set_stitch("S2-L6")
+    model.cfg = config
+    expected = inference_model(model, image)
+    assert found.pred_sem_seg.data.shape == (1, 100, 120)
+    torch.testing.assert_close(found.seg_logits.data, expected.seg_logits.data, rtol=1e-4, atol=1e-4)
+
+
+def test_the_config_is_of_the_stitch_alone(trained: Callable[[Path], Trained], tmp_path: Path) -> None:
+    whole = trained(STITCHED)
+    extract_stitch(whole.config, whole.path, "S2-L6", tmp_path / "out")
+    config = load_config(tmp_path / "out" / "config.py")
+    backbone = config.model.backbone
+    assert (backbone.only, backbone.rank) == ("S2-L6", 0)
+    assert [anchor.pretrained for anchor in backbone.anchors] == [None, None]
+    assert whole.config.model.auxiliary_head is not None and config.model.auxiliary_head is None
+    assert config.val_cfg.stitches == "all"
+    assert whole.config.val_cfg.stitches == "anchors" and "only" not in whole.config.model.backbone
+    # Data, schedule and the other head are as they were.
+    for name in ("train_dataloader", "test_dataloader", "optim_wrapper", "train_cfg", "custom_hooks", "default_scope"):
+        assert config[name] == whole.config[name]
+    assert config.model.decode_head == whole.config.model.decode_head
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "in one stitch, 4 (S2-L6)." in card and "set_stitch" not in card
+
+
+def test_settings_that_go_by_another_stitch() -> None:
+    config = load_config(STITCHED)
+    config.model.backbone.update(stitch="L", out_indices=dict(train=(3, 7, 11), test=(7, 11)))
+    config.default_hooks.checkpoint.update(save_best=["L/mIoU", "mIoU"])
+    config.custom_hooks.append(dict(type="EarlyStoppingHook", monitor="S/coco/bbox_mAP"))
+    config.param_scheduler.append(dict(type="ReduceOnPlateauLR", monitor="coco/bbox_mAP"))
+    config.test_cfg = dict(type="mmsnnet.StitchTestLoop", stitches="anchors")
+    model = MODELS.build(config.model)
+    found = extracted_config(config, model.backbone, model.backbone.space["S2-L6"])
+    assert found.default_hooks.checkpoint.save_best == ["S2-L6/mIoU", "mIoU"]
+    assert found.custom_hooks[-1].monitor == "S2-L6/coco/bbox_mAP"
+    assert found.param_scheduler[-1].monitor == "coco/bbox_mAP"  # no stitch is named so
+    assert found.test_cfg == dict(type="mmsnnet.StitchTestLoop", stitches="all")
+    assert found.model.backbone.out_indices == (None, 7, 11)
+    assert "stitch" not in found.model.backbone
+    budget = load_config(STITCHED)
+    budget.model.backbone.budget = dict(points="front.json", max_gflops=1)
+    assert "budget" not in extracted_config(budget, model.backbone, model.backbone.space["S"]).model.backbone
+
+
+def test_a_stitch_is_extracted_again_as_it_is(trained: Callable[[Path], Trained], tmp_path: Path) -> None:
+    whole = trained(STITCHED)
+    first = extract_stitch(whole.config, whole.path, "S2-L6", tmp_path / "a")
+    again = extract_stitch(load_config(tmp_path / "a/config.py"), tmp_path / "a", 4, tmp_path / "b")
+    assert again.size == first.size
+    one, other = (build_model(load_config(tmp_path / name / "config.py"), tmp_path / name) for name in "ab")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    with pytest.raises(UnknownStitchError, match=r"no stitch 'L' in this space of one: 4 \(S2-L6\)"):
+        extract_stitch(load_config(tmp_path / "a/config.py"), tmp_path / "a", "L", tmp_path / "c")
+
+
+def test_an_extracted_anchor_is_a_source_for_pretrained(trained: Callable[[Path], Trained], tmp_path: Path) -> None:
+    """For an anchor trained among the others, and then used alone or in another pair."""
+    whole = trained(CLASSIFIER)
+    extract_stitch(whole.config, whole.path, "S", tmp_path / "out")
+    config = dict(whole.config.model.backbone.anchors[0])
+    config.pop("pretrained")
+    anchor = create_anchor(config.pop("model"), 32, **config)
+    load_pretrained(anchor, str(tmp_path / "out"))
+    weights = whole.model.backbone.network.anchor(0).model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in anchor.model.state_dict().items())
+
+
+def test_what_is_loaded_needs_no_initialisation(trained: Callable[[Path], Trained], tmp_path: Path) -> None:
+    """As ``load_from`` and ``init_cfg`` load it."""
+    whole = trained(STITCHED)
+    extract_stitch(whole.config, whole.path, "L3-S2-L6", tmp_path / "out")
+    config = load_config(tmp_path / "out/config.py")
+    model = MODELS.build(config.model)
+    assert not model.backbone.network.initialized
+    load_checkpoint(model, str(tmp_path / "out"))
+    assert model.backbone.network.initialized
+    config.model.init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "out"))
+    model = MODELS.build(config.model)
+    model.init_weights()
+    assert model.backbone.network.initialized
+
+
+@pytest.mark.parametrize("wrong", ["stitch", "skipped", "anchor", "damaged", "nowhere", "folder", "half way"])
+def test_what_is_refused_leaves_nothing(
+    wrong: str, trained: Callable[[Path], Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(STITCHED)
+    config, checkpoint, stitch, out = whole.config, whole.path, "S2-L6", tmp_path / "out"
+    error: type[Exception] = ValueError
+    if wrong == "stitch":
+        stitch, says = "S4-L11", "no stitch 'S4-L11' in this space of 32"
+    elif wrong == "skipped":
+        stitch, says = "7", "7 is not in the space"
+    elif wrong == "anchor":
+        checkpoint = trained(SINGLE).path
+        says = r"is not one of the model that the config describes. missing: "
+    elif wrong == "damaged":
+        checkpoint = tmp_path / "cut.pth"
+        checkpoint.write_bytes(whole.path.read_bytes()[:1000])
+        says = "cut.pth"
+    elif wrong == "nowhere":
+        checkpoint, says, error = tmp_path / "nowhere.pth", "nowhere", FileNotFoundError
+    elif wrong == "folder":
+        out.mkdir()
+        (out / "file").write_text("mine")
+        says = rf"{out} exists: give a folder that does not, or an empty one"
+    else:
+
+        def full(*args: Any) -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(Config, "dump", full)
+        says, error = "no space left", OSError
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error, match=says):
+        extract_stitch(config, checkpoint, stitch, out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_without_stitching_layers(trained: Callable[[Path], Trained], tmp_path: Path) -> None:
+    whole = trained(STITCHED)
+    weights = {name: tensor for name, tensor in whole.model.state_dict().items() if ".layers." not in name}
+    torch.save({"state_dict": weights}, tmp_path / "without.pth")
+    with pytest.raises(ValueError, match=r"missing: backbone\.network\.layers\.0_0-1_2\.weight"):
+        extract_stitch(whole.config, tmp_path / "without.pth", "S", tmp_path / "out")
+    assert os.listdir(tmp_path) == ["without.pth"]
