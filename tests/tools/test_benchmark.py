@@ -1,9 +1,11 @@
+import io
 import json
 import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,21 @@ Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """``here(name, *arguments)`` runs an analysis tool in this process, which has imported what takes seconds."""
 
     def run(name: str, *arguments: object) -> Done:
         path = REPOSITORY / "tools" / "analysis_tools" / f"{name}.py"
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         code: Any = 0
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        except SystemExit as leave:
-            code = leave.code
-        said = capsys.readouterr()
-        return Done(sys.argv, code, said.out, said.err)
+        # Not pytest's capture, which closes what it gives: mmengine's logger holds on to the stream that it finds.
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                runpy.run_path(str(path), run_name="__main__")
+            except SystemExit as leave:
+                code = leave.code
+        return Done(sys.argv, code, out.getvalue(), err.getvalue())
 
     return run
 
