@@ -185,8 +185,9 @@ def _benchmark(
             forward(images)
         peaks[stitch] = _peak_memory(runs[stitch], device, before)
     conditions = benchmark_conditions(settings, device)
+    timed = runs
     if conditions["cuda_graph"]:
-        runs, failure = _captured(backbone, runs)
+        timed, failure = _captured(backbone, runs)  # the runs live on: graphs read what they have compiled
         if failure is not None:
             conditions["cuda_graph"] = False
             notes.append(failure)
@@ -194,7 +195,7 @@ def _benchmark(
         notes.append("peak memory is measured on a GPU only")
     if hasattr(deployed, "roi_head"):
         notes.append("a two-stage detector: the box head runs on the proposals that the RPN leaves of a random image")
-    times = _in_turns(backbone, runs, settings, _event_ms if device.type == "cuda" else _clock_ms, progress)
+    times = _in_turns(backbone, timed, settings, _event_ms if device.type == "cuda" else _clock_ms, progress)
     return Benchmark(
         input_shape=shape,
         conditions=conditions,
@@ -324,7 +325,7 @@ def _captured(backbone: StitchedViT, runs: Mapping[Stitch, Run]) -> tuple[dict[S
                 replays[stitch] = _capture(run, pool)
             except RuntimeError as error:
                 cause: BaseException = error
-                while cause.__context__ is not None:
+                while isinstance(cause.__context__, RuntimeError):  # what went wrong first
                     cause = cause.__context__
                 reason = str(cause).splitlines()[0]
                 return dict(runs), f"measured without CUDA graphs: capture fails at stitch {stitch}: {reason}"
@@ -433,8 +434,8 @@ def check_conditions(
     if staying and others:
         found = ", ".join(f"{key} {points.benchmark.get(key, 'unknown')} instead of {wanted[key]}" for key in others)
         raise ValueError(
-            f"{len(staying)} stitches, {staying[0]} for one, would keep latencies measured otherwise ({found}): "
-            "measure them too (--stitches), or give another --out"
+            f"stitches that are not measured now, {staying[0]} for one, would keep latencies measured otherwise "
+            f"({found}): measure them too (--stitches), or give another --out"
         )
 
 

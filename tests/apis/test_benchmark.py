@@ -183,7 +183,8 @@ def test_compiled_stitches_give_what_they_give_uncompiled(make_segmentor: MakeSe
         outputs.setdefault(model.backbone.stitch.name, []).append(found)
         return found
 
-    compiled = {stitch: module._run(noting, images, "aot_eager") for stitch in model.backbone.space}
+    stitches = model.backbone.space.select("S0-L2,L1-S1")
+    compiled = {stitch: module._run(noting, images, "aot_eager") for stitch in stitches}
     plain = module._run(noting, images, None)
     with torch.inference_mode():
         for _ in range(2):
@@ -191,7 +192,7 @@ def test_compiled_stitches_give_what_they_give_uncompiled(make_segmentor: MakeSe
                 model.backbone.set_stitch(stitch)
                 for once in (plain, run):
                     once()
-    assert len(outputs) == len(SPACE) == 4
+    assert len(outputs) == 2
     for found in outputs.values():
         assert len(found) == 4
         for other in found[1:]:
@@ -437,7 +438,7 @@ def test_measuring_again_replaces(tmp_path: Path) -> None:
 def test_latencies_measured_in_two_ways_do_not_stand_in_one_file(conditions: dict[str, Any], message: str) -> None:
     points = with_latencies(evaluated(SMALL, LARGE), described(), measured(SMALL, LARGE))
     benchmark = measured(SMALL, **conditions)
-    with pytest.raises(ValueError, match=rf"1 stitches, 1 \(L\) for one, .*{message}.*--stitches"):
+    with pytest.raises(ValueError, match=rf"not measured now, 1 \(L\) for one, .*{message}.*--stitches"):
         with_latencies(points, described(), benchmark)
     with pytest.raises(ValueError, match=message):
         check_conditions(points, [0], benchmark.conditions)
