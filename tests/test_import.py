@@ -44,7 +44,8 @@ importlib.util.find_spec = lambda name, package=None: (
 sys.meta_path.insert(0, Missing())
 """
 # What OpenMMLab brings, and all that mmsnnet itself depends on beside torch, torchvision, timm, numpy and safetensors.
-MISSING = (*sorted(TOOLBOXES), "cv2", "rich", "matplotlib", "fvcore", "iopath", "scipy", "terminaltables", "gradio")
+DEPENDENCIES = ("cv2", "rich", "matplotlib", "plotly", "fvcore", "iopath", "scipy", "terminaltables", "gradio")
+MISSING = (*sorted(TOOLBOXES), *DEPENDENCIES)
 
 
 def python(code: str) -> Any:
@@ -65,7 +66,8 @@ def test_importing_the_package_is_light_and_registers_its_modules() -> None:
     found = python("""
 import json, sys
 import mmsnnet
-heavy = [name for name in ("mmseg", "mmdet", "mmcv.ops", "matplotlib", "gradio", "fvcore") if name in sys.modules]
+unwanted = ("mmseg", "mmdet", "mmcv.ops", "matplotlib", "plotly", "gradio", "fvcore")
+heavy = [name for name in unwanted if name in sys.modules]
 from mmengine.registry import HOOKS, LOOPS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 wanted = [(MODELS, "StitchedViT"), (HOOKS, "StitchInitHook"), (HOOKS, "StitchLogHook"), (LOOPS, "StitchTestLoop"),
           (LOOPS, "StitchValLoop"), (OPTIM_WRAPPER_CONSTRUCTORS, "StitchOptimWrapperConstructor")]

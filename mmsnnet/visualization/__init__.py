@@ -1,6 +1,7 @@
-"""Operating points as a picture and as a table."""
+"""Operating points and routes as pictures, pages and tables."""
 
 from mmsnnet.visualization.pareto import plot_pareto
+from mmsnnet.visualization.routes import draw_route, plot_routes
 from mmsnnet.visualization.table import operating_points_table, print_table
 
-__all__ = ["operating_points_table", "plot_pareto", "print_table"]
+__all__ = ["draw_route", "operating_points_table", "plot_pareto", "plot_routes", "print_table"]

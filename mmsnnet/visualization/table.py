@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmsnnet.evaluation.operating_points import CostName, OperatingPoints, pareto_front
-from mmsnnet.visualization.pareto import flops_unit
+from mmsnnet.visualization.chart import flops_unit
 
 MOST_METRICS = 4
 

@@ -60,7 +60,9 @@ def test_writes_the_picture_and_prints_the_table(points: Path, tmp_path: Path) -
 def test_help(tmp_path: Path) -> None:
     done = plot_pareto("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert all(option in done.stdout for option in ("--out", "--metric", "--table", "--cost", "--better"))
+    assert all(
+        option in done.stdout for option in ("--out", "--metric", "--table", "--cost", "--better", "--reference")
+    )
 
 
 def test_a_broken_file_is_an_error_and_overwrites_nothing(points: Path, tmp_path: Path) -> None:
@@ -87,6 +89,26 @@ def test_several_runs_as_svg(points: Path, main: Main, capsys: pytest.CaptureFix
     assert main([str(points), str(points), "--metric", "mIoU", "--out", str(out)]) == 0
     assert capsys.readouterr() == (f"{out}\n", "")
     assert ElementTree.parse(out).getroot().tag.endswith("svg")
+
+
+def test_a_page(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    out = points.parent / "pareto.html"
+    assert main([str(points), "--out", str(out)]) == 0
+    assert capsys.readouterr() == (f"{out}\n", "")
+    page = out.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and "L5-S3-L12" in page
+
+
+def test_a_reference(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    out = points.parent / "pareto.svg"
+    arguments = ["--out", str(out), "--reference", "ade20k"]
+    assert main([str(changed(points, "ade20k.json", dataset="ADE20KDataset")), *arguments]) == 0
+    assert out.is_file()
+    out.write_bytes(b"old")
+    capsys.readouterr()
+    assert main([str(points), *arguments]) == 2
+    assert "reference ade20k is of ADE20KDataset, and the operating points are of shapes" in capsys.readouterr().err
+    assert out.read_bytes() == b"old"
 
 
 def changed(points: Path, name: str, **changes: object) -> Path:
@@ -166,13 +188,22 @@ def test_places_that_do_not_serve(points: Path, main: Main, capsys: pytest.Captu
     assert capsys.readouterr().err.startswith("error: ")
     before = points.read_bytes()
     assert main([str(points), "--out", str(points)]) == 2
-    assert "expected a name that ends in .png or .svg, found '.json'" in capsys.readouterr().err
+    assert "expected a name that ends in .png, .svg or .html, found '.json'" in capsys.readouterr().err
     assert points.read_bytes() == before
     assert main([str(points), "--out", str(points / "pareto.png")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
-@pytest.mark.parametrize("args", [[], ["a.json"], ["--out", "a.png"], ["a.json", "--out", "a.png", "--cost", "watts"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["a.json"],
+        ["--out", "a.png"],
+        ["a.json", "--out", "a.png", "--cost", "watts"],
+        ["a.json", "--out", "a.png", "--reference", "cityscapes"],
+    ],
+)
 def test_the_command_line_is_checked(main: Main, capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
     with pytest.raises(SystemExit) as leave:
         main(args)

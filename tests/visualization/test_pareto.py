@@ -44,8 +44,8 @@ def make_run(
 def drawn(runs: list[OperatingPoints], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **kwargs: object) -> Axes:
     """The axes of the figure that was rendered."""
     figures = []
-    render = module._render
-    monkeypatch.setattr(module, "_render", lambda figure, suffix: figures.append(figure) or render(figure, suffix))
+    render = module.render
+    monkeypatch.setattr(module, "render", lambda figure, out: figures.append(figure) or render(figure, out))
     plot_pareto(runs, kwargs.pop("metric", "mIoU"), tmp_path / "plot.png", **kwargs)
     return figures[0].axes[0]
 
@@ -60,6 +60,11 @@ def stars(axes: Axes) -> list[tuple[float, float]]:
 
 def steps(axes: Axes) -> list[Line2D]:
     return [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+
+
+def header(axes: Axes) -> list[str]:
+    """What is said above the axes: of runs and of what is drawn beside them."""
+    return [text.get_text() for text in axes.figure.legends[1].get_texts()]
 
 
 def test_every_stitch_is_drawn_once_and_the_line_is_the_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +147,14 @@ def test_nothing_is_cut_off_and_no_names_overlap(tmp_path: Path, monkeypatch: py
     figure = axes.figure
     boxes = [text.get_window_extent() for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts)]
     boxes += [legend.get_window_extent() for legend in figure.legends]
+    boxes += [label.get_window_extent() for label in axes.get_yticklabels() if label.get_text()]
+    with Image.open(tmp_path / "plot.png") as image:
+        width, height = image.size
+    assert width == 1200
     for box in boxes:
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= 1200 and box.y1 <= 750
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+    # The header is above what is drawn, not on it.
+    assert len(figure.legends) == 2 and figure.legends[1].get_window_extent().y0 > axes.get_window_extent().y1
     assert [text.get_text() for text in axes.texts] == ["S (1)", "L (1)", "S (2)", "L (2)"]
     for a, b in itertools.combinations(boxes, 2):
         assert not a.overlaps(b)
@@ -156,7 +167,7 @@ def test_runs_are_told_apart_by_marker_line_and_legend(tmp_path: Path, monkeypat
     assert len({line.get_linestyle() for line in steps(axes)}) == 3
     markers = {tuple(map(tuple, collection.get_paths()[0].vertices.round(6))) for collection in axes.collections}
     assert len(markers) == 3
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["1: run0", "2: run1", "3: run2"]
+    assert header(axes) == ["1: run0", "2: run1", "3: run2"]
     assert axes.get_title() == "ADE20K"
 
 
@@ -164,9 +175,98 @@ def test_runs_of_one_config_are_named_by_their_checkpoints(tmp_path: Path, monke
     files = ("work_dirs/first/iter_8.pth", "iter_9.pth", "w" * 99 + ".pth")
     runs = [OperatingPoints("configs/a.py", file, "d", (8, 8), None, make_run().points) for file in files]
     axes = drawn(runs, tmp_path, monkeypatch)
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = header(axes)
     assert labels[:2] == ["1: a, first/iter_8", "2: a, iter_9"]
     assert len(labels[2]) == 59 and "..." in labels[2]
+
+
+def test_runs_of_other_input_sizes_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [make_run(), replace(make_run(seed=1), input_shape=(518, 600))]
+    axes = drawn(runs, tmp_path, monkeypatch)
+    assert header(axes) == ["1: run0, 512 x 512", "2: run1, 518 x 600"]
+    assert axes.get_xlabel() == "GFLOPs at the input size of each"
+
+
+def test_runs_timed_otherwise_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"device": "Toaster 3", "batch_size": 1, "precision": "fp16", "date": "1"}
+    runs = [replace(make_run(), benchmark=settings), replace(make_run(), benchmark=settings | {"date": "2"})]
+    axes = drawn(runs, tmp_path, monkeypatch, cost="latency_ms")
+    assert header(axes) == ["1: run0", "2: run0"]
+    assert axes.get_xlabel() == "latency (ms) on Toaster 3"
+    runs[1] = replace(make_run(), benchmark=settings | {"device": "cpu", "batch_size": 8})
+    axes = drawn(runs, tmp_path, monkeypatch, cost="latency_ms")
+    assert header(axes) == ["1: run0, device Toaster 3, batch_size 1", "2: run0, device cpu, batch_size 8"]
+    assert axes.get_xlabel() == "latency (ms)"
+    # FLOPs do not depend on it.
+    assert header(drawn(runs, tmp_path, monkeypatch)) == ["1: run0", "2: run0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "alone", "ranges"),
+    [
+        (
+            "ade20k",
+            "ADE20KDataset",
+            [(32, 45.5), (108, 48.6), (363, 52.3)],
+            {"SN-Netv2 S-L": (34, 45.6, 363, 51.4), "SN-Netv2 B-L": (110, 48.5, 363, 52.2)},
+        ),
+        (
+            "coco_stuff10k",
+            "COCOStuffDataset",
+            [(32, 39.6), (108, 42.7), (363, 47.8)],
+            {"SN-Netv2 S-L": (34, 40.1, 363, 48.2), "SN-Netv2 B-L": (110, 42.7, 363, 48.1)},
+        ),
+    ],
+)
+def test_the_table_of_the_paper_is_drawn_beside_the_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    dataset: str,
+    alone: list[tuple[float, float]],
+    ranges: dict[str, tuple[float, float, float, float]],
+) -> None:
+    axes = drawn([make_run(dataset)], tmp_path, monkeypatch, reference=name)
+    diamonds = [line for line in axes.lines if line.get_marker() == "D"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in diamonds] == alone
+    frames = [tuple(patch.get_bbox().extents) for patch in axes.patches]
+    assert [pytest.approx(frame) for frame in frames] == list(ranges.values())
+    assert len({patch.get_linestyle() for patch in axes.patches}) == 2
+    assert header(axes) == [
+        "run0",
+        "DeiT3-S, DeiT3-B, DeiT3-L alone, arXiv 2307.00154, Table 1",
+        *(f"range of {of}, arXiv 2307.00154, Table 1" for of in ranges),
+    ]
+    assert len(dots(axes)) == 132 and len(steps(axes)) == 1
+    left, right = axes.get_xlim()
+    assert left < 32 and right > 363
+
+
+def test_a_reference_says_its_input_size_where_it_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = replace(make_run("ADE20KDataset"), input_shape=(518, 518))
+    labels = header(drawn([run], tmp_path, monkeypatch, reference="ade20k"))
+    assert labels[0] == "run0, 518 x 518" and all(label.endswith("Table 1, 512 x 512") for label in labels[1:])
+
+
+def test_a_reference_is_in_gflops_however_small_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = drawn([make_run("ADE20KDataset", scale=10**6)], tmp_path, monkeypatch, reference="ade20k")
+    assert axes.get_xlabel() == "GFLOPs" and max(x for x, _ in stars(axes)) == pytest.approx(0.36)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"reference": "coco_stuff10k"}, "reference coco_stuff10k is of COCOStuffDataset, and .* are of ADE20KDataset"),
+        ({"reference": "cityscapes"}, "expected ade20k or coco_stuff10k, got 'cityscapes'"),
+        ({"reference": "ade20k", "cost": "latency_ms"}, "is mIoU over flops, and the plot is mIoU over latency_ms"),
+        ({"reference": "ade20k", "metric": "aAcc"}, "is mIoU over flops, and the plot is aAcc over flops"),
+    ],
+)
+def test_a_reference_of_something_else(tmp_path: Path, kwargs: dict, message: str) -> None:
+    metric = kwargs.pop("metric", "mIoU")
+    with pytest.raises(ValueError, match=message):
+        plot_pareto([make_run("ADE20KDataset", aAcc=1.0)], metric, tmp_path / "plot.png", **kwargs)
+    assert os.listdir(tmp_path) == []
 
 
 def test_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +327,15 @@ def test_svg(tmp_path: Path) -> None:
     assert len(list(root.iter(f"{SVG}use"))) >= 134
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".html"])
+def test_the_same_runs_give_the_same_file(tmp_path: Path, suffix: str) -> None:
+    first, second = (
+        plot_pareto([make_run("ADE20KDataset")], "mIoU", tmp_path / f"{name}{suffix}", reference="ade20k")
+        for name in ("first", "second")
+    )
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_an_interrupted_write_leaves_the_old_picture_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "plot.png"
     out.write_bytes(b"old")
@@ -271,8 +380,9 @@ NO_LATENCY = OperatingPoints(None, None, "d", (8, 8), None, (OperatingPoint(0, "
         ([make_run(aAcc=1.0, quality=1.0)], {"metric": "quality"}, "'quality' is not known.*--better"),
         ([NO_VALUE], {}, "'mIoU' is NaN for every stitch"),
         ([NO_LATENCY], {"cost": "latency_ms"}, "has no latency_ms"),
-        ([make_run()], {"out": "plot.pdf"}, "ends in .png or .svg, found '.pdf'"),
-        ([make_run()], {"out": "plot"}, "ends in .png or .svg, found 'no suffix'"),
+        ([make_run()], {"out": "plot.pdf"}, "ends in .png, .svg or .html, found '.pdf'"),
+        ([make_run()], {"out": "plot"}, "ends in .png, .svg or .html, found 'no suffix'"),
+        ([make_run(), make_run("NYUv2")], {"out": "plot.html"}, "different data sets cannot share a plot"),
     ],
 )
 def test_what_cannot_be_drawn(tmp_path: Path, runs: list[OperatingPoints], kwargs: dict, message: str) -> None:
@@ -283,12 +393,15 @@ def test_what_cannot_be_drawn(tmp_path: Path, runs: list[OperatingPoints], kwarg
     assert out.read_bytes() == b"old" and os.listdir(tmp_path) == [out.name]
 
 
-@pytest.mark.parametrize("file", ["__init__.py", "pareto.py", "table.py"])
-def test_matplotlib_is_imported_where_it_draws_only(file: str) -> None:
+FILES = sorted(path.name for path in Path(module.__file__).parent.glob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_draws_is_imported_where_it_draws_only(file: str) -> None:
     tree = ast.parse((Path(module.__file__).parent / file).read_text(encoding="utf-8"))
     at_import = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     at_import |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert not any(name.startswith(("matplotlib", "torch", "mmengine")) for name in at_import)
+    assert not any(name.startswith(("matplotlib", "plotly", "torch", "mmengine")) for name in at_import)
     anywhere = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     anywhere |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert "matplotlib.pyplot" not in anywhere

@@ -2,6 +2,8 @@
 
 Example:
     python tools/analysis_tools/plot_pareto.py work_dirs/quickstart/operating_points.json --out pareto.png --table
+
+With --out pareto.html: a page that shows what is known of a stitch, and its route, where the mouse is.
 """
 
 from __future__ import annotations
@@ -13,15 +15,19 @@ from pathlib import Path
 
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.visualization import operating_points_table, plot_pareto, print_table
+from mmsnnet.visualization.references import REFERENCES, SOURCE
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="what tools/test.py --out wrote")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE.png", help="the picture: .png or .svg")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.png", help="the picture: .png, .svg or .html")
     parser.add_argument("--metric", help="the metric to draw (default: the one that the task is known by)")
     parser.add_argument("--cost", choices=("flops", "latency_ms"), default="flops", help="default: %(default)s")
     parser.add_argument("--better", choices=("higher", "lower"), help="for a metric that is not known by its name")
+    parser.add_argument(
+        "--reference", choices=tuple(REFERENCES), help=f"draw the results of {SOURCE} for this data set, too"
+    )
     parser.add_argument("--table", action="store_true", help="print the stitches of the first file as a table, too")
     return parser.parse_args(argv)
 
@@ -33,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metric = args.metric or default_metric(point for run in runs for point in run)
         higher = args.better and args.better == "higher"
         table = operating_points_table(runs[0], metric, args.cost, higher=higher) if args.table else None
-        print(plot_pareto(runs, metric, args.out, args.cost, higher=higher))
+        print(plot_pareto(runs, metric, args.out, args.cost, higher=higher, reference=args.reference))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

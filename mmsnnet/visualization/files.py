@@ -1,0 +1,38 @@
+"""Figures of matplotlib as files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def check_suffix(out: Path, *suffixes: str) -> None:
+    """Raises ValueError if a file's name ends in none of ``suffixes``."""
+    if out.suffix.lower() not in suffixes:
+        *first, last = suffixes
+        raise ValueError(
+            f"{out}: expected a name that ends in {', '.join(first)} or {last}, found {out.suffix or 'no suffix'!r}"
+        )
+
+
+def render(figure: Figure, out: Path) -> bytes:
+    """The figure as the contents of a PNG or SVG file, by the suffix of ``out``; the same figure gives the same bytes.
+
+    It has a canvas of its own: pyplot and its settings are left alone.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.BytesIO()
+    if out.suffix.lower() == ".png":
+        FigureCanvasAgg(figure).print_png(buffer)
+    else:
+        # Without a salt the ids in the file are random.
+        with rc_context({"svg.hashsalt": "mmsnnet"}):
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    return buffer.getvalue()
