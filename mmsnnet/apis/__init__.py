@@ -12,7 +12,7 @@ from mmsnnet.apis.benchmark import (
 from mmsnnet.apis.config import DictAction, load_config
 from mmsnnet.apis.extract import extract_stitch
 from mmsnnet.apis.mistakes import in_one_line, is_mistake
-from mmsnnet.apis.model import build_model, build_space, check_channels
+from mmsnnet.apis.model import build_model, build_space, build_uninitialized, check_channels
 from mmsnnet.apis.publish import publish_model
 from mmsnnet.apis.runner import build_runner
 from mmsnnet.apis.snnetv2 import convert_snnetv2
@@ -28,6 +28,7 @@ __all__ = [
     "build_model",
     "build_runner",
     "build_space",
+    "build_uninitialized",
     "check_channels",
     "check_conditions",
     "convert_snnetv2",

@@ -37,6 +37,17 @@ def build_without_weights(config: Config) -> BaseModel:
         return MODELS.build(config.model)
 
 
+def build_uninitialized(config: Config) -> BaseModel:
+    """The model of a config with whatever its memory held, in evaluation mode: for counting, where no value matters. A
+    large model takes no longer than a small one."""
+    model = build_without_weights(config)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.to_empty(device="cpu")
+        for buffer in model.buffers():
+            buffer.zero_()  # indices among them must be in range
+    return model.eval()
+
+
 def check_channels(config: Config, model: nn.Module) -> None:
     """Compares the ``in_channels`` of what reads a stitched backbone's maps, a neck or else mmseg's heads, with their
     width.

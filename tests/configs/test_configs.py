@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from mmengine import registry
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -19,7 +18,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import Registry
 from torch import nn
 
-from mmsnnet.apis import build_model, load_config
+from mmsnnet.apis import build_uninitialized, load_config
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.stitching import Cost, CostModel, StitchedNetwork, cost_model, flops_bins
 
@@ -40,26 +39,16 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 @pytest.fixture(scope="module")
 def model(config: Config) -> nn.Module:
-    return model_of(config)
+    return build_uninitialized(config)
 
 
 @pytest.fixture
 def ade20k() -> Callable[..., nn.Module]:
     """``ade20k(anchors)``: the model of these DeiT-III with the head that was published."""
     name = "ade20k/stitched-{}_setr-naive_8xb2-160k_ade20k-512x512.py"
-    return lambda anchors, family="deit3": model_of(
+    return lambda anchors, family="deit3": build_uninitialized(
         load_config(REPOSITORY / "configs" / name.format(f"{family}-{anchors}"))
     )
-
-
-def model_of(config: Config) -> nn.Module:
-    """The model of a config at its real size, its weights left as the memory was."""
-    with torch.device("meta"):
-        model = build_model(config, device="meta")
-    model.to_empty(device="cpu")
-    for buffer in model.buffers():
-        buffer.zero_()  # indices among them must be in range
-    return model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,7 +180,7 @@ def test_another_head_fits_dinov2() -> None:
     config = load_config(folder / "stitched-dinov2-s-l_linear_8xb2-80k_ade20k-518x518.py")
     other = load_config(folder / "stitched-deit3-s-l_upernet_8xb2-160k_ade20k-512x512.py")
     assert tuple(config.model.backbone.out_indices) == (9, 14, 19, 23)
-    model = model_of(Config(dict(model=config.model | dict(other.model, backbone=config.model.backbone))))
+    model = build_uninitialized(Config(dict(model=config.model | dict(other.model, backbone=config.model.backbone))))
     assert set(model_costs(model)) == {stitch.id for stitch in model.backbone.space}
 
 
