@@ -1,0 +1,123 @@
+"""One stitch cut out of a trained model: evaluated, counted and fine-tuned from its folder, by the ordinary tools."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmsnnet.apis import build_model, load_config
+
+Tool = Callable[..., subprocess.CompletedProcess[str]]
+Options = Callable[..., list[str]]
+Here = Callable[..., str]
+REPOSITORY = Path(__file__).parents[2]
+STITCHED = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the stitched quickstart model with weights of its own."""
+    path = tmp_path_factory.mktemp("checkpoint") / "model.pth"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = build_model(load_config(STITCHED)).state_dict()
+        for tensor in weights.values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.randn_like(tensor), alpha=0.1).abs_()
+    torch.save({"state_dict": weights, "meta": {"iter": 2, "epoch": 0}}, path)
+    return path
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """``here(name, *arguments)`` runs a tool in this process, which is quick, and returns the end of what it said."""
+
+    def run(name: str, *arguments: object) -> str:
+        path = REPOSITORY / "tools" / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [path.name, *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as error:
+            assert error.code == 2
+        said = capsys.readouterr()
+        return (said.err or said.out).splitlines()[-1]
+
+    return run
+
+
+def test_an_extracted_stitch_is_a_model_like_any_other(
+    tool: Tool,
+    here: Here,
+    quickstart: Options,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "one"
+    done = tool("deployment/extract_stitch", STITCHED, checkpoint, "L3-S2-L6", "--out", out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sizes = [path.stat().st_size / 1e6 for path in (checkpoint, out / "model.safetensors")]
+    assert f"{checkpoint}: {sizes[0]:.2f} MB\n" in done.stdout
+    assert re.search(rf"{out}/model\.safetensors: {sizes[1]:.2f} MB, sha256 [0-9a-f]{{64}}$", done.stdout)
+
+    # From a folder with nothing in it: the metrics and the cost of the stitch in the whole model, to the last digit
+    # that merging leaves.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    points = ("--out", tmp_path / "one.json", "--work-dir", tmp_path / "test_one", *quickstart(1))
+    here("test", out / "config.py", out, *points)
+    points = ("--out", tmp_path / "whole.json", "--work-dir", tmp_path / "test_whole", *quickstart(1))
+    here("test", STITCHED, checkpoint, "--stitches", "L3-S2-L6", *points)
+    [found], [expected] = (json.loads((tmp_path / f"{name}.json").read_text())["stitches"] for name in ("one", "whole"))
+    assert found["metrics"] == pytest.approx(expected["metrics"], abs=0.1)
+    assert expected["metrics"]["mIoU"] > 0
+    assert found | {"metrics": None} == expected | {"metrics": None}
+    here("analysis_tools/get_flops", out / "config.py", "--out", tmp_path / "flops.json")
+    [counted] = json.loads((tmp_path / "flops.json").read_text())["stitches"]
+    assert (counted["flops"], counted["params"]) == (expected["flops"], expected["params"])
+
+    # Fine-tuning, validation included: every weight is trained, and none is initialised.
+    work = tmp_path / "tuned"
+    here("train", out / "config.py", "--work-dir", work, *quickstart(1, load_from=out))
+    tuned, given = (
+        torch.load(work / "iter_1.pth", weights_only=False)["state_dict"],
+        load_file(out / "model.safetensors"),
+    )
+    assert [name for name in given if name not in tuned] == []
+    assert torch.equal(tuned["backbone.draws"], torch.tensor(1))
+    same = [name for name, tensor in given.items() if torch.equal(tuned[name], tensor)]
+    assert same == []
+    log = next(work.rglob("*.log")).read_text()
+    assert "StitchInitHook: initialised" not in log and "L3-S2-L6/mIoU" in log
+
+
+@pytest.mark.parametrize(
+    ("stitch", "source", "out", "says"),
+    [
+        ("S4-L11", "model.pth", "out", "no stitch 'S4-L11' in this space of 32"),
+        ("S", "nowhere.pth", "out", "nowhere.pth"),
+        ("S", "without.pth", "out", r"missing: backbone\.network\.layers\.0_0-1_2\.weight"),
+        ("S", "model.pth", ".", "exists: give a folder that does not, or an empty one"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(
+    stitch: str, source: str, out: str, says: str, here: Here, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / source
+    if source != "nowhere.pth":
+        weights = torch.load(checkpoint)["state_dict"]
+        if source == "without.pth":
+            weights = {name: tensor for name, tensor in weights.items() if ".layers." not in name}
+        torch.save({"state_dict": weights}, path)
+    before = sorted(tmp_path.rglob("*"))
+    said = here("deployment/extract_stitch", STITCHED, path, stitch, "--out", tmp_path / out)
+    assert re.search(rf"error: .*{says}", said)
+    assert sorted(tmp_path.rglob("*")) == before
