@@ -16,11 +16,12 @@ from torch import Tensor
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
+from mmsnnet.evaluation import OperatingPoints, compact_front
 from mmsnnet.models import StitchedViT, check_weights, find_stitched_backbone, model_weights
 from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.version import __version__
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.py", "README.md"
+WEIGHTS, CONFIG, CARD, FRONT = "model.safetensors", "config.py", "README.md", "front.json"
 
 MODEL_CARD = """\
 ---
@@ -42,6 +43,7 @@ model = build_model(load_config("FOLDER/{config}"), checkpoint="FOLDER")
 Made with mmsnnet {version}.
 """
 CHOICE = 'model.backbone.set_stitch("{stitch}")  # or another of model.backbone.space\n'
+BUDGET = 'model.backbone.set_budget("FOLDER/{front}", max_gflops={gflops:.3g})  # or the best under a budget\n'
 
 
 @dataclass(frozen=True)
@@ -54,26 +56,36 @@ class Published:
     sha256: str
 
 
-def publish_model(config: Config, checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> Published:
+def publish_model(
+    config: Config,
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    points: str | os.PathLike[str] | None = None,
+) -> Published:
     """Writes a model as a folder in the Hugging Face hub's layout: ``model.safetensors`` with the weights alone,
-    ``config.py``, which builds the model from nothing but itself, and a short ``README.md``. The folder appears as a
-    whole or not at all.
+    ``config.py``, which builds the model from nothing but itself, and a short ``README.md``; with ``points`` also
+    ``front.json``, from which :meth:`StitchedViT.set_budget` chooses. The folder appears as a whole or not at all.
 
     Args:
         config: as :func:`mmsnnet.apis.load_config` returns it.
         checkpoint: the model's, from wherever :func:`mmsnnet.apis.build_model` takes one.
         out: the folder, which must not exist or be empty.
+        points: a file of the model's operating points, of which the Pareto front is published.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: there is no such checkpoint, or file of operating points.
         ValueError: ``out`` is a file or has something in it; the checkpoint cannot be read, would run code, or does
-            not fit the config's model.
+            not fit the config's model; the operating points are of another stitch space, or have no front.
     """
     out = new_folder(out)
     model = build_without_weights(config)
+    backbone = find_stitched_backbone(model)
+    front = None if points is None else compact_front(OperatingPoints.load(points))
+    if front is not None:
+        backbone.check_points(front)
     found = CheckpointLoader.load_checkpoint(os.fspath(checkpoint))
     check_weights(model, found, checkpoint)
-    return write_folder(out, config, find_stitched_backbone(model), model_weights(found))
+    return write_folder(out, config, backbone, model_weights(found), front)
 
 
 def new_folder(out: str | os.PathLike[str]) -> Path:
@@ -88,12 +100,23 @@ def new_folder(out: str | os.PathLike[str]) -> Path:
     return out
 
 
-def write_folder(out: Path, config: Config, backbone: StitchedViT, weights: Mapping[str, Tensor]) -> Published:
+def write_folder(
+    out: Path,
+    config: Config,
+    backbone: StitchedViT,
+    weights: Mapping[str, Tensor],
+    front: OperatingPoints | None = None,
+) -> Published:
     """Writes the weights of a config's model, whose backbone this is, as :func:`publish_model` describes."""
     # A copy of each: safetensors takes no two tensors that share memory, as tied layers do.
     weights = {
         name: tensor.contiguous().clone() for name, tensor in weights.items() if name.rpartition(".")[2] != DRAWS
     }
+    choice = "" if len(backbone.space) == 1 else CHOICE.format(stitch=backbone.stitch.name)
+    if front is not None:
+        flops = sorted(point.flops for point in front)
+        # One percent more, so that it is enough however it is rounded.
+        choice += BUDGET.format(front=FRONT, gflops=1.01 * flops[len(flops) // 2] / 1e9)
     card = MODEL_CARD.format(
         title=out.name,
         stitches=f"one stitch, {backbone.stitch}" if len(backbone.space) == 1 else f"{len(backbone.space)} stitches",
@@ -101,7 +124,7 @@ def write_folder(out: Path, config: Config, backbone: StitchedViT, weights: Mapp
             f"`{anchor.model.pretrained_cfg['architecture']}` ({anchor.depth} blocks, width {anchor.width})"
             for anchor in backbone.network.anchors
         ),
-        choice="" if len(backbone.space) == 1 else CHOICE.format(stitch=backbone.stitch.name),
+        choice=choice,
         config=CONFIG,
         version=__version__,
     )
@@ -112,6 +135,8 @@ def write_folder(out: Path, config: Config, backbone: StitchedViT, weights: Mapp
         safetensors.torch.save_file(weights, temporary / WEIGHTS, metadata)
         published_config(config).dump(str(temporary / CONFIG))
         (temporary / CARD).write_text(card, encoding="utf-8")
+        if front is not None:
+            front.save(temporary / FRONT)
         check_weights(build_without_weights(load_config(temporary / CONFIG)), weights, out)
         published = Published(out / WEIGHTS, (temporary / WEIGHTS).stat().st_size, _sha256(temporary / WEIGHTS))
         os.replace(temporary, out)
@@ -123,11 +148,11 @@ def write_folder(out: Path, config: Config, backbone: StitchedViT, weights: Mapp
 
 def published_config(config: Config) -> Config:
     """A config without what is of the place where it was made: pretrained weights of parts of the model (those of the
-    whole replace them), checkpoints, the work folder."""
+    whole replace them), checkpoints, the work folder. The front of the points that a budget names is written out."""
     settings = config.to_dict()
     for key in ("work_dir", "load_from", "resume", "launcher"):
         settings.pop(key, None)
-    settings["model"] = _without_sources(settings["model"])
+    settings["model"] = _standalone(settings["model"])
     # So that mmseg's and mmdet's own tools find what is registered here.
     imports = settings.setdefault("custom_imports", dict(imports=[]))
     if "mmsnnet" not in imports["imports"]:
@@ -135,15 +160,21 @@ def published_config(config: Config) -> Config:
     return Config(settings)
 
 
-def _without_sources(setting: Any) -> Any:
-    """A setting of the model, without ``pretrained`` and ``init_cfg=dict(type='Pretrained')`` anywhere below it."""
+def _standalone(setting: Any) -> Any:
+    """A setting of the model, without ``pretrained`` and ``init_cfg=dict(type='Pretrained')`` anywhere below it, and
+    with the front of a ``budget``'s points in the place of their file."""
     if isinstance(setting, Mapping):
-        return {
-            key: None if key == "pretrained" or _is_source(value) else _without_sources(value)
+        standalone = {
+            key: None if key == "pretrained" or _is_source(value) else _standalone(value)
             for key, value in setting.items()
         }
+        budget = standalone.get("budget")
+        if isinstance(budget, dict) and isinstance(budget.get("points"), str):
+            front = compact_front(OperatingPoints.load(budget["points"]), budget.get("metric"))
+            budget["points"] = [point.to_json() for point in front]
+        return standalone
     if isinstance(setting, list | tuple):
-        return type(setting)(_without_sources(inner) for inner in setting if not _is_source(inner))
+        return type(setting)(_standalone(inner) for inner in setting if not _is_source(inner))
     return setting
 
 

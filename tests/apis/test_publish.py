@@ -15,8 +15,9 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmsnnet import __version__
-from mmsnnet.apis import build_model, load_config, publish_model
+from mmsnnet.apis import build_model, build_space, load_config, publish_model
 from mmsnnet.apis.publish import Published, published_config
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints, select_stitch
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import create_anchor, load_pretrained
 
@@ -246,3 +247,68 @@ def test_a_failure_half_way_leaves_nothing(
     with pytest.raises(OSError, match="no space left"):
         publish_model(config, checkpoint, tmp_path / "out")
     assert set(tmp_path.iterdir()) == before
+
+
+def measured(path: Path, names: dict[int, str]) -> Path:
+    """Operating points of some stitches, the dearer the better, and one that is on no front; under ``path``."""
+    points = [
+        OperatingPoint(id_, name, "LSL", (n + 1) * 10**8, 1, {"mIoU": 40.0 + n, "aAcc": 80.0})
+        for n, (id_, name) in enumerate(names.items())
+    ]
+    points.append(OperatingPoint(1, "L", "L", 10**9, 1, {"mIoU": 30.0, "aAcc": 80.0}))
+    OperatingPoints("a.py", "a.pth", "shapes", (64, 64), "cpu", tuple(points), {"config": "1f"}).save(path)
+    return path
+
+
+@pytest.fixture
+def some(config: Config) -> dict[int, str]:
+    """Stitches of the model, by id."""
+    return {stitch.id: stitch.name for stitch in build_space(config).stitches[2:7]}
+
+
+def test_the_front_goes_with_the_model(
+    config: Config, checkpoint: Path, model: BaseModel, some: dict[int, str], tmp_path: Path
+) -> None:
+    path = measured(tmp_path / "points.json", some)
+    out = tmp_path / "out"
+    publish_model(config, checkpoint, out, path)
+    assert sorted(os.listdir(out)) == ["README.md", "config.py", "front.json", "model.safetensors"]
+    front = OperatingPoints.load(out / "front.json")
+    assert {point.id: point.metrics for point in front} == {id_: {"mIoU": 40.0 + n} for n, id_ in enumerate(some)}
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(out)), names)
+    # The card takes the third of the five stitches for an example.
+    assert names["model"].backbone.stitch.id == list(some)[2]
+    assert names["model"].backbone.set_budget(max_gflops=0.45).id == select_stitch(path, max_gflops=0.45).id
+
+
+def test_a_budget_s_points_are_written_out(
+    checkpoint: Path, model: BaseModel, some: dict[int, str], tmp_path: Path
+) -> None:
+    path = measured(tmp_path / "points.json", some)
+    budget = {"model.backbone.budget": dict(points=str(path), max_gflops=0.35)}
+    config = load_config(STITCHED, budget)
+    publish_model(config, checkpoint, tmp_path / "out")
+    path.unlink()
+    backbone = build_model(load_config(tmp_path / "out" / "config.py"), tmp_path / "out").backbone
+    assert backbone.stitch.id == list(some)[2]
+    assert backbone.set_budget(max_gflops=0.15).id == next(iter(some))
+    assert config.model.backbone.budget.points == str(path)
+
+
+@pytest.mark.parametrize("wrong", ["another space", "cut short", "nowhere"])
+def test_points_that_are_refused_leave_nothing(
+    wrong: str, config: Config, checkpoint: Path, model: BaseModel, some: dict[int, str], tmp_path: Path
+) -> None:
+    path = measured(tmp_path / "points.json", {id_: f"{name}-L99" for id_, name in some.items()})
+    error, message = ValueError, "of another stitch space"
+    if wrong == "cut short":
+        path.write_bytes(path.read_bytes()[:-20])
+        message = "found no valid JSON"
+    elif wrong == "nowhere":
+        path.unlink()
+        error, message = FileNotFoundError, "no such file"
+    with pytest.raises(error, match=message):
+        publish_model(config, checkpoint, tmp_path / "out", path)
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"points.json"}

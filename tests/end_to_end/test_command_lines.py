@@ -42,7 +42,7 @@ ARGUMENTS = {
     "analysis_tools/plot_route": ("config", "STITCH", "--out", "--cfg-options"),
     "analysis_tools/select_stitch": ("FILE.json", "--max-gflops", "--max-latency-ms", "--metric", "--out"),
     "deployment/extract_stitch": ("config", "checkpoint", "STITCH", "--out"),
-    "misc/publish_model": ("config", "checkpoint", "OUT"),
+    "misc/publish_model": ("config", "checkpoint", "OUT", "--points"),
     "dataset_converters/make_shapes": ("OUT", "--layout", "--train", "--val", "--size", "--seed"),
     "model_converters/snnetv2_to_mmsnnet": ("SRC", "DST", "--reverse", "--merged", "--config"),
 }

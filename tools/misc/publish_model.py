@@ -12,6 +12,11 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("checkpoint", help="its checkpoint: a file, folder, URL or hf-hub:owner/name")
     described.add_argument("out", metavar="OUT", help="folder to make; it must not exist, or be empty")
     described.add_argument(
+        "--points",
+        metavar="FILE.json",
+        help="what tools/test.py --out wrote: its Pareto front goes with the model, for StitchedViT's budget",
+    )
+    described.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
     )
     return described
@@ -21,7 +26,8 @@ def main() -> None:
     command = parser()
     args = command.parse_args()
     try:
-        published = publish_model(load_config(args.config, args.cfg_options), args.checkpoint, args.out)
+        config = load_config(args.config, args.cfg_options)
+        published = publish_model(config, args.checkpoint, args.out, args.points)
     except Exception as error:
         if not is_mistake(error):
             raise
