@@ -25,10 +25,15 @@ REPORTED_DASHES = ("dash", "dot")
 
 def render_page(chart: Chart) -> bytes:
     """The page, which needs no network; the same chart gives the same bytes."""
-    page = _figure(chart).to_html(
-        config={"displaylogo": False, "responsive": True}, include_plotlyjs=True, div_id="chart", default_height="97vh"
-    )
+    # Plotly would offer a button that uploads the data.
+    config = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
+    page = _figure(chart).to_html(config, include_plotlyjs=True, div_id="chart", default_height="93vh")
     return page.encode()
+
+
+def _escape(text: str) -> str:
+    """Text that plotly, which reads a few tags, shows as it is."""
+    return escape(text, quote=False)
 
 
 def _figure(chart: Chart) -> Figure:
@@ -40,7 +45,7 @@ def _figure(chart: Chart) -> Figure:
             figure.add_scatter(**trace)
     several = len(chart.runs) > 1 or chart.reference is not None
     for index, (run, name) in enumerate(zip(chart.runs, chart.run_names, strict=True)):
-        figure.add_scatter(**_front_trace(chart, index, escape(name) if several else "Pareto front"))
+        figure.add_scatter(**_front_trace(chart, index, _escape(name) if several else "Pareto front"))
         hovers = {point.id: hover for point, hover in zip(run, _hovers(chart, index), strict=True)}
         for kind in (*chart.colours, None):
             points = [point for point in chart.drawn(run) if (None if point.is_anchor else point.kind) == kind]
@@ -51,12 +56,13 @@ def _figure(chart: Chart) -> Figure:
     axis: dict[str, Any] = {"zeroline": False, "showline": True, "linecolor": "black", "ticks": "outside"}
     figure.update_layout(
         template="plotly_white",
-        title={"text": escape(chart.title), "x": 0.5},
-        xaxis={"title": {"text": chart.x_label}, **axis},
-        yaxis={"title": {"text": escape(chart.y_label)}, **axis},
+        title={"text": _escape(chart.title), "x": 0.5},
+        xaxis={"title": {"text": _escape(chart.x_label)}, **axis},
+        yaxis={"title": {"text": _escape(chart.y_label)}, **axis},
         hovermode="closest",
         hoverlabel={"font": {"family": ROUTE_FONT, "size": 13, "color": "black"}, "bgcolor": "white", "align": "left"},
-        legend={"groupclick": "togglegroup"},
+        # Below, where names have room.
+        legend={"orientation": "h", "yanchor": "top", "y": -0.12},
     )
     return figure
 
@@ -82,9 +88,11 @@ def _stitch_trace(
     return {
         "x": xs,
         "y": ys,
-        "mode": "markers",
+        "mode": "markers" if kind else "markers+text",
+        "text": [] if kind else [_escape(point.name) for point in points],
+        "textposition": "top center",
         "marker": marker,
-        "name": escape(kind or "anchor"),
+        "name": _escape(kind or "anchor"),
         "legendgroup": kind or "anchor",
         "hovertext": texts,
         "hoverinfo": "text",
@@ -151,13 +159,13 @@ def _hovers(chart: Chart, index: int) -> list[str]:
     space = None if run.depths is None else full_space(run.depths)
     texts = []
     for point in run:
-        lines = [f"<b>{escape(point.name)}</b>  id {point.id}, {escape(point.kind)}"]
+        lines = [f"<b>{_escape(point.name)}</b>  id {point.id}, {_escape(point.kind)}"]
         if point.is_anchor:
             lines[0] += ", an anchor alone"
         if len(chart.runs) > 1:
-            lines.append(escape(chart.run_names[index]))
+            lines.append(_escape(chart.run_names[index]))
         lines += _costs(run, point)
-        metrics = [f"{escape(name)} {value:.4g}" for name, value in point.metrics.items()]
+        metrics = [f"{_escape(name)} {value:.4g}" for name, value in point.metrics.items()]
         lines += [
             ", ".join(metrics[start : start + METRICS_PER_LINE]) for start in range(0, len(metrics), METRICS_PER_LINE)
         ]

@@ -60,6 +60,7 @@ def test_every_stitch_is_drawn_once_under_its_kind(tmp_path: Path) -> None:
     assert drawn == {("anchor" if p.is_anchor else p.kind, p.flops / 1e9, p.metrics["mIoU"]) for p in run}
     assert sum(len(trace["x"]) for trace in markers(traces)) == 134
     assert len({trace["marker"]["color"] for trace in markers(traces)}) == 5
+    assert [trace["text"] for trace in markers(traces)] == [[]] * 4 + [["S", "L"]]
     assert layout["xaxis"]["title"]["text"] == "GFLOPs" and layout["yaxis"]["title"]["text"] == "mIoU"
     front = len(pareto_front(run, metric="mIoU"))
     assert layout["title"]["text"] == f"ADE20KDataset: 134 stitches, {front} on the Pareto front"
@@ -152,6 +153,7 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
     text = page([make_run()], tmp_path)
     assert not re.search(r"<(script|link|img)[^>]*\b(src|href)=", text)
     assert "Plotly.newPlot" in text and len(text) > 10**6
+    assert '"showSendToCloud": false' in text
 
 
 @pytest.mark.parametrize("odd", ["<b>", "</script><script>alert(1)</script>", "a & b", "%{x}"])
