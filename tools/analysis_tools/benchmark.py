@@ -88,7 +88,9 @@ def benchmark(args: argparse.Namespace) -> None:
     check_channels(config, model)
     backbone = find_stitched_backbone(model)
     shape = tuple(args.shape or backbone.img_size)
-    described = OperatingPoints(str(config.filename), args.checkpoint, None, shape, args.device)
+    described = OperatingPoints(
+        str(config.filename), args.checkpoint, None, shape, args.device, depths=backbone.space.depths
+    )
     costs = model_costs(model, shape)
     for s in backbone.space:
         described = described.add(OperatingPoint(s.id, s.name, s.kind, costs[s.id].flops, costs[s.id].params))
