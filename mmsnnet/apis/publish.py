@@ -134,6 +134,8 @@ def write_folder(
         metadata = {"format": "pt", "mmsnnet_version": __version__}
         safetensors.torch.save_file(weights, temporary / WEIGHTS, metadata)
         published_config(config).dump(str(temporary / CONFIG))
+        # safetensors lets nobody but the owner read its files; others may read these as far as the umask says.
+        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
         (temporary / CARD).write_text(card, encoding="utf-8")
         if front is not None:
             front.save(temporary / FRONT)

@@ -88,6 +88,7 @@ def test_the_folder_has_weights_config_and_card(
 ) -> None:
     assert sorted(os.listdir(folder)) == ["README.md", "config.py", "model.safetensors"]
     assert os.listdir(folder.parent) == ["snnet"]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read all
     data = (folder / "model.safetensors").read_bytes()
     assert (published.weights, published.size) == (folder / "model.safetensors", len(data))
     assert published.sha256 == sha256(data).hexdigest()

@@ -178,6 +178,38 @@ def test_windows_and_bias_need_timms_plain_attention(settings: dict[str, object]
         make_anchor(model="vit_small_patch16_dinov3", **settings)
 
 
+# Leaving out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("stem", "blocks"), [(True, (0,)), (False, (1,)), (False, (0, 1)), (False, ())])
+def test_what_is_kept_is_what_it_was(
+    family: str, stem: bool, blocks: tuple[int, ...], make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
+) -> None:
+    anchor = make_anchor(classifier=True, **FAMILIES[family])
+    facts = ("depth", "widths", "patch_size", "num_prefix_tokens", "has_class_token", "img_size", "in_chans", "windows")
+    said = [getattr(anchor, name) for name in facts]
+    images, tokens = make_images(1), torch.randn(1, anchor.num_prefix_tokens + 4, anchor.width)
+    before = anchor.state_dict()
+    expected = [anchor.stem(images)] if stem else []
+    if blocks:
+        expected += [left for _, left, _ in anchor.run(tokens, (2, 2), blocks[0], blocks[-1] + 1)]
+    anchor.keep(stem, blocks, classifier=False)
+    found = [anchor.stem(images)] if stem else []
+    if blocks:
+        found += [left for _, left, _ in anchor.run(tokens, (2, 2), blocks[0], blocks[-1] + 1)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert [getattr(anchor, name) for name in facts] == said
+    assert (anchor.has_stem, anchor.blocks, anchor.classifier) == (stem, blocks, False)
+    after = anchor.state_dict()
+    assert all(after[name] is not None and torch.equal(after[name], before[name]) for name in after)
+    kept = {name.split(".")[2] for name in after if name.startswith("model.blocks.")}
+    assert kept == {str(block) for block in blocks}
+    assert bool(anchor.stem_parameters()) == stem and anchor.classifier_parameters() == []
+    if not stem and not blocks:
+        assert [*anchor.parameters(), *anchor.buffers()] == []
+
+
 # Freezing
 
 

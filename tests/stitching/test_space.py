@@ -386,3 +386,29 @@ def test_segment_is_half_open() -> None:
 def test_a_stitch_has_one_layer_less_than_segments() -> None:
     with pytest.raises(ValueError, match="2 segments need 1"):
         Stitch(0, "X", "SL", (Segment(0, 0, 1), Segment(1, 1, 2)))
+
+
+@pytest.mark.parametrize("depths", [(2, 4), (3, 5), (3, 5, 7)])
+@pytest.mark.parametrize("out_indices", [None, (0, 3)])
+def test_a_space_of_one_stitch_of_another(depths: tuple[int, ...], out_indices: tuple[int, ...] | None) -> None:
+    space = StitchSpace.two_way(depths)
+    for stitch in space:
+        taps = () if out_indices is None else space.taps(stitch, out_indices)
+        layers = {*stitch.layers, *(layer for tap in taps for layer in tap.layers)}
+        one = space.only(stitch.name, layers)
+        assert one == space.only(stitch.id, layers)
+        assert tuple(one) == (one[stitch.id],) == (one[stitch.name],) == one.select("all") == (stitch,)
+        assert one.layers == tuple(layer for layer in space.layers if layer in layers)
+        assert one.anchors == ((stitch,) if stitch in space.anchors else ())
+        assert (one.depths, one.scheme) == (space.depths, space.scheme)
+        if out_indices is not None:
+            assert one.taps(stitch, out_indices) == taps
+
+
+def test_a_space_of_one_stitch_has_no_other() -> None:
+    one = StitchSpace.two_way((12, 24)).only(57, ())
+    for other in (0, 58, "L", "L1-S1"):
+        with pytest.raises(UnknownStitchError, match=rf"no stitch {other!r} in this space of one: 57 \(L7-S4-L20\)"):
+            one[other]
+    with pytest.raises(UnknownStitchError, match="stitch id 13 is not in the space"):
+        StitchSpace.two_way((12, 24)).only(13, ())
