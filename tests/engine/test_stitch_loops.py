@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmsnnet.engine import StitchTestLoop, StitchValLoop
 from mmsnnet.engine.runner import CannotResumeError, stitch_passes
 from mmsnnet.engine.runner.stitch_loops import checked_loading
 from mmsnnet.engine.runner.stitch_passes import kept_bytes
-from mmsnnet.evaluation import OperatingPoints
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import model_costs
 from mmsnnet.stitching import UnknownStitchError
 
@@ -469,6 +470,19 @@ def test_results_of_another_run_are_left_alone(change: Any, says: str, make_runn
     with pytest.raises(CannotResumeError, match=f"{says}.*--resume"):
         runner.test()
     assert out.read_text() == before
+
+
+def test_a_resumed_run_keeps_latencies(make_runner: MakeRunner, tmp_path: Path) -> None:
+    out = tmp_path / "points.json"
+    interrupted(make_runner, out)
+    points = OperatingPoints.load(out)
+    lacking = next(stitch for stitch in make_runner().model.backbone.space if stitch.id not in {p.id for p in points})
+    timed = OperatingPoint(lacking.id, lacking.name, lacking.kind, 1, 1, {}, latency_ms=2.0)
+    replace(points.add(timed), benchmark=dict(device="a clock")).save(out)
+    make_runner(test_cfg=dict(out=str(out), resume=True)).test()
+    resumed = OperatingPoints.load(out)
+    assert resumed.benchmark == dict(device="a clock") and all(point.metrics for point in resumed)
+    assert {point.id: point.latency_ms for point in resumed if point.latency_ms} == {lacking.id: 2.0}
 
 
 def test_a_run_that_starts_is_not_resumed(make_runner: MakeRunner, tmp_path: Path) -> None:

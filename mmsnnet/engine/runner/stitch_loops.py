@@ -108,12 +108,13 @@ class StitchTestLoop(TestLoop):
         self.runner.call_hook("before_test")
         self.runner.call_hook("before_test_epoch")
         self.runner.model.eval()
-        measured = {point.id for point in points}
+        measured = {point.id for point in points if point.metrics}
         for evaluated in _passes(self, [s for s in self.stitches if s.id not in measured], "test_loss"):
             for stitch, found in evaluated.items():
                 cost = costs[stitch.id]
                 point = OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params, found)
-                points = points.add(point)
+                timed = [replace(known, metrics=found) for known in points if known.id == stitch.id]
+                points = points.add(timed[0] if timed else point)
             points = replace(points, points=tuple(sorted(points, key=lambda point: point.id)))
             if self.out is not None and is_main_process():
                 points.save(self.out)
@@ -268,7 +269,7 @@ def _resumed(points: OperatingPoints, out: str) -> OperatingPoints:
             f"{out} has results of another {' and '.join(others)}, which cannot be gone on with: give another --out, "
             "or leave out --resume to write it anew"
         )
-    return replace(points, points=tuple(point for point in found if point.metrics))
+    return replace(points, points=found.points, benchmark=found.benchmark)
 
 
 def _check_initialized(backbone: StitchedViT, stitches: Sequence[Stitch]) -> None:
