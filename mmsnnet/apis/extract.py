@@ -53,7 +53,7 @@ def extract_stitch(
 
 def extracted_config(config: Config, backbone: StitchedViT, stitch: Stitch) -> Config:
     """The config of one stitch of the model that ``config`` describes and whose backbone this is."""
-    settings = published_config(config).to_dict()
+    settings = config.to_dict()
     model = settings["model"]
     if model.get("auxiliary_head") is not None:
         model["auxiliary_head"] = None
@@ -66,7 +66,7 @@ def extracted_config(config: Config, backbone: StitchedViT, stitch: Stitch) -> C
     for loop in ("val_cfg", "test_cfg"):
         if "stitches" in (settings.get(loop) or {}):
             settings[loop]["stitches"] = "all"
-    return Config(_monitoring(settings, backbone, stitch))
+    return published_config(Config(_monitoring(settings, backbone, stitch)))
 
 
 def _monitoring(setting: Any, backbone: StitchedViT, stitch: Stitch, monitor: bool = False) -> Any:

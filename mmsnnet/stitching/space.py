@@ -189,7 +189,7 @@ class StitchSpace:
         """
         if spec == "all":
             return self.stitches
-        if spec == "anchors":
+        if spec == "anchors" and self.anchors:
             return self.anchors
         keys = spec.replace("|", ",").split(",") if isinstance(spec, str) else spec
         chosen = {self[key.strip() if isinstance(key, str) else key].id for key in keys}

@@ -407,6 +407,9 @@ def test_a_space_of_one_stitch_of_another(depths: tuple[int, ...], out_indices: 
 
 def test_a_space_of_one_stitch_has_no_other() -> None:
     one = StitchSpace.two_way((12, 24)).only(57, ())
+    assert one.select("57") == one.stitches
+    with pytest.raises(UnknownStitchError, match="no stitch 'anchors' in this space of one"):
+        one.select("anchors")
     for other in (0, 58, "L", "L1-S1"):
         with pytest.raises(UnknownStitchError, match=rf"no stitch {other!r} in this space of one: 57 \(L7-S4-L20\)"):
             one[other]
