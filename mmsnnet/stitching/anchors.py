@@ -272,6 +272,8 @@ class VisionTransformerAnchor(Anchor):
     ) -> None:
         super().__init__(model, classifier, windows)
         if rel_pos_bias or any(self.windows):
+            if not all(isinstance(getattr(block, "attn", None), AnchorAttention) for block in model.blocks):
+                raise ValueError("rel_pos_bias and window_size are for blocks with one attention of timm's plain kind")
             for block, window in zip(model.blocks, self.windows, strict=True):
                 block.attn.set_window(window, self.num_prefix_tokens)
                 if rel_pos_bias:
@@ -285,7 +287,8 @@ class VisionTransformerAnchor(Anchor):
 
     @staticmethod
     def call_block(block: nn.Module, tokens: Tensor, grid: Grid, positions: Tensor | None) -> Tensor:
-        mask = block.attn.mask(grid) if isinstance(block.attn, AnchorAttention) else None
+        attention = getattr(block, "attn", None)  # which timm's parallel blocks have several of
+        mask = attention.mask(grid) if isinstance(attention, AnchorAttention) else None
         return block(tokens) if mask is None else block(tokens, attn_mask=mask)
 
     def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

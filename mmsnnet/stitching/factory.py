@@ -40,6 +40,11 @@ def create_anchor(
         ValueError: timm knows no such model (near names are listed) or no such keyword, or windows are out of range.
         TypeError: the model is not a plain ViT.
     """
+    if reading := {"pretrained", "checkpoint_path"} & set(kwargs):
+        raise ValueError(
+            f"anchor {model!r}: create_anchor reads no weights, leave out {', '.join(sorted(reading))}: they go into a "
+            "backbone's anchors as pretrained=..., or through load_pretrained"
+        )
     if not timm.is_model(model.split(".")[0]):
         near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
         raise ValueError(

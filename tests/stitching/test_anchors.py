@@ -24,6 +24,7 @@ FAMILIES = {
     "EVA-02": dict(model="eva02_small_patch14_224", patch_size=16),  # rotary and absolute positions
     "DINOv3": dict(model="vit_small_patch16_dinov3"),  # rotary positions, class token, four registers
     "learned rotations": dict(model="vit_base_patch16_rope_mixed_224"),
+    "parallel blocks": dict(model="vit_base_patch16_18x2_224"),
     "rectangular": dict(model="deit3_small_patch16_224", img_size=(32, 64)),
 }
 SIZES = [(32, 32), (64, 64), (32, 96), (64, 32), (40, 71)]
@@ -173,6 +174,12 @@ def test_rotations_drawn_anew_are_refused(make_anchor: MakeAnchor) -> None:
 
 
 @pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2)])
+def test_windows_and_bias_need_one_attention(settings: dict[str, object], make_anchor: MakeAnchor) -> None:
+    with pytest.raises(ValueError, match="one attention"):
+        make_anchor(depth=4, model="vit_base_patch16_18x2_224", **settings)
+
+
+@pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2)])
 def test_windows_and_bias_need_timms_plain_attention(settings: dict[str, object], make_anchor: MakeAnchor) -> None:
     with pytest.raises(ValueError, match=r"vit_small_patch16_dinov3.*VisionTransformer"):
         make_anchor(model="vit_small_patch16_dinov3", **settings)
@@ -265,6 +272,12 @@ def test_unknown_model_like_no_other() -> None:
 def test_unknown_key() -> None:
     with pytest.raises(ValueError, match="unknown key 'embed_dims'"):
         create_anchor("deit3_small_patch16_224", 32, embed_dims=64)
+
+
+@pytest.mark.parametrize("reading", [dict(pretrained=True), dict(checkpoint_path="weights.pth")])
+def test_no_weights_are_read(reading: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"leave out .* load_pretrained"):
+        create_anchor("deit3_small_patch16_224", 32, **reading)
 
 
 def test_an_unknown_tag_lists_those_there_are() -> None:
