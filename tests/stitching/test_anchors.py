@@ -173,10 +173,10 @@ def test_rotations_drawn_anew_are_refused(make_anchor: MakeAnchor) -> None:
     )
 
 
-@pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2)])
+@pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2, global_blocks=())])
 def test_windows_and_bias_need_one_attention(settings: dict[str, object], make_anchor: MakeAnchor) -> None:
     with pytest.raises(ValueError, match="one attention"):
-        make_anchor(depth=4, model="vit_base_patch16_18x2_224", **settings)
+        make_anchor(model="vit_base_patch16_18x2_224", **settings)
 
 
 @pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2)])
