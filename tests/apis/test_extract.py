@@ -15,8 +15,9 @@ from mmengine.runner import load_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmsnnet.apis import build_model, extract_stitch, load_config
+from mmsnnet.apis import build_model, build_uninitialized, extract_stitch, load_config
 from mmsnnet.apis.extract import extracted_config
+from mmsnnet.apis.model import build_without_weights
 from mmsnnet.models import model_costs
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import UnknownStitchError, create_anchor, load_pretrained
@@ -113,6 +114,18 @@ def test_an_extracted_stitch_gives_and_costs_what_it_did(
         statistics = sum(b.numel() * b.element_size() for name, b in one.named_buffers() if name in persistent)
         header = 8 + struct.unpack("<Q", data[:8])[0]
         assert extracted.size == len(data) == header + 4 * costs[stitch.id].params + statistics
+
+
+def test_the_parameters_of_a_depth_estimator_at_full_size() -> None:
+    """Names and numbers alone: nothing of this size is computed."""
+    config = load_config(REPOSITORY / "configs/nyu/stitched-deit3-s-b_dpt_8xb2-24e_nyu-416x544.py")
+    whole = build_uninitialized(config)
+    costs = model_costs(whole)
+    for name in ("S", "S0-L1-S3"):
+        stitch = whole.backbone.space[name]
+        one = build_without_weights(extracted_config(config, whole.backbone, stitch))
+        assert numel(one) == costs[stitch.id].params
+        assert set(one.state_dict()) < set(whole.state_dict())
 
 
 def test_bit_for_bit_where_nothing_is_merged(tmp_path: Path) -> None:
