@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,9 +11,9 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from mmsnnet.models.backbones import StitchedViT, Taps, find_stitched_backbone
+from mmsnnet.models.backbones import find_stitched_backbone
 from mmsnnet.stitching import Cost, count_flops
 from mmsnnet.stitching.network import evaluation_mode
 
@@ -37,27 +36,12 @@ def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) ->
     used: set[nn.Parameter] = set()
     with (
         evaluation_mode(model),
-        _replaced(backbone, "forward", _empty_maps(backbone, image)),
+        _replaced(backbone, "forward", backbone.zeros),
         _every_proposal(model) as read,
         _countable_attention(),
     ):
         rest = Cost(count_flops(_TensorMode(model, read, used), image), sum(parameter.numel() for parameter in used))
     return {id_: cost + rest for id_, cost in backbone.costs(shape).items()}
-
-
-def _empty_maps(backbone: StitchedViT, image: Tensor) -> Callable[[Tensor], Any]:
-    """What stands in for the backbone's forward: zeros in the shapes of what it hands out in evaluation mode."""
-    memo: dict[int, Any] = {id(parameter): nn.Parameter(parameter.to("meta")) for parameter in backbone.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in backbone.buffers()}
-    found = copy.deepcopy(backbone, memo)(image.to("meta"))
-
-    def empty(images: Tensor) -> Any:
-        def zeros(given: Any) -> Any:
-            return tree_map_only(Tensor, lambda tensor: images.new_zeros(tensor.shape), given)
-
-        return Taps(zeros(tuple(found)), zeros(found.class_tokens)) if isinstance(found, Taps) else zeros(found)
-
-    return empty
 
 
 class _TensorMode(nn.Module):

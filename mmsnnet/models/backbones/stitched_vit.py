@@ -352,13 +352,27 @@ class StitchedViT(BaseModule):
         if self.num_classes is not None:
             return self.network.classify(images, stitch, walk)
         out_indices = self.out_indices if self.training else self.test_out_indices
+        tokens = self.network.tokens(images, stitch, out_indices, walk)
+        return self._hand_out(dict(zip(out_indices, tokens, strict=True)), images)
+
+    def zeros(self, images: Tensor) -> Taps | Tensor:
+        """What evaluation mode gives for images (B, 3, H, W), in its shapes, with nothing run and every value zero."""
+        if self.num_classes is not None:
+            return images.new_zeros(len(images), self.num_classes)
+        anchor = self.network.anchor(-1)
+        rows, columns = anchor.grid((images.shape[-2], images.shape[-1]))
+        tokens = images.new_zeros(len(images), anchor.num_prefix_tokens + rows * columns, anchor.width)
+        return self._hand_out(dict.fromkeys(self.test_out_indices, tokens), images)
+
+    def _hand_out(self, tokens: Mapping[int, Tensor], images: Tensor) -> Taps:
+        """Taps as tokens (B, N, C), by their indices, as the maps and class tokens of :class:`Taps`."""
         anchor = self.network.anchor(-1)
         grid = anchor.grid((images.shape[-2], images.shape[-1]))
-        tokens = dict(zip(out_indices, self.network.tokens(images, stitch, out_indices, walk), strict=True))
-        wanted = [tokens.get(index) for index in self.places]
+        wanted = [None if index is None else tokens.get(index) for index in self.places]
         maps = [None if tap is None else anchor.to_map(tap, grid) for tap in wanted]
         if not anchor.has_class_token:
             return Taps(maps)
+        # A copy: a head may work in place on what other stitches share.
         return Taps(maps, [None if tap is None else tap[:, 0].clone() for tap in wanted])
 
     def _draw(self, image_size: tuple[int, int]) -> Stitch:
