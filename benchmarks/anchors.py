@@ -7,6 +7,7 @@ checked: tests/stitching/test_families.py holds each of its models against timm'
     python benchmarks/anchors.py
 """
 
+import argparse
 from dataclasses import dataclass
 
 import timm
@@ -170,6 +171,7 @@ def line(*cells: object) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     headings = "family", "models", "timm class", "patch", "prefix tokens", "widths", "depths", "stitches"
     headings += "GFLOPs at 512", "parameters (M)", "normalisation", "licence"
     print(line(*headings), line(*["---"] * len(headings)), sep="\n")

@@ -70,7 +70,7 @@ def create_anchor(
             ) from error
         if unknown[1] in ("img_size", *dynamic):
             raise TypeError(
-                f"timm's {model!r} does not take images of any size: an anchor is a plain ViT (deit3_*, vit_*, ...)"
+                f"timm's {model!r} is no plain ViT (deit3_*, vit_*, eva02_*, ...), for it has no {unknown[1]}"
             ) from error
         raise ValueError(
             f"anchor {model!r}: unknown key {unknown[1]!r}; keys beside 'model', 'pretrained', 'rel_pos_bias', "
@@ -83,14 +83,17 @@ def create_anchor(
         raise ValueError(f"timm knows no weights {model!r}; there are {', '.join(tags)}") from error
     except AssertionError as error:
         raise ValueError(f"anchor {model!r} cannot be built: {error}") from error
-    adapter = adapter_of(net)
-    # Images are padded to whole patches: the position embedding is stored for those, not resampled at each forward.
-    patch_size = tuple(net.patch_embed.patch_size)
-    whole = tuple(-(-side // patch) * patch for side, patch in zip(_pair(img_size), patch_size, strict=True))
-    if whole != tuple(net.patch_embed.img_size):
-        net.set_input_size(img_size=whole)
-    windows = _windows(len(net.blocks), window_size, global_blocks)
-    return adapter(net, classifier=classifier, windows=windows, rel_pos_bias=rel_pos_bias)
+    try:
+        adapter = adapter_of(net)
+        # Images are padded to whole patches: positions are stored for those, not resampled at each forward.
+        patch_size = tuple(net.patch_embed.patch_size)
+        whole = tuple(-(-side // patch) * patch for side, patch in zip(_pair(img_size), patch_size, strict=True))
+        if whole != tuple(net.patch_embed.img_size):
+            net.set_input_size(img_size=whole)
+        windows = _windows(len(net.blocks), window_size, global_blocks)
+        return adapter(net, classifier=classifier, windows=windows, rel_pos_bias=rel_pos_bias)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"anchor {model!r}: {error}") from error
 
 
 def _windows(depth: int, window_size: int | None, global_blocks: Sequence[int] | None) -> tuple[int, ...]:

@@ -587,6 +587,7 @@ def test_init_weights_reads_what_a_training_run_of_one_anchor_wrote(
         (dict(out_indices=dict(train=(1,), test=())), "at least one block"),
         (dict(anchors=[dict(embed_dim=32)]), r"'model', the name of a timm model.*embed_dim"),
         (dict(large=dict(img_size=64)), "img_size is set once, for the backbone"),
+        (dict(large=dict(pretrained="")), "pretrained of anchor 'vit_tiny_patch16_224' is empty"),
         (dict(anchors=[]), r"two anchors.*\(\)"),
         (dict(small=dict(embed_dims=32)), "unknown key 'embed_dims'.*timm.create_model"),
         (dict(small=dict(patch_size=8)), r"patch_size.*\(8, 8\) and \(16, 16\).*one family"),
@@ -607,6 +608,12 @@ def test_wrong_arguments(settings: dict[str, Any], says: str, backbone_config: C
     del arguments["type"]
     with pytest.raises(ValueError, match=says):
         StitchedViT(**arguments)
+
+
+@pytest.mark.parametrize("anchors", ["deit3_small_patch16_224", ["deit3_small_patch16_224"], dict(model="vit")])
+def test_anchors_that_are_no_list_of_dicts(anchors: Any) -> None:
+    with pytest.raises(TypeError, match="anchors is a list of dicts"):
+        StitchedViT(anchors)
 
 
 def test_the_backbone_is_found_in_a_wrapped_model(make_segmentor: MakeSegmentor) -> None:

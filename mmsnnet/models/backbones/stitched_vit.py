@@ -122,13 +122,16 @@ class StitchedViT(BaseModule):
             raise ValueError(f"stitch={stitch!r} and budget choose the route of evaluation mode both: give one of them")
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.pretrained, makers = [], []
-        for config in anchors:
-            config = dict(config)
+        if isinstance(anchors, Mapping | str) or not all(isinstance(config, Mapping) for config in anchors):
+            raise TypeError(f"anchors is a list of dicts, each with 'model', the name of a timm model; got {anchors!r}")
+        for config in map(dict, anchors):
             if "model" not in config:
                 raise ValueError(f"an anchor needs 'model', the name of a timm model; got {config}")
             if "img_size" in config:
                 raise ValueError("img_size is set once, for the backbone, not for an anchor")
             self.pretrained.append(config.pop("pretrained", None))
+            if self.pretrained[-1] == "":
+                raise ValueError(f"pretrained of anchor {config['model']!r} is empty: name a source, or None for none")
             if reserved := {"classifier", "num_classes"} & set(config):
                 raise ValueError(
                     f"{', '.join(sorted(reserved))} is no key of an anchor: num_classes is set once, for the backbone"
