@@ -44,3 +44,14 @@ def test_what_lacks_a_tensor_is_refused_before_any_is_loaded(make_backbone: Make
     # Without the hook what is there is loaded, as fine-tuning wants it; with it, what is whole.
     for loaded, left in ((load(model, lacking), {NAME}), (load(make_backbone(), whole, strict), set())):
         assert {name for name, tensor in loaded.items() if not torch.equal(tensor, weights[name])} == left
+
+
+def test_the_file_is_named_when_a_runner_finds_it_by_itself(make_backbone: MakeBackbone, tmp_path: Path) -> None:
+    """resume=True without load_from: the last checkpoint of the work folder."""
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": {}}, tmp_path / "iter_8.pth")
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_8.pth"))
+    hook = dict(type="mmsnnet.StrictLoadHook")
+    settings = dict(experiment_name="found", default_scope="mmsnnet", log_level="ERROR")
+    runner = Runner(make_backbone(), str(tmp_path), custom_hooks=[hook], resume=True, cfg=dict(resume=True), **settings)
+    with pytest.raises(ValueError, match=r"checkpoint '\S+iter_8\.pth' is not one of the model"):
+        runner.load_or_resume()

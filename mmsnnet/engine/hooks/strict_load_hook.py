@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmsnnet.models.checkpoint import check_weights
 from mmsnnet.registry import HOOKS
@@ -20,4 +20,6 @@ class StrictLoadHook(Hook):
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        check_weights(runner.model, checkpoint, runner.cfg.get("load_from") or runner.work_dir)
+        # The runner does not say what it loads: without load_from, it goes on with the last checkpoint of its folder.
+        source = runner.cfg.get("load_from") or find_latest_checkpoint(runner.work_dir) or runner.work_dir
+        check_weights(runner.model, checkpoint, source)
