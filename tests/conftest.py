@@ -1,6 +1,7 @@
 """Builders that the tests share: tiny anchors of timm's families, networks of two of them, images."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from mmsnnet.stitching import Anchor, StitchedNetwork, StitchSpace, create_anchor
+
+
+class RunsCode:
+    """What a hostile checkpoint holds: unpickling it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 
 from mmsnnet.apis.model import build_without_weights
 from mmsnnet.apis.publish import Published, new_folder, published_config, write_folder
-from mmsnnet.models import StitchedViT, check_weights, find_stitched_backbone, model_weights
+from mmsnnet.models import StitchedViT, find_stitched_backbone, read_weights
 from mmsnnet.stitching import Stitch
 
 # What keeps a checkpoint, stops a run or lowers a rate by a metric, which loops name <stitch>/<metric>.
@@ -39,9 +38,7 @@ def extract_stitch(
     whole = build_without_weights(config)
     backbone = find_stitched_backbone(whole)
     chosen = backbone.space[stitch]
-    found = CheckpointLoader.load_checkpoint(os.fspath(checkpoint))
-    check_weights(whole, found, checkpoint)
-    whole.load_state_dict(model_weights(found), assign=True)
+    whole.load_state_dict(read_weights(whole, checkpoint), assign=True)
     for key in backbone.space.layers:
         backbone.network.layers[str(key)] = backbone.network.layer(key).merged()
     weights = whole.state_dict()

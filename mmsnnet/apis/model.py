@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from mmsnnet.models import StitchedViT, check_weights, find_stitched_backbone, model_weights
+from mmsnnet.models import StitchedViT, find_stitched_backbone, read_weights
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
 
@@ -97,7 +96,5 @@ def build_model(
     """
     model = MODELS.build(config.model)
     if checkpoint is not None:
-        found = CheckpointLoader.load_checkpoint(os.fspath(checkpoint))
-        check_weights(model, found, checkpoint)
-        model.load_state_dict(model_weights(found))
+        model.load_state_dict(read_weights(model, checkpoint))
     return model.to(device).eval()

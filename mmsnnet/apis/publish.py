@@ -11,13 +11,12 @@ from typing import Any
 
 import safetensors.torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
 from mmsnnet.evaluation import OperatingPoints, compact_front
-from mmsnnet.models import StitchedViT, check_weights, find_stitched_backbone, model_weights
+from mmsnnet.models import StitchedViT, check_weights, find_stitched_backbone, read_weights
 from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.version import __version__
 
@@ -83,9 +82,7 @@ def publish_model(
     front = None if points is None else compact_front(OperatingPoints.load(points))
     if front is not None:
         backbone.check_points(front)
-    found = CheckpointLoader.load_checkpoint(os.fspath(checkpoint))
-    check_weights(model, found, checkpoint)
-    return write_folder(out, config, backbone, model_weights(found), front)
+    return write_folder(out, config, backbone, read_weights(model, checkpoint), front)
 
 
 def new_folder(out: str | os.PathLike[str]) -> Path:
@@ -131,8 +128,8 @@ def write_folder(
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     temporary.mkdir(parents=True)
     try:
-        metadata = {"format": "pt", "mmsnnet_version": __version__}
-        safetensors.torch.save_file(weights, temporary / WEIGHTS, metadata)
+        # One key alone: safetensors writes several in any order, and the same weights are to have the same SHA-256.
+        safetensors.torch.save_file(weights, temporary / WEIGHTS, {"format": "pt"})
         published_config(config).dump(str(temporary / CONFIG))
         # safetensors lets nobody but the owner read its files; others may read these as far as the umask says.
         (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
@@ -157,8 +154,8 @@ def published_config(config: Config) -> Config:
     settings["model"] = _standalone(settings["model"])
     # So that mmseg's and mmdet's own tools find what is registered here.
     imports = settings.setdefault("custom_imports", dict(imports=[]))
-    if "mmsnnet" not in imports["imports"]:
-        imports["imports"] = ["mmsnnet", *imports["imports"]]
+    names = [imports["imports"]] if isinstance(imports["imports"], str) else imports["imports"]
+    imports["imports"] = names if "mmsnnet" in names else ["mmsnnet", *names]
     return Config(settings)
 
 

@@ -11,13 +11,14 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from mmsnnet.apis.config import load_config
@@ -27,6 +28,7 @@ from mmsnnet.models import check_weights, find_stitched_backbone, read_model_che
 from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.stitching import StitchSpace
 from mmsnnet.stitching.attention import BIAS_TABLE, position_index
+from mmsnnet.stitching.checkpoint import listed, misfits, shapes, unwrapped
 from mmsnnet.stitching.windows import Grid
 from mmsnnet.version import __version__
 
@@ -81,7 +83,6 @@ RELEASED: dict[Kind, re.Pattern[str]] = {
     "classification": re.compile(r"anchors\.(\d+)\.(?:blocks\.(\d+)\.)?"),
 }
 SUFFIXES = (".pth", ".pt", ".safetensors")
-MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def convert_snnetv2(
     """Converts a released segmentation or classification checkpoint into one of ours, or back.
 
     Args:
-        source: the checkpoint to read, its weights bare or under ``state_dict`` or ``model``.
+        source: the checkpoint to read, its weights bare or under ``state_dict``, ``model`` or ``module``.
         target: the file to write: ``.safetensors``, or ``.pth`` or ``.pt`` with the weights under ``state_dict``
             (``model`` for the released classification models). Written only after everything else went well, as a
             whole.
@@ -264,16 +265,20 @@ def _resolve(
     tables = kind == "segmentation" and any(key.endswith((BIAS_TABLE, INDEX)) for key in weights)
     names = list(_names(kind, depths, low_rank, tables))
     indices = list(_indices(depths)) if tables else []
-    side = {name.released if released else name.ours: name for name in names}
-    in_file = [key for key, _ in indices] if released else []
-    _check_names([*side, *in_file], weights.keys() - heads.keys())
-
-    sizes = _sizes({key: (name.shape, tuple(weights[key].shape)) for key, name in side.items()})
+    side = {name.released if released else name.ours: name.shape for name in names}
+    in_file = [key for key, _ in indices if released and key in weights]
+    if released and not in_file:
+        indices = []  # buffers, which a program may have left out of what it saved
+    side |= {key: "M M" for key, _ in indices if released}
+    given = {key: shape for key, shape in shapes(weights).items() if key not in heads}
+    sizes = _sizes(side, given)
+    if wrong := misfits(given, {key: _implied(shape, sizes) for key, shape in side.items()}):
+        raise ValueError(wrong)
     if tables:
         found = _grid_of_table(sizes["N"], sizes["T"], [weights[key] for key in in_file], grid)
-        if wrong := [key for key in in_file if not _same(weights[key], _own_index(found))]:
+        if disordered := [key for key in in_file if not _same(weights[key], _own_index(found))]:
             raise ValueError(
-                "these index relative positions in another order than BEiT's, in which ours are: " + _listed(wrong)
+                "these index relative positions in another order than BEiT's, in which ours are: " + listed(disordered)
             )
     else:
         found = grid if grid and math.prod(grid) == sizes["N"] else _square(sizes["N"])
@@ -291,7 +296,7 @@ def _naming(weights: Mapping[str, Tensor]) -> Kind | Literal["ours"]:
         raise ValueError(
             "no stitched model: expected names like backbone.anchors.0.cls_token (released, segmentation), "
             "anchors.0.cls_token (released, classification) or backbone.network.anchors.0.model.cls_token (mmsnnet); "
-            f"got {_listed(list(weights), 4)}"
+            f"got {listed(list(weights), 4)}"
         )
     return naming
 
@@ -347,37 +352,27 @@ def _indices(depths: tuple[int, int]) -> Iterator[tuple[str, str]]:
             yield pattern.format(a=anchor, i=i), pattern
 
 
-def _check_names(expected: list[str], found: Set[str]) -> None:
-    """Raises ValueError that lists what is missing and left over."""
-    missing = [key for key in expected if key not in found]
-    left_over = sorted(found - set(expected))
-    if missing or left_over:
-        raise ValueError(_problems({"missing": missing, "left over": left_over}))
-
-
-def _sizes(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, int]:
-    """What the symbols stand for, by what most tensors say; raises ValueError that lists those that disagree."""
+def _sizes(symbols: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, int]:
+    """What the symbols of shapes stand for, by what most of the tensors say that there are."""
     votes: dict[str, Counter[int]] = {}
-    for symbols, shape in shapes.values():
-        if len(symbols.split()) == len(shape):
-            for symbol, size in zip(symbols.split(), shape, strict=True):
+    for key, named in symbols.items():
+        shape = given.get(key, ())
+        if len(named.split()) == len(shape):
+            for symbol, size in zip(named.split(), shape, strict=True):
                 if not symbol[0].isdigit():
                     votes.setdefault(symbol, Counter())[size] += 1
-    sizes = {symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}
+    return {symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}
 
-    def size(symbol: str) -> int:
+
+def _implied(symbols: str, sizes: Mapping[str, int]) -> tuple[int | str, ...]:
+    """A shape in numbers; a symbol that no tensor tells the size of stays."""
+
+    def size(symbol: str) -> int | str:
         name = symbol.lstrip("0123456789")
         factor = int(symbol.removesuffix(name) or 1)
-        return factor * sizes.get(name, 0) if name else factor
+        return factor if not name else factor * sizes[name] if name in sizes else symbol
 
-    wrong = []
-    for key, (symbols, shape) in shapes.items():
-        wanted = tuple(size(symbol) for symbol in symbols.split())
-        if shape != wanted:
-            wrong.append(f"{key} ({_shape(shape)}, where the others imply {_shape(wanted)})")
-    if wrong:
-        raise ValueError(_problems({"of another shape": wrong}))
-    return sizes
+    return tuple(size(symbol) for symbol in symbols.split())
 
 
 def _grid_of_table(patches: int, rows: int, indices: list[Tensor], given: Grid | None) -> Grid:
@@ -441,15 +436,12 @@ def _grid_of(model: nn.Module) -> Grid:
 def _read(source: str) -> tuple[Weights, dict[str, Any]]:
     """The weights of a checkpoint, and what it says of the data set."""
     file = read_model_checkpoint(source)
-    wrapped = [file[key] for key in ("state_dict", "model") if isinstance(file.get(key), Mapping)]
-    weights = wrapped[0] if wrapped else file
-    if not weights:
-        raise ValueError(f"checkpoint {source!r} holds no weights")
-    if others := [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"checkpoint {source!r} has entries that are no tensors: {_listed(others)}")
+    weights = clean_state_dict(unwrapped(file, f"checkpoint {source!r}"))
+    if others := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"checkpoint {source!r} has entries that are no tensors: {listed(others)}")
     meta = file.get("meta")
     kept = ("dataset_meta", "CLASSES", "PALETTE")  # where mmseg looks for the classes' names and colours
-    return dict(weights), {key: meta[key] for key in kept if key in meta} if isinstance(meta, Mapping) else {}
+    return weights, {key: meta[key] for key in kept if key in meta} if isinstance(meta, Mapping) else {}
 
 
 def _write(path: Path, conversion: Conversion, meta: dict[str, Any], reverse: bool) -> None:
@@ -466,14 +458,6 @@ def _write(path: Path, conversion: Conversion, meta: dict[str, Any], reverse: bo
     buffer = io.BytesIO()
     torch.save(file, buffer)
     write_atomically(path, buffer.getbuffer())
-
-
-def _problems(lists: Mapping[str, list[str]]) -> str:
-    return "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in lists.items() if keys)
-
-
-def _listed(keys: list[str], most: int = MOST_LISTED) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def _shape(sizes: tuple[int, ...]) -> str:

@@ -1,6 +1,6 @@
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
 from mmsnnet.models.backbones import StitchedViT, Taps, find_stitched_backbone
-from mmsnnet.models.checkpoint import check_weights, model_weights, read_model_checkpoint
+from mmsnnet.models.checkpoint import check_weights, model_weights, read_model_checkpoint, read_weights
 from mmsnnet.models.classifiers import StitchedClassifier
 from mmsnnet.models.cost import model_costs
 from mmsnnet.models.losses import SILogLoss
@@ -17,4 +17,5 @@ __all__ = [
     "model_costs",
     "model_weights",
     "read_model_checkpoint",
+    "read_weights",
 ]

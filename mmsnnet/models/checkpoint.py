@@ -21,25 +21,35 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmsnnet.stitching.checkpoint import read_checkpoint
+from mmsnnet.stitching.checkpoint import listed, misfits, read_checkpoint, shapes, unwrapped
 
 # Where the state dict of a StitchedViT has the number of draws so far, which training alone needs.
 DRAWS = "draws"
-# How many names a list of what does not fit has at most.
-MOST_LISTED = 20
 # How mmengine's loss history names the methods that compute its statistics.
 HISTORY_METHODS = {name: method for name, method in getmembers(HistoryBuffer, isfunction) if name[0] != "_"}
 
 
+class _History(HistoryBuffer):
+    """What a pickle gets for a HistoryBuffer, and becomes one with its numbers alone: a HistoryBuffer by itself would
+    take over methods for all others of the process from it."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__class__ = HistoryBuffer
+        HistoryBuffer.__init__(self, state["_log_history"], state["_count_history"], state["max_length"])
+
+
 def _history_method(owner: Any, name: Any) -> Any:
-    if owner is not HistoryBuffer or name not in HISTORY_METHODS:
+    if owner is not _History or name not in HISTORY_METHODS:
         raise pickle.UnpicklingError(f"WeightsUnpickler error: Unsupported global: GLOBAL builtins.getattr of {name!r}")
     return HISTORY_METHODS[name]
 
 
 # What ``torch.load(weights_only=True)`` has to know to read that history in a checkpoint of a run. Its methods are
 # named by getattr, which itself would reach anything.
-HISTORY_GLOBALS = (HistoryBuffer, (_history_method, "builtins.getattr"))
+HISTORY_GLOBALS = (
+    (_History, f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}"),
+    (_history_method, "builtins.getattr"),
+)
 
 
 def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -50,21 +60,28 @@ def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file, or no weights in the folder.
-        ValueError: the file cannot be read, or asks for more than weights and records.
+        ValueError: the file cannot be read, asks for more than weights and records, or has something else where
+            mmengine looks for those.
     """
+    where = f"checkpoint {os.fspath(source)!r}"
     checkpoint = read_checkpoint(source, HISTORY_GLOBALS)
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
         return {"state_dict": checkpoint, "meta": {}}
-    if isinstance(checkpoint.get("meta"), dict):
+    if "state_dict" in checkpoint:
+        unwrapped(checkpoint, where, ("state_dict",))
+    if "meta" in checkpoint:
+        meta = checkpoint["meta"]
+        if not isinstance(meta, dict):
+            raise ValueError(f"{where} has one {type(meta).__name__} as 'meta', which is a dict")
         # Checkpoints of mmcv's runner have their config here, which mmengine would run as a program when it resumes.
-        checkpoint["meta"].pop("config", None)
+        checkpoint["meta"] = {key: value for key, value in meta.items() if key != "config"}
     return checkpoint
 
 
 # mmengine's log names a loader by what follows "load_from_".
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """A file or a folder. ``map_location`` is for loaders that mmengine calls alike: tensors stay on the CPU, where
-    loading them into a model finds them."""
+    """A file or a folder; any other kind of storage is refused. ``map_location`` is for loaders that mmengine calls
+    alike: tensors stay on the CPU, where loading them into a model finds them."""
     return read_model_checkpoint(filename)
 
 
@@ -78,19 +95,40 @@ def load_from_remote(filename: str, map_location: Any = None) -> dict[str, Any]:
     return read_model_checkpoint(filename)
 
 
-def load_from_storage(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Refuses what mmengine's loaders would read without care."""
-    raise ValueError(f"checkpoint {filename!r}: mmsnnet reads none from this kind of storage; copy it to a local file")
-
-
-CheckpointLoader.register_scheme("", load_from_local, force=True)
+# All that mmengine has loaders for, most of which read without care.
+OTHER_STORAGE = (
+    *("pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://"),
+    *("torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://", "mmcls://"),
+)
+CheckpointLoader.register_scheme(["", *OTHER_STORAGE], load_from_local, force=True)
 CheckpointLoader.register_scheme(["http://", "https://", "hf-hub:"], load_from_remote, force=True)
-CheckpointLoader.register_scheme(["pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://"], load_from_storage, force=True)
 
 
-def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights in a checkpoint, under the names that mmengine's runner would load them by."""
-    weights = checkpoint.get("state_dict", checkpoint)
+def read_weights(model: nn.Module, source: str | os.PathLike[str]) -> dict[str, Any]:
+    """All the weights of a model, from wherever :func:`read_model_checkpoint` reads a checkpoint of it.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no weights in the folder.
+        ValueError: it cannot be read, or does not fit the model: see :func:`check_weights`.
+    """
+    checkpoint = read_model_checkpoint(source)
+    check_weights(model, checkpoint, source)
+    return model_weights(checkpoint, source)
+
+
+def model_weights(checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) -> dict[str, Any]:
+    """The weights in a checkpoint, under the names that mmengine's runner would load them by.
+
+    Raises:
+        ValueError: there are none where it looks for them.
+    """
+    where = f"checkpoint {os.fspath(source)!r}"
+    weights = unwrapped(checkpoint, where, ("state_dict",))
+    if nested := [name for name, value in weights.items() if isinstance(value, dict)]:
+        raise ValueError(
+            f"{where} should have its weights under 'state_dict', where mmengine looks for them, or bare; it has "
+            f"{listed(nested)}. Re-save them: torch.save({{'state_dict': ...}}, ...)"
+        )
     return {re.sub(r"^module\.", "", name): value for name, value in weights.items()}
 
 
@@ -103,32 +141,9 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str |
     """
     if is_model_wrapper(model):
         model = model.module
-    given = {name: _shape(value) for name, value in model_weights(checkpoint).items() if not _counts_draws(name)}
-    wanted = {name: _shape(value) for name, value in model.state_dict().items() if not _counts_draws(name)}
-    problems = {
-        "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in given],
-        "not in the model": [f"{name} {shape}" for name, shape in given.items() if name not in wanted],
-        "of another shape": [
-            f"{name} {given[name]}, in the model {shape}"
-            for name, shape in wanted.items()
-            if name in given and given[name] != shape
-        ],
-    }
-    if any(problems.values()):
-        listing = "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items() if names)
-        raise ValueError(
-            f"checkpoint {os.fspath(source)!r} is not one of the model that the config describes. {listing}"
-        )
-
-
-def _counts_draws(name: str) -> bool:
-    return name.rpartition(".")[2] == DRAWS
-
-
-def _shape(value: object) -> object:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more
+    given, wanted = (
+        shapes({name: value for name, value in weights.items() if name.rpartition(".")[2] != DRAWS})
+        for weights in (model_weights(checkpoint, source), model.state_dict())
+    )
+    if wrong := misfits(given, wanted):
+        raise ValueError(f"checkpoint {os.fspath(source)!r} is not one of the model that the config describes. {wrong}")

@@ -7,9 +7,9 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 import numpy as np
@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
 
 SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
 
@@ -31,6 +32,11 @@ HUB_FILES = (
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
 )
+
+# Where training programs put weights in a checkpoint.
+WRAPPERS = ("state_dict", "model", "module")
+# How many names a list has at most.
+MOST_LISTED = 20
 
 # What training programs keep beside weights: arrays and scalars of NumPy, whose functions have other names since
 # NumPy 2, and command-line arguments. Making any of them runs no code of the file's.
@@ -63,7 +69,9 @@ def read_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable[SafeG
 
     Raises:
         FileNotFoundError: there is no such file, or it cannot be fetched.
-        ValueError: the file is cut short, is no checkpoint, or asks for other classes or functions.
+        ValueError: the file is cut short, is no checkpoint, or asks for other classes or functions; or the source is of
+            another kind, ``s3://`` say.
+        OSError, MemoryError: as reading raises them, with the source named.
     """
     source = os.fspath(source)
     if not isinstance(source, str):
@@ -72,6 +80,11 @@ def read_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable[SafeG
         path = _from_hub(source)
     elif re.match(r"https?://", source):
         path = _from_url(source)
+    elif re.match(r"[^/]+://", source):
+        raise ValueError(
+            f"checkpoint {source!r}: this kind of storage is not read; copy the file and give its path, or name "
+            "weights on the Hugging Face hub: 'hf-hub:owner/name'"
+        )
     else:
         path = _from_disk(source)
     where = f"checkpoint {source!r}" + (
@@ -82,6 +95,63 @@ def read_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable[SafeG
         kind = "a dict whose keys are no names" if isinstance(content, dict) else f"one {type(content).__name__}"
         raise ValueError(f"{where} holds no weights by name, but {kind}")
     return content
+
+
+def unwrapped(file: Mapping[str, Any], where: str, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Any]:
+    """The weights in a checkpoint, out of what they are wrapped in.
+
+    Args:
+        file: what :func:`read_checkpoint` returned.
+        where: the source, as a message names it.
+        wrappers: the names under which weights may lie, one within the other too.
+
+    Raises:
+        ValueError: there are none, or not by name.
+    """
+    weights: Any = file
+    for _ in wrappers:
+        inner = [weights[name] for name in wrappers if isinstance(weights.get(name), dict)]
+        weights = inner[0] if inner else weights
+    if "state_dict" in weights:
+        raise ValueError(f"{where} has one {type(weights['state_dict']).__name__} as 'state_dict', no weights by name")
+    if others := [repr(name) for name in weights if not isinstance(name, str)]:
+        raise ValueError(f"{where} has weights under what is no name: {listed(others)}")
+    if not any(isinstance(value, Tensor | dict) for value in weights.values()):
+        raise ValueError(f"{where} holds no weights")
+    return dict(weights)
+
+
+def misfits(given: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """What keeps weights from fitting, in words; nothing where they fit.
+
+    Args:
+        given: the shape of each tensor that there is, by name.
+        wanted: the shape of each that there should be.
+    """
+    lists = {
+        "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in given],
+        "left over": [f"{name} {shape}" for name, shape in given.items() if name not in wanted],
+        "of another shape": [
+            f"{name} {given[name]} instead of {shape}"
+            for name, shape in wanted.items()
+            if name in given and given[name] != shape
+        ],
+    }
+    return "; ".join(f"{what}: {listed(names)}" for what, names in lists.items() if names)
+
+
+def shapes(weights: Mapping[str, Any]) -> dict[str, object]:
+    """The shape of each tensor, and what else there is instead of one."""
+    return {
+        name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        for name, value in weights.items()
+    }
+
+
+def listed(names: Sequence[str], most: int = MOST_LISTED) -> str:
+    """Names in a row, of which so many are written out."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _from_disk(source: str) -> Path:
@@ -155,30 +225,59 @@ def _read(path: Path, where: str, safe_globals: Iterable[SafeGlobal]) -> Any:
     before = torch.serialization.get_safe_globals()
     allowed = [one for one in (*HARMLESS, *safe_globals) if one not in before]
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the readers raise almost anything
-        if refused := _refused(path, error):
-            raise ValueError(
-                f"{where} is refused: {refused}, which could run code. If you trust the file, re-save its weights "
-                "where you made it: torch.save(model.state_dict(), ...), or safetensors"
-            ) from error
-        reason = re.split(r"\.\s|\n", str(error))[0] or type(error).__name__
-        raise ValueError(f"{where} cannot be read: it is cut short or no checkpoint ({reason})") from error
+        with path.open("rb") as file:
+            try:
+                if path.suffix == ".safetensors":
+                    return safetensors.torch.load_file(path)
+                with torch.serialization.safe_globals(allowed):
+                    content = torch.load(path, map_location="cpu", weights_only=True)
+            except (MemoryError, OSError):
+                raise
+            except Exception as error:  # a damaged file makes the readers raise almost anything
+                if refused := _refused(file, error):
+                    raise ValueError(
+                        f"{where} is refused: {refused}, which could run code. If you trust the file, re-save its "
+                        "weights where you made it: torch.save(model.state_dict(), ...), or safetensors"
+                    ) from error
+                reason = re.split(r"\.\s|\n", str(error))[0] or type(error).__name__
+                raise ValueError(f"{where} cannot be read: it is cut short or no checkpoint ({reason})") from error
+    except MemoryError as error:
+        raise MemoryError(f"{where} cannot be read: {_in_one_line(error)}") from error
+    except OSError as error:  # made anew with its number, it is of the same class
+        raise OSError(error.errno, f"{where} cannot be read: {error.strerror or _in_one_line(error)}") from error
+    _take_attributes(content)
+    return content
 
 
-def _refused(path: Path, error: Exception) -> str | None:
+def _take_attributes(content: Any) -> None:
+    """Takes from all dicts and tensors what a pickle gave them as attributes, which may stand before their methods. The
+    versions of modules, which torch keeps so, stay."""
+    seen: set[int] = set()
+    rest = [content]
+    while rest:
+        value = rest.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        attributes = vars(value) if isinstance(value, dict | Tensor) and hasattr(value, "__dict__") else {}
+        for name in set(dict.keys(attributes)) - {"_metadata"}:
+            del attributes[name]
+        rest += dict.values(attributes)
+        if isinstance(value, dict):
+            rest += dict.values(value)
+        elif isinstance(value, list | tuple):
+            rest += value
+
+
+def _refused(file: BinaryIO, error: Exception) -> str | None:
     """What a whole file holds beside weights, or None where it is a damaged one. torch's own message, which advises to
     unpickle it all the same, is not shown."""
     message = str(error)
     if "TorchScript" in message:
         return "it is a TorchScript archive, a program with its weights"
-    with path.open("rb") as file:
-        start = file.read(2)
-        file.seek(max(file.seek(0, os.SEEK_END) - 256, 0))
-        end = file.read()
+    start = file.read(2)
+    file.seek(max(file.seek(0, os.SEEK_END) - 256, 0))
+    end = file.read()
     if not isinstance(error, pickle.UnpicklingError) or not (start == b"PK" or start[:1] == pickle.PROTO):
         return None
     if asked := re.search(r"GLOBAL (\S+)", message):

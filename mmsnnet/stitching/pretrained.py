@@ -7,7 +7,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmsnnet.stitching.anchors import CLASSIFIER_MODULES, Anchor
 from mmsnnet.stitching.attention import BIAS_TABLE, resize_table
-from mmsnnet.stitching.checkpoint import SafeGlobal, read_checkpoint
+from mmsnnet.stitching.checkpoint import SafeGlobal, listed, misfits, read_checkpoint, shapes, unwrapped
 
 PATCH_WEIGHT = "patch_embed.proj.weight"
 # The parts of a masked autoencoder beside its encoder, which timm's filters let pass.
@@ -45,11 +45,11 @@ class LoadReport:
     def __str__(self) -> str:
         text = f"{self.source}: {self.loaded} tensors loaded"
         if self.resized:
-            text += f", resized: {_listed(self.resized)}"
+            text += f", resized: {listed(self.resized)}"
         if self.left_out:
-            text += f", left out: {_listed(self.left_out)}"
+            text += f", left out: {listed(self.left_out)}"
         if self.kept:
-            text += f", not in the file and kept as initialised: {_listed(self.kept)}"
+            text += f", not in the file and kept as initialised: {listed(self.kept)}"
         return text
 
 
@@ -87,25 +87,17 @@ def load_pretrained(
     wanted = anchor.model.state_dict()
     kept = _kept(filtered, wanted)
     wanted = {key: value for key, value in wanted.items() if key not in kept}
-    missing = [key for key in wanted if key not in filtered]
-    unexpected = [key for key in filtered if key not in wanted and not _of_no_use(key)]
-    mismatched = [
-        f"{key} ({_shape(filtered[key])} in the file, {_shape(wanted[key])} in the anchor)"
-        for key in wanted
-        if key in filtered and _shape(filtered[key]) != _shape(wanted[key])
-    ]
-    problems = dict(missing=missing, unexpected=unexpected, mismatched=mismatched)
-    if any(problems.values()):
-        listing = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems.items() if keys)
+    given = {key: value for key, value in filtered.items() if key in wanted or not _of_no_use(key)}
+    if wrong := misfits(shapes(given), shapes(wanted)):
         raise ValueError(
-            f"pretrained={source!r} does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). {listing}"
+            f"pretrained={source!r} does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). {wrong}"
         )
     in_file = dict(_tensors(state_dict))
     left_out = _left_out(in_file, {key: named[key] for key in wanted})
     if lost := [key for key in left_out if key.endswith("attn.qkv.bias") and _of_queries_and_values(in_file[key])]:
         raise ValueError(
             f"pretrained={source!r} does not fit this anchor, whose attention has no bias on queries and values: "
-            f"{_listed(lost)}. Set qkv_bias=True for it, or choose its model whose name ends with _qkvb"
+            f"{listed(lost)}. Set qkv_bias=True for it, or choose its model whose name ends with _qkvb"
         )
     resized = [key for key in wanted if filtered[key] is not named[key]]
     if PATCH_WEIGHT in wanted and _memory(named[PATCH_WEIGHT]) not in {_memory(tensor) for tensor in in_file.values()}:
@@ -182,20 +174,28 @@ def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
 def _unwrap(file: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], bool]:
     """The weights out of their wrapper, and out of a stitched network with one anchor. Also whether they come from such
     a network: then the position embedding is for the grid that the anchor has, if the numbers agree."""
-    for wrapper in ("state_dict", "model", "module"):
-        if isinstance(file.get(wrapper), Mapping):
-            file = file[wrapper]
-    if not any(isinstance(value, Tensor | Mapping) for value in file.values()):
-        raise ValueError(f"pretrained={source!r} holds no state dict")
-    inside = {key: match for key in file if (match := re.match(r"(?:.*\.)?anchors\.(\d+)\.model\.", key))}
+    weights = clean_state_dict(_apart(unwrapped(file, f"pretrained={source!r}")))
+    inside = {key: match for key in weights if (match := re.match(r"(?:.*\.)?anchors\.(\d+)\.model\.", key))}
     indices = {match[1] for match in inside.values()}
     if len(indices) > 1:
         raise ValueError(
             f"pretrained={source!r} holds {len(indices)} anchors: an anchor's weights come from a checkpoint of one"
         )
     if inside:
-        return {key[match.end() :]: file[key] for key, match in inside.items()}, True
-    return clean_state_dict(dict(file)), False
+        return {key[match.end() :]: weights[key] for key, match in inside.items()}, True
+    return weights, False
+
+
+def _apart(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of which no two have their memory in common, by which they are known when they have other names."""
+
+    def apart(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _apart(value)
+        shares = isinstance(value, Tensor) and value.untyped_storage().nbytes() != value.nbytes
+        return value.clone() if shares else value
+
+    return {key: apart(value) for key, value in weights.items()}
 
 
 def _in_timm_names(anchor: Anchor, state_dict: dict[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -251,14 +251,5 @@ def _table_in_anchors_grid(model: VisionTransformer | Eva, key: str, table: Tens
     return resize_table(table, (side, side), model.get_submodule(key.removesuffix(f".{BIAS_TABLE}")).bias_grid)
 
 
-def _shape(value: object) -> object:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _listed(keys: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more

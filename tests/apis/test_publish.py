@@ -20,20 +20,11 @@ from mmsnnet.apis.publish import Published, published_config
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints, select_stitch
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import create_anchor, load_pretrained
+from tests.conftest import RunsCode
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs/quickstart"
 STITCHED, SINGLE = CONFIGS / "stitched-vit-s-l_setr_shapes-64x64.py", CONFIGS / "vit-s_setr_shapes-64x64.py"
-
-
-class RunsCode:
-    """What a hostile checkpoint holds: unpickling it makes a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
 
 
 def as_trained(path: Path, config: Config) -> BaseModel:
@@ -97,7 +88,7 @@ def test_the_folder_has_weights_config_and_card(
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     assert len(data) == 8 + struct.unpack("<Q", data[:8])[0] + size < checkpoint.stat().st_size
     with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt", "mmsnnet_version": __version__}
+        assert file.metadata() == {"format": "pt"}
         assert set(file.keys()) == set(tensors)
         assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
     card = (folder / "README.md").read_text()
@@ -201,6 +192,21 @@ def test_an_empty_folder_is_filled(config: Config, checkpoint: Path, model: Base
     assert same_weights(build_model(config, tmp_path / "out"), model)
 
 
+def test_the_same_model_has_the_same_digest(config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path) -> None:
+    digests = {publish_model(config, checkpoint, tmp_path / name).sha256 for name in "abc"}
+    assert len(digests) == 1
+    assert f"mmsnnet {__version__}" in (tmp_path / "a" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("imports", "wanted"),
+    [("numpy", ["mmsnnet", "numpy"]), ("mmsnnet", ["mmsnnet"]), (["numpy", "mmsnnet"], ["numpy", "mmsnnet"])],
+)
+def test_imports_may_be_one_name(imports: str | list[str], wanted: list[str]) -> None:
+    published = published_config(Config(dict(model=dict(type="ToyModel"), custom_imports=dict(imports=imports))))
+    assert published.custom_imports.imports == wanted
+
+
 @pytest.mark.parametrize("wrong", ["missing", "renamed", "shape", "hostile", "nowhere", "other config"])
 def test_what_is_refused_leaves_nothing(
     wrong: str, config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path
@@ -214,17 +220,17 @@ def test_what_is_refused_leaves_nothing(
         says = rf"missing: {name} \(8,\)$"
     elif wrong == "renamed":
         weights["decode_head.bias"] = weights.pop(name)
-        says = rf"missing: {name} \(8,\); not in the model: decode_head\.bias \(8,\)$"
+        says = rf"missing: {name} \(8,\); left over: decode_head\.bias \(8,\)$"
     elif wrong == "shape":
         weights[name] = weights[name][:7]
-        says = rf"of another shape: {name} \(7,\), in the model \(8,\)$"
+        says = rf"of another shape: {name} \(7,\) instead of \(8,\)$"
     elif wrong == "hostile":
         content["meta"] = RunsCode(mark)
         says = "refused.*pathlib.*could run code"
     elif wrong == "nowhere":
         checkpoint, says, error = tmp_path / "nowhere.pth", "nowhere", FileNotFoundError
     else:
-        config, says = load_config(SINGLE), r"not in the model: .* and \d+ more"
+        config, says = load_config(SINGLE), r"left over: .* and \d+ more"
     if wrong != "nowhere":
         checkpoint = tmp_path / "wrong.pth"
         torch.save(content, checkpoint)

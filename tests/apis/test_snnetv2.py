@@ -238,6 +238,30 @@ def test_a_released_classification_file_has_its_weights_under_model_and_may_have
     assert conversion.structure.kind == "classification"
 
 
+@pytest.mark.parametrize("wrap", ["module.", "_orig_mod.module.", "nested"])
+def test_a_file_may_be_wrapped_as_training_programs_do(wrap: str, tmp_path: Path) -> None:
+    weights = released_weights(TINY)
+    prefixed = {f"{wrap}{key}": value for key, value in weights.items()}
+    torch.save({"state_dict": {"model": weights} if wrap == "nested" else prefixed}, tmp_path / "released.pth")
+    convert_snnetv2(tmp_path / "released.pth", tmp_path / "ours.pth")
+    assert same(read(tmp_path / "ours.pth"), to_mmsnnet(weights).weights)
+
+
+def test_a_file_may_leave_out_the_indices_which_are_written_again() -> None:
+    """All of them: then the rows of the tables tell the grid, unless it may lie in two ways."""
+    weights = released_weights(TINY)
+    conversion = to_mmsnnet(without(INDEX)(weights))
+    assert same(conversion.weights, to_mmsnnet(weights).weights) and conversion.structure.grid == TINY.grid
+    assert conversion.dropped == {}
+    assert same(to_released(conversion.weights).weights, weights)
+    oblong = TINY._replace(grid=(2, 3))
+    weights = released_weights(oblong)
+    with pytest.raises(ValueError, match="2 x 3 or 3 x 2 patches: give the model's config with --config"):
+        to_mmsnnet(without(INDEX)(weights))
+    conversion = to_mmsnnet(without(INDEX)(weights), grid=(2, 3))
+    assert same(to_released(conversion.weights, (2, 3)).weights, weights)
+
+
 def test_of_a_run_of_mmseg_what_names_the_classes_is_kept(tmp_path: Path) -> None:
     file = {
         "state_dict": released_weights(TINY),
@@ -312,36 +336,39 @@ BLOCK = "backbone.anchors.1.layers.3."
 LAYER = "backbone.stitch_layers.0.1.transform."
 OWN_BLOCK, OWN_LAYER = "backbone.network.anchors.1.model.blocks.3.", "backbone.network.layers.0_0-1_2."
 REFUSED = {
-    "missing": (without(f"{BLOCK}attn.qkv.bias"), f"1 missing: {BLOCK}attn.qkv.bias$"),
+    "missing": (without(f"{BLOCK}attn.qkv.bias"), f"missing: {BLOCK}attn.qkv.bias \\(72,\\)$"),
     "renamed": (
         renamed(f"{BLOCK}ln1.weight", f"{BLOCK}norm1.weight"),
-        f"1 missing: {BLOCK}ln1.weight; 1 left over: {BLOCK}norm1.weight$",
+        f"missing: {BLOCK}ln1.weight \\(24,\\); left over: {BLOCK}norm1.weight \\(24,\\)$",
     ),
     "renamed as if of one more block": (
         renamed(f"{BLOCK}ln1.weight", "backbone.anchors.1.layers.4.ln1.weight"),
-        f"1 missing: {BLOCK}ln1.weight; 1 left over: backbone.anchors.1.layers.4.ln1.weight$",
+        f"missing: {BLOCK}ln1.weight \\(24,\\); left over: backbone.anchors.1.layers.4.ln1.weight \\(24,\\)$",
     ),
-    "left over": (lambda weights: weights | {"neck.bias": torch.zeros(3)}, "1 left over: neck.bias$"),
+    "left over": (lambda weights: weights | {"neck.bias": torch.zeros(3)}, r"left over: neck.bias \(3,\)$"),
     "of another shape": (
         replaced(f"{BLOCK}ffn.layers.0.0.bias", lambda bias: bias[:-1]),
-        f"1 of another shape: {BLOCK}ffn.layers.0.0.bias \\(95, where the others imply 96\\)$",
+        f"of another shape: {BLOCK}ffn.layers.0.0.bias \\(95,\\) instead of \\(96,\\)$",
     ),
     "of another number of dimensions": (
         replaced("backbone.anchors.0.cls_token", lambda token: token[0]),
-        "1 of another shape: backbone.anchors.0.cls_token \\(1 x 16, where the others imply 1 x 1 x 16\\)$",
+        "of another shape: backbone.anchors.0.cls_token \\(1, 16\\) instead of \\(1, 1, 16\\)$",
     ),
     "a layer the other way round": (
         replaced(f"{LAYER}weight", lambda weight: weight.T),
-        f"1 of another shape: {LAYER}weight \\(16 x 24, where the others imply 24 x 16\\)$",
+        f"of another shape: {LAYER}weight \\(16, 24\\) instead of \\(24, 16\\)$",
     ),
     "of another rank": (
         replaced(f"{LAYER}lora_A", lambda a: a[:2]),
-        f"1 of another shape: {LAYER}lora_A \\(2 x 16, where the others imply 3 x 16\\)$",
+        f"of another shape: {LAYER}lora_A \\(2, 16\\) instead of \\(3, 16\\)$",
     ),
-    "a layer less": (without("stitch_layers.1.0."), r"4 missing: backbone\.stitch_layers\.1\.0\.transform\.weight, "),
+    "a layer less": (
+        without("stitch_layers.1.0."),
+        r"missing: backbone\.stitch_layers\.1\.0\.transform\.weight \(16, 24\), ",
+    ),
     "many missing": (without("anchors.1.layers.0", "anchors.1.layers.1"), " and 12 more$"),
-    "tables in some blocks": (without(f"{BLOCK}{TABLE}"), f"1 missing: {BLOCK}{TABLE}$"),
-    "an index less": (without(f"{BLOCK}{INDEX}"), f"1 missing: {BLOCK}{INDEX}$"),
+    "tables in some blocks": (without(f"{BLOCK}{TABLE}"), f"missing: {BLOCK}{TABLE} \\(12, 3\\)$"),
+    "an index less": (without(f"{BLOCK}{INDEX}"), f"missing: {BLOCK}{INDEX} \\(5, 5\\)$"),
     "an index in another order": (
         replaced(f"{BLOCK}{INDEX}", lambda index: index.T),
         f"another order than BEiT's, in which ours are: {BLOCK}{INDEX}$",
@@ -366,16 +393,16 @@ REFUSED = {
     "ours": (lambda weights: to_mmsnnet(weights).weights, "mmsnnet's already; --reverse leads"),
 }
 REFUSED_IN_REVERSE = {
-    "missing": (without(f"{OWN_BLOCK}ls1"), f"1 missing: {OWN_BLOCK}ls1.gamma$"),
+    "missing": (without(f"{OWN_BLOCK}ls1"), f"missing: {OWN_BLOCK}ls1.gamma \\(24,\\)$"),
     "renamed": (
         renamed(f"{OWN_LAYER}bias", f"{OWN_LAYER}b"),
-        f"1 missing: {OWN_LAYER}bias; 1 left over: {OWN_LAYER}b$",
+        f"missing: {OWN_LAYER}bias \\(24,\\); left over: {OWN_LAYER}b \\(24,\\)$",
     ),
     "of another shape": (
         replaced(f"{OWN_LAYER}bias", lambda bias: bias[:1]),
-        f"1 of another shape: {OWN_LAYER}bias \\(1, where the others imply 24\\)$",
+        f"of another shape: {OWN_LAYER}bias \\(1,\\) instead of \\(24,\\)$",
     ),
-    "one-way": (without("network.layers.1_"), r"4 missing: backbone\.network\.layers\.1_1-0_1\.weight, "),
+    "one-way": (without("network.layers.1_"), r"missing: backbone\.network\.layers\.1_1-0_1\.weight \(16, 24\), "),
     "released": (lambda weights: to_released(weights).weights, "released names already; without --reverse"),
 }
 
@@ -407,9 +434,9 @@ def test_a_file_of_ours_is_taken_whole_or_not_at_all(
 
 def test_a_classification_file_lacks_nothing_either(tmp_path: Path) -> None:
     weights = without("anchors.1.head.bias")(released_weights(CLASSIFIER))
-    is_refused(saved(tmp_path / "source.pth", weights), "1 missing: anchors.1.head.bias$")
+    is_refused(saved(tmp_path / "source.pth", weights), r"missing: anchors.1.head.bias \(5,\)$")
     own = without("0.model.norm.bias")(to_mmsnnet(released_weights(CLASSIFIER)).weights)
-    message = r"1 missing: backbone\.network\.anchors\.0\.model\.norm\.bias$"
+    message = r"missing: backbone\.network\.anchors\.0\.model\.norm\.bias \(16,\)$"
     is_refused(saved(tmp_path / "source.pth", own), message, reverse=True)
 
 
@@ -497,9 +524,9 @@ def test_a_config_tells_how_a_grid_lies(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (dict(rank=4), "of another shape: backbone.network.layers.0_0-1_2.lora_A"),
-        (dict(rank=0), "not in the model: backbone.network.layers.0_0-1_2.lora_A"),
+        (dict(rank=0), "left over: backbone.network.layers.0_0-1_2.lora_A"),
         (dict(img_size=64), "for 2 x 2 patches, the config's model for 4 x 4"),
-        (dict(scheme="one_way"), "not in the model: backbone.network.layers.1_1-0_1.weight"),
+        (dict(scheme="one_way"), "left over: backbone.network.layers.1_1-0_1.weight"),
     ],
 )
 def test_what_does_not_fit_a_config_is_listed(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

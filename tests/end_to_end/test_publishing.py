@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mmsnnet.apis import build_model, load_config
+from tests.conftest import RunsCode
 
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 Options = Callable[..., list[str]]
@@ -21,16 +22,6 @@ Here = Callable[..., str]
 REPOSITORY = Path(__file__).parents[2]
 STITCHED = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
 STITCHES = "S,L,S2-L6"
-
-
-class RunsCode:
-    """What a hostile checkpoint holds: unpickling it makes a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +112,7 @@ def test_a_model_is_not_evaluated_with_random_weights(
     torch.save({"state_dict": weights}, tmp_path / "wrong.pth")
     out = tmp_path / "points.json"
     said = here("test", STITCHED, tmp_path / "wrong.pth", "--out", out, "--work-dir", tmp_path / "w", *quickstart(1))
-    says = rf"missing: {name} \(8,\); not in the model: {name}es \(8,\)$"
+    says = rf"missing: {name} \(8,\); left over: {name}es \(8,\)$"
     assert re.search(rf"error: checkpoint '.*wrong\.pth' .*{says}", said)
     assert not out.exists()
 

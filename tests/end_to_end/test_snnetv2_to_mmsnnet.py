@@ -46,8 +46,8 @@ def test_a_mistake_is_answered_in_one_line_and_writes_nothing(tool: Callable, tm
     errors = [line for line in done.stderr.splitlines() if re.search(r"\berror: ", line)]
     assert len(errors) == 1 and "Traceback" not in done.stderr
     assert errors[0].endswith(
-        "error: checkpoint 'released.pth': 1 missing: backbone.anchors.0.layers.1.gamma_1; "
-        "1 left over: backbone.anchors.0.layers.1.gamma"
+        "error: checkpoint 'released.pth': missing: backbone.anchors.0.layers.1.gamma_1 (16,); "
+        "left over: backbone.anchors.0.layers.1.gamma (16,)"
     )
     assert (tmp_path / "ours.pth").read_bytes() == b"old"
     assert {path.name for path in tmp_path.iterdir()} == {"released.pth", "ours.pth"}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -18,7 +19,8 @@ from mmengine.model import BaseModel, BaseModule
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from torch import Tensor, nn
 
-from mmsnnet.models import StitchedViT, check_weights, model_weights, read_model_checkpoint
+from mmsnnet.models import StitchedViT, check_weights, model_weights, read_model_checkpoint, read_weights
+from tests.conftest import RunsCode
 
 MakeBackbone = Callable[..., StitchedViT]
 
@@ -63,16 +65,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         toy_runner(folder).train()
     return folder
-
-
-class RunsCode:
-    """What a hostile checkpoint holds: unpickling it makes a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
 
 
 class Gets:
@@ -161,10 +153,14 @@ def test_the_loaders_by_source() -> None:
         assert loader(source) == (ours, "load_from_local")
     for source in ("http://a/b.pth", "https://a/b.pth", "hf-hub:owner/name"):
         assert loader(source) == (ours, "load_from_remote")
-    for source in ("s3://a", "cluster:s3://a", "petrel://a", "pavi://a"):
-        assert loader(source) == (ours, "load_from_storage")
-        with pytest.raises(ValueError, match=f"{source}.*copy it to a local file"):
+    storage = ("s3://a", "cluster:s3://a", "petrel://a", "pavi://a")
+    zoos = ("torchvision://a", "modelzoo://a", "open-mmlab://a", "openmmlab://a", "mmcls://a")
+    for source in (*storage, *zoos):
+        assert loader(source) == (ours, "load_from_local")
+        with pytest.raises(ValueError, match=f"{source}.*copy the file.*hf-hub:owner/name"):
             CheckpointLoader.load_checkpoint(source)
+    # None is left that mmengine would read in its own way.
+    assert {found.__module__ for found in CheckpointLoader._schemes.values()} == {ours}
 
 
 def test_remote_sources_are_read_alike(
@@ -213,6 +209,97 @@ def test_a_runner_does_not_run_a_config_in_a_checkpoint(trained: Path, tmp_path:
     assert mark.exists()  # it would have been
 
 
+class Record:
+    """A dict's place taken by a record of NumPy, whose fields are read alike."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.kinds = [(name, "U400" if isinstance(value, str) else "i8") for name, value in fields.items()]
+        self.data = np.array([tuple(fields.values())], self.kinds).tobytes()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.float64(0).__reduce__()[0], (Kind(self.kinds), self.data)
+
+
+class Kind:
+    """A structured dtype that is made by a call, as none is by pickling one."""
+
+    def __init__(self, kinds: list[tuple[str, str]]) -> None:
+        self.kinds = kinds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.dtype, (self.kinds,)
+
+
+@pytest.mark.parametrize("how", ["meta with its own pop", "file with its own get", "meta is a record"])
+def test_a_config_in_a_checkpoint_does_not_hide(how: str, trained: Path, tmp_path: Path) -> None:
+    """What an object in a checkpoint says of itself does not keep the config in it."""
+    mark, path = tmp_path / "mark", tmp_path / "hostile.pth"
+    config = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+    checkpoint = OrderedDict(torch.load(trained / "epoch_1.pth", weights_only=False))
+    meta = OrderedDict(checkpoint["meta"], config=config)
+    checkpoint["meta"] = meta
+    if how == "meta with its own pop":
+        meta.__dict__["pop"] = slice
+    elif how == "file with its own get":
+        checkpoint.__dict__["get"] = slice
+    else:
+        checkpoint["meta"] = Record(config=config, epoch=0, iter=0, config_is_a_name="config")
+    torch.save(checkpoint, path)
+    runner = toy_runner(tmp_path / "work", load_from=str(path), resume=True)
+    if how == "meta is a record":
+        with pytest.raises(ValueError, match=r"hostile\.pth' has one void as 'meta', which is a dict"):
+            runner.train()
+    else:
+        runner.train()
+        assert "config" not in read_model_checkpoint(path)["meta"]
+    assert not mark.exists()
+
+
+def test_a_history_changes_no_other(tmp_path: Path) -> None:
+    """A loss history brings numbers along, and neither methods of the class nor attributes."""
+
+    class Hostile:
+        def __init__(self, **state: Any) -> None:
+            self.state = state
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return HistoryBuffer, (), self.state
+
+    numbers = dict(_log_history=np.array([1.0, 3.0]), _count_history=np.array([1, 1]), max_length=10)
+    hostile = Hostile(**numbers, statistics_methods={"mean": HistoryBuffer.max}, max=HistoryBuffer.min)
+    torch.save({"state_dict": Toy().state_dict(), "history": hostile}, tmp_path / "w.pth")
+    found = read_model_checkpoint(tmp_path / "w.pth")["history"]
+    for history in (HistoryBuffer([1.0, 3.0], [1, 1]), found):
+        assert type(history) is HistoryBuffer and history.statistics("mean") == 2.0 and history.max() == 3.0
+    assert "max" not in vars(found)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"state_dict": None}, "has one NoneType as 'state_dict'"),
+        ({"state_dict": {1: torch.zeros(2)}}, "has weights under what is no name: 1$"),
+        ({"state_dict": {"a": torch.zeros(2)}, "meta": None}, "has one NoneType as 'meta'"),
+    ],
+)
+def test_a_file_that_a_runner_cannot_use_is_refused_by_name(content: Any, says: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=rf"^checkpoint '\S+odd\.pth' {says}"):
+        CheckpointLoader.load_checkpoint(str(tmp_path / "odd.pth"))
+
+
+@pytest.mark.parametrize("wrap", ["model", "state_dict in state_dict"])
+def test_where_a_runner_would_find_no_weights(wrap: str, tmp_path: Path) -> None:
+    """What a model is used with has its weights where mmengine's runner looks: it would load none, and say little."""
+    weights = Toy().state_dict()
+    content = {"model": weights} if wrap == "model" else {"state_dict": {"model": weights}}
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"^checkpoint '\S+odd\.pth' should have .* under 'state_dict'.* has model\."):
+        read_weights(Toy(), tmp_path / "odd.pth")
+    torch.save({"state_dict": weights}, tmp_path / "odd.pth")
+    assert same(read_weights(Toy(), tmp_path / "odd.pth"), dict(weights))
+
+
 @pytest.mark.parametrize("prefix", [None, "layer."])
 def test_an_init_cfg_does_not_run_one(hostile: tuple[Path, Path], prefix: str | None) -> None:
     path, mark = hostile
@@ -242,10 +329,10 @@ def test_pretrained_weights_are_not_run(hostile: tuple[Path, Path], make_backbon
 )
 def test_getattr_reaches_the_history_s_own_methods_alone(owner: Any, name: str, tmp_path: Path) -> None:
     def written(attribute: Gets) -> Path:
-        torch.save({"state_dict": {}, "meta": attribute}, tmp_path / "gets.pth")
+        torch.save({"state_dict": Toy().state_dict(), "meta": {"it": attribute}}, tmp_path / "gets.pth")
         return tmp_path / "gets.pth"
 
-    assert read_model_checkpoint(written(Gets(HistoryBuffer, "mean")))["meta"] is HistoryBuffer.mean
+    assert read_model_checkpoint(written(Gets(HistoryBuffer, "mean")))["meta"]["it"] is HistoryBuffer.mean
     with pytest.raises(ValueError, match=r"gets\.pth.*refused.*getattr"):
         read_model_checkpoint(written(Gets(owner, name)))
 
@@ -258,10 +345,10 @@ def changed(weights: dict[str, Any], how: str) -> tuple[dict[str, Any], str]:
     if how == "missing":
         return weights, rf"missing: {name} \(192,\)$"
     if how == "renamed":
-        return {**weights, name + "es": tensor}, rf"missing: {name} \(192,\); not in the model: {name}es \(192,\)$"
+        return {**weights, name + "es": tensor}, rf"missing: {name} \(192,\); left over: {name}es \(192,\)$"
     if how == "shape":
-        return {**weights, name: tensor[1:]}, rf"of another shape: {name} \(191,\), in the model \(192,\)$"
-    return {**weights, name: tensor, "more": torch.zeros(2, 3)}, r"not in the model: more \(2, 3\)$"
+        return {**weights, name: tensor[1:]}, rf"of another shape: {name} \(191,\) instead of \(192,\)$"
+    return {**weights, name: tensor, "more": torch.zeros(2, 3)}, r"left over: more \(2, 3\)$"
 
 
 @pytest.mark.parametrize("how", ["missing", "renamed", "shape", "more"])
@@ -276,8 +363,8 @@ def test_what_does_not_fit_is_listed(how: str, wrap: bool, make_backbone: MakeBa
 def test_long_lists_are_cut(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone()
     count = len(backbone.state_dict()) - 1  # without draws
-    with pytest.raises(ValueError, match=rf"missing: (.*, ){{19}}.* and {count - 20} more$"):
-        check_weights(backbone, {"state_dict": {}}, "a.pth")
+    with pytest.raises(ValueError, match=rf"missing: (.*, ){{19}}.* and {count - 20} more; left over: a"):
+        check_weights(backbone, {"a": torch.zeros(1)}, "a.pth")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -289,7 +376,7 @@ def test_what_fits(prefix: str, draws: bool, wrapped: bool, make_backbone: MakeB
     weights = {prefix + name: tensor for name, tensor in backbone.state_dict().items() if draws or name != "draws"}
     model = nn.DataParallel(backbone) if wrapped else backbone
     check_weights(model, {"state_dict": weights}, "a.pth")
-    assert set(model_weights({"state_dict": weights})) | {"draws"} == set(backbone.state_dict())
+    assert set(model_weights({"state_dict": weights}, "a.pth")) | {"draws"} == set(backbone.state_dict())
 
 
 def test_mmengine_says_which_loader_reads(trained: Path, caplog: pytest.LogCaptureFixture) -> None:

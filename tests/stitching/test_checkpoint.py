@@ -1,10 +1,12 @@
 """The reading of checkpoints from wherever they are: what loads, and what is refused without being run."""
 
 import argparse
+import errno
 import io
 import pickle
 import threading
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
@@ -20,20 +22,11 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor
 
-from mmsnnet.stitching.checkpoint import HUB_FILES, read_checkpoint
+from mmsnnet.stitching.checkpoint import HUB_FILES, listed, misfits, read_checkpoint, unwrapped
+from tests.conftest import RunsCode
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Publish = Callable[[bytes, str], str]
-
-
-class RunsCode:
-    """What a hostile checkpoint holds: unpickling it makes a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
 
 
 class Hub(SimpleHTTPRequestHandler):
@@ -233,6 +226,93 @@ def test_what_torch_was_told_to_trust_stays_trusted(tmp_path: Path) -> None:
         assert set(torch.serialization.get_safe_globals()) == before | {argparse.Namespace}
     read_checkpoint(tmp_path / "w.pth")
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_no_attribute_stands_before_a_method(tmp_path: Path) -> None:
+    """Attributes of dicts and tensors come from a pickle; torch's versions of modules are the only ones that stay."""
+    shadowed = OrderedDict(a=torch.zeros(1), deep=[(Counter(b=1), OrderedDict(c=2))])
+    shadowed.__dict__["get"] = slice
+    shadowed["deep"][0][0].__dict__["items"] = slice
+    shadowed["deep"][0][1].__dict__["pop"] = slice
+    shadowed["weight"] = torch.nn.Parameter(torch.ones(2))
+    shadowed["weight"].clone = slice
+    shadowed["self"] = shadowed  # no end is no trouble
+    shadowed._metadata = OrderedDict({"": {"version": 2}})
+    shadowed._metadata.__dict__["get"] = slice
+    torch.save({"state_dict": shadowed}, tmp_path / "w.pth")
+    found = read_checkpoint(tmp_path / "w.pth")["state_dict"]
+    counter, inner = found["deep"][0]
+    assert vars(found) == {"_metadata": {"": {"version": 2}}}
+    assert [vars(one) for one in (found._metadata, counter, inner, found["weight"])] == [{}] * 4
+    assert (counter, inner, found["self"]) == (Counter(b=1), OrderedDict(c=2), found)
+    assert torch.equal(found["weight"].clone(), torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"state_dict": None}, "has one NoneType as 'state_dict'"),
+        ({"state_dict": [1]}, "has one list as 'state_dict'"),
+        ({"state_dict": torch.zeros(2)}, "has one Tensor as 'state_dict'"),
+        ({"state_dict": {1: torch.zeros(2)}}, "has weights under what is no name: 1$"),
+        ({"model": {"epoch": 3}}, "holds no weights$"),
+        ({}, "holds no weights$"),
+    ],
+)
+def test_weights_come_by_name_out_of_their_wrapping_too(content: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^checkpoint 'w.pth' {says}"):
+        unwrapped(content, "checkpoint 'w.pth'")
+
+
+def test_wrappings_lie_in_one_another() -> None:
+    expected = weights()
+    for wrapped in (expected, {"model": expected, "epoch": 3}, {"state_dict": {"module": expected}, "model": "vit"}):
+        assert same(unwrapped(wrapped, "w.pth"), expected)
+    # A program that looks in one place finds what lies there.
+    assert unwrapped({"state_dict": {"model": expected}}, "w.pth", ("state_dict",)) == {"model": expected}
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    assert unwrapped(endless, "w.pth") == endless
+
+
+def test_what_does_not_fit_is_said_by_name_and_shape() -> None:
+    given = {"a": (1,), "b": (2, 3), "c": (4,)}
+    assert misfits(given, given) == ""
+    assert (
+        misfits(given, {"a": (1,), "b": (3, 2), "d": (5,)})
+        == "missing: d (5,); left over: c (4,); of another shape: b (2, 3) instead of (3, 2)"
+    )
+    assert listed(["a", "b", "c", "d"], 2) == "a, b and 2 more" and listed(["a", "b"], 2) == "a, b"
+
+
+@pytest.mark.parametrize("source", ["s3://x/y.pth", "file:///x/y.pth", "torchvision://resnet50", "a:s3://x"])
+def test_no_other_storage_is_read(source: str) -> None:
+    with pytest.raises(ValueError, match=f"checkpoint '{source}': this kind of storage is not read; copy the file"):
+        read_checkpoint(source)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), r"\[Errno 13\] .*Permission denied$"),
+        (OSError(errno.EIO, "Input/output error"), r"\[Errno 5\] .*Input/output error$"),
+        (MemoryError(), "MemoryError$"),
+    ],
+)
+def test_what_the_machine_is_to_blame_for(
+    error: Exception, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    torch.save(weights(), tmp_path / "w.pth")
+    for owner, name in ((torch, "load"), (Path, "open")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(type(error), match=says) as caught:
+                read_checkpoint(tmp_path / "w.pth")
+        assert type(caught.value) is type(error) and f"checkpoint '{tmp_path}/w.pth' cannot" in str(caught.value)
+        assert "cut short" not in str(caught.value)
 
 
 def test_a_path_may_be_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
