@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmsnnet.stitching import Anchor, StitchedNetwork, StitchSpace, create_anchor
@@ -36,6 +37,14 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_scope() -> Iterator[None]:
+    """The toolbox whose names a file of tests makes the default is so for this file alone."""
+    scopes = DefaultScope._instance_dict.copy()
+    yield
+    DefaultScope._instance_dict = scopes
 
 
 @pytest.fixture
