@@ -1,14 +1,5 @@
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
-from mmsnnet.apis.benchmark import (
-    Benchmark,
-    BenchmarkSettings,
-    StitchLatency,
-    benchmark_conditions,
-    benchmark_stitches,
-    check_conditions,
-    points_to_time,
-    with_latencies,
-)
+from mmsnnet.apis.benchmark import BenchmarkSettings, benchmark_stitches
 from mmsnnet.apis.config import DictAction, load_config
 from mmsnnet.apis.extract import extract_stitch
 from mmsnnet.apis.mistakes import in_one_line, is_mistake
@@ -19,25 +10,19 @@ from mmsnnet.apis.snnetv2 import convert_snnetv2
 from mmsnnet.evaluation import select_stitch
 
 __all__ = [
-    "Benchmark",
     "BenchmarkSettings",
     "DictAction",
-    "StitchLatency",
-    "benchmark_conditions",
     "benchmark_stitches",
     "build_model",
     "build_runner",
     "build_space",
     "build_uninitialized",
     "check_channels",
-    "check_conditions",
     "convert_snnetv2",
     "extract_stitch",
     "in_one_line",
     "is_mistake",
     "load_config",
-    "points_to_time",
     "publish_model",
     "select_stitch",
-    "with_latencies",
 ]

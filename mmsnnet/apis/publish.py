@@ -60,6 +60,7 @@ def publish_model(
     checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str],
     points: str | os.PathLike[str] | None = None,
+    metric: str | None = None,
 ) -> Published:
     """Writes a model as a folder in the Hugging Face hub's layout: ``model.safetensors`` with the weights alone,
     ``config.py``, which builds the model from nothing but itself, and a short ``README.md``; with ``points`` also
@@ -70,6 +71,7 @@ def publish_model(
         checkpoint: the model's, from wherever :func:`mmsnnet.apis.build_model` takes one.
         out: the folder, which must not exist or be empty.
         points: a file of the model's operating points, of which the Pareto front is published.
+        metric: of that front; by default what the task is known by.
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or file of operating points.
@@ -79,7 +81,7 @@ def publish_model(
     out = new_folder(out)
     model = build_without_weights(config)
     backbone = find_stitched_backbone(model)
-    front = None if points is None else compact_front(OperatingPoints.load(points))
+    front = None if points is None else compact_front(OperatingPoints.load(points), metric)
     if front is not None:
         backbone.check_points(front)
     return write_folder(out, config, backbone, read_weights(model, checkpoint), front)

@@ -300,8 +300,8 @@ def higher_is_better(metric: str) -> bool:
         if any(re.fullmatch(pattern, name) for pattern in patterns):
             return higher
     raise ValueError(
-        f"metric {metric!r} is not known, nor whether more or less of it is better: plot_pareto.py and "
-        "select_stitch.py take --better"
+        f"metric {metric!r} is not known, nor whether more or less of it is better: say which, by --better of the "
+        "tools or higher=True or False in Python"
     )
 
 
@@ -321,7 +321,7 @@ def default_metric(points: Iterable[OperatingPoint]) -> str:
         return (main or common)[0]
     if common:
         names = ", ".join(common)
-        raise ValueError(f"which metric? The points have {len(common)} in common: {names}; say which with --metric")
+        raise ValueError(f"which metric? The points have {len(common)} in common: {names}; say which (--metric)")
     found = dict.fromkeys(name for point in points for name in point.metrics)
     if not found:
         raise ValueError(
@@ -357,8 +357,9 @@ def pareto_front(
     if not points:
         return ()
     name = default_metric(points) if metric is None else metric
+    measured = [(point.cost(cost), point.metric(name), point) for point in points]
     sign = 1 if (higher_is_better(name) if higher is None else higher) else -1
-    measured = [(point.cost(cost), sign * point.metric(name), point) for point in points]
+    measured = [(price, sign * quality, point) for price, quality, point in measured]
     measured = [entry for entry in measured if not math.isnan(entry[1])]
     measured.sort(key=lambda entry: (entry[0], -entry[1]))
     front: list[OperatingPoint] = []

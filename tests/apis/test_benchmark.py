@@ -16,7 +16,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 import mmsnnet.apis.benchmark as module
-from mmsnnet.apis import (
+from mmsnnet.apis.benchmark import (
     Benchmark,
     BenchmarkSettings,
     StitchLatency,

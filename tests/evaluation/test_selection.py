@@ -120,7 +120,7 @@ def test_a_metric_of_which_less_is_better() -> None:
 
 def test_the_direction_of_an_unknown_metric_is_asked_for() -> None:
     points = [point(0, 1, quality_index=1.0), point(1, 2, quality_index=2.0)]
-    with pytest.raises(ValueError, match=r"'quality_index' is not known.*select_stitch\.py take --better"):
+    with pytest.raises(ValueError, match=r"'quality_index' is not known.*--better"):
         select_stitch(points, max_gflops=3)
     assert select_stitch(points, max_gflops=3, higher=True).id == 1
     assert select_stitch(points, max_gflops=3, higher=False).id == 0

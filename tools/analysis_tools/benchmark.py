@@ -8,18 +8,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mmsnnet.apis import (
+from mmsnnet.apis import DictAction, build_model, check_channels, in_one_line, is_mistake, load_config
+from mmsnnet.apis.benchmark import (
     Benchmark,
     BenchmarkSettings,
-    DictAction,
     benchmark_conditions,
     benchmark_stitches,
-    build_model,
-    check_channels,
     check_conditions,
-    in_one_line,
-    is_mistake,
-    load_config,
     points_to_time,
     with_latencies,
 )

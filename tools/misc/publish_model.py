@@ -16,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE.json",
         help="what tools/test.py --out wrote: its Pareto front goes with the model, for StitchedViT's budget",
     )
+    described.add_argument("--metric", help="metric of that front (default: the task's own)")
     described.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
     )
@@ -27,7 +28,7 @@ def main() -> None:
     args = command.parse_args()
     try:
         config = load_config(args.config, args.cfg_options)
-        published = publish_model(config, args.checkpoint, args.out, args.points)
+        published = publish_model(config, args.checkpoint, args.out, args.points, args.metric)
     except Exception as error:
         if not is_mistake(error):
             raise

@@ -10,6 +10,7 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=1e-6, begin=80, end=800, T_max=720, by_epoch=False),
 ]
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=800, val_interval=800)
+# The anchors alone, to be quick; left out, stitches='spread' validates some between them too.
 val_cfg = dict(type="mmsnnet.StitchValLoop", stitches="anchors")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 default_hooks = dict(

@@ -201,6 +201,7 @@ class StitchedViT(BaseModule):
         *,
         max_gflops: float | None = None,
         max_latency_ms: float | None = None,
+        higher: bool | None = None,
     ) -> OperatingPoint:
         """Chooses the best route for evaluation mode that costs no more than a budget, and returns its operating point.
 
@@ -209,6 +210,7 @@ class StitchedViT(BaseModule):
                 file of operating points, say. Points once given are kept for later calls, and the metric with them.
             metric: what the best has most of, or least; by default what the task is known by.
             max_gflops, max_latency_ms: the budget, as of :func:`mmsnnet.evaluation.select_stitch`: one of the two.
+            higher: whether more of the metric is better, where its name does not tell.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -225,7 +227,9 @@ class StitchedViT(BaseModule):
             raise ValueError(
                 "a budget needs points, of which to choose: the file of operating points that tools/test.py --out wrote"
             )
-        chosen = select_stitch(found, max_gflops=max_gflops, max_latency_ms=max_latency_ms, metric=metric)
+        chosen = select_stitch(
+            found, max_gflops=max_gflops, max_latency_ms=max_latency_ms, metric=metric, higher=higher
+        )
         self._points, self._metric = found, metric
         self.set_stitch(chosen.id)
         return chosen
