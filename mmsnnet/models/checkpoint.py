@@ -17,7 +17,7 @@ from typing import Any
 
 from mmengine import dist
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
@@ -132,6 +132,14 @@ def model_weights(checkpoint: Mapping[str, Any], source: str | os.PathLike[str])
     return {re.sub(r"^module\.", "", name): value for name, value in weights.items()}
 
 
+def unwrapped_model(model: nn.Module) -> nn.Module:
+    """The model itself, whose weights a checkpoint has, inside wrappers for distributed training and for test-time
+    augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
 def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) -> None:
     """Holds the weights in a checkpoint against a model, by name and shape. The number of draws, which training alone
     needs, may be there or not.
@@ -139,8 +147,7 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str |
     Raises:
         ValueError: a tensor is missing, is not of the model, or has another shape; the message lists them.
     """
-    if is_model_wrapper(model):
-        model = model.module
+    model = unwrapped_model(model)
     given, wanted = (
         shapes({name: value for name, value in weights.items() if name.rpartition(".")[2] != DRAWS})
         for weights in (model_weights(checkpoint, source), model.state_dict())
