@@ -3,6 +3,7 @@
 import copy
 import itertools
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, TestLoop
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmsnnet.datasets import write_shapes
@@ -23,7 +26,8 @@ from mmsnnet.engine.runner import CannotResumeError, stitch_passes
 from mmsnnet.engine.runner.stitch_loops import checked_loading
 from mmsnnet.engine.runner.stitch_passes import kept_bytes
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
-from mmsnnet.models import model_costs
+from mmsnnet.models import find_stitched_backbone, model_costs
+from mmsnnet.registry import METRICS
 from mmsnnet.stitching import UnknownStitchError
 
 MakeRunner = Callable[..., Runner]
@@ -79,7 +83,7 @@ def make_runner(
         runner = Runner.from_cfg(Config(config | kwargs))
         randomise(runner.model)
         if initialized:
-            for layer in runner.model.backbone.network.layers.values():
+            for layer in find_stitched_backbone(runner.model).network.layers.values():
                 layer.set_base(layer.weight, layer.bias)
         return runner
 
@@ -107,7 +111,7 @@ class Recorder(Hook):
 
 def evaluate_alone(runner: Runner, stitch: str) -> dict[str, float]:
     """The metrics of one stitch by mmengine's own loop."""
-    runner.model.backbone.set_stitch(stitch)
+    find_stitched_backbone(runner.model).set_stitch(stitch)
     return TestLoop(runner, runner.cfg.test_dataloader, runner.cfg.test_evaluator).run()
 
 
@@ -387,7 +391,7 @@ def _noting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any
 def test_what_metrics_keep_is_bounded(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for two stitches: two passes, of which the second goes on with what the first has left."""
     expected = make_runner().test()
-    monkeypatch.setattr(stitch_passes, "kept_bytes", lambda results: 10)
+    monkeypatch.setattr(stitch_passes, "kept_bytes", lambda states: 10 * any(state["results"] for state in states))
     monkeypatch.setattr(stitch_passes, "HOST_MEMORY", 25 * BATCHES)
     runner, recorder = make_runner(), Recorder()
     runner.register_hook(recorder)
@@ -422,6 +426,106 @@ def test_bytes_that_are_kept() -> None:
 def test_no_stitches_per_pass(wrong: int, make_runner: MakeRunner) -> None:
     with pytest.raises(ValueError, match="stitches_per_pass is at least 1"):
         make_runner(test_cfg=dict(stitches_per_pass=wrong)).test()
+
+
+# What mmengine's own loop takes
+
+
+@METRICS.register_module()
+class LogitMetric(BaseMetric):
+    """The mean logit, kept outside ``results``; through files, if it has a folder,
+    as mmseg's ``CityscapesMetric``; beside what cannot be copied, if it is to have that."""
+
+    def __init__(self, output_dir: str | None = None, uncopyable: bool = False) -> None:
+        super().__init__(prefix="logits")
+        self.output_dir = output_dir
+        self.means: dict[str, list[float]] = {"all": []}
+        self.last = torch.zeros(())
+        self.kept = (item for item in ()) if uncopyable else None
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        for sample in data_samples:
+            mean = sample["seg_logits"]["data"].double().mean()
+            self.last.copy_(mean)
+            self.means["all"].append(mean.item())
+            self.results.append(None)
+            if self.output_dir:
+                torch.save(mean, Path(self.output_dir, f"{Path(sample['img_path']).stem}.pt"))
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        means, self.means = self.means["all"], {"all": []}
+        assert len(results) == len(means)
+        if self.output_dir:
+            means = [torch.load(path).item() for path in sorted(Path(self.output_dir).iterdir())]
+        return dict(mean=float(np.mean(means)), last=self.last.item())
+
+
+@pytest.mark.parametrize("kind", ["running", "files", "uncopyable"])
+def test_metrics_that_keep_more_than_results(kind: str, make_runner: MakeRunner, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    settings = dict(files=dict(output_dir=str(tmp_path / "files")), uncopyable=dict(uncopyable=True)).get(kind, {})
+    runner = make_runner(test_evaluator=dict(type="mmsnnet.LogitMetric", **settings))
+    found = runner.test()
+    assert found == {f"{name}/{k}": value for name in NAMES for k, value in evaluate_alone(runner, name).items()}
+    assert len({*found.values()}) == 2 * len(NAMES)
+    log = Path(runner._log_dir, f"{runner.timestamp}.log").read_text()
+    assert ("pass 4" in log and "a pass of its own: LogitMetric" in log) == (kind != "running")
+
+
+def test_what_metrics_only_read_is_shared() -> None:
+    metric = LogitMetric()
+    metric.dataset_meta, metric._coco_api = dict(classes=["a"]), object()
+    state = stitch_passes.copied_state(metric)
+    assert state.keys() == vars(metric).keys() and state["means"] == metric.means
+    assert {name for name in state if state[name] is not getattr(metric, name)} == {"results", "means", "last"}
+
+
+def test_losses_are_those_of_the_stock_loop(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    step = runner.model.test_step
+
+    def with_losses(data: Any) -> list[Any]:
+        losses = BaseDataElement()
+        losses.loss = dict(loss_a=torch.rand(()), loss_b=torch.rand(()), acc=torch.rand(()))
+        return [*step(data), losses]
+
+    runner.model.test_step = with_losses
+    torch.manual_seed(0)
+    found = runner.test()
+    names = {name for name in found if "IoU" not in name and "Acc" not in name}
+    assert names == {f"{name}/{loss}" for name in NAMES for loss in ("loss_a", "loss_b", "acc", "test_loss")}
+    assert {*found} == {f"{name}/{k}" for name in NAMES for k in evaluate_alone(runner, name)}
+    for name in NAMES:
+        assert found[f"{name}/test_loss"] == pytest.approx(found[f"{name}/loss_a"] + found[f"{name}/loss_b"])
+
+
+def test_test_time_augmentation(
+    make_runner: MakeRunner, segmentor_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Two scales, each flipped and not, around a model whose checkpoint is loaded strictly."""
+    plain, out = make_runner(), tmp_path / "points.json"
+    torch.save(plain.model.state_dict(), tmp_path / "weights.pth")
+    loader = copy.deepcopy(plain.cfg.test_dataloader)
+    load, annotate, pack = loader.dataset.pipeline
+    scales = [dict(type="Resize", scale_factor=factor, keep_ratio=True) for factor in (1.0, 1.5)]
+    flips = [dict(type="RandomFlip", prob=probability, direction="horizontal") for probability in (0.0, 1.0)]
+    loader.dataset.pipeline = [load, dict(type="TestTimeAug", transforms=[scales, flips, [annotate], [pack]])]
+    model = segmentor_config()
+    del model["data_preprocessor"]["size"]
+    runner = make_runner(
+        initialized=False,
+        model=dict(type="SegTTAModel", module=model),
+        test_dataloader=loader,
+        test_cfg=dict(out=str(out)),
+        custom_hooks=[dict(type="mmsnnet.StrictLoadHook")],
+        load_from=str(tmp_path / "weights.pth"),
+    )
+    found = runner.test()
+    expected = {f"{name}/{k}": value for name in NAMES for k, value in evaluate_alone(runner, name).items()}
+    assert found == pytest.approx(expected, abs=0, nan_ok=True)
+    assert found != pytest.approx(plain.test(), nan_ok=True)
+    costs = model_costs(plain.model)
+    assert all(point.flops == costs[point.id].flops for point in OperatingPoints.load(out))
 
 
 # Going on
@@ -483,6 +587,94 @@ def test_a_resumed_run_keeps_latencies(make_runner: MakeRunner, tmp_path: Path) 
     resumed = OperatingPoints.load(out)
     assert resumed.benchmark == dict(device="a clock") and all(point.metrics for point in resumed)
     assert {point.id: point.latency_ms for point in resumed if point.latency_ms} == {lacking.id: 2.0}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_latencies_that_were_measured_first_are_kept(resume: bool, make_runner: MakeRunner, tmp_path: Path) -> None:
+    """As benchmark.py writes them: of all stitches, without metrics or fingerprint. With --resume no run was begun."""
+    out = tmp_path / "points.json"
+    runner = make_runner(test_cfg=dict(stitches="anchors", out=str(out), resume=resume))
+    costs = model_costs(runner.model)
+    timed = [
+        OperatingPoint(s.id, s.name, s.kind, costs[s.id].flops, costs[s.id].params, {}, 2.0 + s.id, 5.0, 7)
+        for s in runner.model.backbone.space
+    ]
+    first = OperatingPoints(None, None, None, (32, 32), "cuda:0", tuple(timed), benchmark=dict(device="a clock"))
+    first.save(out)
+    runner.test()
+    found = OperatingPoints.load(out)
+    assert tuple(replace(point, metrics={}) for point in found) == tuple(timed)
+    assert {point.name for point in found if point.metrics} == {"S", "L"}
+    assert found.benchmark == first.benchmark and found.fingerprint and found.device == "cpu"
+
+    # What another model, or another config, took says nothing of this one.
+    for other in (
+        replace(first, points=(replace(timed[0], flops=timed[0].flops + 1), *timed[1:])),
+        replace(first, input_shape=(32, 48)),
+    ):
+        other.save(out)
+        if resume:
+            with pytest.raises(CannotResumeError, match=r"another model or config.*--resume"):
+                runner.test()
+            assert OperatingPoints.load(out) == other
+        else:
+            runner.test()
+            found = OperatingPoints.load(out)
+            assert len(found) == 2 and not found.benchmark and all(point.latency_ms is None for point in found)
+
+
+def test_results_that_are_measured_anew_keep_latencies(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """With other weights too: the model takes as long."""
+    out = tmp_path / "points.json"
+    runner = make_runner(test_cfg=dict(stitches="S", out=str(out)))
+    runner.test()
+    points = OperatingPoints.load(out)
+    timed = replace(points.points[0], latency_ms=2.0, metrics=dict(mIoU=-1.0))
+    replace(points, points=(timed,), fingerprint={}, benchmark=dict(device="a clock")).save(out)
+    runner.test()
+    found = OperatingPoints.load(out)
+    assert found == replace(points, points=(replace(points.points[0], latency_ms=2.0),), benchmark=found.benchmark)
+    assert found.benchmark == dict(device="a clock")
+
+
+def test_settings_that_change_no_figure_are_no_other_config(
+    make_runner: MakeRunner, segmentor_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "points.json"
+    make_runner(test_cfg=dict(stitches="S", out=str(out))).test()
+    before = out.read_text()
+    runner = make_runner(test_cfg=dict(stitches="S", out=str(out), resume=True))
+    backbone = runner.cfg.model.backbone
+    backbone.update(stitch="S0-L2", seed=3, with_cp=True, init_cfg=dict(type="Pretrained"), frozen_anchors=[0])
+    backbone.anchors[0].update(drop_path_rate=0.3, pretrained="elsewhere")
+    runner.test()
+    assert out.read_text() == before
+    for change in (dict(test_cfg=dict(mode="slide")), dict(seed=1)):  # of the segmentor, not of the backbone
+        runner.cfg.model.update(change)
+        with pytest.raises(CannotResumeError, match="another config,"):
+            runner.test()
+        for name in change:
+            runner.cfg.model[name] = segmentor_config().get(name)
+
+
+def test_files_that_were_changed_are_another_data_set(make_runner: MakeRunner, data_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "points.json"
+    make_runner(test_cfg=dict(stitches="S", out=str(out))).test()
+    labels = next((data_root / "annotations" / "validation").iterdir())
+    content, stat = labels.read_bytes(), labels.stat()
+    runner = make_runner(test_cfg=dict(stitches="S", out=str(out), resume=True))
+    try:
+        os.utime(labels, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        with pytest.raises(CannotResumeError, match="another data set,"):
+            runner.test()
+        labels.write_bytes(content + b" ")
+        os.utime(labels, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        with pytest.raises(CannotResumeError, match="another data set,"):
+            runner.test()
+    finally:
+        labels.write_bytes(content)
+        os.utime(labels, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    runner.test()
 
 
 def test_a_run_that_starts_is_not_resumed(make_runner: MakeRunner, tmp_path: Path) -> None:

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop, ValLoop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 from torch.utils.data import DataLoader
 
-from mmsnnet.engine.runner.stitch_passes import StitchPass
-from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.engine.runner.resume import start
+from mmsnnet.engine.runner.stitch_passes import StitchPass, needs_own_pass
+from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.models import StitchedViT, find_stitched_backbone, model_costs
-from mmsnnet.models.checkpoint import DRAWS
+from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import LOOPS
 from mmsnnet.stitching import LayerKey, Stitch
 from mmsnnet.stitching.cost import classifier_parts, tap_parts
-
-
-class CannotResumeError(ValueError):
-    """A file of operating points is not one of the run that is to go on with it."""
 
 
 def checked_loading(dataloader: DataLoader | dict) -> DataLoader | dict:
@@ -69,8 +60,9 @@ class StitchTestLoop(TestLoop):
         out: path of the file of operating points; None writes none.
         prefix_reuse: whether stitches share what they have in common; the results are the same either way.
         stitches_per_pass: at most so many; by default as many as leave what metrics keep within 2 GiB of memory. A run
-            that is killed loses one pass.
-        resume: go on with what the file of operating points lacks.
+            that is killed loses one pass. A metric that writes files for each image gets one stitch per pass.
+        resume: go on with what the file of operating points lacks. Without it too the file keeps what was measured of
+            the model's speed.
     """
 
     def __init__(
@@ -98,23 +90,23 @@ class StitchTestLoop(TestLoop):
 
         Raises:
             RuntimeError: a stitch passes through stitching layers that were neither initialised nor loaded.
-            CannotResumeError: the file is damaged, or has results of another checkpoint, config or data set.
+            CannotResumeError: the file is damaged, or of another checkpoint, config, data set or model.
         """
-        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
-        points = _operating_points(self, model)
-        if self.resume and self.out is not None and Path(self.out).exists():
-            points = _resumed(points, self.out)
+        model = unwrapped_model(self.runner.model)
         costs = model_costs(model)
+        described = {
+            s.id: OperatingPoint(s.id, s.name, s.kind, costs[s.id].flops, costs[s.id].params)
+            for s in self.backbone.space
+        }
+        points = start(self, model, described.values())
         self.runner.call_hook("before_test")
         self.runner.call_hook("before_test_epoch")
         self.runner.model.eval()
         measured = {point.id for point in points if point.metrics}
-        for evaluated in _passes(self, [s for s in self.stitches if s.id not in measured], "test_loss"):
+        for evaluated in _passes(self, [s for s in self.stitches if s.id not in measured], "test"):
             for stitch, found in evaluated.items():
-                cost = costs[stitch.id]
-                point = OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params, found)
-                timed = [replace(known, metrics=found) for known in points if known.id == stitch.id]
-                points = points.add(timed[0] if timed else point)
+                point = next((known for known in points if known.id == stitch.id), described[stitch.id])
+                points = points.add(replace(point, metrics=found))
             points = replace(points, points=tuple(sorted(points, key=lambda point: point.id)))
             if self.out is not None and is_main_process():
                 points.save(self.out)
@@ -161,7 +153,7 @@ class StitchValLoop(ValLoop):
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
-        for evaluated in _passes(self, self.stitches, "val_loss"):
+        for evaluated in _passes(self, self.stitches, "val"):
             metrics |= {stitch.id: found for stitch, found in evaluated.items()}
         named = _named(self.stitches, metrics)
         self.runner.call_hook("after_val_epoch", metrics=named)
@@ -170,12 +162,15 @@ class StitchValLoop(ValLoop):
 
 
 def _passes(
-    loop: StitchTestLoop | StitchValLoop, stitches: Sequence[Stitch], losses: str
+    loop: StitchTestLoop | StitchValLoop, stitches: Sequence[Stitch], stage: str
 ) -> Iterator[dict[Stitch, dict[str, float]]]:
     """Evaluates stitches, pass by pass, with progress on the console; the active stitch is the same afterwards."""
     backbone, logger = loop.backbone, loop.runner.logger
     _check_initialized(backbone, stitches)
-    waiting = backbone.prefix_order(stitches)
+    waiting, per_pass = backbone.prefix_order(stitches), loop.stitches_per_pass
+    if alone := [reason for metric in loop.evaluator.metrics if (reason := needs_own_pass(metric))]:
+        logger.info(f"each stitch has a pass of its own: {'; '.join(alone)}")
+        per_pass = 1
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     active, number, done = backbone.stitch, 0, 0
@@ -186,11 +181,11 @@ def _passes(
                 start, number = time.monotonic(), number + 1
                 group = StitchPass(
                     loop,
-                    losses,
+                    stage,
                     backbone,
-                    waiting[: loop.stitches_per_pass],
+                    waiting[:per_pass],
                     reuse=loop.prefix_reuse,
-                    bounded=loop.stitches_per_pass is None,
+                    bounded=per_pass is None,
                 )
                 for batches, size in enumerate(group.run(), start=1):
                     completed = done * len(loop.dataloader) + batches * size
@@ -220,56 +215,6 @@ def _checked(stitches_per_pass: int | None) -> int | None:
 
 def _named(stitches: Sequence[Stitch], metrics: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
     return {f"{stitch.name}/{name}": value for stitch in stitches for name, value in metrics[stitch.id].items()}
-
-
-def _operating_points(loop: StitchTestLoop, model: nn.Module) -> OperatingPoints:
-    """The head of a file of operating points, without points."""
-    runner, dataset = loop.runner, loop.dataloader.dataset
-    return OperatingPoints(
-        config=runner.cfg.filename and str(Path(runner.cfg.filename)),
-        checkpoint=runner.cfg.get("load_from"),
-        dataset=getattr(dataset, "metainfo", {}).get("name", type(dataset).__name__),
-        input_shape=loop.backbone.img_size,
-        device=str(next(loop.backbone.parameters()).device),
-        fingerprint={} if loop.out is None else _fingerprint(loop, model),
-        depths=loop.backbone.space.depths,
-    )
-
-
-def _fingerprint(loop: StitchTestLoop, model: nn.Module) -> dict[str, str]:
-    """Digests of all that results depend on, by what a user would call it; of a runner that was made without a config,
-    what its parts print."""
-    config, dataset = loop.runner.cfg, loop.dataloader.dataset
-    weights = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        if not name.endswith(DRAWS):  # how long it was trained changes nothing
-            weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return {
-        "checkpoint": weights.hexdigest(),
-        "config": _digest([config.get("model", str(model)), config.get("test_evaluator"), loop.fp16]),
-        "data set": _digest([config.get("test_dataloader", {}).get("dataset", type(dataset).__name__), len(dataset)]),
-    }
-
-
-def _digest(setting: Any) -> str:
-    text = json.dumps(setting, sort_keys=True, default=repr)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _resumed(points: OperatingPoints, out: str) -> OperatingPoints:
-    """The points of a file that an interrupted run wrote, if they are of what this run measures."""
-    try:
-        found = OperatingPoints.load(out)
-    except ValueError as error:
-        raise CannotResumeError(f"{error}; leave out --resume to write it anew") from error
-    others = [name for name, digest in points.fingerprint.items() if found.fingerprint.get(name) != digest]
-    if others:
-        raise CannotResumeError(
-            f"{out} has results of another {' and '.join(others)}, which cannot be gone on with: give another --out, "
-            "or leave out --resume to write it anew"
-        )
-    return replace(points, points=found.points, benchmark=found.benchmark)
 
 
 def _check_initialized(backbone: StitchedViT, stitches: Sequence[Stitch]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -13,8 +14,9 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseDataPreprocessor, is_model_wrapper
+from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import BaseLoop, Runner
+from mmengine.runner.loops import _parse_losses
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -27,9 +29,9 @@ HOST_MEMORY = 2 * 2**30
 
 @dataclass
 class StitchResults:
-    """What evaluating one stitch has gathered so far: the results of each metric, and losses by name."""
+    """What evaluating one stitch has gathered so far: the attributes of each metric, and losses by name."""
 
-    results: list[list[Any]]
+    states: list[dict[str, Any]]
     losses: dict[str, HistoryBuffer] = field(default_factory=dict)
 
 
@@ -37,11 +39,12 @@ class StitchPass:
     """One pass over the data for several stitches: each batch is loaded and preprocessed once, and walked through the
     stitches, which share their prefixes.
 
-    One evaluator serves all stitches: its metrics are lent the results of the stitch that runs.
+    One evaluator serves all stitches: its metrics are lent the attributes of the stitch that runs, which start as
+    copies of their own.
 
     Args:
         loop: mmengine's, with a data loader, an evaluator, and ``run_iter``, which runs the model on a batch.
-        losses: the loop's attribute for what a model puts out beside predictions.
+        stage: ``'test'`` or ``'val'``, by which the loop names what a model puts out beside predictions.
         backbone: of the model.
         stitches: in the order in which they are to run.
         reuse: share prefixes.
@@ -51,35 +54,38 @@ class StitchPass:
     def __init__(
         self,
         loop: BaseLoop,
-        losses: str,
+        stage: str,
         backbone: StitchedViT,
         stitches: Sequence[Stitch],
         reuse: bool = True,
         bounded: bool = True,
     ) -> None:
         self.loop = loop
-        self.losses = losses
+        self.stage = stage
         self.backbone = backbone
         self.stitches = tuple(stitches)
         self.reuse = reuse
         self.bounded = bounded
-        self.gathered = {stitch: StitchResults([[] for _ in self._evaluator.metrics]) for stitch in stitches}
+        metrics = self._evaluator.metrics
+        self.initial_bytes = kept_bytes([vars(metric) for metric in metrics])
+        self.gathered = {s: StitchResults([copied_state(m) or vars(m) for m in metrics]) for s in stitches}
 
     def run(self) -> Iterator[int]:
         """Runs the pass; gives after each batch how many stitches it still has."""
         runner: Runner = self.loop.runner
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         dataloader: DataLoader = self.loop.dataloader
+        batches = torch.tensor(len(dataloader))
+        all_reduce(batches, op="min")  # ranks may have one more or less, and have to agree on what to drop together
         for index, batch in enumerate(dataloader):
             shared = self.backbone.reuse_prefixes(self.stitches) if self.reuse else nullcontext()
-            with shared, _preprocessed_once(model) as again:
+            with shared, _preprocessed_once(runner.model) as again:
                 for stitch in self.stitches:
                     self.backbone.set_stitch(stitch)
                     again()
                     with self._lent(stitch):
                         self.loop.run_iter(index, batch)
             # What is kept grows evenly enough to foresee: looked at after 1, 2, 4, ... batches.
-            if self.bounded and index + 1 < len(dataloader) and (index + 1) & index == 0:
+            if self.bounded and index + 1 < batches and (index + 1) & index == 0:
                 self._drop_what_does_not_fit((index + 1) / len(dataloader))
             yield len(self.stitches)
 
@@ -88,7 +94,7 @@ class StitchPass:
         with self._lent(stitch) as gathered:
             metrics = self._evaluator.evaluate(len(self.loop.dataloader.dataset))
         del self.gathered[stitch]
-        return metrics | {name: values.mean() for name, values in gathered.losses.items()}
+        return metrics | (_parse_losses(gathered.losses, self.stage) if gathered.losses else {})
 
     @property
     def _evaluator(self) -> Evaluator:
@@ -97,30 +103,49 @@ class StitchPass:
     @contextmanager
     def _lent(self, stitch: Stitch) -> Iterator[StitchResults]:
         """Gives the metrics and the loop what they have gathered for a stitch, and takes it back."""
-        gathered, metrics = self.gathered[stitch], self._evaluator.metrics
-        for metric, results in zip(metrics, gathered.results, strict=True):
-            metric.results = results
-        setattr(self.loop, self.losses, gathered.losses)
+        gathered, metrics, losses = self.gathered[stitch], self._evaluator.metrics, f"{self.stage}_loss"
+        own = [vars(metric) for metric in metrics]
+        for metric, state in zip(metrics, gathered.states, strict=True):
+            metric.__dict__ = state
+        setattr(self.loop, losses, gathered.losses)
         try:
             yield gathered
         finally:
-            for metric in metrics:
+            for metric, state in zip(metrics, own, strict=True):
                 fold(metric)
-            gathered.results = [metric.results for metric in metrics]
-            gathered.losses = getattr(self.loop, self.losses)
-            for metric in metrics:
-                metric.results = []
-            setattr(self.loop, self.losses, {})
+                metric.__dict__ = state
+            gathered.losses = getattr(self.loop, losses)
+            setattr(self.loop, losses, {})
 
     def _drop_what_does_not_fit(self, share: float) -> None:
         """Leaves to a later pass those stitches, from the end, for which there would be no memory, judging by the
         ``share`` of the data that has been seen. All ranks leave the same."""
-        largest = torch.tensor(max(kept_bytes(gathered.results) for gathered in self.gathered.values()) / share)
+        kept = max(kept_bytes(gathered.states) for gathered in self.gathered.values())
+        largest = torch.tensor(self.initial_bytes + (kept - self.initial_bytes) / share)
         all_reduce(largest, op="max")
         fitting = max(1, int(HOST_MEMORY / max(float(largest), 1.0)))
         for stitch in self.stitches[fitting:]:
             del self.gathered[stitch]
         self.stitches = self.stitches[:fitting]
+
+
+def copied_state(metric: BaseMetric) -> dict[str, Any] | None:
+    """A copy of a metric's attributes for one stitch, None where something among them cannot be copied. What is only
+    read, and may be large, is shared: the data set's description, and the annotations (``_coco_api`` and the like)."""
+    shared = (value for name, value in vars(metric).items() if name == "_dataset_meta" or name.endswith("_api"))
+    try:
+        return copy.deepcopy(vars(metric), {id(metric): metric} | {id(value): value for value in shared})
+    except Exception:  # whatever the classes of what it keeps may raise
+        return None
+
+
+def needs_own_pass(metric: BaseMetric) -> str | None:
+    """Why a metric cannot serve several stitches in one pass, None if it can."""
+    name = type(metric).__name__
+    for setting in ("output_dir", "outfile_prefix"):
+        if getattr(metric, setting, None) is not None:
+            return f"{name} writes files, the same ones for every stitch, to {setting} {getattr(metric, setting)!r}"
+    return f"{name} keeps what cannot be copied" if copied_state(metric) is None else None
 
 
 def fold(metric: BaseMetric) -> None:
