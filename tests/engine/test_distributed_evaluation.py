@@ -25,7 +25,8 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 import mmsnnet
-from mmsnnet.engine.runner import stitch_passes
+from mmsnnet.engine.runner import CannotResumeError, stitch_passes
+from mmsnnet.evaluation import OperatingPoints
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 
@@ -78,7 +79,14 @@ try:
 except ZeroDivisionError:
     stitch_passes.StitchPass.evaluate = evaluated
 assert not (rank == 0 and "\\"L\\"" in (folder / "resumed.json").read_text())
+if rank == 1:
+    OperatingPoints.load = None  # the first rank alone reads, and says what it found
 evaluate("resumed", "pytorch", resume=True).test()
+runner = evaluate("damaged", "pytorch", resume=True)
+try:
+    runner.test()
+except CannotResumeError as error:
+    (folder / f"error_{rank}").write_text(str(error))
 """
 
 
@@ -95,6 +103,7 @@ def test_two_ranks_evaluate_as_one(
 ) -> None:
     torch.save(segmentor_config(), folder / "model.pt")
     torch.save(make_segmentor().state_dict(), folder / "weights.pth")
+    (folder / "damaged.json").write_text("{")
     command = [sys.executable, "-c", PROGRAM, str(folder)]
     with (
         subprocess.Popen(
@@ -114,3 +123,5 @@ def test_two_ranks_evaluate_as_one(
     assert [point.name for point in alone] == ["S", "L", "S0-L2", "L1-S1"]
     assert len({tuple(point.metrics.values()) for point in alone}) > 1
     assert tuple(together) == tuple(resumed) == tuple(alone)
+    errors = [(folder / f"error_{rank}").read_text() for rank in (0, 1)]
+    assert errors[0] == errors[1] and "damaged.json" in errors[0]
