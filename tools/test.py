@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from mmsnnet.apis import DictAction, build_runner, build_space, in_one_line, is_mistake, load_config
@@ -63,6 +64,9 @@ def test(args: argparse.Namespace) -> None:
     runner.test()
     if runner.rank == 0:
         points = OperatingPoints.load(out)
+        # The file may have latencies of stitches that were not evaluated.
+        evaluated = tuple(point for point in points if point.metrics)
+        points = replace(points, points=evaluated or points.points)
         try:
             print_table(operating_points_table(points, args.metric or default_metric(points)))
         except ValueError as error:
