@@ -27,6 +27,7 @@ from mmsnnet.evaluation.operating_points import write_atomically
 from mmsnnet.models import check_weights, find_stitched_backbone, read_model_checkpoint
 from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.stitching import StitchSpace
+from mmsnnet.stitching.anchors import GRID, recorded_grid
 from mmsnnet.stitching.attention import BIAS_TABLE, position_index
 from mmsnnet.stitching.checkpoint import listed, misfits, shapes, unwrapped
 from mmsnnet.stitching.windows import Grid
@@ -75,6 +76,7 @@ RENAMED: dict[Kind, dict[str, str]] = {
 }
 PREFIX: dict[Kind, str] = {"segmentation": "backbone.", "classification": ""}
 INDEX = "attn.relative_position_index"
+GRIDS = "backbone.network.anchors.{a}." + GRID
 HEADS = ("decode_head.", "auxiliary_head.")
 
 OURS = re.compile(r"backbone\.network\.anchors\.(\d+)\.model\.(?:blocks\.(\d+)\.|(?:norm|head)\.|)")
@@ -212,23 +214,28 @@ def to_mmsnnet(weights: Mapping[str, Tensor], merged: bool = False, grid: Grid |
                 converted[f"{layer}weight"] = _unmerged(converted, layer, structure.rank)
                 unmerged += 1
     converted[f"backbone.{DRAWS}"] = torch.tensor(0)
+    made = {f"backbone.{DRAWS}": 1}
+    if structure.grid is not None:
+        converted |= {GRIDS.format(a=anchor): torch.tensor(structure.grid) for anchor in (0, 1)}
+        made[GRIDS] = 2
     return Conversion(
         structure,
         converted | heads,
         _counted([name.patterns[::-1] for name in names], heads),
         Counter(pattern for _, pattern in indices),
-        {f"backbone.{DRAWS}": 1},
+        made,
         unmerged,
     )
 
 
 def to_released(weights: Mapping[str, Tensor], grid: Grid | None = None) -> Conversion:
     """Weights of ours under the released names. :func:`to_mmsnnet` gives them back to the bit, but for the number of
-    draws so far, for which the released files have no place.
+    draws so far and a grid that nothing else tells, for which the released files have no place.
 
     Args:
         weights: of a segmentor or of a :class:`~mmsnnet.models.StitchedClassifier` around a backbone of two anchors.
-        grid: height and width in patches; weights with relative position bias for a grid that is not square need it.
+        grid: height and width in patches, to be checked; weights with relative position bias for a grid that is not
+            square need it if they do not record it.
 
     Raises:
         ValueError: names are missing or left over, shapes do not go together, or the weights have no released form;
@@ -238,9 +245,17 @@ def to_released(weights: Mapping[str, Tensor], grid: Grid | None = None) -> Conv
         raise ValueError("these are the released names already; without --reverse they are converted to mmsnnet's")
     inside = [match[0] for key in weights if (match := OURS.match(key))]
     kind: Kind = "classification" if any(part.endswith((".norm.", ".head.")) for part in inside) else "segmentation"
-    draws = {key for key in weights if key == f"backbone.{DRAWS}"}
-    own = {key: value for key, value in weights.items() if key not in draws}
-    names, indices, structure, heads = _resolve(kind, own, released=False, grid=grid)
+    records = {key: recorded_grid(weights.get(key)) for key in (GRIDS.format(a=anchor) for anchor in (0, 1))}
+    grids = {one for one in records.values() if one is not None}
+    if len(grids) > 1:
+        raise ValueError(f"its anchors are for {' and '.join(map(_shape, sorted(grids)))} patches, which differ")
+    recorded = next(iter(grids), None)
+    if recorded is not None and grid is not None and tuple(grid) != recorded:
+        raise ValueError(_of_another_grid(_shape(recorded), grid))
+    dropped = {key: GRIDS for key, one in records.items() if one is not None}
+    dropped |= {key: key for key in weights if key == f"backbone.{DRAWS}"}
+    own = {key: value for key, value in weights.items() if key not in dropped}
+    names, indices, structure, heads = _resolve(kind, own, released=False, grid=recorded or grid)
     converted = {name.released: weights[name.ours] for name in names}
     if structure.grid is not None and indices:
         index = _own_index(structure.grid).long()
@@ -249,7 +264,7 @@ def to_released(weights: Mapping[str, Tensor], grid: Grid | None = None) -> Conv
         structure,
         converted | heads,
         _counted([name.patterns for name in names], heads),
-        Counter(draws),
+        Counter(dropped.values()),
         Counter(pattern for _, pattern in indices),
     )
 
@@ -280,8 +295,10 @@ def _resolve(
             raise ValueError(
                 "these index relative positions in another order than BEiT's, in which ours are: " + listed(disordered)
             )
+    elif grid is not None and math.prod(grid) != sizes["N"]:
+        raise ValueError(_of_another_grid(str(sizes["N"]), grid))
     else:
-        found = grid if grid and math.prod(grid) == sizes["N"] else _square(sizes["N"])
+        found = grid or _square(sizes["N"])
     structure = Structure(
         kind, depths, (sizes["C0"], sizes["C1"]), sizes.get("R", 0), sizes["N"], found, position_bias=tables
     )
@@ -391,10 +408,7 @@ def _grid_of_table(patches: int, rows: int, indices: list[Tensor], given: Grid |
     told = [grid for grid in fitting if any(_same(index, _own_index(grid)) for index in indices)]
     fitting = told or fitting
     if given is not None and tuple(given) not in fitting:
-        raise ValueError(
-            f"the weights are for {' or '.join(map(_shape, fitting))} patches, the config's model for {_shape(given)}: "
-            "set the backbone's img_size"
-        )
+        raise ValueError(_of_another_grid(" or ".join(map(_shape, fitting)), given))
     if given is not None:
         return given
     if len(fitting) > 1 and not indices:
@@ -403,6 +417,10 @@ def _grid_of_table(patches: int, rows: int, indices: list[Tensor], given: Grid |
             "model's config with --config"
         )
     return fitting[0]
+
+
+def _of_another_grid(patches: str, given: Grid) -> str:
+    return f"the weights are for {patches} patches, the config's model for {_shape(given)}: set the backbone's img_size"
 
 
 def _square(patches: int) -> Grid | None:

@@ -21,6 +21,8 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmsnnet.stitching import Anchor
+from mmsnnet.stitching.anchors import GRID
 from mmsnnet.stitching.checkpoint import listed, misfits, read_checkpoint, shapes, unwrapped
 
 # Where the state dict of a StitchedViT has the number of draws so far, which training alone needs.
@@ -52,6 +54,17 @@ HISTORY_GLOBALS = (
 )
 
 
+class _OfNoRun(dict[str, Any]):
+    """The meta of weights alone, for a runner that asks it how far it is to go on from."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self._where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"{self._where} has weights alone, no {key!r} and no optimizer state: leave out --resume")
+
+
 def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads what :func:`mmsnnet.stitching.checkpoint.read_checkpoint` reads, checkpoints of mmengine's runner with
     their loss history included. Weights that lie in the file as they are come under ``state_dict``, where hooks of
@@ -66,7 +79,7 @@ def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
     where = f"checkpoint {os.fspath(source)!r}"
     checkpoint = read_checkpoint(source, HISTORY_GLOBALS)
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
-        return {"state_dict": checkpoint, "meta": {}}
+        return {"state_dict": checkpoint, "meta": _OfNoRun(where)}
     if "state_dict" in checkpoint:
         unwrapped(checkpoint, where, ("state_dict",))
     if "meta" in checkpoint:
@@ -142,15 +155,21 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
 
 def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) -> None:
     """Holds the weights in a checkpoint against a model, by name and shape. The number of draws, which training alone
-    needs, may be there or not.
+    needs, may be there or not; so may the grid of an anchor, with which its positions may be of another image size.
 
     Raises:
         ValueError: a tensor is missing, is not of the model, or has another shape; the message lists them.
     """
     model = unwrapped_model(model)
+    weights, own = model_weights(checkpoint, source), model.state_dict()
+    for name, module in model.named_modules():
+        if isinstance(module, Anchor):
+            prefix = f"{name}." if name else ""
+            module.take_grid(weights, prefix)
+            own.pop(prefix + GRID, None)
     given, wanted = (
-        shapes({name: value for name, value in weights.items() if name.rpartition(".")[2] != DRAWS})
-        for weights in (model_weights(checkpoint, source), model.state_dict())
+        shapes({name: value for name, value in tensors.items() if name.rpartition(".")[2] != DRAWS})
+        for tensors in (weights, own)
     )
     if wrong := misfits(given, wanted):
         raise ValueError(f"checkpoint {os.fspath(source)!r} is not one of the model that the config describes. {wrong}")

@@ -6,21 +6,28 @@ What two of timm's classes do differently is said in one small adapter for each,
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
-from timm.layers import HybridEmbed
+from timm.layers import HybridEmbed, resample_abs_pos_embed
 from timm.models import eva, vision_transformer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmsnnet.stitching.attention import AnchorAttention
+from mmsnnet.stitching.attention import BIAS_TABLE, AnchorAttention, resize_table, table_rows
+from mmsnnet.stitching.checkpoint import listed
 from mmsnnet.stitching.windows import Grid, from_windows, to_windows
 
 CLASSIFIER_MODULES = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
+POSITION = "pos_embed"
+# Where an anchor's state dict has the grid, (height, width) in patches, that its positions are stored for.
+GRID = "grid"
 Positions = Sequence[Tensor | None]
 
 
@@ -33,6 +40,10 @@ class Anchor(nn.Module, ABC):
 
     A block that attends within windows takes and gives tokens arranged in windows; :meth:`arrange` rearranges them
     where two blocks differ.
+
+    Its state dict tells under ``grid`` for how many patches (height, width) its position embedding and its tables of
+    relative positions are stored: two grids of as many patches look alike. A state dict of another grid is resampled to
+    the anchor's when it is loaded; one without ``grid`` is taken to be of the anchor's.
 
     Args:
         model: the ViT, made with ``dynamic_img_size=True, dynamic_img_pad=True``; see :func:`create_anchor`.
@@ -72,6 +83,7 @@ class Anchor(nn.Module, ABC):
         self.has_class_token = model.cls_token is not None
         self.blocks = tuple(range(self.depth))
         self._frozen: list[nn.Module] = []
+        self.register_state_dict_post_hook(_save_grid)
 
     @property
     def depth(self) -> int:
@@ -106,6 +118,73 @@ class Anchor(nn.Module, ABC):
     def img_size(self) -> tuple[int, int]:
         """The input size (height, width) that the position embedding is stored for."""
         return tuple(self.model.patch_embed.img_size)
+
+    @property
+    def stored_grid(self) -> Grid:
+        """The patches (height, width) of ``img_size``."""
+        height, width = self.model.patch_embed.grid_size
+        return height, width
+
+    def grids(self) -> dict[str, Grid]:
+        """What the model has stored for a grid of patches, by its name in the model's state dict, with that grid: its
+        position embedding, and tables of relative positions, which in windows are for the window."""
+        grids = {} if self.model.pos_embed is None else {POSITION: self.stored_grid}
+        for index in self.blocks:
+            attention = getattr(self.block(index), "attn", None)
+            if isinstance(attention, AnchorAttention) and attention.bias_grid is not None:
+                grids[f"blocks.{index}.attn.{BIAS_TABLE}"] = attention.bias_grid
+        return grids
+
+    def is_for(self, name: str, tensor: Any, grid: Grid) -> bool:
+        """Whether a tensor is what :meth:`grids` has under this name, but for ``grid``."""
+        own = self._stored(name)
+        if not isinstance(tensor, Tensor) or tensor.ndim != own.ndim or tensor.shape[-1] != own.shape[-1]:
+            return False
+        if name != POSITION:
+            return len(tensor) == table_rows(grid, self.num_prefix_tokens)
+        return tensor.shape[:2] == (1, own.shape[1] - math.prod(self.stored_grid) + math.prod(grid))
+
+    def resample(self, name: str, tensor: Tensor, grid: Grid) -> Tensor:
+        """A tensor for ``grid`` (see :meth:`is_for`), resampled to the grid of the anchor's own; itself if that is the
+        same."""
+        own = self.grids()[name]
+        if own == grid:
+            return tensor
+        if name != POSITION:
+            return resize_table(tensor, grid, own)
+        prefix = tensor.shape[1] - math.prod(grid)
+        return resample_abs_pos_embed(tensor, new_size=list(own), old_size=list(grid), num_prefix_tokens=prefix)
+
+    def take_grid(self, state_dict: MutableMapping[str, Any], prefix: str) -> tuple[Grid, list[str]] | None:
+        """Takes the grid off a state dict that has the anchor's under ``prefix``, and resamples, in the dict, what is
+        stored for that grid and not for the anchor's own. Returns the grid and the names in the model's state dict of
+        what was resampled; None where no grid is recorded."""
+        grid = recorded_grid(state_dict.get(prefix + GRID))
+        if grid is None:
+            return None
+        del state_dict[prefix + GRID]
+        resampled = []
+        for name, own in self.grids().items():
+            key = f"{prefix}model.{name}"
+            in_window = name != POSITION and self.windows[int(name.split(".")[1])]
+            if own != grid and not in_window and self.is_for(name, state_dict.get(key), grid):
+                state_dict[key] = self.resample(name, state_dict[key], grid)
+                resampled.append(name)
+        return grid, resampled
+
+    def _stored(self, name: str) -> Tensor:
+        owner, _, leaf = name.rpartition(".")
+        return getattr(self.model.get_submodule(owner), leaf)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        taken = self.take_grid(state_dict, prefix)
+        if taken is not None and taken[1]:
+            grid, names = taken
+            logging.getLogger("mmsnnet").warning(
+                f"{prefix.rstrip('.') or 'anchor'}: from a checkpoint for {grid[0]} x {grid[1]} patches, resampled to "
+                f"the {self.stored_grid[0]} x {self.stored_grid[1]} of this anchor's img_size: {listed(names, 2)}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch and position embedding: images (B, 3, H, W) to tokens (B, N, C), prefix tokens first."""
@@ -345,6 +424,20 @@ class EvaAnchor(Anchor):
 
     def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return eva.checkpoint_filter_fn(dict(state_dict), self.model)
+
+
+def recorded_grid(record: Any) -> Grid | None:
+    """The grid that a state dict has under ``GRID``; None where there is none, or something else."""
+    if not isinstance(record, Tensor) or record.shape != (2,) or record.is_floating_point():
+        return None
+    height, width = record.tolist()
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _save_grid(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    assert isinstance(module, Anchor)
+    if module.grids():
+        state_dict[prefix + GRID] = torch.tensor(module.stored_grid, device="cpu")
 
 
 ADAPTERS: Mapping[type[nn.Module], type[VisionTransformerAnchor] | type[EvaAnchor]] = {

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
-from timm.layers import resample_abs_pos_embed
 from timm.models import clean_state_dict
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from mmsnnet.stitching.anchors import CLASSIFIER_MODULES, Anchor
-from mmsnnet.stitching.attention import BIAS_TABLE, resize_table
+from mmsnnet.stitching.anchors import CLASSIFIER_MODULES, GRID, POSITION, Anchor, recorded_grid
+from mmsnnet.stitching.attention import BIAS_TABLE
 from mmsnnet.stitching.checkpoint import SafeGlobal, listed, misfits, read_checkpoint, shapes, unwrapped
+from mmsnnet.stitching.windows import Grid
 
 PATCH_WEIGHT = "patch_embed.proj.weight"
 # The parts of a masked autoencoder beside its encoder, which timm's filters let pass.
@@ -66,31 +66,45 @@ def load_pretrained(
             :class:`StitchedNetwork` with one anchor works too.
         safe_globals: as of :func:`read_checkpoint`.
 
-    A position embedding, like the tables of a relative position bias, is taken for one of a square grid, unless it is
-    of a one-anchor checkpoint and has the anchor's number of tokens. Where the file has no such tables, the anchor's
-    stay at zero. A head for another number of classes than the anchor's is left out; where the file has no head, or no
-    norm of pooled tokens, an anchor with a classifier keeps its own.
+    A position embedding, like the tables of a relative position bias, is for the grid that a one-anchor checkpoint
+    records. Where none is recorded, it is taken for one of a square grid if its size allows, else for one of the
+    anchor's grid. Where the file has no such tables, the anchor's stay at zero. A head for another number of classes
+    than the anchor's is left out; where the file has no head, or no norm of pooled tokens, an anchor with a classifier
+    keeps its own.
 
     Raises:
         FileNotFoundError: there is no such file, or it cannot be fetched.
         ValueError: the file cannot be read, or holds another architecture (missing, unexpected and mismatching keys
-            are listed), or timm publishes no weights for the model. The anchor is then left as it was.
+            are listed), or does not tell its grid, or timm publishes no weights for the model. The anchor is then left
+            as it was.
     """
     if source is True:
         source = _timm_source(anchor.model)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"pretrained is a path, a URL, 'hf-hub:owner/name' or True, got {source!r}")
     source = os.fspath(source)
-    state_dict, same_grid = _unwrap(read_checkpoint(source, safe_globals), source)
+    state_dict, grid = _unwrap(read_checkpoint(source, safe_globals), source)
     named = _in_timm_names(anchor, state_dict, source)
-    filtered = _in_anchors_size(anchor, named, same_grid)
+    filtered, unknown = _in_anchors_size(anchor, named, grid)
     wanted = anchor.model.state_dict()
     kept = _kept(filtered, wanted)
     wanted = {key: value for key, value in wanted.items() if key not in kept}
     given = {key: value for key, value in filtered.items() if key in wanted or not _of_no_use(key)}
     if wrong := misfits(shapes(given), shapes(wanted)):
+        rest = ({key: value for key, value in weights.items() if key not in unknown} for weights in (given, wanted))
+        if grid is None and not misfits(*map(shapes, rest)):
+            wrong += (
+                ". The file does not tell of what grid of patches these are, which is neither a square nor this "
+                f"anchor's {' x '.join(map(str, anchor.stored_grid))}: load it into a model at the img_size that it "
+                "was made at, and give the checkpoint of that model, which records the grid"
+            )
         raise ValueError(
             f"pretrained={source!r} does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). {wrong}"
+        )
+    if grid is not None and POSITION in unknown:
+        raise ValueError(
+            f"pretrained={source!r} says that it is for {grid[0]} x {grid[1]} patches, which is not the size of its "
+            f"{POSITION}, {tuple(named[POSITION].shape)}"
         )
     in_file = dict(_tensors(state_dict))
     left_out = _left_out(in_file, {key: named[key] for key in wanted})
@@ -171,9 +185,9 @@ def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
     return kept
 
 
-def _unwrap(file: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], bool]:
-    """The weights out of their wrapper, and out of a stitched network with one anchor. Also whether they come from such
-    a network: then the position embedding is for the grid that the anchor has, if the numbers agree."""
+def _unwrap(file: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], Grid | None]:
+    """The weights out of their wrapper, and out of a stitched network with one anchor, with the grid that it
+    records."""
     weights = clean_state_dict(_apart(unwrapped(file, f"pretrained={source!r}")))
     inside = {key: match for key in weights if (match := re.match(r"(?:.*\.)?anchors\.(\d+)\.model\.", key))}
     indices = {match[1] for match in inside.values()}
@@ -181,9 +195,15 @@ def _unwrap(file: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], bo
         raise ValueError(
             f"pretrained={source!r} holds {len(indices)} anchors: an anchor's weights come from a checkpoint of one"
         )
-    if inside:
-        return {key[match.end() :]: weights[key] for key, match in inside.items()}, True
-    return weights, False
+    if not inside:
+        return weights, None
+    record = f"{next(iter(inside.values()))[0].removesuffix('model.')}{GRID}"
+    grid = recorded_grid(weights.get(record))
+    if grid is None and record in weights:
+        raise ValueError(
+            f"pretrained={source!r} has {record} that is no grid: the height and width in patches, two whole numbers"
+        )
+    return {key[match.end() :]: weights[key] for key, match in inside.items()}, grid
 
 
 def _apart(weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,42 +233,31 @@ def _in_timm_names(anchor: Anchor, state_dict: dict[str, Tensor], source: str) -
         model.pos_embed = position
 
 
-def _in_anchors_size(anchor: Anchor, named: Mapping[str, Tensor], same_grid: bool) -> dict[str, Tensor]:
-    """The weights with position embedding and bias tables resampled to the anchor's input size."""
-    sized = dict(named)
-    if anchor.model.pos_embed is not None and "pos_embed" in named:
-        sized["pos_embed"] = _in_anchors_grid(anchor.model, named["pos_embed"], same_grid)
-    for key in named:
-        if key.endswith(BIAS_TABLE):
-            sized[key] = _table_in_anchors_grid(anchor.model, key, named[key], same_grid)
-    return sized
+def _in_anchors_size(
+    anchor: Anchor, named: Mapping[str, Tensor], grid: Grid | None
+) -> tuple[dict[str, Tensor], set[str]]:
+    """The weights with position embedding and bias tables resampled to the anchor's input size, and the names of those
+    that are of no known grid; ``grid`` is the recorded one."""
+    sized, unknown = dict(named), set()
+    for name, own in anchor.grids().items():
+        if name not in named:
+            continue
+        found = [one for one in _grids(name, named[name], grid, own) if anchor.is_for(name, named[name], one)]
+        if found:
+            sized[name] = anchor.resample(name, named[name], found[0])
+        else:
+            unknown.add(name)
+    return sized, unknown
 
 
-def _in_anchors_grid(model: VisionTransformer | Eva, position: Tensor, same_grid: bool) -> Tensor:
-    """A position embedding (1, N, C), resampled from a square grid to that of the model."""
-    own, grid = model.pos_embed, model.patch_embed.grid_size
-    if not isinstance(position, Tensor) or position.shape[::2] != own.shape[::2]:
-        return position
-    if same_grid and position.shape == own.shape:
-        return position
-    prefix = own.shape[1] - math.prod(grid)
-    side = math.isqrt(max(position.shape[1] - prefix, 0))
-    if not side or side**2 != position.shape[1] - prefix:
-        return position
-    return resample_abs_pos_embed(position, new_size=list(grid), old_size=[side, side], num_prefix_tokens=prefix)
-
-
-def _table_in_anchors_grid(model: VisionTransformer | Eva, key: str, table: Tensor, same_grid: bool) -> Tensor:
-    """A table of a relative position bias, resized from a square grid to that of the anchor's own table."""
-    own = model.state_dict().get(key)
-    if own is None or table.ndim != 2 or (same_grid and table.shape == own.shape):
-        return table
-    extra = 3 if model.num_prefix_tokens else 0
-    odd = math.isqrt(max(len(table) - extra, 0))
-    if odd % 2 == 0 or odd**2 != len(table) - extra:
-        return table
-    side = (odd + 1) // 2
-    return resize_table(table, (side, side), model.get_submodule(key.removesuffix(f".{BIAS_TABLE}")).bias_grid)
+def _grids(name: str, tensor: Any, recorded: Grid | None, own: Grid) -> Iterator[Grid]:
+    """The grids that a tensor may be for, the likeliest first; that of a table within windows is not recorded."""
+    if recorded is not None:
+        yield recorded
+    if recorded is None or name != POSITION:
+        rows = tensor.shape[-2] if isinstance(tensor, Tensor) and tensor.ndim > 1 else 0
+        yield from ((side, side) for side in range(1, math.isqrt(rows) + 1))
+        yield own
 
 
 def _first_line(error: Exception) -> str:

@@ -262,6 +262,31 @@ def test_a_file_may_leave_out_the_indices_which_are_written_again() -> None:
     assert same(to_released(conversion.weights, (2, 3)).weights, weights)
 
 
+def test_a_grid_on_record_needs_no_config(tmp_path: Path) -> None:
+    """Of two oblongs with as many patches and rows of tables, the one that it is; and not another that a config has."""
+    weights = released_weights(TINY._replace(grid=(2, 3)))
+    own = to_mmsnnet(weights).weights
+    assert [own[f"backbone.network.anchors.{a}.grid"].tolist() for a in (0, 1)] == [[2, 3], [2, 3]]
+    assert same(to_released(own).weights, weights)
+    older = {key: value for key, value in own.items() if not key.endswith(".grid")}
+    with pytest.raises(ValueError, match="2 x 3 or 3 x 2 patches: give the model's config with --config"):
+        to_released(older)
+    assert same(to_released(older, (2, 3)).weights, weights)
+    turned = write_config(tmp_path, TINY._replace(grid=(3, 2)))
+    source = saved(tmp_path / "own.pth", own)
+    with pytest.raises(ValueError, match=r"own\.pth.* for 2 x 3 patches, the config's model for 3 x 2: set"):
+        convert_snnetv2(source, tmp_path / "out.pth", reverse=True, config=turned)
+    unlike = own | {"backbone.network.anchors.1.grid": torch.tensor([3, 2])}
+    with pytest.raises(ValueError, match="its anchors are for 2 x 3 and 3 x 2 patches"):
+        to_released(unlike)
+    with pytest.raises(ValueError, match=r"left over: backbone\.network\.anchors\.1\.grid \(3,\)"):
+        to_released(own | {"backbone.network.anchors.1.grid": torch.tensor([2, 3, 1])})
+    # Six patches without tables may lie in any way: nothing is recorded that is not known.
+    assert not any(
+        key.endswith(".grid") for key in to_mmsnnet(released_weights(CLASSIFIER._replace(grid=(2, 3)))).weights
+    )
+
+
 def test_of_a_run_of_mmseg_what_names_the_classes_is_kept(tmp_path: Path) -> None:
     file = {
         "state_dict": released_weights(TINY),
@@ -311,10 +336,11 @@ def test_every_tensor_is_in_the_account() -> None:
         ("auxiliary_head.*", "auxiliary_head.*"): 2,
     }
     assert {pair: there.mapped.get(pair) for pair in pairs} == pairs
-    assert (dict(there.dropped), dict(there.made)) == ({index: 6}, {"backbone.draws": 1})
+    records = {"backbone.draws": 1, "backbone.network.anchors.{a}.grid": 2}
+    assert (dict(there.dropped), dict(there.made)) == ({index: 6}, records)
     back = to_released(there.weights)
     assert {pair[::-1]: count for pair, count in back.mapped.items()} == dict(there.mapped)
-    assert (dict(back.dropped), dict(back.made)) == ({"backbone.draws": 1}, {index: 6})
+    assert (dict(back.dropped), dict(back.made)) == (records, {index: 6})
 
 
 # What is refused
@@ -448,7 +474,7 @@ def test_merged_without_an_update_to_take_out(tmp_path: Path) -> None:
 
 def test_a_grid_that_is_not_square_is_not_guessed(tmp_path: Path) -> None:
     model = TINY._replace(grid=(2, 3))
-    own = to_mmsnnet(released_weights(model)).weights
+    own = without(".grid")(to_mmsnnet(released_weights(model)).weights)
     source = saved(tmp_path / "source.pth", own)
     is_refused(source, "for 2 x 3 or 3 x 2 patches: give the model's config with --config", reverse=True)
     with pytest.raises(ValueError, match="for 2 x 3 patches, the config's model for 3 x 2"):

@@ -15,11 +15,13 @@ import safetensors.torch
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel, BaseModule
-from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from mmengine.model import BaseModel, BaseModule, ExponentialMovingAverage
+from mmengine.runner import CheckpointLoader, Runner, get_state_dict, load_checkpoint
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmsnnet.models import StitchedViT, check_weights, model_weights, read_model_checkpoint, read_weights
+from mmsnnet.stitching.attention import resize_table
 from tests.conftest import RunsCode
 
 MakeBackbone = Callable[..., StitchedViT]
@@ -384,3 +386,79 @@ def test_mmengine_says_which_loader_reads(trained: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, "test_checkpoint"):
         CheckpointLoader.load_checkpoint(str(trained / "epoch_1.pth"), logger=log)
     assert re.search(r"by local backend from path: .*epoch_1\.pth", caplog.text)
+
+
+def other_size(make_backbone: MakeBackbone) -> tuple[StitchedViT, StitchedViT]:
+    """Two backbones with position biases, for 4 x 2 patches and for 2 x 4."""
+    bias = dict(rel_pos_bias=True)
+    one, other = (make_backbone(small=bias, large=bias, img_size=size) for size in ((64, 32), (32, 64)))
+    return one, other
+
+
+def is_resampled(found: StitchedViT, source: StitchedViT) -> None:
+    for own, other in zip(found.network.anchors, source.network.anchors, strict=True):
+        expected = resample_abs_pos_embed(other.model.pos_embed, [2, 4], [4, 2], num_prefix_tokens=1)
+        torch.testing.assert_close(own.model.pos_embed.data, expected.data)
+        for block, theirs in zip(own.model.blocks, other.model.blocks, strict=True):
+            expected = resize_table(theirs.attn.relative_position_bias_table, (4, 2), (2, 4))
+            torch.testing.assert_close(block.attn.relative_position_bias_table.data, expected.data)
+
+
+@pytest.mark.parametrize("way", ["load_checkpoint", "init_cfg", "strict"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_checkpoint_of_another_image_size(
+    way: str, parallel: bool, make_backbone: MakeBackbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Resampled and said, whatever loads it; with the names of mmengine's own state dict, as the runner saves them."""
+    source, backbone = other_size(make_backbone)
+    weights = get_state_dict(source)
+    assert weights["network.anchors.0.grid"].tolist() == [4, 2]
+    path, at = tmp_path / "w.pth", "module." if parallel else ""
+    torch.save({"state_dict": {f"{at}{key}": value for key, value in weights.items()}, "meta": {}}, path)
+    if way == "load_checkpoint":
+        load_checkpoint(backbone, str(path), strict=True)
+    elif way == "init_cfg":
+        backbone.init_cfg = dict(type="Pretrained", checkpoint=str(path))
+        backbone.init_weights()
+    else:
+        backbone.load_state_dict(read_weights(backbone, path), strict=True)
+    is_resampled(backbone, source)
+    said = [record.getMessage() for record in caplog.records if record.name == "mmsnnet"]
+    assert [text.split(":")[0] for text in said] == ["network.anchors.0", "network.anchors.1"]
+
+
+def test_another_size_fits_where_the_grid_is_recorded(make_backbone: MakeBackbone) -> None:
+    source, backbone = other_size(make_backbone)
+    check_weights(backbone, source.state_dict(), "w.pth")
+    square = make_backbone(img_size=64, small=dict(rel_pos_bias=True), large=dict(rel_pos_bias=True))
+    weights = source.state_dict()
+    check_weights(square, weights, "w.pth")
+    del weights["network.anchors.1.grid"]
+    with pytest.raises(ValueError, match=r"of another shape: network\.anchors\.1\.model\.pos_embed") as caught:
+        check_weights(square, weights, "w.pth")
+    assert "anchors.0" not in str(caught.value) and "missing" not in str(caught.value)
+    # No other tensor may be of another size.
+    weights = source.state_dict()
+    weights["network.anchors.1.model.cls_token"] = torch.zeros(1, 1, 7)
+    with pytest.raises(ValueError, match=r"of another shape: network\.anchors\.1\.model\.cls_token \(1, 1, 7\)"):
+        check_weights(square, weights, "w.pth")
+    # Nor is a grid let pass that the tensors contradict, or that is none.
+    with pytest.raises(ValueError, match=r"another shape: network\.anchors\.0\.model\.pos_embed"):
+        check_weights(square, source.state_dict() | {"network.anchors.0.grid": torch.tensor([3, 3])}, "w.pth")
+    with pytest.raises(ValueError, match=r"left over: network\.anchors\.0\.grid \(1,\)"):
+        check_weights(backbone, source.state_dict() | {"network.anchors.0.grid": torch.tensor([3])}, "w.pth")
+
+
+def test_averaged_weights_are_of_a_grid_too(make_backbone: MakeBackbone) -> None:
+    source, backbone = other_size(make_backbone)
+    averages = [ExponentialMovingAverage(model, update_buffers=True) for model in (source, backbone)]
+    averages[0].update_parameters(source)
+    averages[1].load_state_dict(averages[0].state_dict(), strict=True)
+    is_resampled(averages[1].module, source)
+
+
+def test_what_is_resumed_has_more_than_weights(trained: Path, tmp_path: Path) -> None:
+    safetensors.torch.save_file(Toy().state_dict(), tmp_path / "model.safetensors")
+    runner = toy_runner(tmp_path / "work", load_from=str(tmp_path / "model.safetensors"), resume=True)
+    with pytest.raises(ValueError, match=r"model\.safetensors' .* no optimizer state: leave out --resume"):
+        runner.train()

@@ -487,6 +487,86 @@ def test_a_one_anchor_checkpoint_keeps_its_rectangle(make_anchor: MakeAnchor, tm
     assert same(state(source.model), state(anchor.model))
 
 
+def one_anchor(anchor: Anchor) -> dict[str, Tensor]:
+    """The weights of a backbone of this anchor alone, as a run of it saves them."""
+    network = StitchedNetwork([anchor], StitchSpace.single(anchor.depth))
+    return {f"backbone.network.{key}": value for key, value in network.state_dict().items()}
+
+
+RECTANGLES = [
+    ((96, 64), (64, 96)),
+    ((32, 128), (64, 64)),
+    ((64, 64), (32, 128)),
+    ((96, 64), (48, 112)),
+    ((48, 112), (64, 64)),
+    ((80, 64), (32, 32)),
+]
+
+
+@pytest.mark.parametrize("family", ["deit3", "class token and registers", "no class token"])
+@pytest.mark.parametrize(("made_at", "size"), RECTANGLES)
+def test_any_rectangle_goes_into_any_other(
+    made_at: tuple[int, int], size: tuple[int, int], family: str, make_anchor: MakeAnchor, tmp_path: Path
+) -> None:
+    settings = {**FAMILIES[family], "rel_pos_bias": True}
+    source, anchor = make_anchor(img_size=made_at, **settings), make_anchor(img_size=size, **settings)
+    torch.save(one_anchor(source), tmp_path / "w.pth")
+    report = load_pretrained(anchor, tmp_path / "w.pth")
+    old, new = ([side // 16 for side in sides] for sides in (made_at, size))
+    prefix = source.model.pos_embed.shape[1] - old[0] * old[1]
+    expected = resample_abs_pos_embed(source.model.pos_embed, new, old, num_prefix_tokens=prefix)
+    torch.testing.assert_close(anchor.model.pos_embed, expected)
+    tables = [f"blocks.{block}.attn.relative_position_bias_table" for block in range(2)]
+    assert report.resized == ("pos_embed", *tables) and report.kept == report.left_out == ()
+    for own, other in zip(anchor.model.blocks, source.model.blocks, strict=True):
+        table = resize_table(other.attn.relative_position_bias_table, (old[0], old[1]), (new[0], new[1]))
+        torch.testing.assert_close(own.attn.relative_position_bias_table, table)
+
+
+def test_a_table_of_the_whole_image_goes_into_windows_and_back(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    plain = dict(img_size=(96, 64), rel_pos_bias=True)
+    windows = plain | dict(window_size=3, global_blocks=[1])
+    for settings, other in ((plain, windows), (windows, plain), (windows, windows)):
+        source, anchor = make_anchor(**settings), make_anchor(**other)
+        torch.save(one_anchor(source), tmp_path / "w.pth")
+        report = load_pretrained(anchor, tmp_path / "w.pth")
+        grids = [(3, 3) if "window_size" in keys else (6, 4) for keys in (settings, other)]
+        table = resize_table(source.model.blocks[0].attn.relative_position_bias_table, *grids)
+        torch.testing.assert_close(anchor.model.blocks[0].attn.relative_position_bias_table, table)
+        assert len(report.resized) == (grids[0] != grids[1])
+        assert torch.equal(*(a.model.blocks[1].attn.relative_position_bias_table for a in (source, anchor)))
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["timm's file", "older checkpoint"])
+def test_a_grid_that_is_not_on_record(older: bool, make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    """A square where one is possible, else the anchor's own, else nobody's."""
+
+    def saved(img_size: tuple[int, int]) -> Anchor:
+        source = make_anchor(img_size=img_size, rel_pos_bias=True)
+        weights = one_anchor(source) if older else dict(source.model.state_dict())
+        torch.save({key: value for key, value in weights.items() if not key.endswith(".grid")}, tmp_path / "w.pth")
+        return source
+
+    source, anchor = saved((64, 64)), make_anchor(img_size=(32, 128), rel_pos_bias=True)
+    assert len(load_pretrained(anchor, tmp_path / "w.pth").resized) == 3
+    expected = resample_abs_pos_embed(source.model.pos_embed, [2, 8], [4, 4], num_prefix_tokens=0)
+    torch.testing.assert_close(anchor.model.pos_embed, expected)
+    source, anchor = saved((96, 64)), make_anchor(img_size=(96, 64), rel_pos_bias=True)
+    assert load_pretrained(anchor, tmp_path / "w.pth").resized == ()
+    assert same(state(source.model), state(anchor.model))
+    message = refused(make_anchor(img_size=(64, 64), rel_pos_bias=True), tmp_path / "w.pth")
+    assert "of another shape: pos_embed (1, 24, 32) instead of (1, 16, 32)" in message
+    assert "neither a square nor this anchor's 4 x 4" in message and "which records the grid" in message
+
+
+@pytest.mark.parametrize("record", [[6], [6.0, 4.0], [-6, -4], [5, 5]])
+def test_a_record_amiss(record: list[float], make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    weights = one_anchor(make_anchor(img_size=(96, 64)))
+    torch.save(weights | {"backbone.network.anchors.0.grid": torch.tensor(record)}, tmp_path / "w.pth")
+    message = refused(make_anchor(img_size=(96, 64)), tmp_path / "w.pth")
+    assert ("5 x 5 patches" if record == [5, 5] else "anchors.0.grid that is no grid") in message
+
+
 def test_half_the_tables_of_a_bias(make_anchor: MakeAnchor, tmp_path: Path) -> None:
     weights = make_anchor(rel_pos_bias=True).model.state_dict()
     del weights["blocks.1.attn.relative_position_bias_table"]
