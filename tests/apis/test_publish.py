@@ -12,10 +12,11 @@ import safetensors.torch
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmsnnet import __version__
-from mmsnnet.apis import build_model, build_space, load_config, publish_model
+from mmsnnet.apis import build_model, build_space, extract_stitch, load_config, publish_model
 from mmsnnet.apis.publish import Published, published_config
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints, select_stitch
 from mmsnnet.registry import MODELS
@@ -139,6 +140,21 @@ def test_a_published_anchor_is_a_source_for_pretrained(tmp_path: Path) -> None:
     expected = trained.backbone.network.anchor(0).model.state_dict()
     found: dict[str, Tensor] = anchor.model.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_a_checkpoint_of_another_image_size(config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path) -> None:
+    """It is published as it is, with the grid by which it is resampled wherever it is loaded, and cut out resampled."""
+    other = load_config(STITCHED, {"model.backbone.img_size": (48, 80)})
+    publish_model(other, checkpoint, tmp_path / "out")
+    published = build_model(load_config(tmp_path / "out" / "config.py"), tmp_path / "out")
+    extract_stitch(other, checkpoint, "L", tmp_path / "stitch")
+    extracted = build_model(load_config(tmp_path / "stitch" / "config.py"), tmp_path / "stitch")
+    for found in (published, extracted):
+        positions = model.backbone.network.anchor(-1).model.pos_embed
+        expected = resample_abs_pos_embed(positions, [6, 10], [8, 8], num_prefix_tokens=positions.shape[1] - 64)
+        torch.testing.assert_close(found.backbone.network.anchor(-1).model.pos_embed, expected)
+    grids = {name for name in extracted.state_dict() if name.endswith(".grid")}
+    assert grids == {"backbone.network.anchors.1.grid"}
 
 
 def test_sources_of_weights_are_taken_out_wherever_they_are() -> None:
