@@ -107,13 +107,15 @@ def test_an_extracted_stitch_gives_and_costs_what_it_did(
         for found, expected in zip(maps(one, images), maps(whole.model, images), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
         assert model_costs(one) == {stitch.id: costs[stitch.id]}
-        # As small as the parameters say: four bytes each, beside the header and the statistics of batch norms.
+        # As small as the parameters say: four bytes each, beside the header, the statistics of batch norms and two
+        # numbers for the grid of each anchor with positions.
         assert numel(one) == costs[stitch.id].params
         data = (out / "model.safetensors").read_bytes()
         persistent = set(one.state_dict())
         statistics = sum(b.numel() * b.element_size() for name, b in one.named_buffers() if name in persistent)
+        grids = 16 * sum(name.endswith(".grid") for name in persistent)
         header = 8 + struct.unpack("<Q", data[:8])[0]
-        assert extracted.size == len(data) == header + 4 * costs[stitch.id].params + statistics
+        assert extracted.size == len(data) == header + 4 * costs[stitch.id].params + statistics + grids
 
 
 def test_the_parameters_of_a_depth_estimator_at_full_size() -> None:
