@@ -126,8 +126,9 @@ def test_what_is_left_of_a_small_large_route(backbone_config: Config) -> None:
     small, large = one.network.anchor(0), one.network.anchor(1)
     assert (small.has_stem, small.blocks, large.has_stem, large.blocks) == (True, (0,), False, (2, 3))
     names = {name.removeprefix("network.") for name in one.state_dict()}
-    kept = {name.split(".")[1] + "." + ".".join(name.split(".")[3:5]) for name in names if name.startswith("anchors.")}
+    kept = {name.split(".")[1] + "." + ".".join(name.split(".")[3:5]) for name in names if ".model." in name}
     assert kept == {"0.pos_embed", "0.cls_token", "0.patch_embed.proj", "0.blocks.0", "1.blocks.2", "1.blocks.3"}
+    assert {name for name in names if name.endswith(".grid")} == {"anchors.0.grid"}
     layer = {"layers.0_0-1_2.weight", "layers.0_0-1_2.bias", "layers.0_0-1_2.lora_A", "layers.0_0-1_2.lora_B"}
     assert {name for name in names if name.startswith("layers.")} == layer
 
