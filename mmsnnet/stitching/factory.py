@@ -70,7 +70,7 @@ def create_anchor(
             ) from error
         if unknown[1] in ("img_size", *dynamic):
             raise TypeError(
-                f"timm's {model!r} is no plain ViT (deit3_*, vit_*, eva02_*, ...), for it has no {unknown[1]}"
+                f"timm's {model!r} has no {unknown[1]}: an anchor is a plain ViT (deit3_*, vit_*, eva02_*, ...)"
             ) from error
         raise ValueError(
             f"anchor {model!r}: unknown key {unknown[1]!r}; keys beside 'model', 'pretrained', 'rel_pos_bias', "
