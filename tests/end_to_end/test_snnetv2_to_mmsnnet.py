@@ -28,7 +28,8 @@ def test_there_and_back(tool: Callable, tmp_path: Path) -> None:
         "segmentation, 2 anchors: depths 2 and 4, widths 16 and 24, rank 3, 2 x 2 patches, with relative position bias",
         "written to ours.safetensors",
     ]
-    assert len(load_file(tmp_path / "ours.safetensors")) == len(weights) - 6 + 1
+    # Without six indices; with the draws and the grids of two anchors.
+    assert len(load_file(tmp_path / "ours.safetensors")) == len(weights) - 6 + 3
 
     back = tool(CONVERTER, "ours.safetensors", "back.pth", "--reverse", cwd=tmp_path)
     assert (back.returncode, back.stderr) == (0, "")

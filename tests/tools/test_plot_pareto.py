@@ -172,7 +172,7 @@ def test_a_metric_of_unknown_direction(points: Path, main: Main, capsys: pytest.
     other = changed(points, "other.json", stitches=[STITCH | {"metrics": {"quality": 3.0, "speed": 2.0}}])
     out = points.parent / "pareto.png"
     assert main([str(other), "--out", str(out)]) == 2
-    assert "which metric? The points have 2 in common: quality, speed; say which with --metric" in (
+    assert "which metric? The points have 2 in common: quality, speed; say which (--metric)" in (
         capsys.readouterr().err
     )
     assert main([str(other), "--out", str(out), "--metric", "quality"]) == 2
