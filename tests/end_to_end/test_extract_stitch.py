@@ -94,7 +94,7 @@ def test_an_extracted_stitch_is_a_model_like_any_other(
     assert [name for name in given if name not in tuned] == []
     assert torch.equal(tuned["backbone.draws"], torch.tensor(1))
     same = [name for name, tensor in given.items() if torch.equal(tuned[name], tensor)]
-    assert same == []
+    assert same == [name for name in given if name.endswith(".grid")]  # which no training moves
     log = next(work.rglob("*.log")).read_text()
     assert "StitchInitHook: initialised" not in log and "L3-S2-L6/mIoU" in log
 
