@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from mmsnnet.apis import DictAction, build_runner, build_space, in_one_line, is_mistake, load_config
+from mmsnnet.apis import DictAction, build_runner, build_space, load_config, mistakes_answered
 from mmsnnet.datasets import check_folders
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.visualization import operating_points_table, print_table
@@ -79,12 +79,8 @@ def main() -> None:
     command = parser()
     args = command.parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    try:
+    with mistakes_answered(command):
         test(args)
-    except Exception as error:
-        if not is_mistake(error):
-            raise
-        command.error(in_one_line(error))
 
 
 if __name__ == "__main__":

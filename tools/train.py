@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import torch
 
-from mmsnnet.apis import DictAction, build_runner, check_channels, in_one_line, is_mistake, load_config
+from mmsnnet.apis import DictAction, build_runner, check_channels, load_config, mistakes_answered
 from mmsnnet.datasets import check_folders
 from mmsnnet.registry import MODELS
 
@@ -45,12 +45,8 @@ def main() -> None:
     command = parser()
     args = command.parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    try:
+    with mistakes_answered(command):
         train(args)
-    except Exception as error:
-        if not is_mistake(error):
-            raise
-        command.error(in_one_line(error))
 
 
 if __name__ == "__main__":

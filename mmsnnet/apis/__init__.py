@@ -2,7 +2,7 @@ import mmsnnet.registry  # noqa: F401  first: it says what to install where mmen
 from mmsnnet.apis.benchmark import BenchmarkSettings, benchmark_stitches
 from mmsnnet.apis.config import DictAction, load_config
 from mmsnnet.apis.extract import extract_stitch
-from mmsnnet.apis.mistakes import in_one_line, is_mistake
+from mmsnnet.apis.mistakes import in_one_line, is_mistake, mistakes_answered
 from mmsnnet.apis.model import build_model, build_space, build_uninitialized, check_channels
 from mmsnnet.apis.publish import publish_model
 from mmsnnet.apis.runner import build_runner
@@ -23,6 +23,7 @@ __all__ = [
     "in_one_line",
     "is_mistake",
     "load_config",
+    "mistakes_answered",
     "publish_model",
     "select_stitch",
 ]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import argparse
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mmengine.runner import BaseLoop
 
@@ -29,3 +32,14 @@ def in_one_line(error: Exception) -> str:
         place = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__}: {text} ({place.filename}, line {place.lineno})"
     return text
+
+
+@contextmanager
+def mistakes_answered(command: argparse.ArgumentParser, *also: type[Exception]) -> Iterator[None]:
+    """Ends a tool as its parser does, with one line, where a user's mistake is raised inside, or one of ``also``."""
+    try:
+        yield
+    except Exception as error:
+        if not (is_mistake(error) or isinstance(error, also)):
+            raise
+        command.error(in_one_line(error))

@@ -1,11 +1,12 @@
 """What is answered by one line, and what keeps its traceback."""
 
+import argparse
 from collections.abc import Callable
 
 import pytest
 from mmengine.runner import BaseLoop
 
-from mmsnnet.apis import in_one_line, is_mistake
+from mmsnnet.apis import in_one_line, is_mistake, mistakes_answered
 
 
 class Loop(BaseLoop):
@@ -52,3 +53,16 @@ def test_what_python_says_comes_with_its_place() -> None:
 
 def test_our_own_words_stand_alone_and_in_one_line() -> None:
     assert in_one_line(caught(refuse(ValueError("rank is\n  0 or more")))) == "rank is 0 or more"
+
+
+def test_a_tool_answers_mistakes_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    command = argparse.ArgumentParser(prog="tool")
+    with pytest.raises(SystemExit, match="2"), mistakes_answered(command):
+        raise ValueError("two\nlines")
+    assert capsys.readouterr().err.splitlines()[-1] == "tool: error: two lines"
+    with pytest.raises(ZeroDivisionError), mistakes_answered(command):
+        raise ZeroDivisionError
+    with pytest.raises(IsADirectoryError), mistakes_answered(command):
+        raise IsADirectoryError("a folder")
+    with pytest.raises(SystemExit), mistakes_answered(command, OSError):
+        raise IsADirectoryError("a folder")

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mmsnnet.apis import DictAction, build_model, check_channels, in_one_line, is_mistake, load_config
+from mmsnnet.apis import DictAction, build_model, check_channels, load_config, mistakes_answered
 from mmsnnet.apis.benchmark import (
     Benchmark,
     BenchmarkSettings,
@@ -135,12 +135,8 @@ def latency_table(found: Benchmark, described: OperatingPoints) -> Table:
 def main() -> None:
     command = parser()
     args = command.parse_args()
-    try:
+    with mistakes_answered(command):
         benchmark(args)
-    except Exception as error:
-        if not is_mistake(error):
-            raise
-        command.error(in_one_line(error))
 
 
 if __name__ == "__main__":

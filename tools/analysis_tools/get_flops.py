@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from mmsnnet.apis import DictAction, build_uninitialized, check_channels, load_config
+from mmsnnet.apis import DictAction, build_uninitialized, check_channels, load_config, mistakes_answered
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.visualization import operating_points_table, print_table
@@ -20,13 +20,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="FILE.json", help="write the counts as a file of operating points")
     args = parser.parse_args()
-    try:
+    with mistakes_answered(parser):
         args.config = load_config(args.config, args.cfg_options)
         args.model = build_uninitialized(args.config)
         check_channels(args.config, args.model)
         args.backbone = find_stitched_backbone(args.model)
-    except (FileNotFoundError, ImportError, TypeError, ValueError) as error:
-        parser.error(str(error))
     return args
 
 

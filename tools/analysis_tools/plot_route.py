@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mmsnnet.apis import DictAction, in_one_line, is_mistake, load_config
+from mmsnnet.apis import DictAction, load_config, mistakes_answered
 from mmsnnet.apis.model import build_without_weights
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.visualization import plot_routes
@@ -31,15 +31,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     command = parser()
     args = command.parse_args(argv)
-    try:
+    with mistakes_answered(command, OSError):
         config = load_config(args.config, args.cfg_options)
         backbone = find_stitched_backbone(build_without_weights(config))
         taps = () if backbone.num_classes is not None else backbone.test_out_indices
         print(plot_routes(backbone.space, args.stitches, args.out, taps))
-    except Exception as error:
-        if not (is_mistake(error) or isinstance(error, OSError)):
-            raise
-        command.error(in_one_line(error))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from mmsnnet.apis import DictAction, extract_stitch, in_one_line, is_mistake, load_config
+from mmsnnet.apis import DictAction, extract_stitch, load_config, mistakes_answered
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,13 +21,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     command = parser()
     args = command.parse_args()
-    try:
+    with mistakes_answered(command):
         config = load_config(args.config, args.cfg_options)
         extracted = extract_stitch(config, args.checkpoint, args.stitch, args.out)
-    except Exception as error:
-        if not is_mistake(error):
-            raise
-        command.error(in_one_line(error))
     if os.path.isfile(args.checkpoint):
         print(f"{args.checkpoint}: {os.path.getsize(args.checkpoint) / 1e6:.2f} MB")
     print(f"{extracted.weights}: {extracted.size / 1e6:.2f} MB, sha256 {extracted.sha256}")

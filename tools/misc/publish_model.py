@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from mmsnnet.apis import DictAction, in_one_line, is_mistake, load_config, publish_model
+from mmsnnet.apis import DictAction, load_config, mistakes_answered, publish_model
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,13 +26,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     command = parser()
     args = command.parse_args()
-    try:
+    with mistakes_answered(command):
         config = load_config(args.config, args.cfg_options)
         published = publish_model(config, args.checkpoint, args.out, args.points, args.metric)
-    except Exception as error:
-        if not is_mistake(error):
-            raise
-        command.error(in_one_line(error))
     if os.path.isfile(args.checkpoint):
         print(f"{args.checkpoint}: {os.path.getsize(args.checkpoint) / 1e6:.2f} MB")
     print(f"{published.weights}: {published.size / 1e6:.2f} MB, sha256 {published.sha256}")

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mmsnnet.apis import convert_snnetv2, in_one_line, is_mistake
+from mmsnnet.apis import convert_snnetv2, mistakes_answered
 from mmsnnet.apis.snnetv2 import Conversion
 from mmsnnet.visualization import print_table
 
@@ -42,12 +42,8 @@ def mapping_table(conversion: Conversion) -> Table:
 def main() -> None:
     command = parser()
     args = command.parse_args()
-    try:
+    with mistakes_answered(command):
         conversion = convert_snnetv2(args.source, args.target, args.reverse, args.merged, args.config)
-    except Exception as error:
-        if not is_mistake(error):
-            raise
-        command.error(in_one_line(error))
     print_table(mapping_table(conversion))
     if conversion.unmerged:
         print(f"low-rank updates taken out of the weights of {conversion.unmerged} stitching layers")
