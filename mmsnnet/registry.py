@@ -52,8 +52,12 @@ MODELS = ToolboxRegistry(
         "LinearHead": "mmsnnet.models.decode_heads.linear_head",  # mmseg
     },
 )
+MODEL_WRAPPERS = Registry(
+    "model wrapper", scope="mmsnnet", parent=mmengine_registry.MODEL_WRAPPERS, locations=["mmsnnet.models"]
+)
 HOOKS = Registry("hook", scope="mmsnnet", parent=mmengine_registry.HOOKS, locations=["mmsnnet.engine"])
 LOOPS = Registry("loop", scope="mmsnnet", parent=mmengine_registry.LOOPS, locations=["mmsnnet.engine"])
+STRATEGIES = Registry("strategy", scope="mmsnnet", parent=mmengine_registry.STRATEGIES, locations=["mmsnnet.engine"])
 OPTIMIZERS = Registry("optimizer", scope="mmsnnet", parent=mmengine_registry.OPTIMIZERS, locations=["mmsnnet.engine"])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     "optimizer wrapper constructor",

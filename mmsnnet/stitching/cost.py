@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import nn
 from mmsnnet.stitching.anchors import Anchor
 from mmsnnet.stitching.layers import StitchingLayer
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
-from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
+from mmsnnet.stitching.parts import Component, Part, classifier_parts, part_parameters, tap_parts
+from mmsnnet.stitching.space import Stitch, StitchSpace
 from mmsnnet.stitching.windows import tokens_of
 
 
@@ -32,19 +33,6 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.flops + other.flops, self.params + other.params)
-
-
-@dataclass(frozen=True)
-class Component:
-    """A part of the network that is counted once: the stem of an anchor, the positions that its blocks are told (a
-    rotary embedding's learned frequencies), one of its blocks, or its classifier."""
-
-    kind: str
-    anchor: int
-    block: int = 0
-
-
-Part = Component | LayerKey
 
 
 @dataclass(frozen=True)
@@ -67,35 +55,6 @@ class CostModel:
         return sum((self.parts[part] for part in dict.fromkeys(parts)), Cost())
 
 
-def route_parts(stitch: Stitch) -> Iterator[Part]:
-    """The components that a route runs from end to end, in order."""
-    yield Component("stem", stitch.segments[0].anchor)
-    for segment, crossing in zip(stitch.segments, (*stitch.layers, None), strict=True):
-        yield Component("positions", segment.anchor)
-        for block in range(segment.start, segment.stop):
-            yield Component("block", segment.anchor, block)
-        if crossing is not None:
-            yield crossing
-
-
-def tap_parts(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int]) -> list[Part]:
-    """The components that a route runs to hand out its taps: up to the last one, and the layers that project them."""
-    taps = space.taps(stitch, out_indices)
-    waiting: set[Part] = {Component("block", tap.anchor, tap.block) for tap in taps}
-    parts: list[Part] = []
-    for part in route_parts(stitch):
-        parts.append(part)
-        waiting.discard(part)
-        if not waiting:
-            break
-    return [*parts, *(layer for tap in taps for layer in tap.layers)]
-
-
-def classifier_parts(stitch: Stitch) -> list[Part]:
-    """The components that a route runs to end in the classifier of its last anchor."""
-    return [*route_parts(stitch), Component("classifier", stitch.segments[-1].anchor)]
-
-
 @torch.no_grad()
 def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostModel:
     """Counts each component of ``network`` once, for one image of ``input_shape`` (height, width); what has been left
@@ -108,10 +67,12 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
             image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
             with evaluation_mode(anchor), torch.autocast(image.device.type, enabled=False):
                 stem_flops = count_flops(_Call(anchor, anchor.stem), image)
-            parts[Component("stem", index)] = Cost(stem_flops, _numel(anchor.stem_parameters()))
+            stem = Component("stem", index)
+            parts[stem] = Cost(stem_flops, _numel(part_parameters(network, stem)))
         if not anchor.blocks:
             continue
-        parts[Component("positions", index)] = Cost(0, _numel(anchor.position_parameters()))
+        told = Component("positions", index)
+        parts[told] = Cost(0, _numel(part_parameters(network, told)))
         positions = anchor.positions(anchor.grid(input_shape))
         # timm makes all blocks of a ViT by one rule: those with the same parameters and windows are alike.
         alike: dict[object, Cost] = {}
@@ -128,8 +89,9 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
         if anchor.classifier:
             number = tokens_of(anchor.grid(input_shape), 0, anchor.num_prefix_tokens)
             tokens = next(anchor.parameters()).new_zeros(1, number, anchor.width)
-            parts[Component("classifier", index)] = Cost(
-                count_flops(_Call(anchor, anchor.classify), tokens), _numel(anchor.classifier_parameters())
+            classifier = Component("classifier", index)
+            parts[classifier] = Cost(
+                count_flops(_Call(anchor, anchor.classify), tokens), _numel(part_parameters(network, classifier))
             )
     layers: dict[object, Cost] = {}
     for key in network.space.layers:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from mmengine.config import ConfigDict
@@ -16,6 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner, TestLoop, ValLoop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.runner.resume import start
@@ -25,7 +27,7 @@ from mmsnnet.models import StitchedViT, find_stitched_backbone, model_costs
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import LOOPS
 from mmsnnet.stitching import LayerKey, Stitch
-from mmsnnet.stitching.cost import classifier_parts, tap_parts
+from mmsnnet.stitching.parts import classifier_parts, tap_parts
 
 
 def checked_loading(dataloader: DataLoader | dict) -> DataLoader | dict:
@@ -142,10 +144,25 @@ class StitchValLoop(ValLoop):
         stitches_per_pass: int | None = None,
     ) -> None:
         super().__init__(runner, checked_loading(dataloader), evaluator, fp16=fp16)
-        self.backbone = find_stitched_backbone(runner.model)
-        self.stitches = self.backbone.spread() if stitches == "spread" else self.backbone.space.select(stitches)
+        self._chosen = stitches
         self.prefix_reuse = prefix_reuse
         self.stitches_per_pass = _checked(stitches_per_pass)
+        if isinstance(runner.model, nn.Module):  # which a FlexibleRunner builds later
+            _ = self.stitches
+
+    @cached_property
+    def backbone(self) -> StitchedViT:
+        """The stitched backbone of the runner's model."""
+        return find_stitched_backbone(self.runner.model)
+
+    @cached_property
+    def stitches(self) -> tuple[Stitch, ...]:
+        """What is evaluated.
+
+        Raises:
+            UnknownStitchError: the space lacks one that was chosen.
+        """
+        return self.backbone.spread() if self._chosen == "spread" else self.backbone.space.select(self._chosen)
 
     def run(self) -> dict[str, float]:
         """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``."""

@@ -36,7 +36,7 @@ from mmsnnet.stitching import (
     load_pretrained,
     prefix_order,
 )
-from mmsnnet.stitching.cost import Part, classifier_parts, tap_parts
+from mmsnnet.stitching.parts import Part, classifier_parts, part_parameters, tap_parts
 
 
 class Taps(tuple):
@@ -323,6 +323,16 @@ class StitchedViT(BaseModule):
         if self.num_classes is not None:
             return {stitch.id: model.classifier(stitch) for stitch in self.space}
         return {stitch.id: model.stitch(stitch, out_indices) for stitch in self.space}
+
+    def trained_parameters(self, stitch: Stitch) -> tuple[nn.Parameter, ...]:
+        """The trainable parameters that a forward in training mode uses if it draws ``stitch``, in the order of their
+        first use: those that may get a gradient."""
+        if self.num_classes is None:
+            parts = tap_parts(self.space, stitch, self.out_indices)
+        else:
+            parts = classifier_parts(stitch)
+        used = dict.fromkeys(parameter for part in parts for parameter in part_parameters(self.network, part))
+        return tuple(parameter for parameter in used if parameter.requires_grad)
 
     def init_weights(self) -> None:
         """Does what ``init_cfg`` says, then loads the anchors' pretrained weights, unless ``init_cfg`` has loaded a
