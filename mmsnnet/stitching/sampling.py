@@ -13,17 +13,29 @@ class StitchSampler:
 
     A draw is a pure function of the seed and of how many draws there were before, so that every rank of a distributed
     run draws the same stitch without talking, and a resumed run goes on as if never interrupted.
+
+    Args:
+        bins: ids of stitches, from the cheapest to the costliest, as :func:`flops_bins` gives them.
+        seed: of the draws.
+        stitches_per_step: where a training step runs several stitches, so many draws make a step: the first is the
+            cheapest stitch, the second the costliest, the others are drawn. One alone is always drawn.
     """
 
     bins: tuple[tuple[int, ...], ...]
     seed: int = 0
+    stitches_per_step: int = 1
 
     def __post_init__(self) -> None:
         if not self.bins or not all(self.bins):
             raise ValueError("a sampler needs at least one bin, and a stitch in each")
+        if self.stitches_per_step < 1:
+            raise ValueError(f"a training step runs one stitch or more, got stitches_per_step={self.stitches_per_step}")
 
     def draw(self, n: int) -> int:
         """The id of the stitch of draw ``n``, counted from 0."""
+        place = n % self.stitches_per_step
+        if self.stitches_per_step > 1 and place < 2:
+            return self.bins[0][0] if place == 0 else self.bins[-1][-1]
         digest = hashlib.blake2b(f"{self.seed}:{n}".encode(), digest_size=16).digest()
         stitches = self.bins[_below(len(self.bins), digest[:8])]
         return stitches[_below(len(stitches), digest[8:])]

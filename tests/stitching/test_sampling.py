@@ -107,3 +107,25 @@ def test_a_step_is_above_zero(step: float) -> None:
 def test_nothing_to_draw_from(bins: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(ValueError, match="at least one"):
         StitchSampler(bins)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_a_step_of_several_stitches_runs_both_ends_and_draws_the_others(k: int) -> None:
+    drawn = [StitchSampler(BINS, 3, stitches_per_step=k).draw(n) for n in range(6 * k)]
+    one = [StitchSampler(BINS, 3).draw(n) for n in range(6 * k)]
+    cheapest, costliest = 0, 9
+    for step in range(6):
+        first, second, *others = drawn[step * k : (step + 1) * k]
+        assert (first, second) == (cheapest, costliest)
+        assert others == one[step * k + 2 : (step + 1) * k]
+
+
+def test_the_cheapest_and_the_costliest_are_those_of_all_bins() -> None:
+    flops = {i: (i * 37) % 61 for i in range(40)}
+    sampler = StitchSampler(flops_bins(flops, step=7), stitches_per_step=2)
+    assert flops[sampler.draw(0)] == min(flops.values()) and flops[sampler.draw(1)] == max(flops.values())
+
+
+def test_a_step_runs_at_least_one_stitch() -> None:
+    with pytest.raises(ValueError, match="stitches_per_step=0"):
+        StitchSampler(BINS, stitches_per_step=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -259,6 +260,16 @@ class StitchedViT(BaseModule):
                 )
             self._sampler = StitchSampler(bins, self.seed)
         return self._sampler
+
+    @property
+    def stitches_per_step(self) -> int:
+        """How many stitches a training step runs one after the other, so that many draws make a step, see
+        :class:`mmsnnet.stitching.StitchSampler`; the training loop sets it."""
+        return self.sampler.stitches_per_step
+
+    @stitches_per_step.setter
+    def stitches_per_step(self, number: int) -> None:
+        self._sampler = replace(self.sampler, stitches_per_step=number)
 
     def spread(self, number: int = 4) -> tuple[Stitch, ...]:
         """The anchors, and the middle stitches of up to ``number`` FLOPs bins, evenly apart: a handful that shows how
