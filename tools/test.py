@@ -1,19 +1,28 @@
 """Evaluates a stitched model, stitch by stitch, and writes the file of operating points."""
 
 import argparse
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
-from mmsnnet.apis import DictAction, build_runner, build_space, load_config, mistakes_answered
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from mmsnnet.apis import (
+    DictAction,
+    LaunchedParser,
+    build_runner,
+    build_space,
+    launched,
+    load_config,
+    mistakes_answered,
+)
 from mmsnnet.datasets import check_folders
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.visualization import operating_points_table, print_table
 
 
 def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(description=__doc__)
+    described = LaunchedParser(description=__doc__)
     described.add_argument("config", help="config file")
     described.add_argument("checkpoint", help="checkpoint file, published folder, URL or hf-hub:owner/name")
     described.add_argument(
@@ -40,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument(
         "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher"
     )
-    described.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    # torch.distributed.launch, which mim calls, says here what it says in the environment, too.
+    described.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     return described
 
 
@@ -75,11 +85,11 @@ def test(args: argparse.Namespace) -> None:
         print(f"operating points: {out}")
 
 
+@record
 def main() -> None:
     command = parser()
     args = command.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    with mistakes_answered(command):
+    with mistakes_answered(command), launched():
         test(args)
 
 

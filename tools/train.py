@@ -1,18 +1,27 @@
 """Trains a model from a config."""
 
 import argparse
-import os
 from contextlib import suppress
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 
-from mmsnnet.apis import DictAction, build_runner, check_channels, load_config, mistakes_answered
+from mmsnnet.apis import (
+    DictAction,
+    LaunchedParser,
+    build_runner,
+    check_channels,
+    check_sync_bn,
+    launched,
+    load_config,
+    mistakes_answered,
+)
 from mmsnnet.datasets import check_folders
 from mmsnnet.registry import MODELS
 
 
 def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(description=__doc__)
+    described = LaunchedParser(description=__doc__)
     described.add_argument("config", help="config file")
     described.add_argument("--work-dir", metavar="D", help="folder for logs and checkpoints (default: the config's)")
     described.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of the work folder")
@@ -23,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument(
         "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher"
     )
-    described.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    # torch.distributed.launch, which mim calls, says here what it says in the environment, too.
+    described.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     return described
 
 
@@ -34,6 +44,7 @@ def train(args: argparse.Namespace) -> None:
     check_folders(config, ("train_dataloader", "val_dataloader"))
     with torch.device("meta"), suppress(RuntimeError):
         check_channels(config, MODELS.build(config.model))
+    check_sync_bn(config, args.launcher)
     config.resume = args.resume
     if args.amp:
         config.optim_wrapper.type = "AmpOptimWrapper"
@@ -41,11 +52,11 @@ def train(args: argparse.Namespace) -> None:
     build_runner(config, args.launcher, args.work_dir).train()
 
 
+@record
 def main() -> None:
     command = parser()
     args = command.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    with mistakes_answered(command):
+    with mistakes_answered(command), launched():
         train(args)
 
 
