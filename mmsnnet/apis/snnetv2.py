@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
-from mmsnnet.evaluation.operating_points import write_atomically
+from mmsnnet.evaluation.atomic_files import write_atomically
 from mmsnnet.models import check_weights, find_stitched_backbone, read_model_checkpoint
 from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.stitching import StitchSpace

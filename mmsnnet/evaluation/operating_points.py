@@ -10,12 +10,13 @@ import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from mmsnnet.evaluation.atomic_files import write_atomically
 
 CostName = Literal["flops", "latency_ms"]
 MEASURED_COSTS = ("latency_ms", "throughput", "peak_memory")
@@ -369,22 +370,6 @@ def pareto_front(
             front.append(point)
             last = price, quality
     return tuple(front)
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes ``data`` to ``path``, whole or not at all, and creates the folders that lead to it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _require(entry: Mapping[str, Any], keys: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsnnet.evaluation.operating_points import write_atomically
+from mmsnnet.evaluation.atomic_files import write_atomically
 from mmsnnet.stitching.space import Stitch, StitchSpace, Tap
 from mmsnnet.visualization.files import check_suffix, render
 
