@@ -1,4 +1,11 @@
 from mmsnnet.engine.runner.resume import CannotResumeError
 from mmsnnet.engine.runner.stitch_loops import StitchTestLoop, StitchValLoop
+from mmsnnet.engine.runner.train_loops import StitchEpochBasedTrainLoop, StitchIterBasedTrainLoop
 
-__all__ = ["CannotResumeError", "StitchTestLoop", "StitchValLoop"]
+__all__ = [
+    "CannotResumeError",
+    "StitchEpochBasedTrainLoop",
+    "StitchIterBasedTrainLoop",
+    "StitchTestLoop",
+    "StitchValLoop",
+]
