@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from mmengine.runner import BaseLoop
 
+from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError
 from mmsnnet.engine.runner import CannotResumeError
 
 # What a mistake in a config raises while what it names is built: model, data sets, optimizer, pretrained weights.
@@ -15,8 +16,9 @@ MISTAKES = (FileNotFoundError, ImportError, KeyError, TypeError, ValueError)
 
 def is_mistake(error: Exception) -> bool:
     """Whether an error is taken for a user's mistake, which one line answers: one of ``MISTAKES``, raised before a loop
-    runs. What a loop raises is not, but for a file that it cannot resume from: it needs its traceback."""
-    if isinstance(error, CannotResumeError):
+    runs, or a folder that checkpoints cannot be written to. What a loop raises is not, but for a file that it cannot
+    resume from: it needs its traceback."""
+    if isinstance(error, CannotResumeError | CheckpointFolderError):
         return True
     inside = any(
         frame.f_code.co_name == "run" and isinstance(frame.f_locals.get("self"), BaseLoop)

@@ -7,10 +7,12 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmsnnet.apis.launch import prepare_launch
+from mmsnnet.engine.latest_checkpoint import choose_checkpoint
 
 
 def build_runner(config: Config, launcher: str = "none", work_dir: str | None = None) -> Runner | FlexibleRunner:
-    """mmengine's runner for a config: a ``FlexibleRunner`` where ``runner_type`` names it.
+    """mmengine's runner for a config: a ``FlexibleRunner`` where ``runner_type`` names it. One that is to resume
+    has found from what: see :func:`mmsnnet.engine.latest_checkpoint.choose_checkpoint`.
 
     Args:
         config: as :func:`mmsnnet.apis.load_config` returns it.
@@ -19,4 +21,6 @@ def build_runner(config: Config, launcher: str = "none", work_dir: str | None = 
     """
     prepare_launch(config, launcher)
     config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(config.filename).stem)
-    return RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
+    runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
+    choose_checkpoint(runner)
+    return runner

@@ -34,7 +34,8 @@ def choose_checkpoint(runner: Runner | FlexibleRunner) -> None:
         ValueError: there are some, of which none is whole.
     """
     folder, template = _of_hook(runner)
-    if runner._resume is not True or runner._load_from is not None or "://" in folder:
+    named = isinstance(runner._resume, str) or runner._load_from is not None  # a FlexibleRunner's may be a path
+    if not runner._resume or named or "://" in folder:
         return
     # One rank looks: ranks that find different files would train different models.
     found: list[str | Exception | None] = [None]
@@ -44,7 +45,7 @@ def choose_checkpoint(runner: Runner | FlexibleRunner) -> None:
             for told in passed_over:
                 runner.logger.warning(told)
             found = [None if path is None else str(path)]
-        except (OSError, ValueError) as error:
+        except Exception as error:
             found = [error]
     broadcast_object_list(found)
     if isinstance(found[0], Exception):

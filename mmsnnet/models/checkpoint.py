@@ -54,21 +54,31 @@ HISTORY_GLOBALS = (
 )
 
 
-class _OfNoRun(dict[str, Any]):
-    """The meta of weights alone, for a runner that asks it how far it is to go on from."""
+# How far a run is, which a runner that resumes asks the meta of a checkpoint for.
+PROGRESS = ("epoch", "iter")
 
-    def __init__(self, where: str) -> None:
-        super().__init__()
+
+class _OfNoRun(dict[str, Any]):
+    """The meta of a checkpoint that no run can go on from, for a runner that asks it how far it is to go on from."""
+
+    def __init__(self, where: str, meta: Mapping[str, Any]) -> None:
+        super().__init__({key: value for key, value in meta.items() if key not in PROGRESS})
         self._where = where
 
     def __missing__(self, key: str) -> Any:
-        raise ValueError(f"{self._where} has weights alone, no {key!r} and no optimizer state: leave out --resume")
+        if key not in PROGRESS:
+            raise KeyError(key)
+        raise ValueError(
+            f"{self._where} has weights alone, nothing of the run that they are of, and no optimizer state: leave out "
+            "--resume, or load_from to go on with the latest checkpoint of the work folder"
+        )
 
 
 def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads what :func:`mmsnnet.stitching.checkpoint.read_checkpoint` reads, checkpoints of mmengine's runner with
     their loss history included. Weights that lie in the file as they are come under ``state_dict``, where hooks of
-    mmengine look for them, with an empty ``meta``, which mmseg reads; a config in ``meta`` is left out. Tensors are on
+    mmengine look for them, with an empty ``meta``, which mmseg reads; a config in ``meta`` is left out. Weights without
+    what a run needs to go on have a ``meta`` that says so where it is asked for ``epoch`` or ``iter``. Tensors are on
     the CPU.
 
     Raises:
@@ -79,7 +89,7 @@ def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
     where = f"checkpoint {os.fspath(source)!r}"
     checkpoint = read_checkpoint(source, HISTORY_GLOBALS)
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
-        return {"state_dict": checkpoint, "meta": _OfNoRun(where)}
+        return {"state_dict": checkpoint, "meta": _OfNoRun(where, {})}
     if "state_dict" in checkpoint:
         unwrapped(checkpoint, where, ("state_dict",))
     if "meta" in checkpoint:
@@ -88,6 +98,9 @@ def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"{where} has one {type(meta).__name__} as 'meta', which is a dict")
         # Checkpoints of mmcv's runner have their config here, which mmengine would run as a program when it resumes.
         checkpoint["meta"] = {key: value for key, value in meta.items() if key != "config"}
+    meta = checkpoint.get("meta", {})
+    if "state_dict" in checkpoint and ("message_hub" not in checkpoint or not set(PROGRESS) <= meta.keys()):
+        checkpoint["meta"] = _OfNoRun(where, meta)
     return checkpoint
 
 

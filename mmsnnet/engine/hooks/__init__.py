@@ -1,7 +1,15 @@
+from mmsnnet.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
 from mmsnnet.engine.hooks.consistency_hook import ConsistencyHook
 from mmsnnet.engine.hooks.deferred_runtime_info_hook import DeferredRuntimeInfoHook
 from mmsnnet.engine.hooks.stitch_init_hook import StitchInitHook
 from mmsnnet.engine.hooks.stitch_log_hook import StitchLogHook
 from mmsnnet.engine.hooks.strict_load_hook import StrictLoadHook
 
-__all__ = ["ConsistencyHook", "DeferredRuntimeInfoHook", "StitchInitHook", "StitchLogHook", "StrictLoadHook"]
+__all__ = [
+    "AtomicCheckpointHook",
+    "ConsistencyHook",
+    "DeferredRuntimeInfoHook",
+    "StitchInitHook",
+    "StitchLogHook",
+    "StrictLoadHook",
+]
