@@ -1,9 +1,21 @@
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
-from mmsnnet.engine.hooks import StitchInitHook, StitchLogHook, StrictLoadHook
+from mmsnnet.engine.hooks import (
+    AtomicCheckpointHook,
+    ConsistencyHook,
+    DeferredRuntimeInfoHook,
+    StitchInitHook,
+    StitchLogHook,
+    StrictLoadHook,
+)
 from mmsnnet.engine.optimizers import StitchOptimWrapperConstructor
 from mmsnnet.engine.runner import StitchTestLoop, StitchValLoop
+from mmsnnet.engine.strategies import FSDPStrategy
 
 __all__ = [
+    "AtomicCheckpointHook",
+    "ConsistencyHook",
+    "DeferredRuntimeInfoHook",
+    "FSDPStrategy",
     "StitchInitHook",
     "StitchLogHook",
     "StitchOptimWrapperConstructor",

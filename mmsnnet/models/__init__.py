@@ -5,11 +5,14 @@ from mmsnnet.models.classifiers import StitchedClassifier
 from mmsnnet.models.cost import model_costs
 from mmsnnet.models.losses import SILogLoss
 from mmsnnet.models.necks import SimpleFeaturePyramid
+from mmsnnet.models.wrappers import StitchedDataParallel, StitchedFullyShardedDataParallel
 
 __all__ = [
     "SILogLoss",
     "SimpleFeaturePyramid",
     "StitchedClassifier",
+    "StitchedDataParallel",
+    "StitchedFullyShardedDataParallel",
     "StitchedViT",
     "Taps",
     "check_weights",

@@ -1,22 +1,23 @@
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from mmengine import dist
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmsnnet.models import find_stitched_backbone
+from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone
+from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import HOOKS
-from mmsnnet.stitching import NormalEquations
+from mmsnnet.stitching import NormalEquations, StitchedNetwork
 
 
 @HOOKS.register_module()
@@ -41,31 +42,46 @@ class StitchInitHook(Hook):
         self.seed = seed
 
     def before_train(self, runner: Runner) -> None:
-        network = find_stitched_backbone(runner.model).network
+        backbone = find_stitched_backbone(runner.model)
+        network = backbone.network
         lacking = [key for key in network.space.layers if not network.layer(key).initialized]
         if not lacking:
             return
         start = time.monotonic()
         equations = NormalEquations(network, lacking)
+        sharded = runner.model if isinstance(runner.model, StitchedFullyShardedDataParallel) else None
+        rounds = 0
         for images in self._images(runner):
-            equations.add(images)
+            rounds += 1
+            equations.add(images) if sharded is None else sharded.run(equations.add, images)
+        if sharded is not None:  # a rank with fewer images helps the others to gather what they run
+            device = next(network.parameters()).device
+            images = torch.zeros(1, network.anchor(0).in_chans, *backbone.img_size, device=device)
+            for _ in range(rounds, self._most_rounds(runner)):
+                sharded.run(_run_anchors, network, images)
         for total in equations.sums():
             dist.all_reduce(total)
-        equations.solve()
-        for key in lacking:
-            for parameter in network.layer(key).parameters():
-                dist.broadcast(parameter.data)
+        with nullcontext() if sharded is None else sharded.gathered():
+            equations.solve()
+            for key in lacking:
+                for parameter in network.layer(key).parameters():
+                    dist.broadcast(parameter.data)
         runner.logger.info(
             f"StitchInitHook: initialised {len(lacking)} stitching layers from "
             f"{min(self.num_images, len(runner.train_dataloader.dataset))} images in {time.monotonic() - start:.1f} s"
         )
+
+    def _most_rounds(self, runner: Runner) -> int:
+        """The batches of the first rank, which has as many as any."""
+        images = min(self.num_images, len(runner.train_dataloader.dataset))
+        return math.ceil(math.ceil(images / dist.get_world_size()) / self.batch_size)
 
     def _images(self, runner: Runner) -> Iterator[Tensor]:
         """This rank's batches (B, 3, H, W), preprocessed as in training."""
         dataset = runner.train_dataloader.dataset
         chosen = np.random.default_rng(self.seed).permutation(len(dataset))[: self.num_images]
         own = chosen[dist.get_rank() :: dist.get_world_size()]
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner.model)
         with _own_randomness():
             for first in range(0, len(own), self.batch_size):
                 samples = []
@@ -73,6 +89,14 @@ class StitchInitHook(Hook):
                     _seed_everything(self.seed + int(index))
                     samples.append(dataset[int(index)])
                 yield model.data_preprocessor(pseudo_collate(samples), training=True)["inputs"]
+
+
+def _run_anchors(network: StitchedNetwork, images: Tensor) -> None:
+    """Runs the blocks that ``NormalEquations.add`` runs, in the same order, for nothing."""
+    for index in range(len(network.anchors)):
+        anchor = network.anchor(index)
+        for _ in anchor.run(anchor.stem(images), anchor.grid((images.shape[-2], images.shape[-1]))):
+            pass
 
 
 @contextmanager

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,9 +12,10 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Size, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmsnnet.models import find_stitched_backbone
+from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone
 from mmsnnet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmsnnet.stitching import Anchor, StitchedNetwork
 from mmsnnet.stitching.anchors import CLASSIFIER_MODULES
@@ -68,12 +69,26 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, DEFAULTS | given)
         if self.base_lr is None:
             raise ValueError("optim_wrapper.optimizer needs lr, which the groups of parameters take their rates from")
+        # Of parameters of which a process holds a piece, the shapes as a whole.
+        self._shapes: dict[nn.Parameter, Size] = {}
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """The wrapper of an optimizer whose groups are those of ``model``, wrapped or not."""
+        """The wrapper of an optimizer whose groups are those of ``model``, wrapped or not.
+
+        Raises:
+            TypeError: the model is sharded by a wrapper that does not tell the shapes of whole parameters.
+        """
+        if isinstance(model, StitchedFullyShardedDataParallel):
+            self._shapes = model.shapes
+        elif isinstance(model, FullyShardedDataParallel):
+            raise TypeError(
+                f"{type(model).__name__} hides which parameters are vectors, which are not decayed, and moves what a "
+                "stitch does not use: set strategy=dict(type='mmsnnet.FSDPStrategy')"
+            )
         wrapper = super().__call__(model)
         if is_main_process():
-            print_log(f"Groups of parameters:\n{_table(wrapper.optimizer.param_groups)}", logger="current")
+            table = _table(wrapper.optimizer.param_groups, self._shapes)
+            print_log(f"Groups of parameters:\n{table}", logger="current")
         return wrapper
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs: Any) -> None:
@@ -86,7 +101,8 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if not parameter.requires_grad:
                 continue
             part, layer, lr_mult = places.get(parameter, elsewhere)
-            decayed = parameter.ndim > 1 and name.rpartition(".")[2] not in NOT_DECAYED
+            shape = self._shapes.get(parameter, parameter.shape)
+            decayed = len(shape) > 1 and name.rpartition(".")[2] not in NOT_DECAYED
             group = dict(params=[], part=part, layer=layer, lr=self.base_lr * lr_mult)
             if not decayed:
                 group["weight_decay"] = 0.0
@@ -125,7 +141,7 @@ def _layer_name(anchor: Anchor, layer: int) -> str:
     return {0: "stem", anchor.depth + 1: "norm"}.get(layer, f"block {layer - 1}")
 
 
-def _table(groups: Sequence[dict[str, Any]]) -> str:
+def _table(groups: Sequence[dict[str, Any]], shapes: Mapping[nn.Parameter, Size]) -> str:
     with_layers = any(group["layer"] for group in groups)
     table = Table(box=SIMPLE_HEAD)
     for column in ("part", "layer") if with_layers else ("part",):
@@ -133,7 +149,7 @@ def _table(groups: Sequence[dict[str, Any]]) -> str:
     for column in ("lr", "weight decay", "tensors", "parameters"):
         table.add_column(column, justify="right")
     for group in groups:
-        size = sum(parameter.numel() for parameter in group["params"])
+        size = sum(math.prod(shapes.get(parameter, parameter.shape)) for parameter in group["params"])
         names = [group["part"], group["layer"]] if with_layers else [group["part"]]
         numbers = (f"{group['lr']:.3g}", f"{group['weight_decay']:.3g}", f"{len(group['params'])}", f"{size:,}")
         table.add_row(*names, *numbers)

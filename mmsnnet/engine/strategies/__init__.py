@@ -1,0 +1,3 @@
+from mmsnnet.engine.strategies.fsdp_strategy import FSDPStrategy
+
+__all__ = ["FSDPStrategy"]

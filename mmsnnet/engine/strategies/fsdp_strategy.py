@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine import dist
+from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
+from mmengine.device import get_device
+from mmengine.optim import OptimWrapper
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from mmsnnet.models.wrappers import StitchedFullyShardedDataParallel
+from mmsnnet.registry import STRATEGIES
+
+# Optimizers whose step looks at a parameter as a whole, where a process holds a piece of it.
+NOT_ELEMENTWISE = ("Lamb", "Lars", "LARS", "Muon", "Adafactor", "SOAP", "Shampoo")
+
+
+@STRATEGIES.register_module()
+class FSDPStrategy(MMEngineFSDPStrategy):
+    """mmengine's ``FSDPStrategy`` for a stitched model, of mmengine's ``FlexibleRunner``::
+
+        runner_type = "FlexibleRunner"
+        strategy = dict(type="mmsnnet.FSDPStrategy")
+
+    Beside what :class:`mmsnnet.models.StitchedFullyShardedDataParallel` does, gradients are clipped by the norm of the
+    whole model's, not of the piece that a process holds, and a resumed run gets its optimizer state: mmengine's own
+    passes it to torch in an order of arguments that torch has given up (2.1).
+
+    Args:
+        model_wrapper: settings of the wrapper, ``mmsnnet.StitchedFullyShardedDataParallel``.
+        state_dict_cfg: as of mmengine's; by default ``'full'``: one checkpoint, with the weights that any runner loads.
+        kwargs: as of mmengine's.
+
+    Raises:
+        TypeError: ``model_wrapper`` is of another type.
+        ValueError: the optimizer's step is not elementwise (LAMB).
+    """
+
+    def __init__(
+        self,
+        *,
+        model_wrapper: Mapping[str, Any] | None = None,
+        state_dict_cfg: str | dict[str, Any] = "full",
+        **kwargs: Any,
+    ) -> None:
+        wrapper = {"type": "mmsnnet.StitchedFullyShardedDataParallel", **(model_wrapper or {})}
+        super().__init__(model_wrapper=wrapper, state_dict_cfg=state_dict_cfg, **kwargs)
+        if get_device() == "cpu":  # where torch frees and overwrites what it takes for copies
+            self.state_dict_config.offload_to_cpu = self.optim_state_dict_config.offload_to_cpu = False
+
+    def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> OptimWrapper:
+        if not isinstance(model, StitchedFullyShardedDataParallel):
+            raise TypeError(
+                f"mmsnnet.FSDPStrategy needs a model_wrapper of type mmsnnet.StitchedFullyShardedDataParallel, got "
+                f"{type(model).__name__}"
+            )
+        built = super().build_optim_wrapper(optim_wrapper, model)
+        name = type(built.optimizer).__name__
+        if name in NOT_ELEMENTWISE:
+            raise ValueError(
+                f"{name} needs whole parameters for its step, of which FSDP gives each process a piece: train with "
+                "AdamW or another elementwise optimizer"
+            )
+        if built.clip_grad_kwargs and built.clip_func is nn.utils.clip_grad_norm_:
+            built._clip_grad = partial(_clip, model, built)
+        built.optimizer.register_step_pre_hook(lambda *_: model.drop_unused_gradients())
+        return built
+
+    def optim_state_dict(self) -> dict[str, Any]:
+        """The optimizer's state by parameter names, whole, and the state of the wrapper's own (a loss scale)."""
+        with _declared_frozen(self._not_stepped()):
+            state = FullyShardedDataParallel.optim_state_dict(self.model, self.optim_wrapper.optimizer)
+        return self._own_state(self.optim_wrapper.state_dict()) | state
+
+    def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what :meth:`optim_state_dict` gave."""
+        state = FullyShardedDataParallel.optim_state_dict_to_load(self.model, self.optim_wrapper.optimizer, state_dict)
+        self.optim_wrapper.load_state_dict(self._own_state(state_dict) | state)
+
+    def _not_stepped(self) -> list[nn.Parameter]:
+        """The trained parameters that no stitch has used yet, in the same order everywhere: those for which no process
+        has an optimizer state. A process has none either where its piece of a parameter is empty."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        states = self.optim_wrapper.optimizer.state
+        stepped = torch.tensor([bool(states.get(parameter)) for parameter in trained], dtype=torch.uint8)
+        dist.all_reduce(stepped, op="max")
+        return [parameter for parameter, has_state in zip(trained, stepped.tolist(), strict=True) if not has_state]
+
+    @staticmethod
+    def _own_state(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in state_dict.items() if key not in ("state", "param_groups")}
+
+
+@contextmanager
+def _declared_frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """torch gathers the optimizer states of a unit only where every parameter of it has some, or is frozen."""
+    for parameter in parameters:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad = True
+
+
+def _clip(model: StitchedFullyShardedDataParallel, wrapper: OptimWrapper) -> None:
+    """What ``OptimWrapper._clip_grad`` does, on all processes: also on one whose piece has no gradients."""
+    norm = model.clip_grad_norm_(**wrapper.clip_grad_kwargs)
+    wrapper.message_hub.update_scalar(f"train/{wrapper.grad_name}", float(norm))
