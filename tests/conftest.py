@@ -1,5 +1,7 @@
 """Builders that the tests share: tiny anchors of timm's families, networks of two of them, images."""
 
+import os
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,19 @@ class RunsCode:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.mark,)
+
+
+def ending(job: Callable[[], object]) -> int:
+    """How a copy of this process ends that does a job: with the number of a signal, negative, or a status of 0 or 1."""
+    process = os.fork()
+    if process == 0:
+        try:
+            job()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 @pytest.fixture(autouse=True, scope="session")
