@@ -56,6 +56,7 @@ class Anchor(nn.Module, ABC):
         has_class_token: whether the first prefix token is a class token.
         has_stem: whether it has a stem, which :meth:`keep` may leave out.
         blocks: the indices of the blocks that it has: all, unless :meth:`keep` has left some out.
+        compiled: whether its blocks are compiled for training mode (:meth:`StitchedNetwork.compile_blocks`).
 
     Raises:
         TypeError: the model's patches are those of a convolutional network (a hybrid).
@@ -82,6 +83,7 @@ class Anchor(nn.Module, ABC):
         self.has_stem = True
         self.has_class_token = model.cls_token is not None
         self.blocks = tuple(range(self.depth))
+        self.compiled = False
         self._frozen: list[nn.Module] = []
         self.register_state_dict_post_hook(_save_grid)
 
@@ -245,6 +247,9 @@ class Anchor(nn.Module, ABC):
             inputs = self.block(index), tokens, grid, positions[index]
             if recompute:
                 tokens = checkpoint(self.call_block, *inputs, use_reentrant=False)
+            elif self.compiled and not self.training and not torch.compiler.is_compiling():
+                with torch.compiler.set_stance("force_eager"):
+                    tokens = self.call_block(*inputs)
             else:
                 tokens = self.call_block(*inputs)
             yield index, tokens, window

@@ -6,12 +6,13 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmsnnet.stitching.anchors import Anchor
+from mmsnnet.stitching.compilation import compile_blocks
 from mmsnnet.stitching.layers import StitchingLayer
 from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
 
@@ -109,6 +110,23 @@ class StitchedNetwork(nn.Module):
             last = leaving
         anchor = self.anchor(last.anchor)
         return anchor.classify(anchor.arrange(last.projected[()], self._grid(images), last.window, 0))
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles every block for training mode, in place; names in the state dict stay. Blocks of one anchor (with
+        windows of one size) share what is compiled, whatever their rates of stochastic depth.
+
+        Evaluation mode runs as before, so that what is measured does not depend on a compiler. Copies, merged ones and
+        pickled ones included, are not compiled.
+
+        Args:
+            options: of ``torch.compile``; ``fullgraph`` is True by default, so that a block which cannot be compiled,
+                or is compiled anew too often, raises an error instead of running as it is.
+
+        Raises:
+            TypeError: ``torch.compile`` has no such option.
+            ValueError: it has no such backend.
+        """
+        compile_blocks([self.anchor(index) for index in range(len(self.anchors))], **options)
 
     @torch.no_grad()
     def merged(self) -> StitchedNetwork:

@@ -91,6 +91,9 @@ class StitchedViT(BaseModule):
             classifiers and stitching layers that it does not run. Its weights are those of a checkpoint, as
             :func:`mmsnnet.apis.extract_stitch` writes one: there is nothing to initialise stitching layers from.
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
+        compile: compile each block for training mode with ``torch.compile``: True, or a dict of its arguments; see
+            :meth:`mmsnnet.stitching.StitchedNetwork.compile_blocks`. The key ``compile`` of a config, which is the
+            runner's, would compile the whole step anew for each stitch.
         frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor and
             those blocks of the others that correspond to these alone.
         frozen_anchors: indices of anchors to freeze altogether.
@@ -114,6 +117,7 @@ class StitchedViT(BaseModule):
         budget: Mapping[str, Any] | None = None,
         only: int | str | None = None,
         with_cp: bool = False,
+        compile: bool | Mapping[str, Any] = False,
         frozen_stages: int = -1,
         frozen_anchors: Sequence[int] = (),
         init_cfg: dict | list[dict] | None = None,
@@ -158,6 +162,10 @@ class StitchedViT(BaseModule):
             built = [_with_parts(index, parts, outline, makers[index]) for index, outline in enumerate(built)]
             space = space.only(only, [part for part in parts if isinstance(part, LayerKey)])
         self.network = StitchedNetwork(built, space, rank=rank, with_cp=with_cp)
+        if not isinstance(compile, bool | Mapping):
+            raise TypeError(f"compile is True, False or a dict of torch.compile's arguments; got {compile!r}")
+        if compile is not False:
+            self.network.compile_blocks(**({} if compile is True else compile))
         self.space: StitchSpace = self.network.space
         self.num_classes = num_classes
         self.flops_step = flops_step
