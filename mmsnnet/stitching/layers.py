@@ -55,11 +55,12 @@ class StitchingLayer(nn.Module):
         self.initialized = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps tokens (..., in) to (..., out)."""
-        y = F.linear(x, self.weight, self.bias)
+        """Maps tokens (..., in) to (..., out), of the same type: under autocast, tokens stay in full precision from
+        block to block, so they do where a route crosses over."""
+        y = F.linear(x, self.weight, self.bias).to(x.dtype)
         if not self.rank:
             return y
-        return y + F.linear(F.linear(x, self.lora_A), self.lora_B) * (self.alpha / self.rank)
+        return y + F.linear(F.linear(x, self.lora_A), self.lora_B).to(x.dtype) * (self.alpha / self.rank)
 
     def merged_weight(self) -> Tensor:
         """``W + (alpha / rank) * B A``, shape (out, in), as a new tensor."""
