@@ -24,7 +24,7 @@ from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import HOOKS
 from mmsnnet.stitching import StitchSampler
 
-CHUNK = 1 << 20  # words that a checksum works on at a time: 8 MiB of products, which a CPU's cache holds
+CHUNK = 1 << 20  # 8 MiB of products, which a CPU's cache holds
 
 
 @dataclass(frozen=True)
@@ -166,27 +166,28 @@ class ConsistencyHook(Hook):
 
 
 @torch.no_grad()
-def bit_checksum(tensor: Tensor) -> Tensor:
+def bit_checksum(tensor: Tensor, chunk: int = CHUNK) -> Tensor:
     """A checksum of the bits of a tensor's elements in their order, an int64 scalar on its device: with ``b_i`` the
     words of at most 32 bits that the elements are made of, the sum of ``b_i w_i`` modulo 2^64, the ``w_i`` random and
     odd.
 
     Tensors that differ in one word always differ in it, be it by the sign of a zero or the payload of a NaN; others,
-    the same words in another order for one, but with a probability of about 2^-32. Strides do not count.
+    the same words in another order for one, but with a probability of about 2^-32. Strides do not count. It works on
+    ``chunk`` words at a time.
     """
     word = {1: torch.int8, 2: torch.int16}.get(tensor.element_size(), torch.int32)
     words = tensor.detach().reshape(-1).view(word)
-    weights = _weights(words.device)
-    total, *sums = (part.long().mul_(weights[: len(part)]).sum() for part in words.split(CHUNK))
+    weights = _weights(words.device, chunk)
+    total, *sums = (part.long().mul_(weights[: len(part)]).sum() for part in words.split(chunk))
     for part in sums:
         total = total * 0x5851F42D4C957F2D + part  # an odd factor tells the parts apart, and loses no bit
     return total
 
 
 @cache
-def _weights(device: torch.device) -> Tensor:
+def _weights(device: torch.device, number: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return (torch.randint(-(2**63), 2**63 - 1, (CHUNK,), generator=generator) | 1).to(device)
+    return (torch.randint(-(2**63), 2**63 - 1, (number,), generator=generator) | 1).to(device)
 
 
 def _compare_bits(parameters: Sequence[tuple[str, Tensor]], iteration: int) -> None:
