@@ -111,7 +111,9 @@ def damage(path: Path) -> str | None:
     the list of its contents at its end that tells; one in an older format of torch's has to be read."""
     if path.is_dir():  # of a strategy that shards: one file for each rank
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return next((f"{file.name}: {wrong}" for file in files if (wrong := damage(file))), None if files else "empty")
+        return next(
+            (f"{file.name}: {wrong}" for file in files if (wrong := damage(file))), None if files else "it is empty"
+        )
     with path.open("rb") as file:
         start = file.read(2)
     if not start:
