@@ -157,6 +157,7 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
+    logging.basicConfig(filename=f"{folder}/rank_{rank}.log", level=logging.INFO)
     runner = make_runner(rank=rank)
     StitchInitHook(num_images=9, batch_size=2).before_train(runner)
     torch.save((runner.train_dataloader.dataset.indices, layers(runner)), f"{folder}/rank_{rank}.pth")
@@ -174,8 +175,22 @@ def test_every_rank_ends_with_the_same_weights(
     alone = initialised(num_images=9, batch_size=2)
     assert sorted([*own, *others]) == sorted(alone.train_dataloader.dataset.indices)
     assert {len(own), len(others)} == {4, 5}
-    for name, expected in layers(alone).items():
+    for name, expected in layers(alone).items():  # float64 sums, added up in another order
         torch.testing.assert_close(first[name], expected, rtol=1e-6, atol=1e-6)
+    for rank in range(2):  # in total, not of this rank
+        assert "initialised 3 stitching layers from 9 images" in (tmp_path / f"rank_{rank}.log").read_text()
+
+
+def test_one_ranks_images_alone_give_other_weights() -> None:
+    """Else the test above would not see sums that are not reduced."""
+    whole, half = initialised(num_images=9, batch_size=2), make_runner()
+    chosen = np.random.default_rng(0).permutation(20)[:9][::2]
+    equations = NormalEquations(half.model.backbone.network)
+    for index in chosen:
+        equations.add((half.train_dataloader.dataset[int(index)]["inputs"].float()[None] - 127.5) / 50)
+    equations.solve()
+    differences = [(layers(whole)[name] - own).abs().max() for name, own in layers(half).items() if "weight" in name]
+    assert len(differences) == 3 and min(differences) > 0.01
 
 
 def test_the_ranks_start_apart() -> None:
