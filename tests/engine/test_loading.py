@@ -78,7 +78,11 @@ def make_loader(
 def batches(number: int, epoch: int = 0, skip: int = 0, **kwargs: Any) -> Samples:
     loader = make_loader(**kwargs)
     loader.batch_sampler.epoch, loader.batch_sampler.skip = epoch, skip
-    return list(islice(loader, number))
+    iterator = iter(loader)
+    found = list(islice(iterator, number))
+    if loader.num_workers:  # left to the garbage collector it takes 5 s for each worker
+        iterator._shutdown_workers()
+    return found
 
 
 def aspect_ratio(sampler: Sampler, batch_size: int, drop_last: bool) -> BatchSampler:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -71,7 +71,7 @@ class _StitchTrainLoop:
             return super().run()  # type: ignore[misc]
 
         wrapper = self.runner.optim_wrapper
-        if not isinstance(wrapper, OptimWrapper):
+        if not isinstance(wrapper, OptimWrapper) or isinstance(wrapper, OptimWrapperDict):
             raise TypeError(
                 "stitches_per_step adds up gradients by mmengine's gradient accumulation, which "
                 f"{type(wrapper).__name__} lacks: set train_cfg.stitches_per_step=1"

@@ -1,0 +1,510 @@
+"""Training loops: a resumed run is the run that was not interrupted, and one stitch trains as in mmengine's loops."""
+
+import copy
+import itertools
+import logging
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import BaseDataPreprocessor
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from mmsnnet.models import find_stitched_backbone
+from mmsnnet.registry import DATASETS, METRICS, MODELS
+from mmsnnet.stitching import StitchSampler
+
+ITERATIONS = 10  # of batches of two images, of which an epoch has four
+NUMBERS = itertools.count()
+
+
+class Noisy(Dataset):
+    """Images with labels, augmented by all three global generators."""
+
+    def __init__(self, noise: float, length: int = 7) -> None:
+        self.metainfo = dict(name="noisy")
+        self.noise = noise
+        self.images = torch.randn(length, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        noise = torch.randn(3, 32, 32) + float(np.random.rand()) + random.random()
+        sample = BaseDataElement()
+        sample.gt_label = index % 4
+        return dict(inputs=self.images[index] + self.noise * noise, data_samples=sample)
+
+
+class BatchNoise(BaseDataPreprocessor):
+    """Augments a whole batch, in training."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        inputs = torch.stack(self.cast_data(data)["inputs"])
+        draw = torch.rand(1) + float(np.random.rand()) + random.random() if training else 0
+        return dict(inputs=inputs + self.noise * draw, data_samples=data["data_samples"])
+
+
+class DrawsMuch(BaseMetric):
+    """A validation that uses up random numbers of all kinds."""
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        random.random(), np.random.rand(), torch.rand(())
+        self.results.append(0)
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        return dict(accuracy=0.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> Iterator[None]:
+    made = ((DATASETS, Noisy), (MODELS, BatchNoise), (METRICS, DrawsMuch))
+    for registry, module in made:
+        registry.register_module(module=module)
+    yield
+    for registry, module in made:
+        del registry.module_dict[module.__name__]
+
+
+class Recorder(Hook):
+    """What each iteration saw; at ``kill_after``, the end."""
+
+    priority = "LOWEST"
+
+    def __init__(self, kill_after: int | None = None) -> None:
+        self.kill_after = kill_after
+        self.seen: list[tuple[int, int, dict[str, Tensor], Tensor]] = []
+        self.batches: list[Any] = []
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.batches.append(copy.deepcopy(data_batch))
+        inputs = torch.stack(data_batch["inputs"])
+        drawn = find_stitched_backbone(runner.model).drawn
+        self.seen.append((batch_idx, drawn.id, {name: loss.detach().clone() for name, loss in outputs.items()}, inputs))
+        if runner.iter + 1 == self.kill_after:
+            raise KeyboardInterrupt
+
+
+Train = Callable[..., tuple[Runner, Recorder]]
+
+LOOPS = dict(
+    iterations=dict(type="mmsnnet.StitchIterBasedTrainLoop", max_iters=ITERATIONS),
+    epochs=dict(type="mmsnnet.StitchEpochBasedTrainLoop", max_epochs=3, val_interval=99),
+)
+
+
+@pytest.fixture
+def make_runner(backbone_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Runner]:
+    """``make_runner(...)``: a runner of a tiny classifier, in a folder of its own unless told otherwise; with ``noise``
+    all that may be random is so, and ``changes`` are those of the config."""
+
+    def make(
+        loop: dict[str, Any],
+        noise: float = 0.0,
+        sampler: str = "InfiniteSampler",
+        workers: int = 0,
+        accumulative_counts: int = 1,
+        optimizer: dict[str, Any] | None = None,
+        mixing: bool | None = None,
+        recorder: Recorder | None = None,
+        **changes: Any,
+    ) -> Runner:
+        torch.manual_seed(3)
+        anchors = dict(drop_path_rate=0.5 if noise else 0.0)
+        mix = dict(cutmix_alpha=1.0, label_smoothing=0.1) if (noise if mixing is None else mixing) else None
+        config = dict(
+            default_scope="mmsnnet",
+            model=dict(
+                type="mmsnnet.StitchedClassifier",
+                backbone=backbone_config(small=anchors, large=anchors),
+                num_classes=4,
+                mixing=mix,
+                data_preprocessor=dict(type="BatchNoise", noise=noise),
+            ),
+            work_dir=str(tmp_path / f"work_dir_{next(NUMBERS)}"),
+            experiment_name=f"train_loops_{next(NUMBERS)}",
+            randomness=dict(seed=11),
+            train_dataloader=dict(
+                batch_size=2,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                drop_last=True,
+                sampler=dict(type=sampler, shuffle=True),
+                dataset=dict(type="Noisy", noise=noise),
+            ),
+            train_cfg=loop,
+            optim_wrapper=dict(
+                type="OptimWrapper",
+                optimizer=optimizer or dict(type="AdamW", lr=1e-2),
+                accumulative_counts=accumulative_counts,
+                clip_grad=dict(max_norm=5.0),
+            ),
+            param_scheduler=[dict(type="LinearLR", start_factor=0.1, end=5, by_epoch=False)],
+            default_hooks=dict(checkpoint=None),
+        )
+        runner = Runner(**config | changes)
+        for layer in find_stitched_backbone(runner.model).network.layers.values():
+            layer.set_base(layer.weight, layer.bias)
+        runner.register_hook(recorder or Recorder())
+        return runner
+
+    return make
+
+
+@pytest.fixture
+def train(make_runner: Callable[..., Runner]) -> Train:
+    """``train(...)``: a run of ``make_runner``, to its end or until it is killed."""
+
+    def run(loop: dict[str, Any], kill_after: int | None = None, **kwargs: Any) -> tuple[Runner, Recorder]:
+        recorder = Recorder(kill_after)
+        runner = make_runner(loop, recorder=recorder, **kwargs)
+        if kill_after is None:
+            runner.train()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                runner.train()
+        random.seed(), np.random.seed(), torch.seed()  # nothing of it is left for the next
+        loader = runner.train_dataloader._iterator
+        if loader is not None:  # left to the garbage collector it takes 5 s for each worker
+            loader._shutdown_workers()
+        return runner, recorder
+
+    return run
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """To the bit, tensors within anything."""
+    if isinstance(one, Tensor | np.ndarray):
+        assert bool((one == other).all())
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_equal(left, right)
+    else:
+        assert one == other
+
+
+def state(runner: Runner) -> dict[str, Any]:
+    ema = [hook.ema_model.state_dict() for hook in runner.hooks if hasattr(hook, "ema_model")]
+    schedulers = [scheduler.state_dict() for scheduler in runner.param_schedulers]
+    return dict(
+        model=runner.model.state_dict(),
+        draws=find_stitched_backbone(runner.model).draws,
+        optimizer=runner.optim_wrapper.state_dict(),
+        schedulers=schedulers,
+        ema=ema,
+        counts=(runner.iter, runner.epoch),
+        losses=runner.message_hub.get_scalar("train/loss").data,
+    )
+
+
+EMA = dict(custom_hooks=[dict(type="EMAHook", momentum=0.1)])
+BY_EPOCH = dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epoch=True, interval=1)))
+FINITE = dict(sampler="DefaultSampler")
+
+
+@pytest.mark.parametrize(
+    ("loop", "at", "workers", "kwargs"),
+    [
+        ("iterations", 5, (0, 0), {}),
+        ("iterations", 5, (2, 1), EMA),
+        ("iterations", 5, (0, 2), FINITE),
+        ("iterations", 5, (0, 0), dict(stitches_per_step=3)),
+        ("iterations", 6, (0, 0), dict(stitches_per_step=3, accumulative_counts=2, **EMA)),
+        ("iterations", 6, (0, 0), dict(accumulative_counts=3)),
+        ("iterations", 5, (0, 0), dict(randomness=dict(seed=None))),
+        ("epochs", 5, (2, 0), FINITE),
+        ("epochs", 5, (0, 2), dict(stitches_per_step=3, **FINITE, **EMA)),
+        ("epochs", 5, (0, 0), dict(randomness=dict(seed=None), **FINITE)),
+        ("epochs", 6, (0, 0), FINITE),  # the end of an epoch, before hooks have seen it
+        ("epochs", 3, (0, 0), BY_EPOCH | FINITE),
+    ],
+    ids=lambda value: str(value).replace(" ", "") if isinstance(value, str | int | tuple) else "-".join(value),
+)
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(
+    loop: str, at: int, workers: tuple[int, int], kwargs: dict[str, Any], train: Train, tmp_path: Path
+) -> None:
+    config = LOOPS[loop] | {key: kwargs.pop(key) for key in list(kwargs) if key == "stitches_per_step"}
+    hooks = dict(checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=at, save_last=False))
+    kwargs = dict(noise=0.1, default_hooks=hooks) | kwargs
+    by_epoch = kwargs["default_hooks"]["checkpoint"]["by_epoch"]
+    whole, seen = train(config, workers=workers[0], **kwargs)
+
+    folder = tmp_path / "resumed"
+    folder.mkdir()
+    name = "epoch_1.pth" if by_epoch else f"iter_{at}.pth"
+    shutil.copy(Path(whole.work_dir) / name, folder)
+    (folder / "last_checkpoint").write_text(str(folder / name))
+    resumed, rest = train(config, workers=workers[1], work_dir=str(folder), resume=True, **kwargs)
+    assert_equal(rest.seen, seen.seen[at:])
+    assert_equal(state(resumed), state(whole))
+    assert resumed.seed == whole.seed
+
+
+def test_a_killed_run_goes_on(train: Train, tmp_path: Path) -> None:
+    """The same in one folder, and the run that is killed is killed after its checkpoint."""
+    whole, seen = train(LOOPS["iterations"], noise=0.1)
+    checkpoint = dict(type="CheckpointHook", by_epoch=False, interval=5, save_last=False)
+    kwargs = dict(noise=0.1, work_dir=str(tmp_path / "work_dir"), default_hooks=dict(checkpoint=checkpoint))
+    _, first = train(LOOPS["iterations"], kill_after=7, **kwargs)
+    resumed, second = train(LOOPS["iterations"], resume=True, **kwargs)
+    assert_equal(first.seen, seen.seen[:7])
+    assert_equal(second.seen, seen.seen[5:])
+    assert_equal(state(resumed), state(whole))
+
+
+def test_all_that_is_random_counts(train: Train) -> None:
+    """Else the tests above would not see a run that goes on from other states."""
+    _, one = train(LOOPS["iterations"], noise=0.1)
+    _, other = train(LOOPS["iterations"], noise=0.1, randomness=dict(seed=12))
+    assert not any(torch.equal(a[3], b[3]) for a, b in zip(one.seen, other.seen, strict=True))
+    _, plain = train(LOOPS["iterations"], noise=0.0)
+    assert len({float(step[2]["loss"]) for step in one.seen + plain.seen}) == 2 * ITERATIONS
+    assert [step[1] for step in one.seen] == [step[1] for step in other.seen]  # the backbone's seed draws stitches
+
+
+def test_a_sampler_with_a_seed_of_its_own_keeps_it(train: Train, make_runner: Callable[..., Runner]) -> None:
+    orders = []
+    for seed in (11, 12):
+        loader = make_runner(LOOPS["iterations"])._train_dataloader
+        loader["sampler"]["seed"] = 5
+        _, recorder = train(LOOPS["iterations"], train_dataloader=loader, randomness=dict(seed=seed))
+        orders.append([step[3] for step in recorder.seen])
+    assert_equal(*orders)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_validation_in_between_changes_nothing(loop: str, train: Train) -> None:
+    kwargs = dict(noise=0.1, sampler="DefaultSampler", workers=1, **EMA)
+    without, seen = train(LOOPS[loop], **kwargs)
+    loader = dict(
+        batch_size=2,
+        num_workers=0,
+        sampler=dict(type="DefaultSampler", shuffle=False),
+        dataset=dict(type="Noisy", noise=0.1, length=4),
+    )
+    validated, also = train(
+        LOOPS[loop] | dict(val_interval=1, val_begin=1),
+        val_dataloader=loader,
+        val_cfg=dict(type="ValLoop"),
+        val_evaluator=dict(type="DrawsMuch"),
+        **kwargs,
+    )
+    assert "val/accuracy" in validated.message_hub.log_scalars
+    assert_equal(also.seen, seen.seen)
+    assert_equal(state(validated), state(without))
+
+
+STOCK = dict(
+    iterations=dict(type="IterBasedTrainLoop", max_iters=ITERATIONS),
+    epochs=dict(type="EpochBasedTrainLoop", max_epochs=3, val_interval=99),
+)
+
+
+@pytest.mark.parametrize("accumulative_counts", [1, 3])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_one_stitch_trains_as_in_mmengines_loop(loop: str, accumulative_counts: int, train: Train) -> None:
+    kwargs = dict(sampler="InfiniteSampler" if loop == "iterations" else "DefaultSampler")
+    ours, seen = train(LOOPS[loop], accumulative_counts=accumulative_counts, **kwargs)
+    stock, expected = train(STOCK[loop], accumulative_counts=accumulative_counts, **kwargs)
+    assert_equal(seen.seen, expected.seen)
+    assert_equal(state(ours), state(stock))
+
+
+class Calls(Hook):
+    """What is called, with which arguments."""
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        for stage in ("train", "val"):
+            points = [f"{when}_{stage}{what}" for when in ("before", "after") for what in ("", "_epoch", "_iter")]
+            for point in points:
+                setattr(self, point, self._recording(point))
+        for point in ("before_run", "after_run", "before_save_checkpoint", "after_load_checkpoint"):
+            setattr(self, point, self._recording(point))
+
+    def _recording(self, point: str) -> Callable[..., None]:
+        def record(runner: Runner, *args: Any, **kwargs: Any) -> None:
+            idx = kwargs.get("batch_idx")
+            training = runner.model.training if "iter" in point else None
+            self.calls.append((point, idx, sorted(kwargs), runner.iter, runner.epoch, training))
+
+        return record
+
+
+@pytest.mark.parametrize("stitches_per_step", [1, 3])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_hooks_are_called_as_by_mmengines_loop(
+    loop: str, stitches_per_step: int, make_runner: Callable[..., Runner]
+) -> None:
+    changes = dict(
+        sampler="DefaultSampler",
+        val_dataloader=dict(
+            batch_size=2,
+            num_workers=0,
+            sampler=dict(type="DefaultSampler", shuffle=False),
+            dataset=dict(type="Noisy", noise=0.1, length=4),
+        ),
+        val_cfg=dict(type="ValLoop"),
+        val_evaluator=dict(type="DrawsMuch"),
+    )
+    number = dict(max_iters=5) if loop == "iterations" else dict(max_epochs=2)
+    recorded = []
+    for config in (STOCK[loop], LOOPS[loop] | dict(stitches_per_step=stitches_per_step)):
+        hook = Calls()
+        runner = make_runner(config | number | dict(val_interval=2 if loop == "iterations" else 1), **changes)
+        runner.register_hook(hook)
+        runner.train()
+        recorded.append(hook.calls)
+    assert recorded[0] == recorded[1]
+    assert len(recorded[0]) > 20
+
+
+def gradients(model: nn.Module, batch: Any, first_draw: int, number: int) -> dict[str, Tensor]:
+    """The sum over ``number`` draws, each of which alone is an iteration of mmengine's."""
+    model = copy.deepcopy(model)
+    backbone = find_stitched_backbone(model)
+    total: dict[str, Tensor] = {}
+    for draw in range(first_draw, first_draw + number):
+        backbone.draws = draw
+        model.zero_grad()
+        loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode="loss"))
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                total[name] = total.get(name, 0) + parameter.grad
+    return total
+
+
+@pytest.mark.parametrize("accumulative_counts", [1, 2])
+@pytest.mark.parametrize("stitches_per_step", [2, 3])
+def test_the_gradients_of_several_stitches_are_summed(
+    stitches_per_step: int, accumulative_counts: int, make_runner: Callable[..., Runner]
+) -> None:
+    """Over the iterations of an accumulation mmengine takes the mean."""
+    recorder = Recorder()
+    loop = dict(type="mmsnnet.StitchIterBasedTrainLoop", max_iters=accumulative_counts)
+    runner = make_runner(
+        loop | dict(stitches_per_step=stitches_per_step),
+        accumulative_counts=accumulative_counts,
+        recorder=recorder,
+        param_scheduler=None,
+        optim_wrapper=dict(
+            type="OptimWrapper", optimizer=dict(type="SGD", lr=1.0), accumulative_counts=accumulative_counts
+        ),
+    )
+    before = copy.deepcopy(runner.model)
+    runner.train()
+    backbone = find_stitched_backbone(runner.model)
+    assert backbone.draws == stitches_per_step * accumulative_counts
+    find_stitched_backbone(before).stitches_per_step = stitches_per_step
+    expected: dict[str, Tensor] = {}
+    for iteration, batch in enumerate(recorder.batches):
+        summed = gradients(before, batch, iteration * stitches_per_step, stitches_per_step)
+        for name, gradient in summed.items():
+            expected[name] = expected.get(name, 0) + gradient / accumulative_counts
+    start = dict(before.named_parameters())
+    for name, parameter in runner.model.named_parameters():
+        moved = start[name] - parameter
+        torch.testing.assert_close(moved, expected.get(name, torch.zeros_like(moved)), rtol=1e-4, atol=1e-6)
+    assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
+
+
+def test_the_stitches_of_a_step_see_one_preprocessed_batch(make_runner: Callable[..., Runner]) -> None:
+    runner = make_runner(
+        dict(type="mmsnnet.StitchIterBasedTrainLoop", max_iters=2, stitches_per_step=3), noise=0.5, mixing=False
+    )
+    inputs, drawn, losses = [], [], []
+    backbone = find_stitched_backbone(runner.model)
+
+    def see(module: nn.Module, args: tuple[Tensor], result: Any) -> None:
+        inputs.append(args[0].clone())
+        args[0].zero_()  # as mixing changes images in place
+        drawn.append(backbone.drawn.id)
+
+    backbone.register_forward_hook(see)
+    runner.model.criterion.register_forward_hook(lambda module, args, loss: losses.append(loss.detach()))
+    recorder = next(hook for hook in runner.hooks if isinstance(hook, Recorder))
+    runner.train()
+    for first in (0, 3):
+        assert_equal(inputs[first], inputs[first + 1])
+        assert_equal(inputs[first], inputs[first + 2])
+        flops = {id_: cost.flops for id_, cost in backbone.training_costs().items()}
+        assert flops[drawn[first]] == min(flops.values()) and flops[drawn[first + 1]] == max(flops.values())
+    assert not torch.equal(inputs[0], inputs[3])
+    for step, seen in enumerate(recorder.seen):
+        torch.testing.assert_close(seen[2]["loss"], torch.stack(losses[3 * step : 3 * step + 3]).mean())
+
+
+def test_each_micro_batch_draws_anew(train: Train) -> None:
+    runner, seen = train(LOOPS["iterations"], accumulative_counts=5)
+    backbone = find_stitched_backbone(runner.model)
+    sampler = StitchSampler(backbone.sampler.bins, backbone.seed)
+    assert [step[1] for step in seen.seen] == [sampler.draw(n) for n in range(ITERATIONS)]
+    assert len({step[1] for step in seen.seen[:5]}) > 1 and backbone.draws == ITERATIONS
+
+
+@pytest.mark.parametrize(
+    ("loop", "accumulative_counts", "checkpoint", "warns"),
+    [
+        ("iterations", 2, dict(by_epoch=False, interval=5), True),
+        ("iterations", 5, dict(by_epoch=False, interval=5), False),
+        ("iterations", 2, dict(by_epoch=False, interval=-1), False),
+        ("epochs", 2, dict(by_epoch=True, interval=1), True),
+        ("epochs", 2, dict(by_epoch=True, interval=2), False),
+    ],
+)
+def test_a_checkpoint_within_an_accumulation_is_warned_of(
+    loop: str,
+    accumulative_counts: int,
+    checkpoint: dict[str, Any],
+    warns: bool,
+    make_runner: Callable[..., Runner],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = make_runner(
+        LOOPS[loop],
+        sampler="DefaultSampler",
+        accumulative_counts=accumulative_counts,
+        default_hooks=dict(checkpoint=dict(type="CheckpointHook", **checkpoint)),
+    )
+    said: list[str] = []
+    monkeypatch.setattr(runner.logger, "handlers", [])
+    monkeypatch.setattr(runner.logger, "callHandlers", lambda record: said.append(record.getMessage()))
+    runner.logger.setLevel(logging.WARNING)
+    runner.train()
+    assert any("multiple of optim_wrapper.accumulative_counts" in text for text in said) is warns
+
+
+def test_several_stitches_need_one_optimizer_that_adds_up(make_runner: Callable[..., Runner]) -> None:
+    runner = make_runner(LOOPS["iterations"] | dict(stitches_per_step=2), param_scheduler=None)
+    optimizer = torch.optim.SGD(runner.model.parameters(), lr=0.1)
+    runner.optim_wrapper = OptimWrapperDict(all=OptimWrapper(optimizer))
+    with pytest.raises(TypeError, match="stitches_per_step=1"):
+        runner.train()
+
+
+def test_a_step_has_a_stitch(make_runner: Callable[..., Runner]) -> None:
+    with pytest.raises(ValueError, match="got 0"):
+        make_runner(LOOPS["iterations"] | dict(stitches_per_step=0)).train()
