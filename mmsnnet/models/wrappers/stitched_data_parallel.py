@@ -130,7 +130,6 @@ class StitchedDataParallel(nn.Module):
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(arrived)
 
-    @torch.no_grad()
     def _arrived(self, parameter: nn.Parameter) -> None:
         if self._reduction is None and self._expected:
             self._begin()
@@ -164,7 +163,6 @@ class StitchedDataParallel(nn.Module):
             if parameter.grad is not None:
                 reduction.add(parameter)
 
-    @torch.no_grad()
     def _finish(self, reduction: _Reduction) -> None:
         unused = reduction.finish()
         self._unused = (self._unused - reduction.bucket_of.keys()) | unused
@@ -186,8 +184,7 @@ class StitchedDataParallel(nn.Module):
 
 
 class _Bucket:
-    """Gradients of some parameters of one dtype and device, one after the other in one tensor that is allocated when
-    the first arrives; after them a flag for each parameter, in sum the number of ranks that have its gradient.
+    """Gradients of some parameters of one dtype and device, reduced together.
 
     Attributes:
         waiting: the parameters whose gradient has not arrived.
@@ -196,56 +193,39 @@ class _Bucket:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = tuple(parameters)
         self.waiting = set(parameters)
-        self._flat: Tensor | None = None
-        self._views: dict[nn.Parameter, Tensor] = {}
-        self._work: dist.Work | None = None
 
-    @property
-    def _flags(self) -> Tensor:
-        return self._flat[-len(self.parameters) :]
-
-    def add(self, parameter: nn.Parameter) -> None:
-        """Moves the gradient of a parameter into the bucket, as this rank's part of the mean."""
-        if self._flat is None:
-            self._allocate()
-        view = self._views[parameter]
-        torch.mul(parameter.grad, 1 / dist.get_world_size(), out=view)
-        parameter.grad = view
-        self.waiting.remove(parameter)
-
+    @torch.no_grad()
     def launch(self) -> None:
-        """Starts to reduce the bucket; what it still waits for counts as zeros."""
-        if self._flat is None:
-            self._allocate()
-        if self.waiting:
-            missing = [parameter in self.waiting for parameter in self.parameters]
-            self._flags[torch.tensor(missing)] = 0
-            for parameter in self.waiting:
-                self._views[parameter].zero_()
-        self._work = dist.all_reduce(self._flat, async_op=True)
+        """Moves the gradients into one tensor, of which they are views from now on, and starts to reduce it. After them
+        it has a flag for each parameter, in the end the part of the ranks that have its gradient; where there is none
+        here, zeros stand for it."""
+        sizes = [parameter.numel() for parameter in self.parameters]
+        flat = self.parameters[0].new_empty(sum(sizes) + len(sizes))
+        *pieces, self._flags = flat.split([*sizes, len(sizes)])
+        self._views = list(map(_laid_out, pieces, self.parameters))
+        self._flags.fill_(1)
+        self._lacking = [place for place, parameter in enumerate(self.parameters) if parameter.grad is None]
+        if self._lacking:
+            torch._foreach_zero_([tensor[place] for place in self._lacking for tensor in (self._views, self._flags)])
+        held = [(p, view) for p, view in zip(self.parameters, self._views, strict=True) if p.grad is not None]
+        if held:
+            torch._foreach_copy_([view for _, view in held], [parameter.grad for parameter, _ in held])
+        for parameter, view in held:
+            parameter.grad = view
+        # Before the sum, as DistributedDataParallel has it: to the bit the same, and out of the way of overflow.
+        flat.mul_(1 / dist.get_world_size())
+        self._work = dist.all_reduce(flat, async_op=True)
 
-    def wait(self) -> set[nn.Parameter]:
+    def wait(self) -> list[nn.Parameter]:
         """Lets what is done from now on find the bucket reduced, and gives parameters their gradient that other ranks
         have one for; returns those that no rank has one for."""
+        # With NCCL this makes the stream wait, not the process; reading flags does, where a gradient is lacking.
         self._work.wait()
-        if not self.waiting:
-            return set()
-        ranks = dict(zip(self.parameters, self._flags.tolist(), strict=True))
-        unused = {parameter for parameter in self.waiting if not ranks[parameter]}
-        for parameter in self.waiting - unused:
-            parameter.grad = self._views[parameter]
-        return unused
-
-    def _allocate(self) -> None:
-        sizes = [parameter.numel() for parameter in self.parameters]
-        self._flat = self.parameters[0].new_empty(sum(sizes) + len(sizes))
-        self._flags.fill_(1)
-        for parameter, piece in zip(self.parameters, self._flat.split([*sizes, len(sizes)]), strict=False):
-            if parameter.is_contiguous():
-                self._views[parameter] = piece.view(parameter.shape)
-            else:  # fused optimizers want gradients laid out as their parameters, which may be channels last
-                stride = torch.empty_like(parameter, device="meta").stride()
-                self._views[parameter] = piece.as_strided(parameter.shape, stride)
+        ranks = self._flags.tolist() if self._lacking else []
+        for place in self._lacking:
+            if ranks[place]:
+                self.parameters[place].grad = self._views[place]
+        return [self.parameters[place] for place in self._lacking if not ranks[place]]
 
 
 class _Reduction:
@@ -269,12 +249,13 @@ class _Reduction:
 
     def refuses(self, parameter: nn.Parameter) -> str | None:
         """What is wrong with a gradient that has arrived; None if nothing is."""
-        if parameter not in self.bucket_of:
+        bucket = self.bucket_of.get(parameter)
+        if bucket is None:
             return (
                 "a gradient, though no stitch drawn since the last reduction uses it: a model may use the parameters "
                 "of its backbone by the backbone's forward only"
             )
-        if parameter not in self.bucket_of[parameter].waiting:
+        if parameter not in bucket.waiting:
             return (
                 "a second gradient after the one that is being reduced: let one backward pass follow each forward, "
                 "and checkpoint with use_reentrant=False"
@@ -282,8 +263,8 @@ class _Reduction:
         return None
 
     def add(self, parameter: nn.Parameter) -> None:
-        """Takes a gradient that has arrived."""
-        self.bucket_of[parameter].add(parameter)
+        """Takes note of a gradient that has arrived."""
+        self.bucket_of[parameter].waiting.remove(parameter)
         while self._launched < len(self._buckets) and not self._buckets[self._launched].waiting:
             self._buckets[self._launched].launch()
             self._launched += 1
@@ -291,11 +272,15 @@ class _Reduction:
     def finish(self) -> set[nn.Parameter]:
         """Reduces what is left, and returns the parameters that no rank has a gradient for."""
         for bucket in self._buckets[self._launched :]:
-            # What has a gradient from before that no one has announced: added up under no_sync, say.
-            for parameter in [p for p in bucket.parameters if p in bucket.waiting and p.grad is not None]:
-                bucket.add(parameter)
             bucket.launch()
-        return set().union(*(bucket.wait() for bucket in self._buckets))
+        return {parameter for bucket in self._buckets for parameter in bucket.wait()}
+
+
+def _laid_out(piece: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A piece (N,) of a bucket in the shape of a parameter, and in its memory layout, which fused optimizers want."""
+    if parameter.is_contiguous():
+        return piece.view(parameter.shape)
+    return piece.as_strided(parameter.shape, torch.empty_like(parameter, device="meta").stride())
 
 
 def _divided(order: Iterable[nn.Parameter], cap: float) -> list[list[nn.Parameter]]:
