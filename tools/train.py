@@ -4,6 +4,7 @@ import argparse
 from contextlib import suppress
 
 import torch
+from mmengine.device import get_device
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mmsnnet.apis import (
@@ -39,6 +40,13 @@ def parser() -> argparse.ArgumentParser:
 
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
+    if args.amp:
+        config.optim_wrapper.type = "AmpOptimWrapper"
+        config.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if "AmpOptimWrapper" in str(config.optim_wrapper.type) and get_device() in ("cpu", "mps"):
+        raise ValueError(
+            "mixed precision needs a GPU, and there is none: leave out --amp, or set optim_wrapper.type=OptimWrapper"
+        )
     # Data that is not there and a model that cannot be built are found before anything is written. A model that
     # computes while it is built raises RuntimeError on the meta device; the runner builds it in earnest.
     check_folders(config, ("train_dataloader", "val_dataloader"))
@@ -46,9 +54,6 @@ def train(args: argparse.Namespace) -> None:
         check_channels(config, MODELS.build(config.model))
     check_sync_bn(config, args.launcher)
     config.resume = args.resume
-    if args.amp:
-        config.optim_wrapper.type = "AmpOptimWrapper"
-        config.optim_wrapper.setdefault("loss_scale", "dynamic")
     build_runner(config, args.launcher, args.work_dir).train()
 
 
