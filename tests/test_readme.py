@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 
 from mmsnnet.apis import build_space, load_config
+from mmsnnet.models import StitchedDataParallel
+from mmsnnet.registry import HOOKS, MODEL_WRAPPERS
 from mmsnnet.stitching import StitchSpace
 
 REPOSITORY = Path(__file__).parents[1]
@@ -17,7 +19,8 @@ def test_the_config_to_copy_builds_at_its_real_size(tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text('default_scope = "mmseg"\n' + re.sub(r"_base_ = \[.*?\]\n", "", block, flags=re.S))
     config = load_config(own)
-    assert config.find_unused_parameters is True
+    assert MODEL_WRAPPERS.get(config.model_wrapper_cfg.type) is StitchedDataParallel
+    assert all(HOOKS.get(hook.type) is not None for hook in config.custom_hooks)
     assert build_space(config) == StitchSpace.two_way((12, 24))
     with torch.device("meta"):
         from mmseg.registry import MODELS

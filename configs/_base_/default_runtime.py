@@ -5,8 +5,8 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
     dist_cfg=dict(backend="nccl"),
 )
-# Each iteration trains the part of the model that its stitch uses; DistributedDataParallel has to be told.
-find_unused_parameters = True
+# Of several processes: each iteration trains, and averages gradients of, the part of the model that its stitch uses.
+model_wrapper_cfg = dict(type="mmsnnet.StitchedDataParallel")
 randomness = dict(seed=0)
 vis_backends = [dict(type="LocalVisBackend")]
 visualizer = dict(type="SegLocalVisualizer", vis_backends=vis_backends, name="visualizer")

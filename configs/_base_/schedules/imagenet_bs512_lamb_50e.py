@@ -8,18 +8,20 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=1 / 300, begin=0, end=5, convert_to_iter_based=True),  # from 1e-7
     dict(type="CosineAnnealingLR", eta_min=1e-7, begin=5, end=50, convert_to_iter_based=True),
 ]
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=50, val_interval=5)
+train_cfg = dict(type="mmsnnet.StitchEpochBasedTrainLoop", max_epochs=50, val_interval=5)
 val_cfg = dict(type="mmsnnet.StitchValLoop")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 auto_scale_lr = dict(base_batch_size=512, enable=False)
 default_hooks = dict(
+    runtime_info=dict(type="mmsnnet.DeferredRuntimeInfoHook"),
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=100),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=2, save_best="L/top1"),
+    checkpoint=dict(type="mmsnnet.AtomicCheckpointHook", interval=1, max_keep_ckpts=2, save_best="L/top1"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
 custom_hooks = [
     dict(type="mmsnnet.StitchInitHook", num_images=100),
     dict(type="mmsnnet.StitchLogHook"),
+    dict(type="mmsnnet.ConsistencyHook"),
 ]

@@ -10,18 +10,22 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=250),
     dict(type="MultiStepLR", by_epoch=True, begin=0, end=100, milestones=[89, 96], gamma=0.1),
 ]
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=100, val_interval=10)
+train_cfg = dict(type="mmsnnet.StitchEpochBasedTrainLoop", max_epochs=100, val_interval=10)
 val_cfg = dict(type="mmsnnet.StitchValLoop")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 default_hooks = dict(
+    runtime_info=dict(type="mmsnnet.DeferredRuntimeInfoHook"),
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1, save_best="L/coco/bbox_mAP", rule="greater"),
+    checkpoint=dict(
+        type="mmsnnet.AtomicCheckpointHook", interval=1, max_keep_ckpts=2, save_best="L/coco/bbox_mAP", rule="greater"
+    ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="DetVisualizationHook"),
 )
 custom_hooks = [
     dict(type="mmsnnet.StitchInitHook", num_images=50),
     dict(type="mmsnnet.StitchLogHook"),
+    dict(type="mmsnnet.ConsistencyHook"),
 ]

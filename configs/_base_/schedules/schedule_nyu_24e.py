@@ -13,16 +13,22 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min_ratio=25, begin=0, end=warm_up_epochs, convert_to_iter_based=True),
     dict(type="CosineAnnealingLR", eta_min_ratio=0.01, begin=warm_up_epochs, end=epochs, convert_to_iter_based=True),
 ]
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=1)
+train_cfg = dict(type="mmsnnet.StitchEpochBasedTrainLoop", max_epochs=epochs, val_interval=1)
 val_cfg = dict(type="mmsnnet.StitchValLoop")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 default_hooks = dict(
+    runtime_info=dict(type="mmsnnet.DeferredRuntimeInfoHook"),
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(
-        type="CheckpointHook", by_epoch=True, interval=1, max_keep_ckpts=1, save_best="L/abs_rel", rule="less"
+        type="mmsnnet.AtomicCheckpointHook",
+        by_epoch=True,
+        interval=1,
+        max_keep_ckpts=2,
+        save_best="L/abs_rel",
+        rule="less",
     ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="SegVisualizationHook"),
@@ -30,4 +36,5 @@ default_hooks = dict(
 custom_hooks = [
     dict(type="mmsnnet.StitchInitHook", num_images=50),
     dict(type="mmsnnet.StitchLogHook"),
+    dict(type="mmsnnet.ConsistencyHook"),
 ]
