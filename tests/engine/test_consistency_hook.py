@@ -205,7 +205,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -242,14 +242,6 @@ class Other(Hook):
             self.act(runner, find_stitched_backbone(runner.model), outputs)
 
 
-class Saves(CheckpointHook):
-    \"\"\"Asks all hooks before it saves, as AtomicCheckpointHook does.\"\"\"
-
-    def _save_checkpoint(self, runner):
-        runner.call_hook("before_checkpoint")
-        super()._save_checkpoint(runner)
-
-
 def train(name, *others, interval=100, accumulate=1, save=1000, model=config):
     images = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data = [dict(inputs=image, data_samples=BaseDataElement(gt_label=i % 6)) for i, image in enumerate(images)]
@@ -263,7 +255,9 @@ def train(name, *others, interval=100, accumulate=1, save=1000, model=config):
         optim_wrapper=dict(optimizer=dict(type="AdamW", lr=1e-3), accumulative_counts=accumulate),
         default_hooks=dict(
             runtime_info=dict(type="mmsnnet.DeferredRuntimeInfoHook"),
-            checkpoint=Saves(interval=save, by_epoch=False, save_last=save < 1000),
+            checkpoint=dict(
+                type="mmsnnet.AtomicCheckpointHook", interval=save, by_epoch=False, save_last=save < 1000
+            ),
         ),
         custom_hooks=[
             dict(type="mmsnnet.StitchInitHook", num_images=8),
