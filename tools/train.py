@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
+    check_sync_bn(config, args.launcher)
     if args.amp:
         config.optim_wrapper.type = "AmpOptimWrapper"
         config.optim_wrapper.setdefault("loss_scale", "dynamic")
@@ -52,7 +53,6 @@ def train(args: argparse.Namespace) -> None:
     check_folders(config, ("train_dataloader", "val_dataloader"))
     with torch.device("meta"), suppress(RuntimeError):
         check_channels(config, MODELS.build(config.model))
-    check_sync_bn(config, args.launcher)
     config.resume = args.resume
     build_runner(config, args.launcher, args.work_dir).train()
 

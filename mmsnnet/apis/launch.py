@@ -229,14 +229,23 @@ def _sync_bns(setting: Any, path: str) -> Iterator[str]:
 
 @contextmanager
 def launched() -> Iterator[None]:
-    """Around what a tool does as one of several processes: ends their group once all are done. Where one of them ends
-    before, the others lose their connection to it; they leave it to that one to say why."""
+    """Around what a tool does as one of several processes: ends their group once all are done.
+
+    Where one of them ends before, the others lose their connection to it. They leave it to that one to say why.
+
+    Raises:
+        RuntimeError: the connection was lost, and the launcher has not ended this process since: the other is on
+            another machine.
+    """
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):
-            time.sleep(HEAD_START)
-        raise
+        if not isinstance(error, distributed.DistError) and "gloo/transport" not in str(error):
+            raise
+        time.sleep(HEAD_START)
+        raise RuntimeError(
+            "another process of this run has ended or cannot be reached: what it said on its machine is the cause"
+        ) from error
     if is_distributed():
         distributed.destroy_process_group()
 

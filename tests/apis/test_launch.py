@@ -299,8 +299,9 @@ def test_torchruns_summary_has_the_message(environment: Environment, tmp_path: P
 def test_who_has_lost_a_connection_leaves_it_to_the_other_to_say_why(naps: list[float]) -> None:
     lost = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:58057: Connection reset"
     for error in (RuntimeError(lost), distributed.DistBackendError("NCCL error: remote process exited")):
-        with pytest.raises(type(error)), launched():
+        with pytest.raises(RuntimeError, match="another process of this run") as found, launched():
             raise error
+        assert found.value.__cause__ is error
     assert naps == [launch.HEAD_START] * 2
     for error in (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), ValueError("gloo/transport")):
         with pytest.raises(type(error)), launched():
