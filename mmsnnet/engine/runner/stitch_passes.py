@@ -20,7 +20,7 @@ from mmengine.runner.loops import _parse_losses
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmsnnet.models import StitchedViT
+from mmsnnet.models import StitchedFullyShardedDataParallel, StitchedViT
 from mmsnnet.stitching import Stitch
 
 # What the metrics of one pass may keep in host memory, in bytes, unless the number of stitches is given.
@@ -76,6 +76,14 @@ class StitchPass:
         dataloader: DataLoader = self.loop.dataloader
         batches = torch.tensor(len(dataloader))
         all_reduce(batches, op="min")  # ranks may have one more or less, and have to agree on what to drop together
+        if isinstance(runner.model, StitchedFullyShardedDataParallel):
+            most = torch.tensor(len(dataloader))
+            all_reduce(most, op="max")
+            if batches < most:
+                raise RuntimeError(
+                    f"some ranks have {batches} batches and some {most}, and those of a model that is sharded have to "
+                    f"run together: set {self.stage}_dataloader.sampler.round_up=True"
+                )
         for index, batch in enumerate(dataloader):
             shared = self.backbone.reuse_prefixes(self.stitches) if self.reuse else nullcontext()
             with shared, _preprocessed_once(runner.model) as again:

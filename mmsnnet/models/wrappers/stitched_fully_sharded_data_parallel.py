@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
+from mmengine import dist
 from mmengine.device import get_device
 from mmengine.model.wrappers import MMFullyShardedDataParallel
 from torch import nn
@@ -28,8 +29,9 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
     heads) is one unit that is gathered throughout a step. A relative position bias belongs to it too: it is read before
     its block runs.
 
-    Every process has to run its forwards in the same order as the others, in evaluation as well: as many batches, and
-    within a batch as many calls of the backbone.
+    All processes gather a unit together, so each has to run as many batches as the others, in evaluation too. Within a
+    batch of evaluation the backbone may be called more often in some (slide inference over images of several sizes):
+    the others then run it along with them, for nothing.
 
     Args:
         module: the model, not sharded yet.
@@ -58,20 +60,55 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
         super().__init__(module, auto_wrap_policy=auto_wrap_policy, device_id=device, **kwargs)
         self.shapes = shapes
         self._drawn: list[Stitch] = []
+        self._predicting = False
+        backbone.register_forward_pre_hook(self._before_backbone)
 
-    @property
+    @cached_property
     def backbone(self) -> StitchedViT:
         """The stitched backbone inside."""
-        return find_stitched_backbone(self)
+        return find_stitched_backbone(self.module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        learning = self.training and torch.is_grad_enabled()
-        if learning and all(parameter.grad is None for parameter in self.parameters()):
+        if torch.is_grad_enabled() and all(parameter.grad is None for parameter in self.parameters()):
             self._drawn.clear()  # the gradients of earlier stitches have been used up
+        before = self.backbone.draws
         outputs = super().forward(*args, **kwargs)
-        if learning and self.backbone.drawn is not None:
-            self._drawn.append(self.backbone.drawn)
+        if torch.is_grad_enabled():
+            sampler, space = self.backbone.sampler, self.backbone.space
+            self._drawn += [space[sampler.draw(number)] for number in range(before, self.backbone.draws)]
         return outputs
+
+    def val_step(self, data: dict | tuple | list) -> list:
+        """The model's predictions; each process has its own."""
+        return self._predict(data)
+
+    def test_step(self, data: dict | tuple | list) -> list:
+        """The model's predictions; each process has its own."""
+        return self._predict(data)
+
+    def _predict(self, data: dict | tuple | list) -> list:
+        self._predicting = True
+        try:
+            predictions = super().val_step(data)
+        finally:
+            self._predicting = False
+        backbone = self.backbone
+        parameter = next(self.parameters())
+        idle = parameter.new_zeros(1, backbone.network.anchor(0).in_chans, *backbone.img_size)
+        while self._some_run(False):
+            self.run(backbone, idle)
+        return predictions
+
+    def _before_backbone(self, *_: Any) -> None:
+        """Tells the processes that are done with their batch that this one is not."""
+        if self._predicting:
+            self._some_run(True)
+
+    def _some_run(self, this: bool) -> bool:
+        """Whether the backbone is about to run in any process; each is asked as often as the others."""
+        running = torch.tensor(int(this), device=next(self.parameters()).device)
+        dist.all_reduce(running, op="max")
+        return this or bool(running)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:

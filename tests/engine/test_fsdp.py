@@ -1,0 +1,313 @@
+"""Two processes that share out the weights train as one process with the doubled batch does."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+
+from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone, read_weights
+
+REPOSITORY = Path(__file__).parents[2]
+# The first process trains alone, then with the second one. A file for each run and iteration has all weights after it
+# and the stitches drawn so far; one for each run what validation found.
+PROGRAM = """
+import os, sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS
+from mmengine.runner import FlexibleRunner, Runner
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+import mmsnnet
+from mmsnnet.models import find_stitched_backbone
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+SHARDED = dict(runner_type="FlexibleRunner", strategy=dict(type="mmsnnet.FSDPStrategy"))
+
+
+@DATASETS.register_module()
+class Images(torch.utils.data.Dataset):
+    metainfo = dict(name="images", classes=[str(i) for i in range(8)], palette=[[i] * 3 for i in range(8)])
+
+    def __init__(self, sizes, number=8):
+        self.sizes, self.number = sizes, number
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, index):
+        size = self.sizes[index % len(self.sizes)]
+        generator = torch.Generator().manual_seed(index)
+        sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(8, (1, *size), generator=generator)))
+        sample.set_metainfo(dict(img_shape=size, ori_shape=size))
+        image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator)
+        return dict(inputs=image, data_samples=sample)
+
+
+class Recorder(Hook):
+    def __init__(self, name):
+        self.name = name
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        weights = runner.strategy.model_state_dict() if rank_count() > 1 else runner.model.state_dict()
+        drawn = find_stitched_backbone(runner.model).drawn
+        if rank == 0:
+            torch.save((weights, drawn.id), folder / f"{self.name} {runner.iter}.pt")
+
+    def after_val_epoch(self, runner, metrics=None):
+        if rank == 0:
+            metrics = {key: float(value) for key, value in metrics.items()}
+            torch.save(metrics, folder / f"{self.name} metrics.pt")
+
+
+def rank_count():
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def train(name, model="plain", counts=1, val=None, **settings):
+    images = dict(num_workers=0, collate_fn=dict(type="pseudo_collate"))
+    config = dict(
+        model=torch.load(folder / f"{model}.pt"),
+        work_dir=str(folder / name),
+        train_dataloader=dict(
+            images, batch_size=4 // rank_count(), dataset=dict(type="Images", sizes=[(32, 32)]),
+            sampler=dict(type="InfiniteSampler"),
+        ),
+        train_cfg=dict(type="mmsnnet.StitchIterBasedTrainLoop", max_iters=4, val_interval=4),
+        optim_wrapper=dict(
+            constructor="mmsnnet.StitchOptimWrapperConstructor",
+            paramwise_cfg=dict(layer_decay_rate=0.9),
+            optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.1),
+            clip_grad=dict(max_norm=0.01),
+            accumulative_counts=counts,
+        ),
+        param_scheduler=[dict(type="LinearLR", start_factor=0.5, by_epoch=False, end=3)],
+        default_hooks=dict(
+            checkpoint=dict(type="mmsnnet.AtomicCheckpointHook", interval=2, by_epoch=False),
+            runtime_info=dict(type="mmsnnet.DeferredRuntimeInfoHook"),
+        ),
+        custom_hooks=[
+            # Three images for the first rank, two for the second.
+            dict(type="mmsnnet.StitchInitHook", num_images=5, batch_size=1),
+            dict(type="mmsnnet.StitchLogHook"),
+            dict(type="mmsnnet.ConsistencyHook"),
+        ],
+        launcher="pytorch" if rank_count() > 1 else "none",
+        env_cfg=dict(dist_cfg=dict(backend="gloo")),
+        randomness=dict(seed=0),
+        default_scope="mmseg",
+        experiment_name=name,
+        log_level="ERROR",
+    )
+    if val is not None:
+        config |= dict(
+            val_dataloader=dict(images, batch_size=1, **val),
+            val_evaluator=dict(type="IoUMetric", iou_metrics=["mIoU"]),
+            val_cfg=dict(type="mmsnnet.StitchValLoop"),
+        )
+    runner = (FlexibleRunner if "strategy" in settings else Runner).from_cfg(Config(config | settings))
+    runner.register_hook(Recorder(name), priority="LOWEST")
+    runner.train()
+    return runner
+
+
+def error_of(*args, **settings):
+    try:
+        train(*args, **settings)
+    except Exception as error:
+        return type(error).__name__, str(error)
+
+
+# Each second image is of two crops: one rank runs the backbone more often.
+val = dict(
+    dataset=dict(type="Images", sizes=[(32, 32), (32, 64)], number=4),
+    sampler=dict(type="DefaultSampler", shuffle=False),
+)
+biased = dict(model="biased", counts=2)
+if rank == 0:
+    train("alone", val=val)
+    train("biased alone", **biased)
+os.environ["LOCAL_RANK"] = str(rank)
+torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+runner = train("sharded", val=val, **SHARDED)
+held = sum(parameter.numel() for parameter in runner.model.parameters())
+units = sum(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules())
+states = runner.optim_wrapper.optimizer.state.values()
+moments = sum(state["exp_avg"].numel() for state in states)
+torch.save((held, moments, units), folder / f"held {rank}.pt")
+train("resumed", load_from=str(folder / "sharded/iter_2.pth"), resume=True, **SHARDED)
+train("biased sharded", **biased, **SHARDED)
+lamb = dict(
+    constructor="mmsnnet.StitchOptimWrapperConstructor", optimizer=dict(type="mmsnnet.Lamb", lr=1e-3)
+)
+uneven = dict(val, dataset=dict(type="Images", sizes=[(32, 32)], number=3))
+uneven["sampler"] = dict(type="DefaultSampler", shuffle=False, round_up=False)
+errors = dict(
+    lamb=error_of("lamb", optim_wrapper=lamb, **SHARDED),
+    stock=error_of("stock", runner_type="FlexibleRunner", strategy=dict(
+        type="FSDPStrategy", model_wrapper=dict(type="MMFullyShardedDataParallel", device_id=torch.device("cpu"))
+    )),
+    uneven=error_of("uneven", val=uneven, **SHARDED),
+)
+torch.save(errors, folder / f"errors {rank}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    """Configs by name: ``plain``, and ``biased``, with relative position biases and activation checkpointing."""
+    tiny = dict(model="vit_tiny_patch16_224", num_heads=2, patch_size=8)
+    head = dict(type="FCNHead", in_channels=48, channels=48, num_classes=8, num_convs=0, concat_input=False)
+    head |= dict(align_corners=False, dropout_ratio=0)
+
+    def model(anchor: dict[str, Any], **backbone: Any) -> dict[str, Any]:
+        anchors = [tiny | dict(embed_dim=32, depth=2) | anchor, tiny | dict(embed_dim=48, depth=4) | anchor]
+        return dict(
+            type="mmseg.EncoderDecoder",
+            data_preprocessor=dict(
+                type="mmseg.SegDataPreProcessor", mean=[127.5] * 3, std=[60.0] * 3, size=(32, 32), seg_pad_val=255
+            ),
+            backbone=dict(
+                type="mmsnnet.StitchedViT",
+                anchors=anchors,
+                img_size=32,
+                rank=2,
+                flops_step=1e5,
+                out_indices=(1, 3),
+                seed=7,
+            )
+            | backbone,
+            decode_head=dict(head, in_index=1),
+            auxiliary_head=dict(head, in_index=0),
+            test_cfg=dict(mode="slide", crop_size=(32, 32), stride=(32, 32)),
+        )
+
+    return dict(plain=model({}), biased=model(dict(rel_pos_bias=True), with_cp=True))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Any]) -> Path:
+    """What the two processes leave."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    for name, model in models.items():
+        torch.save(model, folder / f"{name}.pt")
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(folder)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank)], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return folder
+
+
+@pytest.fixture
+def make_model(models: dict[str, Any]) -> Callable[[str], nn.Module]:
+    def make(name: str) -> nn.Module:
+        from mmseg.registry import MODELS
+
+        return MODELS.build(ConfigDict(models[name]))
+
+    return make
+
+
+Weights = dict[str, Tensor]
+
+
+def weights_after(folder: Path, run: str, iterations: int) -> Weights:
+    return torch.load(folder / f"{run} {iterations - 1}.pt")[0]
+
+
+def largest_difference(one: Weights, other: Weights) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize(("alone", "sharded"), [("alone", "sharded"), ("biased alone", "biased sharded")])
+def test_two_ranks_train_as_one_process_with_the_doubled_batch(folder: Path, alone: str, sharded: str) -> None:
+    # The clipping of gradients, weight decay but on vectors, layer-wise rates and gradient accumulation included.
+    assert largest_difference(weights_after(folder, alone, 4), weights_after(folder, sharded, 4)) < 1e-5
+    assert largest_difference(weights_after(folder, alone, 2), weights_after(folder, alone, 4)) > 1e-4
+
+
+def test_they_validate_alike_where_one_runs_the_backbone_more_often(folder: Path) -> None:
+    alone, sharded = (torch.load(folder / f"{run} metrics.pt") for run in ("alone", "sharded"))
+    assert "L/mIoU" in alone
+    assert {name: value for name, value in sharded.items() if "/" in name} == pytest.approx(
+        {name: value for name, value in alone.items() if "/" in name}, abs=0.2
+    )
+
+
+def test_what_the_drawn_stitch_does_not_use_is_not_moved(folder: Path, make_model: Callable[[str], nn.Module]) -> None:
+    model = make_model("plain")
+    backbone = find_stitched_backbone(model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    own = {names[parameter] for parameter in backbone.parameters()}
+    drawn = set()
+    for iteration in range(1, 4):
+        before, after = (weights_after(folder, "sharded", number) for number in (iteration, iteration + 1))
+        stitch = backbone.space[torch.load(folder / f"sharded {iteration}.pt")[1]]
+        moved = {name for name in own if not torch.equal(before[name], after[name])}
+        used = {names[parameter] for parameter in backbone.trained_parameters(stitch)}
+        assert moved and moved <= used < own
+        drawn.add(stitch)
+    assert len(drawn) == 3
+
+
+def test_a_checkpoint_is_one_of_the_whole_model(folder: Path, make_model: Callable[[str], nn.Module]) -> None:
+    model = make_model("plain")
+    model.load_state_dict(read_weights(model, folder / "sharded" / "iter_4.pth"))
+    assert largest_difference(model.state_dict(), weights_after(folder, "sharded", 4)) == 0
+    backbone = find_stitched_backbone(model)
+    assert backbone.draws == 4 and backbone.network.initialized
+
+
+def test_a_resumed_run_goes_on_exactly(folder: Path) -> None:
+    assert largest_difference(weights_after(folder, "resumed", 4), weights_after(folder, "sharded", 4)) == 0
+    one, other = (torch.load(folder / run / "iter_4.pth", weights_only=False) for run in ("resumed", "sharded"))
+    states = one["optimizer"]["state"], other["optimizer"]["state"]
+    assert states[0].keys() == states[1].keys() and len(states[0]) > 50
+    for name, state in states[0].items():
+        for moment, value in state.items():
+            assert torch.equal(value, states[1][name][moment])
+
+
+def test_each_rank_holds_its_share(folder: Path, make_model: Callable[[str], nn.Module]) -> None:
+    model = make_model("plain")
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    held, moments, units = zip(*(torch.load(folder / f"held {rank}.pt") for rank in range(2)), strict=True)
+    assert sum(held) == whole and max(held) < 0.51 * whole
+    assert sum(moments) <= trained and max(moments) < 0.6 * trained
+    assert units == (7, 7)  # six blocks, and the rest
+
+
+def test_what_cannot_go_well_is_refused_on_all_ranks(folder: Path) -> None:
+    errors = [torch.load(folder / f"errors {rank}.pt") for rank in range(2)]
+    assert errors[0] == errors[1]
+    assert errors[0]["lamb"][0] == "ValueError" and "AdamW" in errors[0]["lamb"][1]
+    assert errors[0]["stock"][0] == "TypeError" and "mmsnnet.FSDPStrategy" in errors[0]["stock"][1]
+    assert errors[0]["uneven"][0] == "RuntimeError" and "round_up=True" in errors[0]["uneven"][1]
+
+
+def test_parameters_of_a_unit_stay_apart(make_model: Callable[[str], nn.Module]) -> None:
+    with pytest.raises(ValueError, match="use_orig_params"):
+        StitchedFullyShardedDataParallel(make_model("plain"), use_orig_params=False)
