@@ -7,6 +7,8 @@ import pytest
 from mmengine.runner import BaseLoop
 
 from mmsnnet.apis import in_one_line, is_mistake, mistakes_answered
+from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError
+from mmsnnet.engine.runner import CannotResumeError
 
 
 class Loop(BaseLoop):
@@ -38,6 +40,11 @@ def refuse(error: Exception) -> Callable[[], None]:
 def test_a_mistake_is_one_until_a_loop_runs(error: Exception) -> None:
     assert is_mistake(caught(refuse(error)))
     assert not is_mistake(caught(Loop(refuse(error)).run))
+
+
+@pytest.mark.parametrize("error", [CannotResumeError("x"), CheckpointFolderError(28, "x")])
+def test_what_a_loop_starts_with_is_a_mistake_too(error: Exception) -> None:
+    assert is_mistake(caught(refuse(error))) and is_mistake(caught(Loop(refuse(error)).run))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("x"), AttributeError("x"), AssertionError("x"), IndexError("x")])

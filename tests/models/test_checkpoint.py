@@ -460,8 +460,29 @@ def test_averaged_weights_are_of_a_grid_too(make_backbone: MakeBackbone) -> None
     is_resampled(averages[1].module, source)
 
 
-def test_what_is_resumed_has_more_than_weights(trained: Path, tmp_path: Path) -> None:
-    safetensors.torch.save_file(Toy().state_dict(), tmp_path / "model.safetensors")
-    runner = toy_runner(tmp_path / "work", load_from=str(tmp_path / "model.safetensors"), resume=True)
-    with pytest.raises(ValueError, match=r"model\.safetensors' .* no optimizer state: leave out --resume"):
+@pytest.mark.parametrize("kind", ["safetensors", "converted", "no meta", "published", "of mmcv", "no epoch"])
+def test_what_is_resumed_has_more_than_weights(kind: str, trained: Path, tmp_path: Path) -> None:
+    path, weights = tmp_path / "weights.pth", Toy().state_dict()
+    of_run = torch.load(trained / "epoch_1.pth", weights_only=False)
+    of_run["meta"].pop("dataset_meta", None)
+    if kind == "safetensors":
+        path = path.with_suffix(".safetensors")
+        safetensors.torch.save_file(weights, path)
+    elif kind == "converted":
+        torch.save({"state_dict": weights, "meta": {"mmsnnet_version": "1", "dataset_meta": {"classes": ["a"]}}}, path)
+    elif kind == "no meta":
+        torch.save({"state_dict": weights}, path)
+    elif kind == "published":  # by mmengine's hook, with these two of its published_keys
+        torch.save({key: of_run[key] for key in ("meta", "state_dict")}, path)
+    elif kind == "of mmcv":
+        torch.save({"state_dict": weights, "meta": {"epoch": 1, "iter": 2}, "optimizer": of_run["optimizer"]}, path)
+    else:
+        del of_run["meta"]["epoch"]
+        torch.save(of_run, path)
+    runner = toy_runner(tmp_path / "work", load_from=str(path), resume=True)
+    with pytest.raises(ValueError, match=rf"{path.name}' has weights alone.* leave out --resume, or load_from"):
         runner.train()
+    meta = read_model_checkpoint(path)["meta"]
+    assert meta.get("mmsnnet_version") == ("1" if kind == "converted" else None) and "epoch" not in meta
+    with pytest.raises(KeyError, match="'CLASSES'"):
+        meta["CLASSES"]

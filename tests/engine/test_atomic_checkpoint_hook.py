@@ -1,0 +1,558 @@
+"""A run has a whole checkpoint at every moment, and stops where it cannot write one."""
+
+import errno
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import FlexibleRunner, Runner
+from torch import Tensor, nn
+
+from mmsnnet.engine import atomic_backend
+from mmsnnet.engine.atomic_backend import AtomicLocalBackend
+from mmsnnet.engine.hooks import atomic_checkpoint_hook
+from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError
+from mmsnnet.engine.latest_checkpoint import choose_checkpoint, damage, latest_checkpoint
+from mmsnnet.evaluation.atomic_files import abandoned_files
+from tests.conftest import ending
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Toy(BaseModel):
+    """A model of one layer, for a runner to train in no time."""
+
+    def __init__(self, width: int = 2) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 1)
+        self.trained = 0
+
+    def forward(self, inputs: list[Tensor], data_samples: Any = None, mode: str = "tensor") -> Any:
+        if mode == "predict":
+            return [{} for _ in inputs]
+        self.trained += 1
+        return dict(loss=self.layer(torch.stack(inputs)).square().mean())
+
+
+class Scores(BaseMetric):
+    """Two metrics that change from one evaluation to the next."""
+
+    def __init__(self, *scores: tuple[float, float]) -> None:
+        super().__init__()
+        self.scores = list(scores)
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results.append(0)
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        return dict(zip(("L/acc", "S/acc"), self.scores.pop(0), strict=True))
+
+
+class Observer(Hook):
+    """Records when it is told of a checkpoint that is to come."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def before_checkpoint(self, runner: Runner) -> None:
+        self.seen.append(runner.iter)
+
+
+def make_runner(folder: Path, *hooks: Any, kind: type = Runner, **settings: Any) -> Any:
+    """A runner of four iterations, or two epochs of four where ``by_epoch`` is set, with a checkpoint after each and,
+    where ``scores`` are given, an evaluation. Other settings are the hook's or the runner's; ``width`` is the model's.
+    """
+    by_epoch, scores = settings.setdefault("by_epoch", False), settings.pop("scores", ())
+    own = {name: settings.pop(name) for name in ("resume", "load_from", "launcher", "cfg") if name in settings}
+    optimizer = settings.pop("optimizer", dict(type="SGD", lr=0.1, momentum=0.9))
+    width, iterations = settings.pop("width", 2), settings.pop("iterations", 4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Toy(width)
+    loader = dict(
+        batch_size=2,
+        dataset=[dict(inputs=torch.tensor(index / 4).expand(width)) for index in range(8)],
+        sampler=dict(type="DefaultSampler", shuffle=False),
+        collate_fn=dict(type="pseudo_collate"),
+    )
+    if scores:
+        own |= dict(val_dataloader=loader, val_cfg=dict(), val_evaluator=[Scores(*scores)])
+    length = dict(by_epoch=True, max_epochs=2) if by_epoch else dict(by_epoch=False, max_iters=iterations)
+    return kind(
+        model=model,
+        work_dir=str(folder),
+        train_dataloader=loader,
+        train_cfg=length | dict(val_interval=1),
+        optim_wrapper=dict(optimizer=optimizer),
+        default_hooks=dict(checkpoint=dict(dict(type="mmsnnet.AtomicCheckpointHook", interval=1), **settings)),
+        custom_hooks=list(hooks),
+        experiment_name=f"{folder.parent.name}-{folder.name}-{make_runner.count}",
+        default_scope="mmengine",
+        log_level="ERROR",
+        **own,
+    )
+
+
+make_runner.count = 0
+
+
+@pytest.fixture(autouse=True)
+def own_names() -> Iterator[None]:
+    """mmengine keeps its loggers and the like by the name of the experiment."""
+    make_runner.count += 1
+    yield
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix in (".pth", ".pt"))
+
+
+def weights(path: Path) -> Tensor:
+    return torch.load(path, weights_only=False)["state_dict"]["layer.weight"]
+
+
+def step(path: Path) -> int:
+    return torch.load(path, weights_only=False)["meta"]["iter"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole_run") / "work"
+    make_runner(folder).train()
+    return folder
+
+
+BEST = dict(scores=[(1, 5), (3, 4), (2, 6), (4, 3)], rule="greater")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        dict(max_keep_ckpts=1),
+        dict(max_keep_ckpts=2, interval=3),
+        dict(interval=-1, max_keep_ckpts=1),
+        dict(by_epoch=True, max_keep_ckpts=1),
+        dict(BEST, save_best="auto", max_keep_ckpts=1),
+        dict(BEST, save_best=["L/acc", "S/acc"], max_keep_ckpts=2),
+        dict(BEST, save_best="S/acc", by_epoch=True, filename_tmpl="at_{}.pth"),
+        dict(filename_tmpl="step {}.pt", out_dir="out", max_keep_ckpts=3),
+        dict(published_keys=["meta", "state_dict"], max_keep_ckpts=1),
+    ],
+    ids=lambda settings: ",".join(f"{k}={v}" for k, v in settings.items() if k not in BEST) or "as it is",
+)
+def test_what_is_left_is_what_mmengine_s_hook_leaves(settings: dict[str, Any], tmp_path: Path) -> None:
+    left = []
+    for index, type_ in enumerate(("CheckpointHook", "mmsnnet.AtomicCheckpointHook")):
+        folder, own = tmp_path / str(index) / "work", dict(settings)
+        if "out_dir" in own:
+            own["out_dir"] = str(tmp_path / str(index) / own["out_dir"])
+        make_runner(folder, type=type_, **own).train()
+        files = folder if "out_dir" not in own else Path(own["out_dir"]) / "work"
+        last = Path((folder / "last_checkpoint").read_text())
+        saved = {path.name: torch.load(path, weights_only=False) for path in files.iterdir() if "pt" in path.suffix}
+        published = {re.sub(r"-[0-9a-f]{8}", "-", name) for name in saved}  # digests of times
+        states = [
+            (file["meta"]["iter"], file["meta"]["epoch"], file["state_dict"]["layer.weight"].tolist(), sorted(file))
+            for name, file in sorted(saved.items())
+        ]
+        left.append((published, states, last.relative_to(tmp_path / str(index))))
+    assert left[0] == left[1]
+
+
+def test_a_newer_one_is_whole_before_an_older_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed, remove = [], AtomicLocalBackend.remove
+
+    def record(backend: AtomicLocalBackend, path: str) -> None:
+        newest, passed_over = latest_checkpoint(tmp_path)
+        assert passed_over == [] and step(newest) > step(Path(path)) and newest.name != Path(path).name
+        if "best" in path:
+            others = [name for name in checkpoints(tmp_path) if "best" in name and name != Path(path).name]
+            assert [damage(tmp_path / name) for name in others] == [None]
+        removed.append(Path(path).name)
+        remove(backend, path)
+
+    monkeypatch.setattr(AtomicLocalBackend, "remove", record)
+    make_runner(tmp_path, **BEST, save_best="L/acc", max_keep_ckpts=1).train()
+    assert removed == [
+        *("iter_1.pth", "best_L_acc_iter_1.pth", "iter_2.pth"),
+        *("iter_3.pth", "best_L_acc_iter_2.pth"),
+    ]
+    assert checkpoints(tmp_path) == ["best_L_acc_iter_4.pth", "iter_4.pth"]
+
+
+MOMENTS = ("before", "in the midst", "before it has its name", "before last_checkpoint", "before the older one goes")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on(moment: str, whole_run: Path, tmp_path: Path) -> None:
+    """SIGKILL while the third checkpoint is saved, of which one is kept."""
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def run() -> None:
+        put, replace = AtomicLocalBackend.put, os.replace
+
+        def put_or_die(backend: AtomicLocalBackend, data: bytes, path: str) -> None:
+            if path.endswith("iter_3.pth") and moment == "before":
+                die()
+            if path.endswith("iter_3.pth") and moment == "in the midst":
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) // 2, resource.RLIM_INFINITY))
+                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            put(backend, data, path)
+
+        def replace_or_die(source: Path, target: Path) -> None:
+            if target.name == "iter_3.pth" and moment == "before it has its name":
+                die()
+            replace(source, target)
+            if target.name == "iter_3.pth" and moment == "before last_checkpoint":
+                die()
+
+        AtomicLocalBackend.put, os.replace = put_or_die, replace_or_die
+        if moment == "before the older one goes":
+            AtomicLocalBackend.remove = lambda backend, path: die() if path.endswith("iter_2.pth") else os.remove(path)
+        make_runner(tmp_path, max_keep_ckpts=1).train()
+
+    assert ending(run) < -1
+    is_new = MOMENTS.index(moment) > 2
+    assert latest_checkpoint(tmp_path) == (tmp_path / f"iter_{2 + is_new}.pth", [])
+    assert (len(list(abandoned_files(tmp_path))) == 1) == (moment in MOMENTS[1:3])
+    runner = make_runner(tmp_path, max_keep_ckpts=1, resume=True)
+    runner.train()
+    assert runner.model.trained == 2 - is_new
+    assert checkpoints(tmp_path) == ["iter_4.pth"] and not list(abandoned_files(tmp_path))
+    assert torch.equal(weights(tmp_path / "iter_4.pth"), weights(whole_run / "iter_4.pth"))
+
+
+@pytest.fixture
+def copy(whole_run: Path, tmp_path: Path) -> Path:
+    """A copy of that folder as if its last two iterations had not been."""
+    folder = Path(shutil.copytree(whole_run, tmp_path / "work"))
+    for name in ("iter_3.pth", "iter_4.pth"):
+        (folder / name).unlink()
+    (folder / "last_checkpoint").write_text(str(folder / "iter_2.pth"))
+    return folder
+
+
+def test_a_cut_off_newest_one_is_passed_over_with_a_warning(copy: Path, whole_run: Path) -> None:
+    os.truncate(copy / "iter_2.pth", 1000)
+    runner = make_runner(copy, resume=True)
+    told: list[str] = []
+    runner.logger.warning = told.append
+    runner.train()
+    assert [text for text in told if "passed over" in text] == [
+        f"checkpoint {copy / 'iter_2.pth'} is passed over: it is cut short"
+    ]
+    assert runner.model.trained == 3
+    assert torch.equal(weights(copy / "iter_4.pth"), weights(whole_run / "iter_4.pth"))
+
+
+def test_nothing_whole_to_resume(copy: Path) -> None:
+    for path in copy.glob("*.pth"):
+        os.truncate(path, 1000)
+    with pytest.raises(ValueError, match=r"none of the checkpoints in .* is whole .*leave out --resume to start anew"):
+        make_runner(copy, resume=True).train()
+
+
+def test_a_run_that_is_to_resume_and_never_began_starts_anew(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, resume=True)
+    runner.train()
+    assert runner.model.trained == 4
+
+
+def test_load_from_is_resumed_where_it_is_given(copy: Path) -> None:
+    runner = make_runner(copy, resume=True, load_from=str(copy / "iter_1.pth"))
+    runner.train()
+    assert runner.model.trained == 3
+
+
+def test_weights_alone_are_not_resumed(copy: Path) -> None:
+    torch.save({"state_dict": Toy().state_dict(), "meta": {"epoch": 1, "iter": 2}}, copy / "weights.pth")
+    for kind in (Runner, FlexibleRunner):
+        make_runner.count += 1
+        runner = make_runner(copy, kind=kind, resume=True, load_from=str(copy / "weights.pth"))
+        with pytest.raises(ValueError, match=r"weights\.pth' has weights alone"):
+            runner.train()
+
+
+def test_a_full_disk_stops_the_run_and_harms_no_checkpoint(
+    tmp_path: Path, whole_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        if Path(path).name in ("iter_3.pth", "best_L_acc_iter_2.pth"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    write = atomic_backend.write_atomically
+    for save_best, last in ((None, "iter_2.pth"), ("L/acc", "iter_2.pth")):
+        folder = tmp_path / str(save_best)[0]
+        monkeypatch.setattr(atomic_backend, "write_atomically", full)
+        with pytest.raises(OSError, match=rf"cannot be written \(No space left.*last whole one is .*{last}") as found:
+            make_runner(folder, max_keep_ckpts=1, save_best=save_best, **(BEST if save_best else {})).train()
+        assert found.value.errno == errno.ENOSPC
+        assert set(checkpoints(folder)) - {"best_L_acc_iter_1.pth"} == {last}
+        assert all(damage(folder / name) is None for name in checkpoints(folder))
+        assert not list(abandoned_files(folder))
+        monkeypatch.undo()
+        make_runner.count += 1
+        make_runner(folder, max_keep_ckpts=1, resume=True).train()
+        assert torch.equal(weights(folder / "iter_4.pth"), weights(whole_run / "iter_4.pth"))
+
+
+def refused(runner: Any) -> str:
+    """What is said of the folder before anything is trained."""
+    with pytest.raises(CheckpointFolderError) as found:
+        runner.train()
+    assert runner.model.trained == 0
+    return str(found.value)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    said = refused(make_runner(tmp_path / "work", out_dir=str(tmp_path / "file" / "out")))
+    assert f"cannot be written to {tmp_path / 'file' / 'out' / 'work'} (Not a directory)" in said and "out_dir" in said
+
+    def read_only(**kwargs: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(atomic_checkpoint_hook.tempfile, "TemporaryFile", read_only)
+    said = refused(make_runner(tmp_path / "other"))
+    assert f"cannot be written to {tmp_path / 'other'} (Read-only file system)" in said
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many bytes are free."""
+
+    def set_free(count: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2 * count, count, count))
+
+    set_free(0)
+    return set_free
+
+
+def told(said: str) -> tuple[int, int]:
+    """The bytes that are needed, and those of one checkpoint."""
+    needed, each = re.search(r"take up to ([\d,]+) more bytes in \S+, about ([\d,]+) each", said).groups()
+    return int(needed.replace(",", "")), int(each.replace(",", ""))
+
+
+def test_too_little_room(tmp_path: Path, free: Callable[[int], None]) -> None:
+    said = refused(make_runner(tmp_path, max_keep_ckpts=1))
+    needed, _ = told(said)
+    assert str(tmp_path) in said and "and 0 are free" in said and "max_keep_ckpts" in said
+    free(needed - 1)
+    make_runner.count += 1
+    assert f"and {needed - 1:,} are free" in refused(make_runner(tmp_path, max_keep_ckpts=1))
+    free(needed)
+    make_runner.count += 1
+    make_runner(tmp_path, max_keep_ckpts=1).train()
+
+
+ADAM = dict(type="AdamW", lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "hooks"),
+    [
+        (dict(type="SGD", lr=0.1), []),
+        (dict(type="SGD", lr=0.1, momentum=0.9), []),
+        (ADAM, []),
+        (dict(ADAM, amsgrad=True), []),
+        (dict(type="mmsnnet.Lamb", lr=0.1), []),
+        (ADAM, [dict(type="EMAHook")]),
+    ],
+    ids=["SGD", "momentum", "AdamW", "amsgrad", "Lamb", "EMA"],
+)
+def test_the_size_of_a_checkpoint_is_known_before_there_is_one(
+    optimizer: dict[str, Any], hooks: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dict(width=2_000_000, optimizer=optimizer, iterations=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+        _, estimated = told(refused(make_runner(tmp_path, *hooks, **settings)))
+    make_runner.count += 1
+    make_runner(tmp_path, *hooks, **settings).train()
+    size = (tmp_path / "iter_1.pth").stat().st_size
+    (tmp_path / "iter_1.pth").unlink()
+    assert size <= estimated <= 1.15 * size
+
+
+@pytest.mark.parametrize(
+    ("settings", "whole", "weights"),
+    [
+        (dict(), 4, 0),
+        (dict(interval=2), 2, 0),
+        (dict(interval=3), 2, 0),  # the third and the last one
+        (dict(interval=3, save_last=False), 1, 0),
+        (dict(interval=-1), 1, 0),
+        (dict(interval=-1, save_last=False), 0, 0),
+        (dict(interval=1, save_begin=3), 2, 0),
+        (dict(interval=3, save_begin=1), 2, 0),
+        (dict(max_keep_ckpts=1), 2, 0),
+        (dict(max_keep_ckpts=3), 4, 0),
+        (dict(max_keep_ckpts=7), 4, 0),
+        (dict(interval=1, by_epoch=True, max_keep_ckpts=1), 2, 0),
+        (dict(max_keep_ckpts=1, save_best=["L/acc", "S/acc"], rule="greater"), 2, 2),
+        (dict(max_keep_ckpts=1, save_best="auto"), 2, 1),
+        (dict(max_keep_ckpts=2, resume=True), 1, 0),  # there are two, and one of them makes way
+        (dict(resume=True), 3, 0),
+    ],
+    ids=lambda value: ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else None,
+)
+def test_room_for_what_is_kept_at_once(
+    settings: dict[str, Any], whole: int, weights: int, copy: Path, free: Callable[[int], None]
+) -> None:
+    if whole == 0:
+        make_runner(copy, **settings).train()
+        return
+    settings = dict(settings, optimizer=dict(type="SGD", lr=0.1))  # whose state is nothing
+    needed, each = told(refused(make_runner(copy, **settings)))
+    assert needed == (whole + weights) * each
+
+
+def test_what_a_resumed_checkpoint_names_is_removed_in_this_folder_alone(copy: Path, tmp_path: Path) -> None:
+    """Whether the work folder was copied, or the checkpoint is hostile."""
+    other = tmp_path / "other"
+    other.mkdir()
+    outside = [other / name for name in ("best_L_acc_iter_1.pth", "iter_1.pth", "iter_../../other/iter_1.pth")]
+    inside = [copy / name for name in ("best_L_acc_notes.pth", "best_S_acc_iter_1.pth", "notes.pth", "iter_x.pth")]
+    mine = copy / "best_L_acc_iter_1.pth"
+    for path in (*outside[:2], *inside, mine):
+        path.touch()
+    (copy / "iter_").mkdir()
+    path = copy / "iter_2.pth"
+    for best in (outside[0], *inside, "../other/best_L_acc_iter_1.pth", 3, None, [str(mine)], copy):
+        checkpoint = torch.load(whole_path := copy / "iter_1.pth", weights_only=False)
+        info = checkpoint["message_hub"]["runtime_info"]
+        info["keep_ckpt_ids"] = ["/../../other/iter_1", "x", -1, True, 0.5, None, [1], 2]
+        info["best_ckpt"] = str(best) if isinstance(best, Path) else best
+        checkpoint["message_hub"]["resumed_keys"] |= dict(keep_ckpt_ids=True, best_ckpt=True)
+        torch.save(checkpoint, path)
+        make_runner.count += 1
+        scores = [(float(make_runner.count), 0)] * 3
+        make_runner(copy, max_keep_ckpts=1, save_best="L/acc", rule="greater", resume=True, scores=scores).train()
+        assert all(path.exists() for path in (*outside[:2], *inside, whole_path))
+        # Under the name that it has in a folder elsewhere, the best one of this folder has made way.
+        assert mine.exists() != (Path(str(best)).name == mine.name and isinstance(best, str | Path))
+        mine.touch()
+        for name in ("iter_2.pth", "iter_3.pth", "iter_4.pth"):
+            (copy / name).unlink(missing_ok=True)
+        (copy / "last_checkpoint").write_text(str(path))
+
+
+def test_others_are_told_before_a_checkpoint(tmp_path: Path) -> None:
+    observer = Observer()
+    make_runner(tmp_path, observer, interval=2, save_best="L/acc", **BEST).train()
+    # At each evaluation, which is after an iteration, and before the regular ones, which are saved at the end of one.
+    assert observer.seen == [1, 1, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_a_flexible_runner_counts_right(by_epoch: bool, tmp_path: Path) -> None:
+    """By itself it takes a checkpoint that is saved again after an evaluation for one further on."""
+    settings = dict(kind=FlexibleRunner, by_epoch=by_epoch, save_best="L/acc")
+    make_runner(tmp_path, **settings, **BEST).train()
+    last, _ = latest_checkpoint(tmp_path)
+    meta = torch.load(last, weights_only=False)["meta"]
+    assert (meta["iter"], meta["epoch"]) == ((8, 2) if by_epoch else (4, 0))
+    os.truncate(last, 100)
+    make_runner.count += 1
+    runner = make_runner(tmp_path, **settings, **BEST, resume=True)
+    choose_checkpoint(runner)
+    runner.train()
+    assert runner.model.trained == (4 if by_epoch else 1) and damage(last) is None
+
+
+# Two ranks: the first finds no room, fails to write, and chooses what to resume; the second only learns of it.
+PROGRAM = """
+import errno, json, os, shutil, sys
+from pathlib import Path
+
+import torch
+
+import mmsnnet
+from mmsnnet.engine import atomic_backend, latest_checkpoint
+from tests.engine.test_atomic_checkpoint_hook import Observer, make_runner
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+os.environ["LOCAL_RANK"] = str(rank)
+torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+observer, said = Observer(), []
+
+
+def train(**settings):
+    make_runner.count += 1
+    wrapper = dict(type="MMDistributedDataParallel", device_ids=None)
+    runner = make_runner(
+        folder / "work", observer, launcher="pytorch", cfg=dict(model_wrapper_cfg=wrapper), iterations=2, **settings
+    )
+    try:
+        runner.train()
+        said.append("nothing")
+    except Exception as error:
+        said.append(f"{type(error).__name__} {getattr(error, 'errno', '')}: {error}")
+    said.append(runner.model.module.trained)
+
+
+if rank == 0:
+    usage, write = shutil.disk_usage, atomic_backend.write_atomically
+    shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 0)
+train()
+if rank == 0:
+    shutil.disk_usage = usage
+
+    def full(path, data):
+        if str(path).endswith("iter_2.pth"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    atomic_backend.write_atomically = full
+train()
+if rank == 0:
+    atomic_backend.write_atomically = write
+else:
+    latest_checkpoint.latest_checkpoint = None
+train(resume=True)
+said.append(observer.seen)
+(folder / f"said_{rank}").write_text(json.dumps(said))
+"""
+
+
+def test_two_ranks_end_with_the_same_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path)]
+    processes = [
+        subprocess.Popen([*command, str(rank)], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for rank in (0, 1)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, errors.decode()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    said, second = (json.loads((tmp_path / f"said_{rank}").read_text()) for rank in (0, 1))
+    assert said == second
+    no_room, untrained, full, trained, resumed, rest, seen = said
+    assert no_room.startswith("CheckpointFolderError 28: ") and "and 0 are free" in no_room and untrained == 0
+    assert full.startswith("OSError 28: ") and "iter_1.pth: see to the folder" in full and trained == 2
+    assert (resumed, rest) == ("nothing", 1)
+    assert seen == [0, 1, 1]  # on all ranks
