@@ -59,6 +59,8 @@ def test(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint!r}")
     config = load_config(args.config, args.cfg_options)
     config.load_from = args.checkpoint
+    # What was trained in shards is whole in its checkpoint: it is tested by mmengine's ordinary runner.
+    config.pop("runner_type", None)
     config.test_cfg = {**(config.get("test_cfg") or {}), "type": "mmsnnet.StitchTestLoop"}
     if args.stitches:
         config.test_cfg.stitches = args.stitches
