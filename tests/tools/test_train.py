@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmsnnet.apis import launch
 
@@ -21,4 +22,18 @@ def test_synchronised_batch_norms_without_gpus_are_refused_first(
     cure = r"model\.decode_head\.norm_cfg\.type=BN model\.auxiliary_head\.0\.norm_cfg\.type=BN"
     with pytest.raises(ValueError, match=cure):
         command.train(command.parser().parse_args([str(CONFIG), "--launcher", "pytorch"]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU lacks")
+@pytest.mark.parametrize("way", [["--amp"], ["--cfg-options", "optim_wrapper.type=AmpOptimWrapper"]])
+def test_mixed_precision_without_a_gpu_is_refused_first(
+    way: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
+    monkeypatch.chdir(tmp_path)
+    import train as command
+
+    with pytest.raises(ValueError, match="mixed precision needs a GPU, and there is none: leave out --amp"):
+        command.train(command.parser().parse_args([str(CONFIG), *way]))
     assert list(tmp_path.iterdir()) == []
