@@ -189,7 +189,7 @@ def mim(site: Path, cwd: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "mim", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -212,7 +212,8 @@ def test_mim_trains_and_tests_an_installed_wheel(site: Path, tmp_path: Path) -> 
         settings[f"{split}_dataloader.num_workers"] = 0
         settings[f"{split}_dataloader.persistent_workers"] = False
     options = ("--cfg-options", *(f"{key}={value}" for key, value in settings.items()))
-    said = mim(site, tmp_path, "train", "mmsnnet", config, "--gpus", "0", *options)
+    two = ("--gpus", "2", "--launcher", "pytorch")  # processes, where there is no GPU
+    said = mim(site, tmp_path, "train", "mmsnnet", config, *two, *options)
     checkpoint = "work_dirs/quickstart/anchor_s/iter_2.pth"
     assert (tmp_path / checkpoint).is_file()
 

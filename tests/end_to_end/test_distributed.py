@@ -116,7 +116,7 @@ class Runs:
         others = ("SLURM_", "MASTER_", "OMP_", "MKL_")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         environment |= dict(PATH=f"{self.folder / 'bin'}:{os.environ['PATH']}", COLUMNS="120")
-        environment |= dict(PYTHONPATH=f"{REPOSITORY}:{self.folder}")
+        environment |= dict(PYTHONPATH=f"{REPOSITORY}:{self.folder}", CUDA_VISIBLE_DEVICES="-1")
         environment |= {name: str(value) for name, value in variables.items()}
         command = ["bash" if tool.endswith(".sh") else "python", str(REPOSITORY / "tools" / tool), *map(str, arguments)]
         with subprocess.Popen(
