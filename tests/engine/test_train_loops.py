@@ -3,6 +3,7 @@
 import copy
 import itertools
 import logging
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from mmsnnet.stitching import StitchSampler
 
 ITERATIONS = 10  # of batches of two images, of which an epoch has four
 NUMBERS = itertools.count()
+COSTS: dict[Any, Any] = {}  # of the one backbone, counted once
 
 
 class Noisy(Dataset):
@@ -71,13 +73,19 @@ class DrawsMuch(BaseMetric):
         return dict(accuracy=0.0)
 
 
+MADE = ((DATASETS, Noisy), (MODELS, BatchNoise), (METRICS, DrawsMuch))
+
+
+def register() -> None:
+    for registry, module in MADE:
+        registry.register_module(module=module)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def registered() -> Iterator[None]:
-    made = ((DATASETS, Noisy), (MODELS, BatchNoise), (METRICS, DrawsMuch))
-    for registry, module in made:
-        registry.register_module(module=module)
+    register()
     yield
-    for registry, module in made:
+    for registry, module in MADE:
         del registry.module_dict[module.__name__]
 
 
@@ -108,26 +116,25 @@ LOOPS = dict(
 )
 
 
-@pytest.fixture
-def make_runner(backbone_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Runner]:
-    """``make_runner(...)``: a runner of a tiny classifier, in a folder of its own unless told otherwise; with ``noise``
-    all that may be random is so, and ``changes`` are those of the config."""
-
-    def make(
-        loop: dict[str, Any],
-        noise: float = 0.0,
-        sampler: str = "InfiniteSampler",
-        workers: int = 0,
-        accumulative_counts: int = 1,
-        optimizer: dict[str, Any] | None = None,
-        mixing: bool | None = None,
-        recorder: Recorder | None = None,
-        **changes: Any,
-    ) -> Runner:
-        torch.manual_seed(3)
-        anchors = dict(drop_path_rate=0.5 if noise else 0.0)
-        mix = dict(cutmix_alpha=1.0, label_smoothing=0.1) if (noise if mixing is None else mixing) else None
-        config = dict(
+def make_config(
+    backbone_config: Callable[..., dict[str, Any]],
+    work_dir: Path,
+    loop: dict[str, Any],
+    noise: float = 0.0,
+    sample_noise: float | None = None,
+    mixing: bool | None = None,
+    sampler: str = "InfiniteSampler",
+    batch_size: int = 2,
+    workers: int = 0,
+    accumulative_counts: int = 1,
+    **changes: Any,
+) -> dict[str, Any]:
+    """The arguments of a runner of a tiny classifier. With ``noise`` all that may be random is so; ``changes`` replace
+    other arguments."""
+    anchors = dict(drop_path_rate=0.5 if noise else 0.0)
+    mix = dict(cutmix_alpha=1.0, label_smoothing=0.1) if (noise if mixing is None else mixing) else None
+    return (
+        dict(
             default_scope="mmsnnet",
             model=dict(
                 type="mmsnnet.StitchedClassifier",
@@ -136,32 +143,51 @@ def make_runner(backbone_config: Callable[..., dict[str, Any]], tmp_path: Path) 
                 mixing=mix,
                 data_preprocessor=dict(type="BatchNoise", noise=noise),
             ),
-            work_dir=str(tmp_path / f"work_dir_{next(NUMBERS)}"),
+            work_dir=str(work_dir),
             experiment_name=f"train_loops_{next(NUMBERS)}",
             randomness=dict(seed=11),
             train_dataloader=dict(
-                batch_size=2,
+                batch_size=batch_size,
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 drop_last=True,
                 sampler=dict(type=sampler, shuffle=True),
-                dataset=dict(type="Noisy", noise=noise),
+                dataset=dict(type="Noisy", noise=noise if sample_noise is None else sample_noise),
             ),
             train_cfg=loop,
             optim_wrapper=dict(
                 type="OptimWrapper",
-                optimizer=optimizer or dict(type="AdamW", lr=1e-2),
+                optimizer=dict(type="AdamW", lr=1e-2),
                 accumulative_counts=accumulative_counts,
                 clip_grad=dict(max_norm=5.0),
             ),
             param_scheduler=[dict(type="LinearLR", start_factor=0.1, end=5, by_epoch=False)],
             default_hooks=dict(checkpoint=None),
         )
-        runner = Runner(**config | changes)
-        for layer in find_stitched_backbone(runner.model).network.layers.values():
-            layer.set_base(layer.weight, layer.bias)
-        runner.register_hook(recorder or Recorder())
-        return runner
+        | changes
+    )
+
+
+def build(config: dict[str, Any], recorder: Recorder | None = None, counted: bool = True) -> Runner:
+    """A runner whose stitching layers are initialised, from the same weights each time."""
+    torch.manual_seed(3)
+    runner = Runner(**config)
+    backbone = find_stitched_backbone(runner.model)
+    if counted:
+        backbone._cost_models = COSTS
+    for layer in backbone.network.layers.values():
+        layer.set_base(layer.weight, layer.bias)
+    runner.register_hook(recorder or Recorder())
+    return runner
+
+
+@pytest.fixture
+def make_runner(backbone_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Runner]:
+    """``make_runner(...)``: a runner of ``make_config``, in a folder of its own unless told otherwise."""
+
+    def make(loop: dict[str, Any], recorder: Recorder | None = None, counted: bool = True, **kwargs: Any) -> Runner:
+        work_dir = kwargs.pop("work_dir", tmp_path / f"work_dir_{next(NUMBERS)}")
+        return build(make_config(backbone_config, work_dir, loop, **kwargs), recorder, counted)
 
     return make
 
@@ -261,15 +287,115 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
 
 
 def test_a_killed_run_goes_on(train: Train, tmp_path: Path) -> None:
-    """The same in one folder, and the run that is killed is killed after its checkpoint."""
-    whole, seen = train(LOOPS["iterations"], noise=0.1)
+    """The same in one folder, where a run is killed some time after its checkpoint; the FLOPs that draws depend on are
+    counted in each run's first iteration."""
+    whole, seen = train(LOOPS["iterations"], noise=0.1, counted=False)
     checkpoint = dict(type="CheckpointHook", by_epoch=False, interval=5, save_last=False)
-    kwargs = dict(noise=0.1, work_dir=str(tmp_path / "work_dir"), default_hooks=dict(checkpoint=checkpoint))
+    kwargs = dict(noise=0.1, counted=False, work_dir=str(tmp_path / "work_dir"))
+    kwargs["default_hooks"] = dict(checkpoint=checkpoint)
     _, first = train(LOOPS["iterations"], kill_after=7, **kwargs)
     resumed, second = train(LOOPS["iterations"], resume=True, **kwargs)
     assert_equal(first.seen, seen.seen[:7])
     assert_equal(second.seen, seen.seen[5:])
     assert_equal(state(resumed), state(whole))
+
+
+def run_rank(rank: int, folder: str, configs: dict[str, dict[str, Any]]) -> None:
+    """One of two ranks: trains by each config, one after the other."""
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    register()
+    for name, config in configs.items():
+        recorder = Recorder()
+        runner = build(config, recorder)
+        runner.train()
+        found = dict(
+            losses=[step[2]["loss"] for step in recorder.seen],
+            drawn=[step[1] for step in recorder.seen],
+            inputs=[step[3] for step in recorder.seen],
+            state=state(runner),
+        )
+        torch.save(found, f"{folder}/{name}_{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+DOUBLED = dict(
+    loop=LOOPS["iterations"] | dict(stitches_per_step=3),
+    sample_noise=0.1,
+    optim_wrapper=dict(
+        type="OptimWrapper",
+        optimizer=dict(type="SGD", lr=0.03, momentum=0.9),  # Adam would scale up what rounding makes of zero
+        accumulative_counts=2,
+        clip_grad=dict(max_norm=5.0),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two ranks saw, rank by rank."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    anchors = [dict(model="vit_tiny_patch16_224", num_heads=2, embed_dim=32 + 16 * i, depth=2 + 2 * i) for i in (0, 1)]
+
+    def backbone(small: dict[str, Any], large: dict[str, Any]) -> dict[str, Any]:
+        own = [anchors[0] | small, anchors[1] | large]
+        return dict(type="mmsnnet.StitchedViT", anchors=own, img_size=32, rank=2, flops_step=2e4)
+
+    hooks = dict(checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=5, save_last=False))
+    shared = dict(launcher="pytorch", cfg=dict(model_wrapper_cfg=dict(type="mmsnnet.StitchedDataParallel")))
+    noisy = dict(loop=LOOPS["iterations"], noise=0.1, default_hooks=hooks, **shared, **EMA)
+    configs = dict(
+        doubled=make_config(backbone, folder / "doubled", **DOUBLED, **shared),
+        whole=make_config(backbone, folder / "whole", **noisy),
+        resumed=make_config(
+            backbone, folder / "resumed", load_from=str(folder / "whole" / "iter_5.pth"), resume=True, **noisy
+        ),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(pytestconfig.rootpath)  # where the processes find this file
+        ranks = torch.multiprocessing.spawn(run_rank, (str(folder), configs), nprocs=2, join=False)
+    try:
+        for _ in range(2):
+            ranks.join(timeout=60)
+    finally:
+        for process in ranks.processes:
+            process.kill()
+    return [
+        {name: torch.load(folder / f"{name}_{rank}.pth", weights_only=False) for name in configs} for rank in range(2)
+    ]
+
+
+def test_two_ranks_train_as_one_process_with_the_doubled_batch(
+    two_ranks: list[dict[str, Any]], make_runner: Callable[..., Runner]
+) -> None:
+    """Three stitches a step, gradients of two steps added up, samples augmented at random."""
+    recorder = Recorder()
+    one = make_runner(recorder=recorder, batch_size=4, **DOUBLED)
+    one.train()
+    first, second = (rank["doubled"] for rank in two_ranks)
+    assert first["drawn"] == second["drawn"] == [step[1] for step in recorder.seen]
+    for both in zip(first["inputs"], second["inputs"], [step[3] for step in recorder.seen], strict=True):
+        assert_equal(torch.stack(both[:2], 1).flatten(0, 1), both[2])
+    assert_equal(first["state"]["model"], second["state"]["model"])
+    means = [(left + right) / 2 for left, right in zip(first["losses"], second["losses"], strict=True)]
+    torch.testing.assert_close(means, [step[2]["loss"] for step in recorder.seen], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        {name.removeprefix("module."): value for name, value in first["state"]["model"].items()},
+        dict(one.model.state_dict()),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+def test_two_ranks_resume_together(two_ranks: list[dict[str, Any]]) -> None:
+    for rank in two_ranks:
+        for run in ("resumed", "whole"):
+            del rank[run]["state"]["losses"]  # a checkpoint has the history of the first rank
+        assert_equal(rank["resumed"]["state"], rank["whole"]["state"])
+        for seen in ("losses", "drawn", "inputs"):
+            assert_equal(rank["resumed"][seen], rank["whole"][seen][5:])
+    assert not torch.equal(two_ranks[0]["whole"]["inputs"][0], two_ranks[1]["whole"]["inputs"][0])
 
 
 def test_all_that_is_random_counts(train: Train) -> None:

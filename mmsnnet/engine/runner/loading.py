@@ -63,8 +63,8 @@ class SeededBatchSampler(Sampler):
 
     Attributes:
         seed: the run's.
-        epoch, skip: where an iteration over this begins: after ``skip`` batches of the epoch or, of an endless one, of
-            this epoch and those that follow it. Of these only indices are drawn; nothing is loaded.
+        epoch, skip: where the next iteration over this begins: after ``skip`` batches of the epoch or, of an endless
+            one, of this epoch and those that follow it. Of these only indices are drawn; nothing is loaded.
     """
 
     def __init__(self, batch_sampler: Iterable[list], rank: int, world_size: int, endless: bool) -> None:
@@ -75,8 +75,12 @@ class SeededBatchSampler(Sampler):
         self.seed = self.epoch = self.skip = 0
 
     def __iter__(self) -> Iterator[list[SeededIndex]]:
-        epoch, skip = self.epoch, self.skip
+        epoch, skip, self.skip = self.epoch, self.skip, 0
         while True:
+            if self.endless:  # otherwise it is for DistSamplerSeedHook to do
+                for sampler in (self.sampler, self.batch_sampler):
+                    if hasattr(sampler, "set_epoch"):
+                        sampler.set_epoch(epoch)
             # Samplers without a seed of their own, torch's for one, draw it from the global generators.
             seed_generators(hashed(self.seed, "order", epoch))
             number, gave = 0, False
@@ -93,9 +97,6 @@ class SeededBatchSampler(Sampler):
                     "the training set has no batch to give: lower train_dataloader.batch_size, or leave out drop_last"
                 )
             epoch += 1
-            for sampler in (self.sampler, self.batch_sampler):
-                if hasattr(sampler, "set_epoch"):
-                    sampler.set_epoch(epoch)
 
     def _sample_seed(self, epoch: int, position: int) -> int:
         return hashed(self.seed, epoch, position * self.world_size + self.rank)

@@ -186,9 +186,10 @@ class StitchEpochBasedTrainLoop(_StitchTrainLoop, EpochBasedTrainLoop):
     def run_epoch(self) -> None:
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        batches = self.dataloader.batch_sampler
-        batches.epoch, batches.skip = self._epoch, self._done()
-        for batch_idx, data_batch in enumerate(self.dataloader, start=batches.skip):
+        done = self._done()
+        self.dataloader.batch_sampler.epoch = self._epoch
+        self.dataloader.batch_sampler.skip = done
+        for batch_idx, data_batch in enumerate(self.dataloader, start=done):
             self.run_iter(batch_idx, data_batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
@@ -262,7 +263,7 @@ def _preprocessed_once(preprocessor: nn.Module) -> Iterator[None]:
 def _means(passes: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each loss over the passes that have it."""
     names = dict.fromkeys(name for losses in passes for name in losses)
-    return {name: torch.stack([losses[name] for losses in passes if name in losses]).mean(0) for name in names}
+    return {name: torch.stack([losses[name].detach() for losses in passes if name in losses]).mean(0) for name in names}
 
 
 def _shared_seed(runner: Runner) -> int:
