@@ -296,7 +296,8 @@ def test_a_runner_trains_by_config_and_averages_beside_the_weights(found: Found)
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     store = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, f"file://{store}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -305,9 +306,9 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def make_pair(group: None, backbone_config: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
     """``make_pair(...)``: a model and its copy, wrapped; keywords are the backbone's, ``cap`` is the wrapper's."""
 
-    def make(cap: float = 0.05, **kwargs: Any) -> tuple[Model, StitchedDataParallel]:
+    def make(cap: float = 0.05, device: str = "cpu", **kwargs: Any) -> tuple[Model, StitchedDataParallel]:
         settings = dict(out_indices=(0, 1, 3), flops_step=1, seed=5) | kwargs
-        model = Model(backbone_config(**settings))
+        model = Model(backbone_config(**settings)).to(device)
         _ = model.backbone.sampler  # counts FLOPs, once for both
         return model, StitchedDataParallel(copy.deepcopy(model), bucket_cap_mb=cap)
 
@@ -638,25 +639,21 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @gpu
-def test_on_a_gpu(backbone_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    assert not dist.is_initialized()
-    torch.cuda.set_device(0)
-    dist.init_process_group("nccl", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        model = Model(backbone_config(out_indices=(0, 1, 3), flops_step=1, seed=5)).cuda()
-        wrapped = StitchedDataParallel(copy.deepcopy(model), bucket_cap_mb=0.05)
-        optimizers = [torch.optim.AdamW(one.parameters(), fused=True) for one in (model, wrapped)]
-        for iteration in range(4):
+@pytest.mark.parametrize("side_stream", [False, True])
+def test_gradients_on_a_gpu_are_those_of_the_model(side_stream: bool, make_pair: Callable[..., Any]) -> None:
+    model, wrapped = make_pair(device="cuda")
+    stream = torch.cuda.Stream() if side_stream else torch.cuda.current_stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        optimizers = [torch.optim.AdamW(one.parameters(), lr=1e-6, fused=True) for one in (model, wrapped)]
+        for iteration in range(ITERATIONS):
+            batch = {key: value.cuda() for key, value in make_batch(iteration).items()}
             for one in (model, wrapped):
-                with torch.autocast("cuda", torch.bfloat16):
-                    batch = {key: value.cuda() for key, value in make_batch(iteration).items()}
-                    losses = one(**batch, sometimes=iteration % 2 == 0, mode="loss")
+                losses = one(**batch, sometimes=iteration % 2 == 0, mode="loss")
                 sum(losses.values()).backward()
-            torch.testing.assert_close(
-                *({k: g for k, g in gradients(one).items() if g is not None} for one in (model, wrapped))
-            )
+            # Attention's backward pass adds up in an order that varies.
+            found = [{k: g for k, g in gradients(one).items() if g is not None} for one in (model, wrapped)]
+            torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-    finally:
-        dist.destroy_process_group()
