@@ -1,4 +1,4 @@
-"""Data-parallel training of a stitched model: of the gradients, those that the drawn stitches use are averaged."""
+"""Data-parallel training of a stitched model: gradients are averaged of what the drawn stitches have used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmsnnet.stitching import Stitch
 
 @MODEL_WRAPPERS.register_module()
 class StitchedDataParallel(nn.Module):
-    """Averages gradients over the ranks as ``DistributedDataParallel`` does, but those alone that can be there.
+    """Averages gradients over the ranks as ``DistributedDataParallel`` does, but only of what drawn stitches have used.
 
     All ranks draw the same stitch, so all know which parameters a forward has used without searching the graph or
     telling each other: those of :meth:`StitchedViT.trained_parameters`, and all outside the backbone. Their gradients
