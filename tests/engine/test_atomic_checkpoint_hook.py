@@ -195,6 +195,22 @@ def test_a_newer_one_is_whole_before_an_older_one_goes(tmp_path: Path, monkeypat
     assert checkpoints(tmp_path) == ["best_L_acc_iter_4.pth", "iter_4.pth"]
 
 
+def test_a_run_that_goes_on_with_fewer_writes_a_newer_one_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_runner(tmp_path, max_keep_ckpts=3, iterations=3).train()
+    removed, remove = [], AtomicLocalBackend.remove
+
+    def record(backend: AtomicLocalBackend, path: str) -> None:
+        removed.append((Path(path).name, checkpoints(tmp_path)[-1]))
+        remove(backend, path)
+
+    monkeypatch.setattr(AtomicLocalBackend, "remove", record)
+    make_runner.count += 1
+    make_runner(tmp_path, max_keep_ckpts=1, resume=True).train()
+    assert removed == [(f"iter_{n}.pth", "iter_4.pth") for n in (1, 2, 3)]
+
+
 MOMENTS = ("before", "in the midst", "before it has its name", "before last_checkpoint", "before the older one goes")
 
 

@@ -77,6 +77,10 @@ def test_what_an_earlier_run_left_is_not_newer(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path)[0] == tmp_path / "iter_500.pth"
     (tmp_path / "iter_1000.pth").unlink()
     assert latest_checkpoint(tmp_path)[0] == tmp_path / "iter_500.pth"
+    for name in ("iter_500.pth", "iter_600.pth"):
+        cut(tmp_path / name)
+    with pytest.raises(ValueError, match=r"none of the checkpoints in .* is whole"):
+        latest_checkpoint(tmp_path)
 
 
 def test_a_copy_that_keeps_no_times(tmp_path: Path) -> None:
