@@ -140,17 +140,13 @@ class Trainer:
             kinds.setdefault(stitch.kind, []).append(stitch)
         return [stitches[len(stitches) // 2] for stitches in kinds.values()]
 
-    def warm_up(self) -> dict[str, int]:
-        """Runs each kind of stitch, so that state of the optimizer, memory and compiled code are there; gives the bytes
-        of the gradients of each kind."""
-        gradients = {}
+    def warm_up(self) -> None:
+        """Runs each kind of stitch, so that state of the optimizer, memory and compiled code are there."""
         for _ in range(2):
             for stitch in self.one_of_each_kind():
                 self.backbone._sampler = StitchSampler(((stitch.id,),))
                 self.step()
-                gradients[stitch.kind] = self.gradients
         self.backbone._sampler, self.backbone.draws = None, 0
-        return gradients
 
 
 def resident(what: str) -> int:
@@ -205,16 +201,19 @@ def main() -> None:
                 memory[name] = pool.apply(peak_memory, (args, anchors))
     trainers = {name: Trainer(args, anchors) for name, anchors in chosen.items()}
     small, large, stitched = trainers.values()
-    gradients = {name: trainer.warm_up() for name, trainer in trainers.items()}
+    for trainer in trainers.values():
+        trainer.warm_up()
 
     times: dict[str, list[float]] = {name: [] for name in trainers}
     drawn: list[Stitch] = []
+    gradients: list[int] = []
     gc.collect()
     order = list(trainers)
     for round_ in range(args.rounds):
         for name in order[round_ % 3 :] + order[: round_ % 3]:
             times[name].append(trainers[name].step())
         drawn.append(stitched.backbone.drawn)
+        gradients.append(stitched.gradients)
 
     (least,), (most,) = small.flops.values(), large.flops.values()
     expected = [
@@ -224,23 +223,25 @@ def main() -> None:
     took = times["stitched"]
     rows = []
     for name, trainer in list(trainers.items())[:2]:
-        ((kind, held),) = gradients[name].items()
         cost = next(iter(trainer.flops.values()))
-        rows.append((name, "", args.rounds, cost, times[name], None, held, memory[name]))
-    rows.append(("stitched", "as drawn", args.rounds, None, took, sum(took) / sum(expected), None, memory["stitched"]))
-    for kind, held in gradients["stitched"].items():
+        rows.append((name, "", args.rounds, cost, times[name], None, trainer.gradients, memory[name]))
+    cost = statistics.mean(stitched.flops[stitch.id] for stitch in drawn)
+    ratio, held = sum(took) / sum(expected), statistics.mean(gradients)
+    rows.append(("stitched", "as drawn", args.rounds, cost, took, ratio, held, memory["stitched"]))
+    for kind in dict.fromkeys(stitch.kind for stitch in stitched.backbone.space):
         own = [index for index, stitch in enumerate(drawn) if stitch.kind == kind]
         costs = [stitched.flops[drawn[index].id] for index in own]
         ratio = statistics.median(took[index] / expected[index] for index in own) if own else None
         cost = statistics.mean(costs) if own else None
+        held = statistics.mean(gradients[index] for index in own) if own else None
         rows.append(("", kind, len(own), cost, [took[index] for index in own], ratio, held, None))
     report(args, rows)
 
-    ratio = statistics.median(one / other for one, other in zip(took, expected, strict=True))
+    median = statistics.median(one / other for one, other in zip(took, expected, strict=True))
     print(
         f"{args.rounds} stitched steps took {sum(took):.2f} s; the anchors' times of the same rounds, interpolated in "
         f"FLOPs for the stitches drawn, make {sum(expected):.2f} s: ratio {sum(took) / sum(expected):.3f} (median of "
-        f"the rounds {ratio:.3f}). At most 1.05 is wanted."
+        f"the rounds {median:.3f}). At most 1.05 is wanted."
     )
 
 
@@ -272,7 +273,7 @@ def _cells(
     flops: float | None,
     times: Sequence[float],
     ratio: float | None,
-    gradients: int | None,
+    gradients: float | None,
     memory: int | None,
 ) -> tuple[str, ...]:
     """A row as text: time per step in ms and steps per second, memory in MiB."""
