@@ -96,7 +96,7 @@ def test_a_tap_uses_its_layers_where_it_is(make_network: Callable[..., StitchedN
 
 def test_a_part_has_its_frozen_parameters_too(make_backbone: Callable[..., Any]) -> None:
     backbone = make_backbone(frozen_anchors=(0, 1))
-    layer = next(iter(backbone.network.layers.values()))
     assert part_parameters(backbone.network, Component("block", 0, 1))
-    assert backbone.trained_parameters(backbone.space["S"]) == ()
-    assert set(backbone.trained_parameters(backbone.space["S0-L2"])) == set(layer.parameters()) - {layer.weight}
+    assert backbone.trained_parameters(backbone.space["L"]) == ()
+    crossing = backbone.network.layer(backbone.space["S0-L2"].layers[0])
+    assert set(backbone.trained_parameters(backbone.space["S0-L2"])) == set(crossing.parameters()) - {crossing.weight}
