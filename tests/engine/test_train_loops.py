@@ -344,7 +344,8 @@ def two_ranks(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
 
     hooks = dict(checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=5, save_last=False))
     shared = dict(launcher="pytorch", cfg=dict(model_wrapper_cfg=dict(type="mmsnnet.StitchedDataParallel")))
-    noisy = dict(loop=LOOPS["iterations"], noise=0.1, default_hooks=hooks, **shared, **EMA)
+    randomness = dict(seed=None, diff_rank_seed=True)  # then it takes most to find the order of samples again
+    noisy = dict(loop=LOOPS["iterations"], noise=0.1, default_hooks=hooks, randomness=randomness, **shared, **EMA)
     configs = dict(
         doubled=make_config(backbone, folder / "doubled", **DOUBLED, **shared),
         whole=make_config(backbone, folder / "whole", **noisy),

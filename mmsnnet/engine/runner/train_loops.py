@@ -35,8 +35,9 @@ class _StitchTrainLoop:
     - a resumed run draws the indices that were trained with again, without loading them, in the middle of an epoch too,
       and with the seed that the checkpoint recorded, where the config has none.
 
-    What the loops cannot know is what data sets, transforms and preprocessors keep themselves from one sample to the
-    next: RTMDet's cached mosaic has a cache in each worker, and a resumed run begins with empty ones.
+    What the loops cannot know is what transforms and preprocessors keep from one sample to the next: RTMDet's cached
+    mosaic has a cache in each worker, ``BatchSyncRandomResize`` of mmdet a size for some iterations. A resumed run
+    begins without.
     """
 
     runner: Runner
