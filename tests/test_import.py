@@ -68,9 +68,10 @@ import json, sys
 import mmsnnet
 unwanted = ("mmseg", "mmdet", "mmcv.ops", "matplotlib", "plotly", "gradio", "fvcore")
 heavy = [name for name in unwanted if name in sys.modules]
-from mmengine.registry import HOOKS, LOOPS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import HOOKS, LOOPS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 wanted = [(MODELS, "StitchedViT"), (HOOKS, "StitchInitHook"), (HOOKS, "StitchLogHook"), (LOOPS, "StitchTestLoop"),
-          (LOOPS, "StitchValLoop"), (OPTIM_WRAPPER_CONSTRUCTORS, "StitchOptimWrapperConstructor")]
+          (LOOPS, "StitchValLoop"), (LOOPS, "StitchIterBasedTrainLoop"), (HOOKS, "ConsistencyHook"),
+          (MODEL_WRAPPERS, "StitchedDataParallel"), (OPTIM_WRAPPER_CONSTRUCTORS, "StitchOptimWrapperConstructor")]
 names = {}
 for registry, name in wanted:
     child = registry.children.get("mmsnnet")
@@ -84,6 +85,9 @@ print(json.dumps([heavy, names]))
         "StitchedViT": [True, "mmsnnet.models.backbones.stitched_vit", False],
         "StitchInitHook": [True, "mmsnnet.engine.hooks.stitch_init_hook", False],
         "StitchLogHook": [True, "mmsnnet.engine.hooks.stitch_log_hook", False],
+        "ConsistencyHook": [True, "mmsnnet.engine.hooks.consistency_hook", False],
+        "StitchIterBasedTrainLoop": [True, "mmsnnet.engine.runner.train_loops", False],
+        "StitchedDataParallel": [True, "mmsnnet.models.wrappers.stitched_data_parallel", False],
         "StitchOptimWrapperConstructor": [
             True,
             "mmsnnet.engine.optimizers.stitch_optim_wrapper_constructor",
