@@ -113,7 +113,8 @@ class StitchedNetwork(nn.Module):
 
     def compile_blocks(self, **options: Any) -> None:
         """Compiles every block for training mode, in place; names in the state dict stay. Blocks of one anchor (with
-        windows of one size) share what is compiled, whatever their rates of stochastic depth.
+        windows of one size) share what is compiled, whatever their rates of stochastic depth, whose draws are others
+        than without.
 
         Evaluation mode runs as before, so that what is measured does not depend on a compiler. Copies, merged ones and
         pickled ones included, are not compiled.
