@@ -8,7 +8,12 @@ from mmsnnet.engine.hooks import (
     StrictLoadHook,
 )
 from mmsnnet.engine.optimizers import StitchOptimWrapperConstructor
-from mmsnnet.engine.runner import StitchTestLoop, StitchValLoop
+from mmsnnet.engine.runner import (
+    StitchEpochBasedTrainLoop,
+    StitchIterBasedTrainLoop,
+    StitchTestLoop,
+    StitchValLoop,
+)
 from mmsnnet.engine.strategies import FSDPStrategy
 
 __all__ = [
@@ -16,7 +21,9 @@ __all__ = [
     "ConsistencyHook",
     "DeferredRuntimeInfoHook",
     "FSDPStrategy",
+    "StitchEpochBasedTrainLoop",
     "StitchInitHook",
+    "StitchIterBasedTrainLoop",
     "StitchLogHook",
     "StitchOptimWrapperConstructor",
     "StitchTestLoop",
