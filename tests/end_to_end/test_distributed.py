@@ -150,7 +150,7 @@ def config(data: Path, runs: Runs) -> Path:
     anchors = [anchor | dict(pretrained=None) for anchor in real["model"]["backbone"]["anchors"]]
     hooks = [dict(type="mmsnnet.StitchInitHook", num_images=2), dict(type="mmsnnet.ConsistencyHook", interval=EVERY)]
     loader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=str(data)))
-    checkpoint = dict(type="mmsnnet.AtomicCheckpointHook", interval=EVERY, max_keep_ckpts=-1)
+    checkpoint = dict(interval=EVERY, max_keep_ckpts=-1)
     pipeline = [*real["train_dataloader"]["dataset"]["pipeline"], dict(type="Mortal")]
     changes: dict[str, Any] = dict(
         custom_imports=dict(imports=["mmsnnet", "trouble"]),
@@ -160,7 +160,6 @@ def config(data: Path, runs: Runs) -> Path:
         val_dataloader=dict(loader, batch_size=1),
         test_dataloader=dict(loader, batch_size=1),
         train_cfg=dict(max_iters=ITERATIONS, val_interval=10 * ITERATIONS),
-        model_wrapper_cfg=dict(type="mmsnnet.StitchedDataParallel"),
         default_hooks=dict(checkpoint=checkpoint, logger=dict(interval=1)),
         custom_hooks=[*hooks, dict(type="Trouble")],
     )
