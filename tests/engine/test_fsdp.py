@@ -11,13 +11,14 @@ import torch
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from mmsnnet.engine import FSDPStrategy
 from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone, read_weights
 
 REPOSITORY = Path(__file__).parents[2]
 # The first process trains alone, then with the second one. A file for each run and iteration has all weights after it
 # and the stitches drawn so far; one for each run what validation found.
 PROGRAM = """
-import os, sys
+import contextlib, os, sys
 from pathlib import Path
 
 import torch
@@ -84,7 +85,9 @@ def train(name, model="plain", counts=1, val=None, **settings):
             images, batch_size=4 // rank_count(), dataset=dict(type="Images", sizes=[(32, 32)]),
             sampler=dict(type="InfiniteSampler"),
         ),
-        train_cfg=dict(type="mmsnnet.StitchIterBasedTrainLoop", max_iters=4, val_interval=4),
+        train_cfg=dict(
+            type="mmsnnet.StitchIterBasedTrainLoop", max_iters=4, val_interval=4, stitches_per_step=counts
+        ),
         optim_wrapper=dict(
             constructor="mmsnnet.StitchOptimWrapperConstructor",
             paramwise_cfg=dict(layer_decay_rate=0.9),
@@ -146,6 +149,13 @@ units = sum(isinstance(module, FullyShardedDataParallel) for module in runner.mo
 states = runner.optim_wrapper.optimizer.state.values()
 moments = sum(state["exp_avg"].numel() for state in states)
 torch.save((held, moments, units), folder / f"held {rank}.pt")
+model, drawn = runner.model.train(), set()
+batch = model.module.data_preprocessor(next(iter(runner.train_dataloader)), training=True)
+for add_up in (model.no_sync, model.no_sync, contextlib.nullcontext):
+    with add_up():
+        model.module.parse_losses(model(**batch, mode="loss"))[0].backward()
+    drawn.add(model.backbone.drawn.name)
+torch.save((drawn, [p.grad is not None for p in model.parameters()]), folder / f"added up {rank}.pt")
 train("resumed", load_from=str(folder / "sharded/iter_2.pth"), resume=True, **SHARDED)
 train("biased sharded", **biased, **SHARDED)
 lamb = dict(
@@ -161,6 +171,8 @@ errors = dict(
     uneven=error_of("uneven", val=uneven, **SHARDED),
 )
 torch.save(errors, folder / f"errors {rank}.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
@@ -243,7 +255,8 @@ def largest_difference(one: Weights, other: Weights) -> float:
 
 @pytest.mark.parametrize(("alone", "sharded"), [("alone", "sharded"), ("biased alone", "biased sharded")])
 def test_two_ranks_train_as_one_process_with_the_doubled_batch(folder: Path, alone: str, sharded: str) -> None:
-    # The clipping of gradients, weight decay but on vectors, layer-wise rates and gradient accumulation included.
+    # The clipping of gradients, weight decay but on vectors and layer-wise rates included; in the second run activation
+    # checkpointing, and gradients of two iterations with two stitches each.
     assert largest_difference(weights_after(folder, alone, 4), weights_after(folder, sharded, 4)) < 1e-5
     assert largest_difference(weights_after(folder, alone, 2), weights_after(folder, alone, 4)) > 1e-4
 
@@ -300,6 +313,16 @@ def test_each_rank_holds_its_share(folder: Path, make_model: Callable[[str], nn.
     assert units == (7, 7)  # six blocks, and the rest
 
 
+def test_gradients_of_different_stitches_add_up(folder: Path, make_model: Callable[[str], nn.Module]) -> None:
+    model = make_model("plain")
+    backbone = find_stitched_backbone(model)
+    (drawn, first), (_, second) = (torch.load(folder / f"added up {rank}.pt", weights_only=False) for rank in range(2))
+    used = {parameter for name in drawn for parameter in backbone.trained_parameters(backbone.space[name])}
+    assert len(drawn) > 1
+    for parameter, *has_gradient in zip(model.parameters(), first, second, strict=True):
+        assert any(has_gradient) or parameter not in used
+
+
 def test_what_cannot_go_well_is_refused_on_all_ranks(folder: Path) -> None:
     errors = [torch.load(folder / f"errors {rank}.pt") for rank in range(2)]
     assert errors[0] == errors[1]
@@ -308,6 +331,10 @@ def test_what_cannot_go_well_is_refused_on_all_ranks(folder: Path) -> None:
     assert errors[0]["uneven"][0] == "RuntimeError" and "round_up=True" in errors[0]["uneven"][1]
 
 
-def test_parameters_of_a_unit_stay_apart(make_model: Callable[[str], nn.Module]) -> None:
+def test_settings_that_make_no_sense_are_refused(make_model: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one: bash tools/dist_train\.sh"):
+        FSDPStrategy(work_dir=str(tmp_path), env_kwargs=dict(launcher="none"), log_kwargs=dict(log_level="ERROR"))
+    with pytest.raises(ValueError, match="state_dict_cfg='local'"):
+        FSDPStrategy(state_dict_cfg="local")
     with pytest.raises(ValueError, match="use_orig_params"):
         StitchedFullyShardedDataParallel(make_model("plain"), use_orig_params=False)

@@ -18,6 +18,7 @@ from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backb
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import HOOKS
 from mmsnnet.stitching import NormalEquations, StitchedNetwork
+from mmsnnet.stitching.network import evaluation_mode
 
 
 @HOOKS.register_module()
@@ -93,10 +94,11 @@ class StitchInitHook(Hook):
 
 def _run_anchors(network: StitchedNetwork, images: Tensor) -> None:
     """Runs the blocks that ``NormalEquations.add`` runs, in the same order, for nothing."""
-    for index in range(len(network.anchors)):
-        anchor = network.anchor(index)
-        for _ in anchor.run(anchor.stem(images), anchor.grid((images.shape[-2], images.shape[-1]))):
-            pass
+    with evaluation_mode(network):
+        for index in range(len(network.anchors)):
+            anchor = network.anchor(index)
+            for _ in anchor.run(anchor.stem(images), anchor.grid((images.shape[-2], images.shape[-1]))):
+                pass
 
 
 @contextmanager

@@ -33,23 +33,34 @@ class FSDPStrategy(MMEngineFSDPStrategy):
 
     Args:
         model_wrapper: settings of the wrapper, ``mmsnnet.StitchedFullyShardedDataParallel``.
-        state_dict_cfg: as of mmengine's; by default ``'full'``: one checkpoint, with the weights that any runner loads.
+        state_dict_cfg: ``'full'``: the first process writes checkpoints, with the weights that any runner loads.
         kwargs: as of mmengine's.
 
     Raises:
         TypeError: ``model_wrapper`` is of another type.
-        ValueError: the optimizer's step is not elementwise (LAMB).
+        ValueError: there is one process only; ``state_dict_cfg`` is another; the optimizer's step is not elementwise
+            (LAMB).
     """
 
     def __init__(
         self,
         *,
         model_wrapper: Mapping[str, Any] | None = None,
-        state_dict_cfg: str | dict[str, Any] = "full",
+        state_dict_cfg: str = "full",
         **kwargs: Any,
     ) -> None:
+        if state_dict_cfg != "full":
+            raise ValueError(
+                f"strategy.state_dict_cfg={state_dict_cfg!r} writes a file of pieces for each process, which nothing "
+                "else can load: leave it out, for whole checkpoints"
+            )
         wrapper = {"type": "mmsnnet.StitchedFullyShardedDataParallel", **(model_wrapper or {})}
         super().__init__(model_wrapper=wrapper, state_dict_cfg=state_dict_cfg, **kwargs)
+        if self.world_size < 2:
+            raise ValueError(
+                "FSDP shares weights out over several processes, and this is one: bash tools/dist_train.sh CONFIG "
+                "GPUS, or leave runner_type and strategy out of the config"
+            )
         if get_device() == "cpu":  # where torch frees and overwrites what it takes for copies
             self.state_dict_config.offload_to_cpu = self.optim_state_dict_config.offload_to_cpu = False
 

@@ -113,8 +113,8 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Gradients that are to add up are reduced after each backward pass all the same. torch's ``no_sync`` leaves
-        that to the last pass, in which a unit that its stitch does not use would never be reduced; and until then each
-        process would hold whole gradients."""
+        that to the last pass, which fails where its stitch does not use a unit that an earlier one used; and until then
+        each process would hold whole gradients."""
         yield
 
     def drop_unused_gradients(self) -> None:
