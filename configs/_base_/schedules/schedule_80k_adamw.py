@@ -4,7 +4,7 @@ optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
     constructor="mmsnnet.StitchOptimWrapperConstructor",
-    optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05, fused=True),
     paramwise_cfg=dict(anchor_lr_mult=0.2, layer_decay_rate=0.9, head_lr_mult=10.0),
     clip_grad=dict(max_norm=1.0),
 )

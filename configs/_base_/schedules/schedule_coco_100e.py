@@ -2,7 +2,7 @@
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="mmsnnet.StitchOptimWrapperConstructor",
-    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
+    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1, fused=True),
     paramwise_cfg=dict(layer_decay_rate=0.8),
 )
 auto_scale_lr = dict(base_batch_size=64, enable=False)  # enable it to train in batches of another size

@@ -6,7 +6,7 @@ optim_wrapper = dict(
     type="OptimWrapper",
     constructor="mmsnnet.StitchOptimWrapperConstructor",
     paramwise_cfg=dict(anchor_lr_mult=0.1, stitching_lr_mult=0.1, head_lr_mult=1.0),
-    optimizer=dict(type="AdamW", lr=max_lr / 25, weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=max_lr / 25, weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 param_scheduler = [

@@ -2,7 +2,7 @@
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="mmsnnet.StitchOptimWrapperConstructor",
-    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
