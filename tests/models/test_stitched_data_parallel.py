@@ -33,8 +33,25 @@ OPTIMIZERS_OF_THE_RANKS: dict[str, dict[str, Any]] = {
 }
 
 
+class Synchronised(torch.autograd.Function):
+    """Sends a message in the backward pass, as SyncBN does, and changes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        ones = torch.ones(7, dtype=torch.float64)
+        dist.all_reduce(ones)
+        assert ones.eq(dist.get_world_size()).all(), "what was sent has met another message"
+        return grad
+
+
 class Model(BaseModel):
     """A stitched backbone with a head that is always used, one that may be left out, and one that never is used."""
+
+    synchronised = False
 
     def __init__(self, backbone: dict[str, Any]) -> None:
         super().__init__()
@@ -51,6 +68,8 @@ class Model(BaseModel):
         self, inputs: Tensor, targets: Tensor, sometimes: bool = True, mode: str = "tensor"
     ) -> dict[str, Tensor] | Tensor:
         features = sum(tap.mean(dim=(2, 3)) for tap in self.backbone(inputs))
+        if self.synchronised:
+            features = Synchronised.apply(features)
         if mode != "loss":
             return self.head(features)
         losses = dict(loss=(self.head(features) - targets).square().mean())
@@ -82,16 +101,24 @@ class Recording(OptimWrapper):
 
 
 def train(
-    config: dict[str, Any], way: str, rank: int, optimizer: str, stitches: int = 1, skip: bool = False
+    config: dict[str, Any],
+    way: str,
+    rank: int,
+    optimizer: str,
+    stitches: int = 1,
+    skip: bool = False,
+    synchronised: bool = False,
 ) -> dict[str, Any]:
     """Trains in double precision, on half of each batch or, ``alone``, on the whole; where ``skip``, rank 1 leaves out
-    a head every second time."""
+    a head every second time; where ``synchronised``, the heads send a message in the backward pass, and each parameter
+    is a bucket."""
     torch.manual_seed(0 if way == "alone" else rank)  # which construction must make up for
     model = Model(config).double()
+    model.synchronised = synchronised
     model.backbone.stitches_per_step = stitches
     wrapped: nn.Module = model
     if way == "reduced":
-        config = dict(type="mmsnnet.StitchedDataParallel", bucket_cap_mb=0.05)
+        config = dict(type="mmsnnet.StitchedDataParallel", bucket_cap_mb=0 if synchronised else 0.05)
         wrapped = MODEL_WRAPPERS.build(config, default_args=dict(module=model))
     elif way == "ddp":
         wrapped = MMDistributedDataParallel(model, find_unused_parameters=True)
@@ -190,6 +217,7 @@ def main(folder: Path, rank: int) -> None:
         found[f"AdamW {way} 3"] = train(config, way, rank, "AdamW", stitches=3)
     for way in ("ddp", "reduced"):
         found[f"skip {way}"] = train(config, way, rank, "AdamW", skip=True)
+    found["skip, synchronised"] = train(config, "reduced", rank, "AdamW", skip=True, synchronised=True)
     for ema in (False, True):
         found[f"ema {ema}"] = run(folder, rank, ema)
     torch.save(found, folder / f"{rank}.pt")
@@ -267,6 +295,12 @@ def test_two_ranks_train_as_with_distributed_data_parallel(name: str, found: Fou
     ddp, reduced = found[0][name.replace("reduced", "ddp")], found[0][name]
     assert_equal(ddp["end"], reduced["end"])
     assert ddp["names"] == reduced["names"]
+
+
+def test_heads_may_send_messages_in_the_backward_pass(found: Found) -> None:
+    """Also where a rank lacks gradients that others have by then: all ranks send the same in the same order."""
+    for of_rank in found:
+        assert_equal(of_rank["skip, synchronised"]["end"], of_rank["skip reduced"]["end"])
 
 
 @pytest.mark.parametrize("name", RUNS)

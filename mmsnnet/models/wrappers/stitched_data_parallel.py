@@ -57,7 +57,7 @@ class StitchedDataParallel(nn.Module):
         self.module = module
         self.bucket_cap_mb = bucket_cap_mb
         in_backbone = set(self.backbone.parameters())
-        self._outside = tuple(p for p in module.parameters() if p.requires_grad and p not in in_backbone)
+        self._outside = dict.fromkeys(p for p in module.parameters() if p.requires_grad and p not in in_backbone)
         self._trained: dict[Stitch, tuple[nn.Parameter, ...]] = {}
         self._unused: set[nn.Parameter] = set()
         self._sync = True
@@ -137,6 +137,11 @@ class StitchedDataParallel(nn.Module):
             wrong = self._reduction.refuses(parameter)
             if wrong is None:
                 self._reduction.add(parameter)
+                # Heads have their gradients before the backbone has any. Until then nothing is launched: a head may
+                # send messages of its own in the backward pass (SyncBN), and where a rank lacks a gradient, those and
+                # buckets would not come in the same order on all ranks.
+                if parameter not in self._outside:
+                    self._reduction.launch()
                 return
         elif self._accumulated:
             return
@@ -231,8 +236,8 @@ class _Bucket:
 class _Reduction:
     """The reduction of the gradients of one backward pass.
 
-    Ranks reduce the same buckets in the same order, whenever each has them filled. A bucket is launched once it is full
-    and all before it are; what is left then is launched at the end of the backward pass.
+    Ranks reduce the same buckets in the same order, whenever each has them filled. What is left at the end of the
+    backward pass is launched then.
 
     Args:
         order: the parameters, in the order in which their gradients are to be expected.
@@ -265,6 +270,9 @@ class _Reduction:
     def add(self, parameter: nn.Parameter) -> None:
         """Takes note of a gradient that has arrived."""
         self.bucket_of[parameter].waiting.remove(parameter)
+
+    def launch(self) -> None:
+        """Starts to reduce the buckets that are full, up to the first that is not."""
         while self._launched < len(self._buckets) and not self._buckets[self._launched].waiting:
             self._buckets[self._launched].launch()
             self._launched += 1
