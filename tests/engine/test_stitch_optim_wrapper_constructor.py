@@ -230,6 +230,16 @@ def test_a_rate_is_needed(make_backbone: Make) -> None:
         build(Detector(make_backbone()), dict(type="AdamW"))
 
 
+def test_fused_sgd_with_momentum_is_refused(make_backbone: Make) -> None:
+    """But for one anchor alone, of which each step trains all."""
+    fused = dict(type="SGD", lr=LR, momentum=0.9, fused=True)
+    with pytest.raises(ValueError, match=r"foreach=True in optim_wrapper\.optimizer, or leave out fused"):
+        build(Detector(make_backbone()), fused)
+    for allowed in (fused | dict(momentum=0.0), fused | dict(fused=None, foreach=True)):
+        build(Detector(make_backbone()), allowed)
+    build(make_backbone(only="L"), fused)
+
+
 def test_a_stitched_backbone_is_needed() -> None:
     with pytest.raises(TypeError, match=r"mmsnnet\.StitchedViT"):
         build(nn.Linear(2, 2))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsnnet.models import StitchedViT
 
@@ -15,8 +15,10 @@ Make = Callable[..., Any]
 
 OPTIMIZERS = {
     "SGD": dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=0.1),
+    "fused SGD": dict(type="SGD", lr=0.1, weight_decay=0.1, fused=True),
     "AdamW": dict(type="AdamW", lr=1e-2, weight_decay=0.1),
     "fused AdamW": dict(type="AdamW", lr=1e-2, weight_decay=0.1, fused=True),
+    "AdamW, one by one": dict(type="AdamW", lr=1e-2, weight_decay=0.1, foreach=False),
     "mmsnnet.Lamb": dict(type="mmsnnet.Lamb", lr=1e-2, weight_decay=0.1),
 }
 
@@ -48,24 +50,34 @@ def test_gradients_are_of_what_the_stitch_uses_alone(with_cp: bool, make_backbon
     assert held["S"] < held["SL"] < size and held["S"] < 0.3 * size
 
 
+@pytest.mark.parametrize("stitches", [1, 2])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers_leave_what_has_no_gradient(name: str, make_backbone: Make, make_images: Make) -> None:
-    """Neither decay nor the momentum of former steps moves it, and no state is made before its first gradient."""
+def test_optimizers_leave_what_has_no_gradient(
+    name: str, stitches: int, make_backbone: Make, make_images: Make
+) -> None:
+    """Neither decay nor the momentum of former steps moves it, its state stays, and none is made before its first
+    gradient; with one stitch in a step, or two that add up."""
     backbone = make_backbone()
-    wrapper = build(backbone, OPTIMIZERS[name], clip_grad=dict(max_norm=1.0))
-    seen: set[int] = set()
-    for _ in range(12):
-        before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
-        wrapper.update_params(loss_of(backbone, make_images()))
-        used = {id(p) for p in backbone.trained_parameters(backbone.drawn)}
-        seen |= used
-        for key, parameter in backbone.named_parameters():
-            if id(parameter) not in used:
-                assert torch.equal(parameter, before[key]), key
-        moved = {key for key, p in backbone.named_parameters() if not torch.equal(p, before[key])}
-        assert moved
-        assert all(p.grad is None for p in backbone.parameters())
-        assert {id(p) for p, state in wrapper.optimizer.state.items() if state} == seen
+    wrapper = build(backbone, OPTIMIZERS[name], clip_grad=dict(max_norm=1.0), accumulative_counts=stitches)
+    states = wrapper.optimizer.state
+    images = make_images()
+    ever: set[nn.Parameter] = set()
+    rested = 0
+    for _ in range(8):
+        before = copy.deepcopy([(p.detach(), states.get(p)) for p in backbone.parameters()])
+        used: set[nn.Parameter] = set()
+        for _ in range(stitches):
+            wrapper.update_params(loss_of(backbone, images))
+            used.update(backbone.trained_parameters(backbone.drawn))
+        for parameter, (weight, state) in zip(backbone.parameters(), before, strict=True):
+            assert parameter.grad is None
+            assert torch.equal(parameter, weight) == (parameter not in used)
+            if parameter not in used:
+                torch.testing.assert_close(states.get(parameter), state, rtol=0, atol=0)
+        rested += len(ever - used)
+        ever |= used
+        assert {parameter for parameter, state in states.items() if state} <= ever
+    assert rested > 0
 
 
 def test_fused_adamw_is_adamw(make_backbone: Make, make_images: Make) -> None:
@@ -86,7 +98,7 @@ def test_fused_adamw_is_adamw(make_backbone: Make, make_images: Make) -> None:
 
 
 def test_fused_sgd_with_momentum_fails_in_torch(make_backbone: Make, make_images: Make) -> None:
-    """Why no config asks for it: it takes it that all parameters get their first gradients in one step."""
+    """Why StitchOptimWrapperConstructor refuses it: all parameters have to get their first gradients in one step."""
     backbone = make_backbone(small=dict(depth=3), large=dict(depth=6))
     trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     wrapper = OptimWrapper(torch.optim.SGD(trained, lr=0.1, momentum=0.9, fused=True))

@@ -628,47 +628,6 @@ def test_the_wrapper_is_one_of_mmengines(make_pair: Callable[..., Any]) -> None:
         StitchedDataParallel(nn.Linear(2, 2))
 
 
-STEPS: dict[str, dict[str, Any]] = {
-    "SGD": dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=0.1),
-    # With momentum, PyTorch's fused SGD takes no parameter whose first gradient comes after that of others.
-    "SGD, fused": dict(type="SGD", lr=0.01, weight_decay=0.1, fused=True),
-    "AdamW": dict(type="AdamW", lr=0.01, weight_decay=0.1),
-    "AdamW, fused": dict(type="AdamW", lr=0.01, weight_decay=0.1, fused=True),
-    "AdamW, one by one": dict(type="AdamW", lr=0.01, weight_decay=0.1, foreach=False),
-    "Lamb": dict(type="mmsnnet.Lamb", lr=0.01, weight_decay=0.1),
-}
-
-
-@pytest.mark.parametrize("stitches", [1, 2])
-@pytest.mark.parametrize("settings", STEPS.values(), ids=STEPS.keys())
-def test_optimizers_leave_alone_what_was_not_used(
-    settings: dict[str, Any], stitches: int, make_pair: Callable[..., Any]
-) -> None:
-    _, wrapped = make_pair()
-    parameters = dict(wrapped.module.named_parameters())
-    optimizer = OPTIMIZERS.build(settings | dict(params=parameters.values()))
-    # Each step adds up two stitches of those drawn, so that not all parameters are used.
-    wrapper = Recording(wrapped.module, optimizer=optimizer, accumulative_counts=stitches)
-    used_before: set[str] = set()
-    rested = 0
-    for step in range(ITERATIONS):
-        before = copy.deepcopy({name: (p.detach(), optimizer.state.get(p)) for name, p in parameters.items()})
-        for iteration in range(stitches):
-            wrapped.train_step(make_batch(stitches * step + iteration), wrapper)
-        used = set(wrapper.names[-1])
-        for name, parameter in parameters.items():
-            weight, state = before[name]
-            assert parameter.grad is None
-            if name in used:
-                assert not torch.equal(weight, parameter)
-            else:
-                assert torch.equal(weight, parameter)
-                torch.testing.assert_close(optimizer.state.get(parameter), state, rtol=0, atol=0)
-                rested += name in used_before
-        used_before |= used
-    assert rested > 0  # parameters with momentum have been left alone
-
-
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 

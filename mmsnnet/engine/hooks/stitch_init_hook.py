@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmsnnet.engine.randomness import seed_generators
 from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import HOOKS
@@ -87,7 +88,7 @@ class StitchInitHook(Hook):
             for first in range(0, len(own), self.batch_size):
                 samples = []
                 for index in own[first : first + self.batch_size]:
-                    _seed_everything(self.seed + int(index))
+                    seed_generators(self.seed + int(index))
                     samples.append(dataset[int(index)])
                 yield model.data_preprocessor(pseudo_collate(samples), training=True)["inputs"]
 
@@ -111,9 +112,3 @@ def _own_randomness() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Size, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import SGD, Optimizer
 
 from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone
 from mmsnnet.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -77,6 +78,7 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
         Raises:
             TypeError: the model is sharded by a wrapper that does not tell the shapes of whole parameters.
+            ValueError: the optimizer cannot train what a stitch leaves out: PyTorch's fused SGD with momentum.
         """
         if isinstance(model, StitchedFullyShardedDataParallel):
             self._shapes = model.shapes
@@ -86,6 +88,7 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 "stitch does not use: set strategy=dict(type='mmsnnet.FSDPStrategy')"
             )
         wrapper = super().__call__(model)
+        _refuse_fused_momentum(wrapper.optimizer, model)
         if is_main_process():
             table = _table(wrapper.optimizer.param_groups, self._shapes)
             print_log(f"Groups of parameters:\n{table}", logger="current")
@@ -124,6 +127,17 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     label = _layer_name(anchor, layer) if rate < 1 else ""
                     places[parameter] = (f"anchor {index}", label, lr_mult * rate ** (anchor.depth + 1 - layer))
         return places
+
+
+def _refuse_fused_momentum(optimizer: Optimizer, model: nn.Module) -> None:
+    """PyTorch 2.11 fails in the step that has a parameter's first gradient after that of others: a TypeError about
+    NoneType, maybe hours into a run."""
+    several = len(find_stitched_backbone(model).space) > 1
+    if several and isinstance(optimizer, SGD) and any(g["fused"] and g["momentum"] for g in optimizer.param_groups):
+        raise ValueError(
+            "PyTorch's SGD with momentum and fused=True needs the first gradients of all parameters in one step, where "
+            "each stitch trains its own: set foreach=True in optim_wrapper.optimizer, or leave out fused"
+        )
 
 
 def _layer(anchor: Anchor, name: str) -> int | None:
