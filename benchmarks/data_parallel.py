@@ -12,14 +12,13 @@ end of a backward pass, at most over the iterations; DistributedDataParallel kee
 """
 
 import argparse
-import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
+import torch.multiprocessing
 from mmengine.model import MMDistributedDataParallel
 from rich.console import Console
 from rich.table import Table
@@ -150,8 +149,8 @@ def measure(rank: int, args: argparse.Namespace, store: str) -> None:
         # What it sends itself: its buckets, and with or without a hook a number for each parameter, who has used it.
         ddp.sent[-1] += ddp.bytes + 4 * len(ddp.trained)
         skipped.sent[-1] += 4 * len(skipped.trained)
-        for way in (skipped, reduced):
-            for one, other in zip(ddp.trained, way.trained, strict=True):
+        for averaged in (skipped, reduced):
+            for one, other in zip(ddp.trained, averaged.trained, strict=True):
                 if (one.grad is None) != (other.grad is None) or not (one.grad is None or one.grad.equal(other.grad)):
                     raise AssertionError("the ways do not agree on gradients")
     if rank == 0:
@@ -197,15 +196,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [spawn.Process(target=measure, args=(rank, args, f"{folder}/store")) for rank in range(args.ranks)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-    if any(process.exitcode for process in ranks):
-        raise SystemExit(1)
+        # Where one rank fails, it ends the others, which would wait for it.
+        torch.multiprocessing.spawn(measure, args=(args, f"{folder}/store"), nprocs=args.ranks)
 
 
 if __name__ == "__main__":
