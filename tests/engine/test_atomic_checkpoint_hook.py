@@ -21,6 +21,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor, nn
 
+from mmsnnet.apis.mistakes import is_mistake
 from mmsnnet.engine import atomic_backend
 from mmsnnet.engine.atomic_backend import AtomicLocalBackend
 from mmsnnet.engine.hooks import atomic_checkpoint_hook
@@ -282,8 +283,11 @@ def test_a_cut_off_newest_one_is_passed_over_with_a_warning(copy: Path, whole_ru
 def test_nothing_whole_to_resume(copy: Path) -> None:
     for path in copy.glob("*.pth"):
         os.truncate(path, 1000)
-    with pytest.raises(ValueError, match=r"none of the checkpoints in .* is whole .*leave out --resume to start anew"):
+    with pytest.raises(
+        ValueError, match=r"none of the checkpoints in .* is whole .*leave out --resume to start anew"
+    ) as found:
         make_runner(copy, resume=True).train()
+    assert is_mistake(found.value)
 
 
 def test_a_run_that_is_to_resume_and_never_began_starts_anew(tmp_path: Path) -> None:
@@ -357,7 +361,9 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how many bytes are free."""
 
     def set_free(count: int) -> None:
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2 * count, count, count))
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2 * count + 1, count + 1, count)
+        )
 
     set_free(0)
     return set_free
@@ -381,6 +387,11 @@ def test_too_little_room(tmp_path: Path, free: Callable[[int], None]) -> None:
     make_runner(tmp_path, max_keep_ckpts=1).train()
 
 
+def test_a_file_system_that_does_not_know_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+    make_runner(tmp_path, iterations=1).train()
+
+
 ADAM = dict(type="AdamW", lr=0.1)
 
 
@@ -401,7 +412,7 @@ def test_the_size_of_a_checkpoint_is_known_before_there_is_one(
 ) -> None:
     settings = dict(width=2_000_000, optimizer=optimizer, iterations=1)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
         _, estimated = told(refused(make_runner(tmp_path, *hooks, **settings)))
     make_runner.count += 1
     make_runner(tmp_path, *hooks, **settings).train()
@@ -529,7 +540,7 @@ def train(**settings):
 
 if rank == 0:
     usage, write = shutil.disk_usage, atomic_backend.write_atomically
-    shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 0)
+    shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1, 1, 0)
 train()
 if rank == 0:
     shutil.disk_usage = usage

@@ -4,7 +4,7 @@ import copy
 import pickle
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +44,17 @@ class Noisy(Dataset):
 class FetchesBatches(Noisy):
     def __getitems__(self, indices: list[int]) -> list[Any]:
         return [self[index] for index in indices]
+
+
+class DrawsAsItGoes(Sampler):
+    """Draws each index from a global generator, as mmdet's ``GroupMultiSourceSampler`` draws the groups of batches."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield int(np.random.randint(SIZE))
 
 
 Samples = list[list[tuple[int, float, float, float]]]
@@ -125,6 +136,7 @@ def test_the_number_of_workers_changes_nothing(workers: int, sampler: type[Sampl
         (DefaultSampler, None, False),
         (DefaultSampler, None, True),
         (RandomSampler, None, False),
+        (DrawsAsItGoes, None, False),
         (InfiniteSampler, aspect_ratio, False),
         (DefaultSampler, aspect_ratio, False),
         (DefaultSampler, aspect_ratio, True),

@@ -26,7 +26,7 @@ from mmsnnet.models import find_stitched_backbone
 from mmsnnet.registry import DATASETS, METRICS, MODELS
 from mmsnnet.stitching import StitchSampler
 
-ITERATIONS = 10  # of batches of two images, of which an epoch has four
+ITERATIONS = 10  # of batches of two images, of which an epoch has three
 NUMBERS = itertools.count()
 COSTS: dict[Any, Any] = {}  # of the one backbone, counted once
 
@@ -455,6 +455,16 @@ def test_one_stitch_trains_as_in_mmengines_loop(loop: str, accumulative_counts: 
     stock, expected = train(STOCK[loop], accumulative_counts=accumulative_counts, **kwargs)
     assert_equal(seen.seen, expected.seen)
     assert_equal(state(ours), state(stock))
+
+
+def test_an_epoch_after_a_checkpoint_of_another_loop_is_a_whole_one(train: Train, tmp_path: Path) -> None:
+    """The epochs before may have had more iterations, or fewer."""
+    for batch_size in (1, 3):
+        work_dir = str(tmp_path / str(batch_size))
+        kwargs = dict(BY_EPOCH, **FINITE, work_dir=work_dir)
+        train(STOCK["epochs"] | dict(max_epochs=1), batch_size=batch_size, **kwargs)
+        _, seen = train(LOOPS["epochs"], resume=True, **kwargs)
+        assert [step[0] for step in seen.seen] == [0, 1, 2] * 2
 
 
 class Calls(Hook):

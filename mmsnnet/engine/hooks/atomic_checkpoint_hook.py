@@ -198,7 +198,7 @@ class AtomicCheckpointHook(CheckpointHook):
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(b"0")
             names = os.listdir(folder) if runner._resume else []
-            free = shutil.disk_usage(folder).free
+            usage = shutil.disk_usage(folder)
         except OSError as error:
             raise CheckpointFolderError(
                 error.errno,
@@ -207,12 +207,13 @@ class AtomicCheckpointHook(CheckpointHook):
             ) from error
         whole = weights + optimizer * self.save_optimizer
         needed = self._room(runner, names, whole, weights)
-        if needed > free:
+        # A file system that does not know its size, as some of storage elsewhere, says 0.
+        if needed > usage.free and usage.total:
             raise CheckpointFolderError(
                 errno.ENOSPC,
                 f"the checkpoints of this run take up to {needed:,} more bytes in {folder}, about {whole:,} each, and "
-                f"{free:,} are free: free some, give another folder by --work-dir or default_hooks.checkpoint.out_dir, "
-                "or keep fewer by default_hooks.checkpoint.max_keep_ckpts",
+                f"{usage.free:,} are free: free some, give another folder by --work-dir or "
+                "default_hooks.checkpoint.out_dir, or keep fewer by default_hooks.checkpoint.max_keep_ckpts",
             )
 
     def _room(self, runner: AnyRunner, names: Collection[str], whole: int, weights: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
@@ -81,22 +82,31 @@ class SeededBatchSampler(Sampler):
                 for sampler in (self.sampler, self.batch_sampler):
                     if hasattr(sampler, "set_epoch"):
                         sampler.set_epoch(epoch)
-            # Samplers without a seed of their own, torch's for one, draw it from the global generators.
-            seed_generators(hashed(self.seed, "order", epoch))
-            number, gave = 0, False
-            for batch in self.batch_sampler:
+            number = 0
+            for batch in self._drawn(epoch):
                 if skip:
                     skip -= 1
                 else:
                     yield [SeededIndex(index, self._sample_seed(epoch, number + i)) for i, index in enumerate(batch)]
-                number, gave = number + len(batch), True
+                number += len(batch)
             if not self.endless:
                 return
-            if not gave:
+            if not number:
                 raise ValueError(
                     "the training set has no batch to give: lower train_dataloader.batch_size, or leave out drop_last"
                 )
             epoch += 1
+
+    def _drawn(self, epoch: int) -> Iterator[list]:
+        """An epoch of the batch sampler. What draws from the global generators, torch's sampler its seed and mmdet's
+        ``GroupMultiSourceSampler`` the group of each batch, finds them the same whatever went on in between."""
+        seed_generators(hashed(self.seed, "order", epoch))
+        batches = iter(self.batch_sampler)
+        for number in count():
+            seed_generators(hashed(self.seed, "order", epoch, number))
+            if (batch := next(batches, None)) is None:
+                return
+            yield batch
 
     def _sample_seed(self, epoch: int, position: int) -> int:
         return hashed(self.seed, epoch, position * self.world_size + self.rank)

@@ -196,10 +196,10 @@ class StitchEpochBasedTrainLoop(_StitchTrainLoop, EpochBasedTrainLoop):
         self._epoch += 1
 
     def _done(self) -> int:
-        """How many batches of this epoch have been trained with. Checkpoints take the message hub along; in one of
-        another loop's, epochs have the length that their batch sampler says, which not every one keeps to."""
+        """How many batches of this epoch have been trained with. Checkpoints take the message hub along; with one of
+        another loop's the epoch begins anew, as it does with mmengine's."""
         hub = self.runner.message_hub
-        epoch, began = hub.get_info(EPOCH_BEGAN, (self._epoch, self._epoch * len(self.dataloader)))
+        epoch, began = hub.get_info(EPOCH_BEGAN, (None, 0))
         if epoch != self._epoch:
             epoch, began = self._epoch, self._iter
         hub.update_info(EPOCH_BEGAN, (epoch, began))
