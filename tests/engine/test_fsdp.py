@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmsnnet.engine import FSDPStrategy
 from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone, read_weights
+from mmsnnet.registry import MODELS
 
 REPOSITORY = Path(__file__).parents[2]
 # The first process trains alone, then with the second one. A file for each run and iteration has all weights after it
@@ -158,6 +159,7 @@ for add_up in (model.no_sync, model.no_sync, contextlib.nullcontext):
 torch.save((drawn, [p.grad is not None for p in model.parameters()]), folder / f"added up {rank}.pt")
 train("resumed", load_from=str(folder / "sharded/iter_2.pth"), resume=True, **SHARDED)
 train("biased sharded", **biased, **SHARDED)
+train("compiled sharded", model="compiled", **SHARDED)
 lamb = dict(
     constructor="mmsnnet.StitchOptimWrapperConstructor", optimizer=dict(type="mmsnnet.Lamb", lr=1e-3)
 )
@@ -178,7 +180,8 @@ torch.distributed.destroy_process_group()
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
-    """Configs by name: ``plain``, and ``biased``, with relative position biases and activation checkpointing."""
+    """Configs by name: ``plain``; ``biased``, with relative position biases and activation checkpointing; and
+    ``compiled``, as plain."""
     tiny = dict(model="vit_tiny_patch16_224", num_heads=2, patch_size=8)
     head = dict(type="FCNHead", in_channels=48, channels=48, num_classes=8, num_convs=0, concat_input=False)
     head |= dict(align_corners=False, dropout_ratio=0)
@@ -205,7 +208,11 @@ def models() -> dict[str, Any]:
             test_cfg=dict(mode="slide", crop_size=(32, 32), stride=(32, 32)),
         )
 
-    return dict(plain=model({}), biased=model(dict(rel_pos_bias=True), with_cp=True))
+    return dict(
+        plain=model({}),
+        biased=model(dict(rel_pos_bias=True), with_cp=True),
+        compiled=model({}, compile=dict(backend="eager")),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +266,15 @@ def test_two_ranks_train_as_one_process_with_the_doubled_batch(folder: Path, alo
     # checkpointing, and gradients of two iterations with two stitches each.
     assert largest_difference(weights_after(folder, alone, 4), weights_after(folder, sharded, 4)) < 1e-5
     assert largest_difference(weights_after(folder, alone, 2), weights_after(folder, alone, 4)) > 1e-4
+
+
+def test_compiled_blocks_train_the_same(folder: Path, models: dict[str, Any]) -> None:
+    """But those with a relative position bias, which are refused."""
+    difference = largest_difference(weights_after(folder, "compiled sharded", 4), weights_after(folder, "sharded", 4))
+    assert difference < 1e-6
+    biased = models["biased"]["backbone"] | dict(compile=dict(backend="eager"))
+    with pytest.raises(ValueError, match="compile=False in the backbone"):
+        StitchedFullyShardedDataParallel(nn.ModuleDict(dict(backbone=MODELS.build(biased))))
 
 
 def test_they_validate_alike_where_one_runs_the_backbone_more_often(folder: Path) -> None:

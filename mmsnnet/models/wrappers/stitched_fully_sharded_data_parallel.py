@@ -44,7 +44,8 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
 
     Raises:
         TypeError: the model has no stitched backbone.
-        ValueError: ``use_orig_params`` is False, which would make one parameter of each unit.
+        ValueError: ``use_orig_params`` is False, which would make one parameter of each unit; blocks with a relative
+            position bias are to be compiled.
     """
 
     def __init__(self, module: nn.Module, auto_wrap_policy: Any = None, device_id: Any = None, **kwargs: Any) -> None:
@@ -153,6 +154,11 @@ def sharded_units(backbone: StitchedViT) -> Iterator[nn.Module]:
             block = anchor.block(index)
             attention = getattr(block, "attn", None)
             if isinstance(attention, AnchorAttention) and attention.bias_grid is not None:
+                if anchor.compiled:
+                    raise ValueError(
+                        "FSDP gathers a block with a relative position bias in parts, which cannot be compiled: set "
+                        "compile=False in the backbone, or leave out rel_pos_bias"
+                    )
                 yield from (attention.qkv, attention.proj, block.mlp)
             else:
                 yield block
