@@ -459,6 +459,19 @@ def test_one_backward_pass_may_follow_several_forwards(make_pair: Callable[..., 
     assert_equal_gradients(model, wrapped)
 
 
+def test_a_forward_may_run_the_backbone_several_times(make_pair: Callable[..., Any]) -> None:
+    model, wrapped = make_pair()
+    for one in (model, wrapped):
+        module = one if one is model else one.module
+        once = module.forward
+        module.forward = lambda *args, once=once, **kwargs: {
+            f"{name}_{run}": loss for run in range(3) for name, loss in once(*args, **kwargs).items()
+        }
+        backward(one)
+        assert module.backbone.draws == 3
+    assert_equal_gradients(model, wrapped)
+
+
 def test_a_forward_without_a_backward_pass_leaves_no_trace(make_pair: Callable[..., Any]) -> None:
     model, wrapped = make_pair()
     for one in (model, wrapped):
