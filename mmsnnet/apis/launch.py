@@ -240,11 +240,13 @@ def launched() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "gloo/transport" not in str(error):
+        lost = isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
+        if not lost or "EADDRINUSE" in str(error):  # rank 0 alone finds that its port is taken
             raise
         time.sleep(HEAD_START)
         raise RuntimeError(
-            "another process of this run has ended or cannot be reached: what it said on its machine is the cause"
+            "another process of this run has ended or cannot be reached: what it said on its machine is the cause; "
+            f"here it was {' '.join(str(error).split())}"
         ) from error
     if is_distributed():
         distributed.destroy_process_group()
