@@ -430,6 +430,22 @@ def test_buckets_are_reduced_while_the_backward_pass_goes_on(
     assert "reduced" in events[:5]
 
 
+def test_a_rank_reads_nothing_from_its_device_unless_it_lacks_a_gradient(
+    make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, lacking = make_pair()
+    model.never.requires_grad_(False)
+
+    def read(*_: Any) -> None:
+        raise AssertionError("waits for the device")
+
+    for name in ("item", "tolist", "cpu", "__bool__", "__int__", "__float__"):
+        monkeypatch.setattr(Tensor, name, read)
+    backward(StitchedDataParallel(model))
+    with pytest.raises(AssertionError, match="waits for the device"):
+        backward(lacking)
+
+
 @pytest.mark.parametrize("last", [0, 1])
 def test_gradients_add_up_over_the_stitches_of_a_step(last: int, make_pair: Callable[..., Any]) -> None:
     model, wrapped = make_pair()
