@@ -53,8 +53,14 @@ def train(args: argparse.Namespace) -> None:
     check_folders(config, ("train_dataloader", "val_dataloader"))
     with torch.device("meta"), suppress(RuntimeError):
         check_channels(config, MODELS.build(config.model))
-    config.resume = args.resume
-    build_runner(config, args.launcher, args.work_dir).train()
+    config.resume, begins_with = args.resume, None
+    if args.resume and "load_from" not in (args.cfg_options or {}):
+        # What a config begins with is no place to go on from, but where the work folder has nothing yet.
+        begins_with, config.load_from = config.get("load_from"), None
+    runner = build_runner(config, args.launcher, args.work_dir)
+    if begins_with is not None and runner._load_from is None:
+        runner._load_from, runner._resume = begins_with, False
+    runner.train()
 
 
 @record
