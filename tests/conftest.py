@@ -1,6 +1,9 @@
 """Builders that the tests share: tiny anchors of timm's families, networks of two of them, images."""
 
 import os
+import subprocess
+import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +38,40 @@ def ending(job: Callable[[], object]) -> int:
             os._exit(1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """``run_ranks(*arguments)``: runs Python with these arguments and a rank, 0 or 1, in two processes until both end.
+    Where one fails, the other is killed, and what both said fails the test."""
+
+    def run(*arguments: object, timeout: float = 300) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "ignore", *map(str, arguments)]
+        said = [tmp_path_factory.mktemp("rank") / "stderr.txt" for _ in range(2)]
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank, path in enumerate(said):
+                with path.open("w") as errors:
+                    processes.append(
+                        subprocess.Popen(
+                            [*command, str(rank)], env=environment, stdout=subprocess.DEVNULL, stderr=errors
+                        )
+                    )
+            end = time.monotonic() + timeout
+            while time.monotonic() < end:
+                codes = [process.poll() for process in processes]
+                if any(codes) or None not in codes:
+                    break
+                time.sleep(0.05)
+        finally:
+            for process in processes:
+                process.kill()
+        codes = [process.wait() for process in processes]
+        texts = [f"rank {rank}:\n{path.read_text()[-4000:]}" for rank, path in enumerate(said)]
+        assert codes == [0, 0], "\n".join(texts)
+
+    return run
 
 
 @pytest.fixture(autouse=True, scope="session")

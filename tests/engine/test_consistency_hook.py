@@ -1,10 +1,7 @@
 """Ranks that come apart, and losses that are not finite, stop a run on every rank, with the cause."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,8 +16,6 @@ from mmsnnet.engine import ConsistencyHook
 from mmsnnet.engine.hooks import consistency_hook
 from mmsnnet.engine.hooks.consistency_hook import bit_checksum
 from mmsnnet.models import StitchedViT
-
-REPOSITORY = Path(__file__).parents[2]
 
 # The checksum
 
@@ -361,11 +356,13 @@ torch.distributed.all_gather_object(pieces, [parameter.shape for parameter in sh
 assert pieces[0] != pieces[1]
 start("sharded", sharded)
 (folder / f"said {rank}.json").write_text(json.dumps(said))
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def said(tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., None]) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of two ranks' runs, and for each rank and run: the error and its text, the iterations done, and those
     at which weights were compared."""
     folder = tmp_path_factory.mktemp("ranks")
@@ -378,24 +375,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
         data_preprocessor=dict(type="ImgDataPreprocessor", mean=[127.5] * 3, std=[60.0] * 3),
     )
     torch.save(model, folder / "model.pt")
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", PROGRAM, str(folder), str(rank)],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks("-c", PROGRAM, folder)
     return folder, [json.loads((folder / f"said {rank}.json").read_text()) for rank in range(2)]
 
 

@@ -1,7 +1,5 @@
 """Two ranks evaluate all stitches as one process does, and resume together."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from torch import nn
 
 from mmsnnet.evaluation import OperatingPoints
 
-REPOSITORY = Path(__file__).parents[2]
 # The first process evaluates alone, then with the second one: at once, and stitch by stitch with an interruption.
 PROGRAM = """
 import os, sys
@@ -100,25 +97,12 @@ def test_two_ranks_evaluate_as_one(
     segmentor_config: Callable[..., dict[str, Any]],
     randomise: Callable[[nn.Module], None],
     make_segmentor: Callable[..., nn.Module],
+    run_ranks: Callable[..., None],
 ) -> None:
     torch.save(segmentor_config(), folder / "model.pt")
     torch.save(make_segmentor().state_dict(), folder / "weights.pth")
     (folder / "damaged.json").write_text("{")
-    command = [sys.executable, "-c", PROGRAM, str(folder)]
-    with (
-        subprocess.Popen(
-            [*command, "1"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as second,
-        subprocess.Popen(
-            [*command, "0"], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as first,
-    ):
-        try:
-            assert first.wait(timeout=200) == 0, first.stderr.read()
-            assert second.wait(timeout=60) == 0, second.stderr.read()
-        finally:
-            first.kill()
-            second.kill()
+    run_ranks("-c", PROGRAM, folder)
     alone, together, resumed = (OperatingPoints.load(folder / f"{n}.json") for n in ("alone", "together", "resumed"))
     assert [point.name for point in alone] == ["S", "L", "S0-L2", "L1-S1"]
     assert len({tuple(point.metrics.values()) for point in alone}) > 1

@@ -1,7 +1,5 @@
 """Two processes that share out the weights train as one process with the doubled batch does."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from mmsnnet.engine import FSDPStrategy
 from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone, read_weights
 from mmsnnet.registry import MODELS
 
-REPOSITORY = Path(__file__).parents[2]
 # The first process trains alone, then with the second one. A file for each run and iteration has all weights after it
 # and the stitches drawn so far; one for each run what validation found.
 PROGRAM = """
@@ -216,25 +213,12 @@ def models() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Any]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Any], run_ranks: Callable[..., None]) -> Path:
     """What the two processes leave."""
     folder = tmp_path_factory.mktemp("fsdp")
     for name, model in models.items():
         torch.save(model, folder / f"{name}.pt")
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(folder)]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank)], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said[-4000:]
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks("-c", PROGRAM, folder)
     return folder
 
 

@@ -1,9 +1,7 @@
 """Whose weights the anchors have at the first iteration of a runner: the pretrained ones, unless a checkpoint is loaded
 or resumed, in one process and on both ranks of two."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import create_anchor
 
-REPOSITORY = Path(__file__).parents[2]
 SIZES, CLASSES = (dict(embed_dim=32, depth=2), dict(embed_dim=48, depth=4)), 6
 # The first process trains three times alone, then three times with the second one. Each writes what it finds before
 # each iteration: the anchors' weights by anchor and name.
@@ -107,7 +104,9 @@ Weights = list[dict[str, Tensor]]
 
 
 @pytest.fixture(scope="module")
-def folder_and_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Weights]]:
+def folder_and_weights(
+    tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., None]
+) -> tuple[Path, dict[str, Weights]]:
     """The folder that the two processes leave, and the anchors' weights in the files: ``pretrained``, and ``other`` of
     the checkpoint to load."""
     folder = tmp_path_factory.mktemp("runs")
@@ -131,23 +130,7 @@ def folder_and_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     other = randomised(MODELS.build(model), seed=2)
     torch.save({"state_dict": other.state_dict()}, folder / "other.pth")
 
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", PROGRAM, str(folder), str(rank)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks("-c", PROGRAM, folder)
     anchors = [anchor.model.state_dict() for anchor in other.backbone.network.anchors]
     return folder, {"pretrained": pretrained, "other": anchors}
 

@@ -5,7 +5,6 @@ Two processes run this file and leave what they find in a folder; all else runs 
 
 import copy
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +24,6 @@ from torch import distributed as dist
 from mmsnnet.models import StitchedDataParallel, find_stitched_backbone
 from mmsnnet.registry import MODELS, OPTIMIZERS
 
-REPOSITORY = Path(__file__).parents[2]
 ITERATIONS = 5
 OPTIMIZERS_OF_THE_RANKS: dict[str, dict[str, Any]] = {
     "SGD": dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=0.1),
@@ -233,7 +231,7 @@ Found = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def found(tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., None]) -> Found:
     """What the two ranks have found."""
     folder = tmp_path_factory.mktemp("ranks")
     tiny = dict(model="vit_tiny_patch16_224", num_heads=2)
@@ -243,24 +241,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     preprocessor = dict(type="ImgDataPreprocessor", mean=[127.5] * 3, std=[60.0] * 3)
     classifier = dict(type="mmsnnet.StitchedClassifier", backbone=backbone, num_classes=6)
     torch.save(classifier | dict(data_preprocessor=preprocessor), folder / "classifier.pt")
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, str(folder), str(rank)],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(__file__, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
