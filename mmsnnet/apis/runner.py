@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
 
 from mmsnnet.apis.launch import prepare_launch
 from mmsnnet.engine.latest_checkpoint import choose_checkpoint
+from mmsnnet.models import find_stitched_backbone
 
 
 def build_runner(config: Config, launcher: str = "none", work_dir: str | None = None) -> Runner | FlexibleRunner:
     """mmengine's runner for a config: a ``FlexibleRunner`` where ``runner_type`` names it. One that is to resume
-    has found from what: see :func:`mmsnnet.engine.latest_checkpoint.choose_checkpoint`.
+    has found from what (:func:`mmsnnet.engine.latest_checkpoint.choose_checkpoint`), and does without the anchors'
+    ``pretrained``.
 
     Args:
         config: as :func:`mmsnnet.apis.load_config` returns it.
@@ -23,4 +27,16 @@ def build_runner(config: Config, launcher: str = "none", work_dir: str | None = 
     config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(config.filename).stem)
     runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
     choose_checkpoint(runner)
+    if runner._resume and runner._load_from is not None:
+        _leave_out_pretrained(runner.model)
     return runner
+
+
+def _leave_out_pretrained(model: nn.Module | dict[str, Any]) -> None:
+    """Keeps anchors from being loaded, where a checkpoint is to bring all weights: their files may be gone by then."""
+    if isinstance(model, nn.Module):
+        backbone = find_stitched_backbone(model)
+        backbone.pretrained = [None] * len(backbone.pretrained)
+    else:  # a FlexibleRunner's, which is built when it trains
+        for anchor in model["backbone"]["anchors"]:
+            anchor["pretrained"] = None

@@ -645,3 +645,24 @@ def test_several_stitches_need_one_optimizer_that_adds_up(make_runner: Callable[
 def test_a_step_has_a_stitch(make_runner: Callable[..., Runner]) -> None:
     with pytest.raises(ValueError, match="got 0"):
         make_runner(LOOPS["iterations"] | dict(stitches_per_step=0)).train()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_another_number_of_processes_is_warned_of(
+    ranks: int, make_runner: Callable[..., Runner], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = dict(type="CheckpointHook", by_epoch=False, interval=5, save_last=False)
+    kwargs = dict(work_dir=str(tmp_path), default_hooks=dict(checkpoint=checkpoint))
+    train(LOOPS["iterations"], kill_after=5, **kwargs)
+    path = tmp_path / "iter_5.pth"
+    written = torch.load(path, weights_only=False)
+    assert written["message_hub"]["runtime_info"]["ranks"] == 1
+    written["message_hub"]["runtime_info"]["ranks"] = ranks
+    torch.save(written, path)
+    runner = make_runner(LOOPS["iterations"], resume=True, **kwargs)
+    said: list[str] = []
+    monkeypatch.setattr(runner.logger, "handlers", [])
+    monkeypatch.setattr(runner.logger, "callHandlers", lambda record: said.append(record.getMessage()))
+    runner.logger.setLevel(logging.WARNING)
+    runner.train()
+    assert any("trained by 2 processes and goes on with 1" in text for text in said) is (ranks == 2)

@@ -21,7 +21,9 @@ from mmsnnet.models import find_stitched_backbone
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import LOOPS
 
+# What checkpoints record of a run, in the message hub.
 EPOCH_BEGAN = "epoch_began"
+RANKS = "ranks"
 
 
 class _StitchTrainLoop:
@@ -67,6 +69,7 @@ class _StitchTrainLoop:
         batches.seed = _shared_seed(self.runner)
         if self._sampler_follows:
             batches.sampler.seed = batches.seed
+        self._warn_of_other_ranks()
         self._warn_of_lost_gradients()
         if self.stitches_per_step == 1:
             return super().run()  # type: ignore[misc]
@@ -86,6 +89,18 @@ class _StitchTrainLoop:
             return super().run()  # type: ignore[misc]
         finally:
             wrapper._accumulative_counts = accumulative_counts
+
+    def _warn_of_other_ranks(self) -> None:
+        """A run of another number of ranks has other batches, in another order."""
+        hub, now = self.runner.message_hub, dist.get_world_size()
+        before = hub.get_info(RANKS, now)
+        if before != now:
+            self.runner.logger.warning(
+                f"This run was trained by {before} processes and goes on with {now}: batches have {now}/{before} "
+                f"of their size now, and data another order. To go on exactly, train with {before}; otherwise set "
+                "train_dataloader.batch_size, or the learning rate, accordingly."
+            )
+        hub.update_info(RANKS, now)
 
     def _warn_of_lost_gradients(self) -> None:
         """A checkpoint does not hold gradients that wait for an update."""

@@ -425,6 +425,8 @@ class StitchedViT(BaseModule):
                 "the stitching layers have been neither initialised nor loaded, and training from random ones would "
                 "waste the anchors: add dict(type='mmsnnet.StitchInitHook') to custom_hooks, or load a checkpoint"
             )
+        if self.drawn is None and self.network.anchor(-1).compiled:
+            print_log("Blocks are compiled when a stitch first runs them, which takes up to minutes", logger="current")
         self.drawn = self.space[self.sampler.draw(self.draws)]
         self.draws += 1
         return self.drawn
