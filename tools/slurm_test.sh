@@ -3,17 +3,7 @@
 #        bash tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]
 # Evaluates in GPUS tasks of Slurm, GPUS_PER_NODE of them on each node. A task without a GPU (SRUN_ARGS=--gres=none)
 # runs on a CPU. What SRUN_ARGS says again counts.
-set -euo pipefail
-PARTITION=${1:?partition}
-JOB_NAME=${2:?job name}
-CONFIG=${3:?config file}
-CHECKPOINT=${4:?checkpoint file}
-GPUS=${GPUS:-8}
-GPUS_PER_NODE=${GPUS_PER_NODE:-$((GPUS < 8 ? GPUS : 8))}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MKL_NUM_THREADS=${MKL_NUM_THREADS:-${OMP_NUM_THREADS:-1}}
-# SRUN_ARGS is meant to fall into words.
-# shellcheck disable=SC2086
-exec srun --partition="$PARTITION" --job-name="$JOB_NAME" --gres=gpu:"$GPUS_PER_NODE" \
-    --ntasks="$GPUS" --ntasks-per-node="$GPUS_PER_NODE" --cpus-per-task="${CPUS_PER_TASK:-5}" \
-    --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-    python -u "$(dirname "$0")/test.py" "$CONFIG" "$CHECKPOINT" --launcher slurm "${@:5}"
+source "$(dirname "$0")/launching.sh"
+need $# PARTITION JOB_NAME CONFIG CHECKPOINT
+need_config "$3"
+slurm "$1" "$2" python -u "$(dirname "$0")/test.py" "$3" "$4" --launcher slurm "${@:5}"

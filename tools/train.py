@@ -12,6 +12,7 @@ from mmsnnet.apis import (
     LaunchedParser,
     build_runner,
     check_channels,
+    check_data_parallel,
     check_sync_bn,
     launched,
     load_config,
@@ -52,7 +53,9 @@ def train(args: argparse.Namespace) -> None:
     # computes while it is built raises RuntimeError on the meta device; the runner builds it in earnest.
     check_folders(config, ("train_dataloader", "val_dataloader"))
     with torch.device("meta"), suppress(RuntimeError):
-        check_channels(config, MODELS.build(config.model))
+        model = MODELS.build(config.model)
+        check_channels(config, model)
+        check_data_parallel(config, args.launcher, model)
     config.resume, begins_with = args.resume, None
     if args.resume and "load_from" not in (args.cfg_options or {}):
         # What a config begins with is no place to go on from, but where the work folder has nothing yet.

@@ -2,7 +2,7 @@ import mmsnnet.registry  # noqa: F401  first: it says what to install where mmen
 from mmsnnet.apis.benchmark import BenchmarkSettings, benchmark_stitches
 from mmsnnet.apis.config import DictAction, load_config
 from mmsnnet.apis.extract import extract_stitch
-from mmsnnet.apis.launch import LaunchedParser, check_sync_bn, launched, prepare_launch
+from mmsnnet.apis.launch import LaunchedParser, check_data_parallel, check_sync_bn, launched, prepare_launch
 from mmsnnet.apis.mistakes import in_one_line, is_mistake, mistakes_answered
 from mmsnnet.apis.model import build_model, build_space, build_uninitialized, check_channels
 from mmsnnet.apis.publish import publish_model
@@ -20,6 +20,7 @@ __all__ = [
     "build_space",
     "build_uninitialized",
     "check_channels",
+    "check_data_parallel",
     "check_sync_bn",
     "convert_snnetv2",
     "extract_stitch",

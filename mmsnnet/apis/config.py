@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import argparse
 import ast
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
+from mmengine.config import DictAction as MMEngineDictAction
 from mmengine.registry import init_default_scope
 
 from mmsnnet.datasets.folders import LOADERS
@@ -18,6 +21,27 @@ TOOLBOXES = {
     "mmseg": (("mmcv", "mmseg"), "pip install 'mmsnnet[mminstall]'"),
     "mmdet": (("mmcv", "mmdet"), "pip install 'mmsnnet[mminstall,det]'"),
 }
+
+SUFFIXES = (".py", ".yml", ".yaml", ".json")
+
+
+class DictAction(MMEngineDictAction):
+    """mmengine's ``KEY=VALUE`` options, with a command line's answer to what is none."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for value in values:
+            if not re.match("[^=]+=", value):
+                raise argparse.ArgumentError(self, f"{value!r} is not KEY=VALUE")
+        try:
+            super().__call__(parser, namespace, values, option_string)  # type: ignore[arg-type]
+        except AssertionError as error:  # of brackets that do not match
+            raise argparse.ArgumentError(self, str(error)) from error
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
@@ -32,11 +56,13 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: ``data_root`` is among the options, and moves no data set.
+        ValueError: its name ends as no config's does, or ``data_root`` is among the options, and moves no data set.
         ImportError: the toolbox of the config's ``default_scope`` is not installed; the message says what to install.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no config {str(path)!r} (working folder {Path.cwd()})")
+    if Path(path).suffix not in SUFFIXES:
+        raise ValueError(f"{str(path)!r} is no config: the name of one ends in {', '.join(SUFFIXES)}")
     config = Config.fromfile(path)
     _follow_data_root(config, Path(path))
     if options:

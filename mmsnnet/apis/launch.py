@@ -19,8 +19,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.registry import MODEL_WRAPPERS
-from torch import distributed
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from mmsnnet.models import StitchedViT
 
 # By launcher, what starts its processes, and how.
 STARTED_BY = {
@@ -185,17 +187,42 @@ def _start_gloo(process: Process, distribution: Mapping[str, Any]) -> None:
 def _keep_off_gpus(config: Config) -> None:
     """mmengine gives a ``DistributedDataParallel`` the GPU of its rank, be there one or not, unless the config says
     ``device_ids``."""
-    if config.get("runner_type", "Runner") != "Runner":
+    if (wrapper := _data_parallel(config)) is not None:
+        wrapper["device_ids"] = None
+        config.model_wrapper_cfg = wrapper
+
+
+def check_data_parallel(config: Config, launcher: str, model: nn.Module) -> None:
+    """Refuses to train a stitched model in several processes by a ``DistributedDataParallel`` that waits for the
+    gradients of all parameters: a stitch uses some, and torch finds that out in the second iteration.
+
+    Args:
+        model: of the config, with or without weights.
+
+    Raises:
+        ValueError: names the wrapper to set.
+    """
+    if launcher == "none" or (wrapper := _data_parallel(config)) is None or wrapper.get("find_unused_parameters"):
         return
+    if any(isinstance(module, StitchedViT) and len(module.space) > 1 for module in model.modules()):
+        raise ValueError(
+            f"{wrapper['type']} waits for gradients that the drawn stitch does not have: set "
+            "model_wrapper_cfg=dict(type='mmsnnet.StitchedDataParallel') in the config, or, which is slower, "
+            "find_unused_parameters=True of the wrapper"
+        )
+
+
+def _data_parallel(config: Config) -> dict[str, Any] | None:
+    """The settings of the ``DistributedDataParallel`` that mmengine puts around the model, if it is one."""
+    if config.get("runner_type", "Runner") != "Runner":
+        return None
     wrapper = config.get("model_wrapper_cfg")
     if wrapper is None:
         # What mmengine does without this setting.
         wrapper = dict(broadcast_buffers=False, find_unused_parameters=config.get("find_unused_parameters", False))
     wrapper.setdefault("type", "MMDistributedDataParallel")
     kind = MODEL_WRAPPERS.get(wrapper["type"]) if isinstance(wrapper["type"], str) else wrapper["type"]
-    if isinstance(kind, type) and issubclass(kind, DistributedDataParallel):
-        wrapper["device_ids"] = None
-    config.model_wrapper_cfg = wrapper
+    return wrapper if isinstance(kind, type) and issubclass(kind, DistributedDataParallel) else None
 
 
 def check_sync_bn(config: Config, launcher: str) -> None:

@@ -1,24 +1,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmengine.runner import BaseLoop
 
-from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError
+from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError, CheckpointWriteError
+from mmsnnet.engine.hooks.consistency_hook import NotFiniteError, RanksDifferError
 from mmsnnet.engine.runner import CannotResumeError
 
-# What a mistake in a config raises while what it names is built: model, data sets, optimizer, pretrained weights.
-MISTAKES = (FileNotFoundError, ImportError, KeyError, TypeError, ValueError)
+# What a mistake in a config raises while what it names is built: model, data sets, optimizer, pretrained weights,
+# folders. OSError is also what a network says from which weights do not come.
+MISTAKES = (ImportError, KeyError, OSError, TypeError, ValueError)
+# What a loop raises with words of ours that say the whole cause, the same on all ranks.
+VERDICTS = (CannotResumeError, CheckpointFolderError, CheckpointWriteError, NotFiniteError, RanksDifferError)
 
 
 def is_mistake(error: Exception) -> bool:
     """Whether an error is taken for a user's mistake, which one line answers: one of ``MISTAKES``, raised before a loop
-    runs, or a folder that checkpoints cannot be written to. What a loop raises is not, but for a file that it cannot
-    resume from: it needs its traceback."""
-    if isinstance(error, CannotResumeError | CheckpointFolderError):
+    runs. What a loop raises is not, but for one of ``VERDICTS``: it needs its traceback."""
+    if isinstance(error, VERDICTS):
         return True
     inside = any(
         frame.f_code.co_name == "run" and isinstance(frame.f_locals.get("self"), BaseLoop)
@@ -30,18 +34,21 @@ def is_mistake(error: Exception) -> bool:
 def in_one_line(error: Exception) -> str:
     """What an error says; its kind and place too, where Python itself wrote the message, which says little."""
     text = " ".join(str(error).split())
-    if isinstance(error, KeyError | TypeError) and not isinstance(error, ValueError):
+    by_python = isinstance(error, KeyError | TypeError) and not isinstance(error, ValueError)
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        by_python = error.strerror == os.strerror(error.errno)
+    if by_python:
         place = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__}: {text} ({place.filename}, line {place.lineno})"
     return text
 
 
 @contextmanager
-def mistakes_answered(command: argparse.ArgumentParser, *also: type[Exception]) -> Iterator[None]:
-    """Ends a tool as its parser does, with one line, where a user's mistake is raised inside, or one of ``also``."""
+def mistakes_answered(command: argparse.ArgumentParser) -> Iterator[None]:
+    """Ends a tool as its parser does, with one line, where a user's mistake is raised inside."""
     try:
         yield
     except Exception as error:
-        if not (is_mistake(error) or isinstance(error, also)):
+        if not is_mistake(error):
             raise
         command.error(in_one_line(error))

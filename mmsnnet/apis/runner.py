@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,32 @@ def build_runner(config: Config, launcher: str = "none", work_dir: str | None = 
         config: as :func:`mmsnnet.apis.load_config` returns it.
         launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
         work_dir: for logs and checkpoints; by default the config's, or else ``work_dirs/<name of the config>``.
+
+    Raises:
+        OSError: the work folder cannot be written to.
     """
     prepare_launch(config, launcher)
     config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(config.filename).stem)
+    _check_work_folder(config.work_dir)
     runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
     choose_checkpoint(runner)
     if runner._resume and runner._load_from is not None:
         _leave_out_pretrained(runner.model)
     return runner
+
+
+def _check_work_folder(folder: str) -> None:
+    """Tries the folder that the runner is about to write into."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the work folder {folder} cannot be written to ({error.strerror}): make it a folder that can be written "
+            "to, or give another one by --work-dir",
+        ) from error
 
 
 def _leave_out_pretrained(model: nn.Module | dict[str, Any]) -> None:

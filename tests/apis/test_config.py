@@ -1,3 +1,5 @@
+import argparse
+import re
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -6,7 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.registry import DefaultScope
 
-from mmsnnet.apis import load_config
+from mmsnnet.apis import DictAction, load_config
 
 WriteConfig = Callable[[str], Path]
 Uninstall = Callable[..., None]
@@ -64,7 +66,7 @@ def test_options_override_settings() -> None:
     assert (config.work_dir, config.model.backbone.rank, config.custom_hooks) == ("elsewhere", 4, [])
     small, large = config.model.backbone.anchors
     assert large.pretrained == "large.pth" and small == plain.model.backbone.anchors[0]
-    assert plain.model.backbone.rank == 8 and len(plain.custom_hooks) == 2
+    assert plain.model.backbone.rank == 8 and len(plain.custom_hooks) == 3
     assert options["model.backbone.rank"] == 4 and len(options) == 4
 
 
@@ -172,3 +174,27 @@ def test_a_config_without_a_scope_is_for_segmentation(write_config: WriteConfig,
     uninstall("mmseg")
     with pytest.raises(ImportError, match="a config for mmseg"):
         load_config(path)
+
+
+@pytest.mark.parametrize("name", ["README.md", "checkpoint.pth", "config"])
+def test_what_is_no_config_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("# A text")
+    with pytest.raises(ValueError, match=rf"{name}' is no config: the name of one ends in \.py"):
+        load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("foo", "'foo' is not KEY=VALUE"), ("=3", "'=3' is not KEY=VALUE"), ("a=[1,2", r"\[1,2")],
+)
+def test_options_that_are_none_are_answered_in_one_line(
+    capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    command = argparse.ArgumentParser(prog="tool")
+    command.add_argument("--cfg-options", nargs="+", action=DictAction)
+    with pytest.raises(SystemExit, match="2"):
+        command.parse_args(["--cfg-options", "b=1", option])
+    assert re.fullmatch(
+        rf"tool: error: argument --cfg-options: .*{message}.*", capsys.readouterr().err.splitlines()[-1]
+    )
+    assert command.parse_args(["--cfg-options", "b=1", "c.d=e=f"]).cfg_options == {"b": 1, "c.d": "e=f"}

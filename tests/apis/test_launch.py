@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size, is_distributed
-from torch import distributed
+from torch import distributed, nn
 
-from mmsnnet.apis import LaunchedParser, check_sync_bn, launch, launched, prepare_launch
+from mmsnnet.apis import LaunchedParser, check_data_parallel, check_sync_bn, launch, launched, prepare_launch
 from mmsnnet.apis.launch import Process
 
 PREFIXES = ("SLURM_", "OMPI_", "TORCHELASTIC_", "MASTER_", "GLOO_")
@@ -227,6 +228,39 @@ def test_other_wrappers_are_left_alone(environment: Environment, on_cpu: None) -
     config = Config(dict(model_wrapper_cfg=dict(type="MMFullyShardedDataParallel")))
     prepare_launch(config, "pytorch")
     assert config.model_wrapper_cfg == dict(type="MMFullyShardedDataParallel")
+
+
+UNUSED = dict(find_unused_parameters=True)
+OURS = dict(type="mmsnnet.StitchedDataParallel")
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({}, True),
+        (dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", broadcast_buffers=False)), True),
+        (dict(model_wrapper_cfg=dict(type="MMSeparateDistributedDataParallel")), True),
+        # That of the wrapper counts where there is one.
+        (dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel"), **UNUSED), True),
+        (UNUSED, False),
+        (dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", **UNUSED)), False),
+        (dict(model_wrapper_cfg=OURS), False),
+        (dict(runner_type="FlexibleRunner"), False),
+    ],
+)
+def test_data_parallelism_that_waits_for_what_a_stitch_leaves_out(
+    make_backbone: Callable[..., nn.Module], settings: dict[str, Any], refused: bool
+) -> None:
+    config = Config(settings)
+    model = nn.Sequential(make_backbone(initialized=False))
+    for launcher in ("pytorch", "slurm", "mpi"):
+        with pytest.raises(ValueError, match=r"mmsnnet\.StitchedDataParallel") if refused else nullcontext():
+            check_data_parallel(config, launcher, model)
+    check_data_parallel(config, "none", model)
+    check_data_parallel(config, "pytorch", nn.Linear(1, 1))
+    if refused:
+        config.model_wrapper_cfg = OURS
+        check_data_parallel(config, "pytorch", model)  # what it says is the cure
 
 
 @pytest.mark.parametrize(("local_rank", "local_world_size"), [(0, 4), (3, 4), (2, None)])

@@ -1,10 +1,12 @@
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmsnnet.apis import build_runner, load_config
+from mmsnnet.apis import build_runner, is_mistake, load_config, runner
 
 REPOSITORY = Path(__file__).parents[2]
 # Its anchors have been trained alone before, in work_dirs/.
@@ -23,9 +25,26 @@ def test_a_resumed_run_does_without_the_anchors_files(
     config = load_config(CONFIG, {"resume": True, "experiment_name": f"{runner_type}-{there}"})
     if runner_type == "FlexibleRunner":
         config.runner_type = runner_type
-    runner = build_runner(config, work_dir=str(tmp_path))
-    if isinstance(runner, Runner):
-        pretrained = runner.model.backbone.pretrained
+    built = build_runner(config, work_dir=str(tmp_path))
+    if isinstance(built, Runner):
+        pretrained = built.model.backbone.pretrained
     else:
-        pretrained = [anchor["pretrained"] for anchor in runner.model["backbone"]["anchors"]]
+        pretrained = [anchor["pretrained"] for anchor in built.model["backbone"]["anchors"]]
     assert [source is None for source in pretrained] == [there, there]
+
+
+def test_a_work_folder_that_cannot_be_written_to_is_named_with_a_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is built."""
+
+    def read_only(**kwargs: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / "file").touch()
+    for folder, why in ((tmp_path / "file/x", "Not a directory"), (tmp_path, "Read-only file system")):
+        with pytest.raises(OSError, match=rf"{folder} cannot be written to \({why}\): .*--work-dir") as found:
+            build_runner(load_config(CONFIG), work_dir=str(folder))
+        assert is_mistake(found.value)
+        monkeypatch.setattr(runner.tempfile, "TemporaryFile", read_only)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

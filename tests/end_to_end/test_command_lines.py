@@ -157,24 +157,6 @@ def test_the_scripts_are_found() -> None:
     assert {"configs/quickstart/run.sh", "tools/dist_train.sh", "tools/dist_test.sh"} <= set(SCRIPTS)
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments", "message"),
-    [
-        ("dist_train", [], "config file"),
-        ("dist_train", ["config.py"], "number of GPUs"),
-        ("dist_test", [], "config file"),
-        ("dist_test", ["config.py"], "checkpoint file"),
-        ("dist_test", ["config.py", "model.pth"], "number of GPUs"),
-    ],
-)
-def test_distributed_scripts_say_what_is_missing(folder: Path, script: str, arguments: list[str], message: str) -> None:
-    command = ["bash", REPOSITORY / "tools" / f"{script}.sh", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-    assert done.returncode != 0 and done.stdout == ""
-    assert done.stderr.rstrip().endswith(message)
-    assert list(folder.iterdir()) == []
-
-
 def test_the_quickstart_runs_tools_and_configs_that_exist_from_anywhere(folder: Path, tmp_path: Path) -> None:
     """With a stand-in for Python that notes what it is called with."""
     python, calls = tmp_path / "bin" / "python", tmp_path / "calls"

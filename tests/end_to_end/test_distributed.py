@@ -230,7 +230,10 @@ def test_two_processes_evaluate_as_one_does(
 def test_a_loss_that_is_no_number_on_one_rank_ends_both_with_its_name(runs: Runs, config: Path, tmp_path: Path) -> None:
     ended = runs("dist_train.sh", config, 2, "--work-dir", tmp_path, TROUBLE="nan")
     assert ended.status != 0
-    assert re.search(rf"FloatingPointError: \S+ is nan at iteration {BEFORE + 1} on rank 1, ", ended.cause)
+    assert re.search(rf"traceback : \S+ is nan at iteration {BEFORE + 1} on rank 1, ", ended.cause)
+    # Once, and without the traceback of a program's own error.
+    assert len(re.findall(r"^train.py: error: .* is nan", ended.said, re.MULTILINE)) == 1
+    assert "NotFiniteError" not in ended.said
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["iter_2.pth", "iter_4.pth"]
 
 
@@ -282,6 +285,7 @@ CHECKPOINT = ("config.py", "model.pth")
 def test_what_the_scripts_ask_their_launchers_for(
     tmp_path: Path, tool: str, arguments: tuple[object, ...], variables: Mapping[str, object], expected: str
 ) -> None:
+    (tmp_path / "config.py").touch()
     ended = Runs(tmp_path, "python", "srun")(tool, *arguments, "--cfg-options", "a=b c", **variables)
     launcher, kind = ("srun", "slurm") if tool.startswith("slurm") else ("python", "pytorch")
     files = " ".join(map(str, (value for value in arguments if str(value).endswith((".py", ".pth")))))
@@ -290,19 +294,64 @@ def test_what_the_scripts_ask_their_launchers_for(
     assert re.fullmatch(called, ended.said), ended.said
 
 
+NODES = dict(NNODES=2, MASTER_ADDR="node1")
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "variables", "message"),
     [
-        ("dist_train.sh", (*CONFIG, 8), dict(NNODES=2), "number of this node, from 0"),
-        ("dist_train.sh", (*CONFIG, 8), dict(NNODES=2, NODE_RANK=0), "address of node 0"),
-        ("slurm_train.sh", (), {}, "partition"),
-        ("slurm_train.sh", ("p",), {}, "job name"),
-        ("slurm_test.sh", ("p", "n"), {}, "config file"),
-        ("slurm_test.sh", ("p", "n", *CONFIG), {}, "checkpoint file"),
+        ("dist_train.sh", (), {}, "CONFIG is missing"),
+        ("dist_train.sh", CONFIG, {}, "GPUS is missing"),
+        ("dist_test.sh", CONFIG, {}, "CHECKPOINT is missing"),
+        ("dist_test.sh", CHECKPOINT, {}, "GPUS is missing"),
+        ("dist_train.sh", ("nowhere.py", 8), {}, "there is no config 'nowhere.py'"),
+        ("dist_test.sh", ("bin", "model.pth", 8), {}, "there is no config 'bin'"),
+        ("dist_train.sh", (*CONFIG, "--resume"), {}, "GPUS is .*, got '--resume'"),
+        ("dist_test.sh", (*CONFIG, 8, "--resume"), {}, "GPUS is .*, got '--resume'"),
+        *(
+            ("dist_train.sh", (*CONFIG, gpus), {}, f"GPUS is .*, got '{gpus}'")
+            for gpus in (0, -1, "two", "2x", "", "08")
+        ),
+        ("dist_train.sh", (*CONFIG, 8), dict(NODES, NNODES="two"), "NNODES is .*, got 'two'"),
+        ("dist_train.sh", (*CONFIG, 8), dict(NODES, NNODES=0), "NNODES is .*, got '0'"),
+        ("dist_train.sh", (*CONFIG, 8), NODES, "NODE_RANK, .* is missing"),
+        ("dist_train.sh", (*CONFIG, 8), dict(NODES, NODE_RANK=2), "from 0 to .* 1, got '2'"),
+        ("dist_train.sh", (*CONFIG, 8), dict(NODES, NODE_RANK=-1), "from 0 to .* 1, got '-1'"),
+        # NNODES was forgotten: each node would train alone.
+        ("dist_train.sh", (*CONFIG, 8), dict(NODE_RANK=1), "from 0 to .* 0, got '1'"),
+        ("dist_train.sh", (*CONFIG, 8), dict(NNODES=2, NODE_RANK=0), "MASTER_ADDR, .* is missing"),
+        ("slurm_train.sh", (), {}, "PARTITION is missing"),
+        ("slurm_train.sh", ("p",), {}, "JOB_NAME is missing"),
+        ("slurm_test.sh", ("p", "n"), {}, "CONFIG is missing"),
+        ("slurm_test.sh", ("p", "n", *CONFIG), {}, "CHECKPOINT is missing"),
+        ("slurm_train.sh", ("p", "n", "nowhere.py"), {}, "there is no config 'nowhere.py'"),
+        ("slurm_train.sh", ("p", "n", *CONFIG), dict(GPUS="two"), "GPUS is .*, got 'two'"),
+        ("slurm_train.sh", ("p", "n", *CONFIG), dict(GPUS_PER_NODE=0), "GPUS_PER_NODE is .*, got '0'"),
+        ("slurm_train.sh", ("p", "n", *CONFIG), dict(CPUS_PER_TASK="x"), "CPUS_PER_TASK is .*, got 'x'"),
     ],
 )
-def test_what_the_scripts_miss(
+def test_what_the_scripts_refuse_before_anything_starts(
     tmp_path: Path, tool: str, arguments: tuple[object, ...], variables: Mapping[str, object], message: str
 ) -> None:
+    (tmp_path / "config.py").touch()
     ended = Runs(tmp_path, "python", "srun")(tool, *arguments, **variables)
-    assert ended.status != 0 and ended.said.rstrip().endswith(message)
+    usage, *_, last = ended.said.splitlines()
+    assert ended.status == 2 and re.match(r"Usage: .*(tools/|GPUS=8)", usage), ended.said
+    assert re.match(f"{tool}: error: .*{message}", last), last
+    assert ended.said.count("error") == 1 and not re.search("^(python|srun|bash)", ended.said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("tool", ["dist_train.sh", "dist_test.sh", "slurm_train.sh", "slurm_test.sh"])
+def test_the_scripts_help_is_the_comment_at_their_top(tmp_path: Path, tool: str) -> None:
+    ended = Runs(tmp_path, "python", "srun")(tool, "--help")
+    _, *lines = (REPOSITORY / "tools" / tool).read_text().partition("\nsource ")[0].splitlines()
+    assert ended.status == 2 and ended.said.splitlines() == [line.removeprefix("# ") for line in lines]
+    assert f"bash tools/{tool} " in ended.said
+
+
+def test_without_slurm_its_scripts_say_so(tmp_path: Path) -> None:
+    (tmp_path / "config.py").touch()
+    runs = Runs(tmp_path)
+    (tmp_path / "bin/srun").unlink()
+    ended = runs("slurm_train.sh", "p", "n", *CONFIG)
+    assert ended.status == 2 and "srun is not on the PATH" in ended.said.splitlines()[-1]

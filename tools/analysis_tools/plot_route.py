@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     command = parser()
     args = command.parse_args(argv)
-    with mistakes_answered(command, OSError):
+    with mistakes_answered(command):
         config = load_config(args.config, args.cfg_options)
         backbone = find_stitched_backbone(build_without_weights(config))
         taps = () if backbone.num_classes is not None else backbone.test_out_indices

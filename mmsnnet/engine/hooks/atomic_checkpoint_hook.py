@@ -47,6 +47,10 @@ class CheckpointFolderError(OSError):
     """Checkpoints cannot be written where they are to go, or do not fit there."""
 
 
+class CheckpointWriteError(OSError):
+    """A checkpoint cannot be written in the midst of training, by whichever rank: all ranks say the same."""
+
+
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook`` that at no moment leaves a run without a whole checkpoint.
@@ -67,7 +71,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     Raises:
         CheckpointFolderError: before training: the folder cannot be written to, or has not enough room.
-        OSError: a checkpoint cannot be written; the message says which is the last whole one.
+        CheckpointWriteError: a checkpoint cannot be written; the message says which is the last whole one.
     """
 
     # How far the run is, for the checkpoint that is being saved.
@@ -144,15 +148,34 @@ class AtomicCheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
-        with _together():
+        last = Path(runner.work_dir) / LAST_CHECKPOINT
+        with _together(), self._writing(last, runner):
             if is_main_process():
-                write_atomically(Path(runner.work_dir) / LAST_CHECKPOINT, str(self.last_ckpt).encode())
+                write_atomically(last, str(self.last_ckpt).encode())
+        with _together():
             if self.max_keep_ckpts > 0:
                 while len(steps) > self.max_keep_ckpts:
                     dropped = self.filename_tmpl.format(steps.pop(0))
                     self._remove(self.file_backend.join_path(self.out_dir, dropped))
                 self.keep_ckpt_ids = deque(steps)
                 runner.message_hub.update_info("keep_ckpt_ids", steps)
+
+    @contextmanager
+    def _writing(self, path: str | Path, runner: AnyRunner) -> Iterator[None]:
+        """Has the error of a write say what is left, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            try:
+                whole, _ = latest_checkpoint(runner.work_dir, self.out_dir, self.filename_tmpl)
+            except (OSError, ValueError):
+                whole = None
+            left = "There is no whole checkpoint yet" if whole is None else f"The last whole one is {whole}"
+            raise CheckpointWriteError(
+                error.errno,
+                f"{path} cannot be written ({error.strerror or error}). {left}: see to the folder and go on with "
+                "--resume",
+            ) from error
 
     def _remove(self, path: str) -> None:
         """Removes a checkpoint, which is a folder where each rank writes a file of its own."""
@@ -250,25 +273,12 @@ class _SavingTogether:
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, meta: dict[str, Any], **kwargs: Any) -> None:
         self._hook._progress = {record: meta[record] for record in ("epoch", "iter")}
-        with _together():
+        path = self._hook.file_backend.join_path(out_dir, filename)
+        with _together(), self._hook._writing(path, self._runner):
             try:
                 self._runner.save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
-            except OSError as error:
-                path = self._hook.file_backend.join_path(out_dir, filename)
-                raise OSError(
-                    error.errno,
-                    f"checkpoint {path} cannot be written ({error.strerror or error}). "
-                    f"{self._last_whole()}: see to the folder and go on with --resume",
-                ) from error
             finally:
                 self._hook._progress = {}
-
-    def _last_whole(self) -> str:
-        try:
-            path, _ = latest_checkpoint(self._runner.work_dir, self._hook.out_dir, self._hook.filename_tmpl)
-        except (OSError, ValueError):
-            path = None
-        return "There is no whole one yet" if path is None else f"The last whole one is {path}"
 
 
 @contextmanager

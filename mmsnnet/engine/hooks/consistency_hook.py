@@ -59,6 +59,14 @@ class Fault:
     losses: Mapping[str, float]
 
 
+class NotFiniteError(FloatingPointError):
+    """A loss is infinite or not a number, on whichever rank: all ranks say the same."""
+
+
+class RanksDifferError(RuntimeError):
+    """The ranks have come apart: all of them say the same."""
+
+
 @HOOKS.register_module()
 class ConsistencyHook(Hook):
     """Stops training, on all ranks and with the cause, where the ranks have come apart or a loss is not finite.
@@ -79,9 +87,9 @@ class ConsistencyHook(Hook):
         interval: iterations from one check to the next.
 
     Raises:
-        RuntimeError: the ranks differ; the message names the first parameter, the sampler's field or the iteration in
-            which they do.
-        FloatingPointError: a loss is infinite or not a number; the message names it, its rank, iteration and stitch.
+        RanksDifferError: the ranks differ; the message names the first parameter, the sampler's field or the iteration
+            in which they do.
+        NotFiniteError: a loss is infinite or not a number; the message names it, its rank, iteration and stitch.
     """
 
     priority = "LOW"  # after StitchInitHook and the logger, before mmengine's CheckpointHook
@@ -131,7 +139,7 @@ class ConsistencyHook(Hook):
         fault = self._first_fault()
         faults = [fault] if dist.get_world_size() == 1 else self._compare(runner.model, fault)
         if any(faults):
-            raise FloatingPointError(_not_finite(faults))
+            raise NotFiniteError(_not_finite(faults))
         self._iterations.clear()
 
     def _first_fault(self) -> Fault | None:
@@ -141,8 +149,8 @@ class ConsistencyHook(Hook):
         return None
 
     def _compare(self, model: nn.Module, fault: Fault | None) -> list[Fault | None]:
-        """Raises RuntimeError where the ranks differ, and returns the faults of all. Where there is one, weights are
-        not compared: what is not a number spreads, and would be named in place of its cause."""
+        """Raises RanksDifferError where the ranks differ, and returns the faults of all. Where there is one, weights
+        are not compared: what is not a number spreads, and would be named in place of its cause."""
         sharded = _sharded(model)
         parameters = list(unwrapped_model(model).named_parameters())
         layout = [_description(name, parameter, sharded) for name, parameter in parameters]
@@ -152,12 +160,12 @@ class ConsistencyHook(Hook):
         ranks = dist.all_gather(torch.tensor([*digests, int(fault is not None)]))
         layouts, samplers, draws, faulty = torch.stack(ranks).T.tolist()
         if len(set(layouts)) > 1:
-            raise RuntimeError(_other_layout(dist.all_gather_object(layout)))
+            raise RanksDifferError(_other_layout(dist.all_gather_object(layout)))
         if len(set(samplers)) > 1:
-            raise RuntimeError(_other_sampler(dist.all_gather_object(sampler)))
+            raise RanksDifferError(_other_sampler(dist.all_gather_object(sampler)))
         if len(set(draws)) > 1:
             drawn = dist.all_gather_object((self._draws, tuple(self._iterations)))
-            raise RuntimeError(_other_draws(drawn, self._names))
+            raise RanksDifferError(_other_draws(drawn, self._names))
         if any(faulty):
             return dist.all_gather_object(fault)
         if not sharded:
@@ -191,7 +199,7 @@ def _weights(device: torch.device, number: int) -> Tensor:
 
 
 def _compare_bits(parameters: Sequence[tuple[str, Tensor]], iteration: int) -> None:
-    """Raises RuntimeError where a parameter has other bits on another rank."""
+    """Raises RanksDifferError where a parameter has other bits on another rank."""
     device = parameters[0][1].device
     own = torch.stack([bit_checksum(parameter).to(device) for _, parameter in parameters])
     extremes = torch.cat([own, ~own])  # the greatest of what is inverted is the least, inverted
@@ -201,7 +209,7 @@ def _compare_bits(parameters: Sequence[tuple[str, Tensor]], iteration: int) -> N
     sums = torch.stack(dist.all_gather(own)).T.tolist()
     differing = [index for index, of_ranks in enumerate(sums) if len(set(of_ranks)) > 1]
     name, parameter = parameters[differing[0]]
-    raise RuntimeError(
+    raise RanksDifferError(
         f"the ranks hold other weights at iteration {iteration}: {_parties(sums[differing[0]])} differ in {name} "
         f"{tuple(parameter.shape)}, the first of {len(differing)} parameters out of {len(parameters)} that differ. "
         "Something changes weights on some ranks alone, a hook for one, or gradients are not reduced "
