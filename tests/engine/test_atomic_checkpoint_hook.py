@@ -28,7 +28,6 @@ from mmsnnet.engine.hooks import atomic_checkpoint_hook
 from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError
 from mmsnnet.engine.latest_checkpoint import choose_checkpoint, damage, latest_checkpoint
 from mmsnnet.evaluation.atomic_files import abandoned_files
-from tests.conftest import ending
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -215,46 +214,68 @@ def test_a_run_that_goes_on_with_fewer_writes_a_newer_one_first(
 MOMENTS = ("before", "in the midst", "before it has its name", "before last_checkpoint", "before the older one goes")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_goes_on(moment: str, whole_run: Path, tmp_path: Path) -> None:
-    """SIGKILL while the third checkpoint is saved, of which one is kept."""
+def train_until_killed(moment: str, folder: Path) -> None:
+    """Ends by a signal while the third checkpoint is saved, of which one is kept."""
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def run() -> None:
-        put, replace = AtomicLocalBackend.put, os.replace
+    put, replace = AtomicLocalBackend.put, os.replace
 
-        def put_or_die(backend: AtomicLocalBackend, data: bytes, path: str) -> None:
-            if path.endswith("iter_3.pth") and moment == "before":
-                die()
-            if path.endswith("iter_3.pth") and moment == "in the midst":
-                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) // 2, resource.RLIM_INFINITY))
-                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-            put(backend, data, path)
+    def put_or_die(backend: AtomicLocalBackend, data: bytes, path: str) -> None:
+        if path.endswith("iter_3.pth") and moment == "before":
+            die()
+        if path.endswith("iter_3.pth") and moment == "in the midst":
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(data) // 2, resource.RLIM_INFINITY))
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        put(backend, data, path)
 
-        def replace_or_die(source: Path, target: Path) -> None:
-            if target.name == "iter_3.pth" and moment == "before it has its name":
-                die()
-            replace(source, target)
-            if target.name == "iter_3.pth" and moment == "before last_checkpoint":
-                die()
+    def replace_or_die(source: Path, target: Path) -> None:
+        if target.name == "iter_3.pth" and moment == "before it has its name":
+            die()
+        replace(source, target)
+        if target.name == "iter_3.pth" and moment == "before last_checkpoint":
+            die()
 
-        AtomicLocalBackend.put, os.replace = put_or_die, replace_or_die
-        if moment == "before the older one goes":
-            AtomicLocalBackend.remove = lambda backend, path: die() if path.endswith("iter_2.pth") else os.remove(path)
-        make_runner(tmp_path, max_keep_ckpts=1).train()
+    AtomicLocalBackend.put, os.replace = put_or_die, replace_or_die
+    if moment == "before the older one goes":
+        AtomicLocalBackend.remove = lambda backend, path: die() if path.endswith("iter_2.pth") else os.remove(path)
+    make_runner(folder, max_keep_ckpts=1).train()
 
-    assert ending(run) < -1
+
+@pytest.fixture(scope="module")
+def killed_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one of a run for each moment that one was killed at. They are copies of a process of their own:
+    torch refuses backward passes in a copy of one whose engine has threads, which this one may have by now."""
+    folder = tmp_path_factory.mktemp("killed")
+    program = """
+import sys
+from functools import partial
+from pathlib import Path
+from tests.conftest import ending
+from tests.engine.test_atomic_checkpoint_hook import MOMENTS, train_until_killed
+for moment in MOMENTS:
+    assert ending(partial(train_until_killed, moment, Path(sys.argv[1]) / moment)) < -1, moment
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, folder], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on(moment: str, killed_runs: Path, whole_run: Path) -> None:
+    folder = killed_runs / moment
     is_new = MOMENTS.index(moment) > 2
-    assert latest_checkpoint(tmp_path) == (tmp_path / f"iter_{2 + is_new}.pth", [])
-    assert (len(list(abandoned_files(tmp_path))) == 1) == (moment in MOMENTS[1:3])
-    runner = make_runner(tmp_path, max_keep_ckpts=1, resume=True)
+    assert latest_checkpoint(folder) == (folder / f"iter_{2 + is_new}.pth", [])
+    assert (len(list(abandoned_files(folder))) == 1) == (moment in MOMENTS[1:3])
+    runner = make_runner(folder, max_keep_ckpts=1, resume=True)
     runner.train()
     assert runner.model.trained == 2 - is_new
-    assert checkpoints(tmp_path) == ["iter_4.pth"] and not list(abandoned_files(tmp_path))
-    assert torch.equal(weights(tmp_path / "iter_4.pth"), weights(whole_run / "iter_4.pth"))
+    assert checkpoints(folder) == ["iter_4.pth"] and not list(abandoned_files(folder))
+    assert torch.equal(weights(folder / "iter_4.pth"), weights(whole_run / "iter_4.pth"))
 
 
 @pytest.fixture
@@ -323,7 +344,7 @@ def test_a_full_disk_stops_the_run_and_harms_no_checkpoint(
     for save_best, last in ((None, "iter_2.pth"), ("L/acc", "iter_2.pth")):
         folder = tmp_path / str(save_best)[0]
         monkeypatch.setattr(atomic_backend, "write_atomically", full)
-        with pytest.raises(OSError, match=rf"cannot be written \(No space left.*last whole one is .*{last}") as found:
+        with pytest.raises(CheckpointWriteError, match=rf"cannot be written \(No space left.*last whole one is .*{last}") as found:
             make_runner(folder, max_keep_ckpts=1, save_best=save_best, **(BEST if save_best else {})).train()
         assert found.value.errno == errno.ENOSPC
         assert set(checkpoints(folder)) - {"best_L_acc_iter_1.pth"} == {last}
@@ -333,6 +354,17 @@ def test_a_full_disk_stops_the_run_and_harms_no_checkpoint(
         make_runner.count += 1
         make_runner(folder, max_keep_ckpts=1, resume=True).train()
         assert torch.equal(weights(folder / "iter_4.pth"), weights(whole_run / "iter_4.pth"))
+
+
+def test_a_full_disk_may_leave_no_room_for_the_name_of_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic_checkpoint_hook, "write_atomically", full)
+    with pytest.raises(CheckpointWriteError, match=r"last_checkpoint cannot .*whole one is .*iter_1\.pth.*--resume"):
+        make_runner(tmp_path).train()
 
 
 def refused(runner: Any) -> str:
