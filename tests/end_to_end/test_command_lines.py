@@ -126,6 +126,15 @@ def test_get_flops_wants_a_stitched_backbone(tool: Tool, folder: Path, tmp_path:
     assert list(folder.iterdir()) == []
 
 
+def test_data_parallelism_that_waits_for_what_a_stitch_leaves_out(
+    tool: Tool, quickstart: Options, folder: Path
+) -> None:
+    wrapper = quickstart(1, model_wrapper_cfg__type="MMDistributedDataParallel")
+    done = tool("train", STITCHED, "--launcher", "pytorch", *wrapper, cwd=folder)
+    is_refused(done, r"model_wrapper_cfg=dict\(type='mmsnnet\.StitchedDataParallel'\)")
+    assert list(folder.iterdir()) == []
+
+
 def test_a_model_that_cannot_be_built(tool: Tool, quickstart: Options, folder: Path) -> None:
     done = tool("train", STITCHED, *quickstart(1, model__decode_head__num_conv=1), cwd=folder)
     is_refused(done, r"unexpected keyword argument 'num_conv' \(.*\.py, line \d+\)")

@@ -25,7 +25,7 @@ from mmsnnet.apis.mistakes import is_mistake
 from mmsnnet.engine import atomic_backend
 from mmsnnet.engine.atomic_backend import AtomicLocalBackend
 from mmsnnet.engine.hooks import atomic_checkpoint_hook
-from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError
+from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError, CheckpointWriteError
 from mmsnnet.engine.latest_checkpoint import choose_checkpoint, damage, latest_checkpoint
 from mmsnnet.evaluation.atomic_files import abandoned_files
 
@@ -344,7 +344,9 @@ def test_a_full_disk_stops_the_run_and_harms_no_checkpoint(
     for save_best, last in ((None, "iter_2.pth"), ("L/acc", "iter_2.pth")):
         folder = tmp_path / str(save_best)[0]
         monkeypatch.setattr(atomic_backend, "write_atomically", full)
-        with pytest.raises(CheckpointWriteError, match=rf"cannot be written \(No space left.*last whole one is .*{last}") as found:
+        with pytest.raises(
+            CheckpointWriteError, match=rf"cannot be written \(No space left.*last whole one is .*{last}"
+        ) as found:
             make_runner(folder, max_keep_ckpts=1, save_best=save_best, **(BEST if save_best else {})).train()
         assert found.value.errno == errno.ENOSPC
         assert set(checkpoints(folder)) - {"best_L_acc_iter_1.pth"} == {last}

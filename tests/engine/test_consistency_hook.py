@@ -328,7 +328,7 @@ def start(name, model):
     try:
         ConsistencyHook().before_train(runner)
     except RuntimeError as error:
-        said[name] = ["RuntimeError", str(error), 0, []]
+        said[name] = [type(error).__name__, str(error), 0, []]
     else:
         said[name] = ["", "", 0, []]
 
@@ -432,14 +432,14 @@ def test_ranks_that_differ_stop_with_the_cause(
     said: tuple[Path, list[dict[str, Any]]], run: str, iterations: int, cause: str
 ) -> None:
     error, text, done, _ = said[1][0][run]
-    assert error == "RuntimeError" and done == iterations
+    assert error == "RanksDifferError" and done == iterations
     assert re.search(cause, text), text
 
 
 def test_one_ranks_loss_stops_all_before_a_checkpoint_is_written(said: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, (found, _) = said
     error, text, done, _ = found["nan"]
-    assert error == "FloatingPointError" and done == 3
+    assert error == "NotFiniteError" and done == 3
     assert text.startswith("loss is nan at iteration 4 on rank 1, which ran ") and "(draw 3)" in text
     assert [path.name for path in (folder / "nan").glob("*.pth")] == ["iter_2.pth"]
 
