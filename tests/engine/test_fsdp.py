@@ -18,6 +18,7 @@ from mmsnnet.registry import MODELS
 PROGRAM = """
 import contextlib, os, sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from mmengine.config import Config
@@ -154,9 +155,25 @@ for add_up in (model.no_sync, model.no_sync, contextlib.nullcontext):
         model.module.parse_losses(model(**batch, mode="loss"))[0].backward()
     drawn.add(model.backbone.drawn.name)
 torch.save((drawn, [p.grad is not None for p in model.parameters()]), folder / f"added up {rank}.pt")
+runner.optim_wrapper.zero_grad()
+steps = []
+for _ in range(3):
+    held = [p.detach().clone() for p in model.parameters()]
+    model.module.parse_losses(model(**batch, mode="loss"))[0].backward()
+    runner.optim_wrapper.step()
+    runner.optim_wrapper.zero_grad(set_to_none=False)
+    moved = [not torch.equal(p, before) for p, before in zip(model.parameters(), held, strict=True)]
+    steps.append((model.backbone.drawn.name, moved))
+torch.save(steps, folder / f"zeroed {rank}.pt")
+amp = dict(type="mmengine.AmpOptimWrapper", optimizer=dict(type="SGD", lr=0.1))
+with patch("mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", return_value=True):
+    scaler = runner.strategy.build_optim_wrapper(amp, model).loss_scaler
+torch.save(type(scaler).__name__, folder / f"scaler {rank}.pt")
 train("resumed", load_from=str(folder / "sharded/iter_2.pth"), resume=True, **SHARDED)
 train("biased sharded", **biased, **SHARDED)
-train("compiled sharded", model="compiled", **SHARDED)
+train("biased resumed", load_from=str(folder / "biased alone/iter_2.pth"), resume=True, **biased, **SHARDED)
+two = dict(type="mmsnnet.StitchIterBasedTrainLoop", max_iters=2)
+train("compiled sharded", model="compiled", train_cfg=two, **SHARDED)
 lamb = dict(
     constructor="mmsnnet.StitchOptimWrapperConstructor", optimizer=dict(type="mmsnnet.Lamb", lr=1e-3)
 )
@@ -164,14 +181,29 @@ uneven = dict(val, dataset=dict(type="Images", sizes=[(32, 32)], number=3))
 uneven["sampler"] = dict(type="DefaultSampler", shuffle=False, round_up=False)
 errors = dict(
     lamb=error_of("lamb", optim_wrapper=lamb, **SHARDED),
-    stock=error_of("stock", runner_type="FlexibleRunner", strategy=dict(
-        type="FSDPStrategy", model_wrapper=dict(type="MMFullyShardedDataParallel", device_id=torch.device("cpu"))
-    )),
+    stock=error_of("stock", runner_type="FlexibleRunner", strategy=dict(type="FSDPStrategy")),
+    stock_loop=error_of(
+        "stock loop",
+        train_cfg=dict(type="IterBasedTrainLoop", max_iters=4),
+        runner_type="FlexibleRunner",
+        strategy=dict(
+            type="FSDPStrategy", model_wrapper=dict(type="MMFullyShardedDataParallel", device_id=torch.device("cpu"))
+        ),
+    ),
+    grouped=error_of(
+        "grouped",
+        load_from=str(folder / "alone/iter_2.pth"),
+        resume=True,
+        optim_wrapper=dict(optimizer=dict(type="AdamW", lr=1e-3)),
+        **SHARDED,
+    ),
     uneven=error_of("uneven", val=uneven, **SHARDED),
 )
 torch.save(errors, folder / f"errors {rank}.pt")
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
+if rank == 0:
+    train("resumed alone", load_from=str(folder / "sharded/iter_2.pth"), resume=True)
 """
 
 
@@ -254,7 +286,7 @@ def test_two_ranks_train_as_one_process_with_the_doubled_batch(folder: Path, alo
 
 def test_compiled_blocks_train_the_same(folder: Path, models: dict[str, Any]) -> None:
     """But those with a relative position bias, which are refused."""
-    difference = largest_difference(weights_after(folder, "compiled sharded", 4), weights_after(folder, "sharded", 4))
+    difference = largest_difference(weights_after(folder, "compiled sharded", 2), weights_after(folder, "sharded", 2))
     assert difference < 1e-6
     biased = models["biased"]["backbone"] | dict(compile=dict(backend="eager"))
     with pytest.raises(ValueError, match="compile=False in the backbone"):
@@ -303,6 +335,12 @@ def test_a_resumed_run_goes_on_exactly(folder: Path) -> None:
             assert torch.equal(value, states[1][name][moment])
 
 
+@pytest.mark.parametrize(("resumed", "alone"), [("resumed alone", "alone"), ("biased resumed", "biased alone")])
+def test_a_run_goes_on_sharded_as_it_does_alone(folder: Path, resumed: str, alone: str) -> None:
+    # The first begins sharded and ends alone, the second the other way about.
+    assert largest_difference(weights_after(folder, resumed, 4), weights_after(folder, alone, 4)) < 1e-5
+
+
 def test_each_rank_holds_its_share(folder: Path, make_model: Callable[[str], nn.Module]) -> None:
     model = make_model("plain")
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -323,12 +361,34 @@ def test_gradients_of_different_stitches_add_up(folder: Path, make_model: Callab
         assert any(has_gradient) or parameter not in used
 
 
+def test_gradients_that_are_zeroed_rather_than_dropped_move_nothing_else(
+    folder: Path, make_model: Callable[[str], nn.Module]
+) -> None:
+    model = make_model("plain")
+    backbone = find_stitched_backbone(model)
+    own, drawn = set(backbone.parameters()), set()
+    for steps in zip(*(torch.load(folder / f"zeroed {rank}.pt") for rank in range(2)), strict=True):
+        (name, first), (_, second) = steps
+        moved = [a or b for a, b in zip(first, second, strict=True)]
+        moved = {parameter for parameter, has in zip(model.parameters(), moved, strict=True) if has}
+        assert moved and moved & own <= set(backbone.trained_parameters(backbone.space[name]))
+        drawn.add(name)
+    assert len(drawn) > 1
+
+
+def test_ranks_scale_losses_alike_whatever_scope_the_config_names(folder: Path) -> None:
+    assert [torch.load(folder / f"scaler {rank}.pt") for rank in range(2)] == ["ShardedGradScaler"] * 2
+
+
 def test_what_cannot_go_well_is_refused_on_all_ranks(folder: Path) -> None:
     errors = [torch.load(folder / f"errors {rank}.pt") for rank in range(2)]
     assert errors[0] == errors[1]
     assert errors[0]["lamb"][0] == "ValueError" and "AdamW" in errors[0]["lamb"][1]
-    assert errors[0]["stock"][0] == "TypeError" and "mmsnnet.FSDPStrategy" in errors[0]["stock"][1]
-    assert errors[0]["uneven"][0] == "RuntimeError" and "round_up=True" in errors[0]["uneven"][1]
+    for run in ("stock", "stock_loop"):
+        assert errors[0][run][0] == "TypeError" and "mmsnnet.FSDPStrategy" in errors[0][run][1]
+    assert errors[0]["grouped"][0] == "ValueError" and "without --resume" in errors[0]["grouped"][1]
+    assert errors[0]["uneven"][0] == "RuntimeError" and "val_dataloader.sampler.round_up=True" in errors[0]["uneven"][1]
+    assert not list(folder.glob("uneven *.pt"))  # before the first iteration
 
 
 def test_settings_that_make_no_sense_are_refused(make_model: Callable[[str], nn.Module], tmp_path: Path) -> None:

@@ -76,14 +76,7 @@ class StitchPass:
         dataloader: DataLoader = self.loop.dataloader
         batches = torch.tensor(len(dataloader))
         all_reduce(batches, op="min")  # ranks may have one more or less, and have to agree on what to drop together
-        if isinstance(runner.model, StitchedFullyShardedDataParallel):
-            most = torch.tensor(len(dataloader))
-            all_reduce(most, op="max")
-            if batches < most:
-                raise RuntimeError(
-                    f"some ranks have {batches} batches and some {most}, and those of a model that is sharded have to "
-                    f"run together: set {self.stage}_dataloader.sampler.round_up=True"
-                )
+        refuse_uneven_batches(runner.model, dataloader, self.stage)
         for index, batch in enumerate(dataloader):
             shared = self.backbone.reuse_prefixes(self.stitches) if self.reuse else nullcontext()
             with shared, _preprocessed_once(runner.model) as again:
@@ -135,6 +128,21 @@ class StitchPass:
         for stitch in self.stitches[fitting:]:
             del self.gathered[stitch]
         self.stitches = self.stitches[:fitting]
+
+
+def refuse_uneven_batches(model: nn.Module, dataloader: DataLoader, stage: str) -> None:
+    """All ranks raise a RuntimeError where a sharded model is to evaluate more batches on some than on others.
+    ``stage`` is what the config has the loader for: ``'test'`` or ``'val'``."""
+    if not isinstance(model, StitchedFullyShardedDataParallel):
+        return
+    least, most = torch.tensor(len(dataloader)), torch.tensor(len(dataloader))
+    all_reduce(least, op="min")
+    all_reduce(most, op="max")
+    if least < most:
+        raise RuntimeError(
+            f"some ranks have {least} batches and some {most}, and those of a model that is sharded have to run "
+            f"together: set {stage}_dataloader.sampler.round_up=True"
+        )
 
 
 def copied_state(metric: BaseMetric) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmengine import dist
+from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader
 
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.runner.loading import seeded_loader
+from mmsnnet.engine.runner.stitch_passes import refuse_uneven_batches
+from mmsnnet.engine.strategies import FSDPStrategy
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import LOOPS
@@ -50,6 +53,7 @@ class _StitchTrainLoop:
     _max_iters: int
 
     def _seeded(self, runner: Runner, dataloader: DataLoader | dict, endless: bool) -> DataLoader:
+        _refuse_stock_sharding(runner)
         if isinstance(dataloader, dict):
             # With diff_rank_seed mmengine would give samplers a random seed, which nothing records.
             dataloader = runner.build_dataloader(dataloader, seed=_shared_seed(runner))
@@ -71,6 +75,8 @@ class _StitchTrainLoop:
             batches.sampler.seed = batches.seed
         self._warn_of_other_ranks()
         self._warn_of_lost_gradients()
+        if self.runner.val_loop is not None:  # rather than after hours of training
+            refuse_uneven_batches(self.runner.model, self.runner.val_loop.dataloader, "val")
         if self.stitches_per_step == 1:
             return super().run()  # type: ignore[misc]
 
@@ -280,6 +286,16 @@ def _means(passes: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each loss over the passes that have it."""
     names = dict.fromkeys(name for losses in passes for name in losses)
     return {name: torch.stack([losses[name].detach() for losses in passes if name in losses]).mean(0) for name in names}
+
+
+def _refuse_stock_sharding(runner: Runner) -> None:
+    """Looks at the strategy before there is a model, which stock sharding may not even get to wrap."""
+    strategy = getattr(runner, "strategy", None)  # a FlexibleRunner's
+    if isinstance(strategy, MMEngineFSDPStrategy) and not isinstance(strategy, FSDPStrategy):
+        raise TypeError(
+            "mmengine's FSDPStrategy moves what a stitch does not use, and cannot resume: set "
+            "strategy=dict(type='mmsnnet.FSDPStrategy')"
+        )
 
 
 def _shared_seed(runner: Runner) -> int:

@@ -3,15 +3,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from mmengine import dist
 from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.device import get_device
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp._common_utils import clean_tensor_name
 
 from mmsnnet.models.wrappers import StitchedFullyShardedDataParallel
 from mmsnnet.registry import STRATEGIES
@@ -29,7 +32,8 @@ class FSDPStrategy(MMEngineFSDPStrategy):
 
     Beside what :class:`mmsnnet.models.StitchedFullyShardedDataParallel` does, gradients are clipped by the norm of the
     whole model's, not of the piece that a process holds, and a resumed run gets its optimizer state: mmengine's own
-    passes it to torch in an order of arguments that torch has given up (2.1).
+    passes it to torch in an order of arguments that torch has given up (2.1). A run that began without FSDP is
+    resumed with it too, and the other way about.
 
     Args:
         model_wrapper: settings of the wrapper, ``mmsnnet.StitchedFullyShardedDataParallel``.
@@ -70,6 +74,11 @@ class FSDPStrategy(MMEngineFSDPStrategy):
                 f"mmsnnet.FSDPStrategy needs a model_wrapper of type mmsnnet.StitchedFullyShardedDataParallel, got "
                 f"{type(model).__name__}"
             )
+        if isinstance(optim_wrapper, Mapping):  # mmengine knows AmpOptimWrapper without a scope only
+            kind = optim_wrapper.get("type")
+            kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+            if isinstance(kind, type) and issubclass(kind, AmpOptimWrapper):
+                optim_wrapper.setdefault("use_fsdp", True)
         built = super().build_optim_wrapper(optim_wrapper, model)
         name = type(built.optimizer).__name__
         if name in NOT_ELEMENTWISE:
@@ -89,9 +98,35 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         return self._own_state(self.optim_wrapper.state_dict()) | state
 
     def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what :meth:`optim_state_dict` gave."""
-        state = FullyShardedDataParallel.optim_state_dict_to_load(self.model, self.optim_wrapper.optimizer, state_dict)
+        """Takes what :meth:`optim_state_dict` gave, or the state of a run that was not sharded.
+
+        Raises:
+            ValueError: the parameters of that run are grouped otherwise.
+        """
+        named, optimizer = self._by_name(state_dict), self.optim_wrapper.optimizer
+        state = FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, named)
         self.optim_wrapper.load_state_dict(self._own_state(state_dict) | state)
+
+    def _by_name(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A state with names for the numbers that parameters have in that of a run that was not sharded: their places
+        in the groups, one group after the other."""
+        groups = state_dict.get("param_groups", [])
+        if not any(isinstance(key, int) for group in groups for key in group["params"]):
+            return state_dict
+        names = {parameter: clean_tensor_name(name) for name, parameter in self.model.named_parameters()}
+        own_groups = self.optim_wrapper.optimizer.param_groups
+        own = [[names[parameter] for parameter in group["params"]] for group in own_groups]
+        if [len(group["params"]) for group in groups] != [len(group) for group in own]:
+            raise ValueError(
+                "the optimizer state of the checkpoint is of other groups of parameters than this run has: train with "
+                "the optim_wrapper of that run, or begin from its weights alone, with --cfg-options "
+                "load_from=CHECKPOINT and without --resume"
+            )
+        by_number = dict(enumerate(chain.from_iterable(own)))
+        return dict(
+            state={by_number[number]: state for number, state in state_dict["state"].items()},
+            param_groups=[{**group, "params": params} for group, params in zip(groups, own, strict=True)],
+        )
 
     def _not_stepped(self) -> list[nn.Parameter]:
         """The trained parameters that no stitch has used yet, in the same order everywhere: those for which no process

@@ -60,7 +60,7 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
         device = torch.device("cpu") if get_device() == "cpu" else device_id
         super().__init__(module, auto_wrap_policy=auto_wrap_policy, device_id=device, **kwargs)
         self.shapes = shapes
-        self._drawn: list[Stitch] = []
+        self._drawn: set[Stitch] = set()
         self._predicting = False
         backbone.register_forward_pre_hook(self._before_backbone)
 
@@ -71,12 +71,12 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and all(parameter.grad is None for parameter in self.parameters()):
-            self._drawn.clear()  # the gradients of earlier stitches have been used up
+            self._drawn.clear()  # the gradients of earlier stitches are gone, of a step that AMP left out, say
         before = self.backbone.draws
         outputs = super().forward(*args, **kwargs)
         if torch.is_grad_enabled():
             sampler, space = self.backbone.sampler, self.backbone.space
-            self._drawn += [space[sampler.draw(number)] for number in range(before, self.backbone.draws)]
+            self._drawn |= {space[sampler.draw(number)] for number in range(before, self.backbone.draws)}
         return outputs
 
     def val_step(self, data: dict | tuple | list) -> list:
@@ -119,13 +119,15 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
         yield
 
     def drop_unused_gradients(self) -> None:
-        """Takes the gradients off those parameters of the backbone that no stitch drawn since the last step used. They
-        are zeros where the unit was used otherwise, by which momentum and weight decay would move the parameters."""
+        """To be called right before a step. Takes the gradients off those parameters of the backbone that no stitch
+        drawn since the last step used. They are zeros where the unit was used otherwise, by which momentum and weight
+        decay would move the parameters."""
         backbone = self.backbone
         used = {parameter for stitch in self._drawn for parameter in backbone.trained_parameters(stitch)}
         for parameter in backbone.parameters():
             if parameter not in used:
                 parameter.grad = None
+        self._drawn.clear()
 
     @torch.no_grad()
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
