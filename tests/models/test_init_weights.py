@@ -82,6 +82,9 @@ if rank == 0:
 os.environ["LOCAL_RANK"] = str(rank)
 torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
 train_all(ranks=2)
+# A rank that leaves while gloo's threads run may end by a signal.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
