@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from mmsnnet.stitching import Anchor, StitchedNetwork, StitchSpace, create_anchor
 
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
 
 class RunsCode:
     """What a hostile checkpoint holds: unpickling it makes a file."""

@@ -39,7 +39,7 @@ class DictAction(MMEngineDictAction):
             if not re.match("[^=]+=", value):
                 raise argparse.ArgumentError(self, f"{value!r} is not KEY=VALUE")
         try:
-            super().__call__(parser, namespace, values, option_string)  # type: ignore[arg-type]
+            super().__call__(parser, namespace, values, option_string)
         except AssertionError as error:  # of brackets that do not match
             raise argparse.ArgumentError(self, str(error)) from error
 

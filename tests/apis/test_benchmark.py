@@ -28,9 +28,9 @@ from mmsnnet.apis.benchmark import (
 )
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.stitching import Stitch, StitchSpace, UnknownStitchError
+from tests.conftest import gpu
 
 MakeSegmentor = Callable[..., Any]
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 QUICK = BenchmarkSettings(warmup=1, repeats=2)
 SPACE = StitchSpace.two_way((2, 4))
 

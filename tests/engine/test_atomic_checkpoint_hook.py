@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import resource
@@ -424,6 +425,17 @@ def test_too_little_room(tmp_path: Path, free: Callable[[int], None]) -> None:
 def test_a_file_system_that_does_not_know_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
     make_runner(tmp_path, iterations=1).train()
+
+
+def test_an_optimizer_that_cannot_be_tried_is_said(tmp_path: Path, free: Callable[[int], None]) -> None:
+    """LBFGS wants a closure."""
+    said: list[str] = []
+    runner = make_runner(tmp_path, optimizer=dict(type="LBFGS", lr=0.1))
+    runner.logger.setLevel(logging.WARNING)
+    runner.logger.handlers = []
+    runner.logger.callHandlers = lambda record: said.append(record.getMessage())
+    refused(runner)
+    assert any("the state of LBFGS will be could not be tried (TypeError: " in text for text in said)
 
 
 ADAM = dict(type="AdamW", lr=0.1)

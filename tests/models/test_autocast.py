@@ -9,10 +9,10 @@ from mmengine.optim import AmpOptimWrapper
 from torch import Tensor
 
 from mmsnnet.stitching import NormalEquations, StitchingLayer
+from tests.conftest import gpu
 
 Make = Callable[..., Any]
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BFLOAT = dict(device_type="cpu", dtype=torch.bfloat16)
 EVA = dict(model="eva02_tiny_patch14_224")
 MODELS = {

@@ -23,6 +23,7 @@ from torch import distributed as dist
 
 from mmsnnet.models import StitchedDataParallel, find_stitched_backbone
 from mmsnnet.registry import MODELS, OPTIMIZERS
+from tests.conftest import gpu
 
 ITERATIONS = 5
 OPTIMIZERS_OF_THE_RANKS: dict[str, dict[str, Any]] = {
@@ -636,9 +637,6 @@ def test_the_wrapper_is_one_of_mmengines(make_pair: Callable[..., Any]) -> None:
     assert is_model_wrapper(wrapped)
     with pytest.raises(TypeError, match="0 backbones"):
         StitchedDataParallel(nn.Linear(2, 2))
-
-
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @gpu

@@ -16,6 +16,7 @@ import torch
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import Tensor, nn
@@ -336,6 +337,12 @@ def _state_of_one(optimizer: Optimizer, group: Mapping[str, Any], like: nn.Param
         twin.__setstate__(state | dict(param_groups=[{**group, "params": [probe]}]))
         twin.step()
         tensors = [value for value in twin.state[probe].values() if isinstance(value, Tensor)]
-    except Exception:  # one that needs more than that is taken for one of Adam's kind
+    except Exception as error:  # whatever an optimizer of any kind may raise that needs more than that
+        print_log(
+            f"How large the state of {type(optimizer).__name__} will be could not be tried ({type(error).__name__}: "
+            f"{error}): for the room that checkpoints need, it is taken for one of Adam's kind",
+            logger="current",
+            level=30,
+        )
         return 2.0, 3
     return sum(tensor.nbytes for tensor in tensors) / probe.nbytes, len(tensors)

@@ -78,7 +78,7 @@ class _StitchTrainLoop:
         if self.runner.val_loop is not None:  # rather than after hours of training
             refuse_uneven_batches(self.runner.model, self.runner.val_loop.dataloader, "val")
         if self.stitches_per_step == 1:
-            return super().run()  # type: ignore[misc]
+            return super().run()
 
         wrapper = self.runner.optim_wrapper
         if not isinstance(wrapper, OptimWrapper) or isinstance(wrapper, OptimWrapperDict):
@@ -92,7 +92,7 @@ class _StitchTrainLoop:
             wrapper._accumulative_counts *= self.stitches_per_step
             counts = (self._iter * self.stitches_per_step, self._max_iters * self.stitches_per_step)
             wrapper.initialize_count_status(self.runner.model, *counts)
-            return super().run()  # type: ignore[misc]
+            return super().run()
         finally:
             wrapper._accumulative_counts = accumulative_counts
 
