@@ -8,21 +8,17 @@ from contextlib import contextmanager
 
 from mmengine.runner import BaseLoop
 
-from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError, CheckpointWriteError
-from mmsnnet.engine.hooks.consistency_hook import NotFiniteError, RanksDifferError
-from mmsnnet.engine.runner import CannotResumeError
+from mmsnnet.errors import UserError
 
 # What a mistake in a config raises while what it names is built: model, data sets, optimizer, pretrained weights,
 # folders. OSError is also what a network says from which weights do not come.
 MISTAKES = (ImportError, KeyError, OSError, TypeError, ValueError)
-# What a loop raises with words of ours that say the whole cause, the same on all ranks.
-VERDICTS = (CannotResumeError, CheckpointFolderError, CheckpointWriteError, NotFiniteError, RanksDifferError)
 
 
 def is_mistake(error: Exception) -> bool:
-    """Whether an error is taken for a user's mistake, which one line answers: one of ``MISTAKES``, raised before a loop
-    runs. What a loop raises is not, but for one of ``VERDICTS``: it needs its traceback."""
-    if isinstance(error, VERDICTS):
+    """Whether one line answers an error: a ``UserError`` from anywhere, or one of ``MISTAKES`` raised before a loop
+    runs. Other errors need their traceback."""
+    if isinstance(error, UserError):
         return True
     inside = any(
         frame.f_code.co_name == "run" and isinstance(frame.f_locals.get("self"), BaseLoop)

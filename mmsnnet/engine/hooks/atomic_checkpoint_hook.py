@@ -31,6 +31,7 @@ from mmsnnet.engine.latest_checkpoint import (
     latest_checkpoint,
     name_pattern,
 )
+from mmsnnet.errors import UserError
 from mmsnnet.evaluation.atomic_files import abandoned_files, write_atomically
 from mmsnnet.registry import HOOKS
 
@@ -44,11 +45,11 @@ HISTORY = 20 * 16
 LONGEST_HISTORY = 1_000_000
 
 
-class CheckpointFolderError(OSError):
+class CheckpointFolderError(UserError, OSError):
     """Checkpoints cannot be written where they are to go, or do not fit there."""
 
 
-class CheckpointWriteError(OSError):
+class CheckpointWriteError(UserError, OSError):
     """A checkpoint cannot be written in the midst of training, by whichever rank: all ranks say the same."""
 
 

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from mmsnnet.engine.hooks.device_scalars import DeviceScalars
+from mmsnnet.errors import UserError
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import HOOKS
@@ -59,11 +60,11 @@ class Fault:
     losses: Mapping[str, float]
 
 
-class NotFiniteError(FloatingPointError):
+class NotFiniteError(UserError, FloatingPointError):
     """A loss is infinite or not a number, on whichever rank: all ranks say the same."""
 
 
-class RanksDifferError(RuntimeError):
+class RanksDifferError(UserError, RuntimeError):
     """The ranks have come apart: all of them say the same."""
 
 

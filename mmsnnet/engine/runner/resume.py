@@ -15,6 +15,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from torch import nn
 from torch.utils.data import Dataset
 
+from mmsnnet.errors import UserError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models.checkpoint import DRAWS
 
@@ -26,7 +27,7 @@ TRAINING_ONLY = ("init_cfg", "pretrained", "with_cp", "drop_path_rate")
 BACKBONE_ONLY = ("stitch", "budget", "seed", "flops_step", "frozen_stages", "frozen_anchors")
 
 
-class CannotResumeError(ValueError):
+class CannotResumeError(UserError, ValueError):
     """A file of operating points is not one of the run that is to go on with it."""
 
 
