@@ -34,7 +34,7 @@ def config(folder: Path, widths: list[int], size: int, images: int) -> Config:
             work_dir=str(folder / "work_dir"),
             log_level="ERROR",
             model=dict(
-                type="EncoderDecoder",
+                type="mmsnnet.EncoderDecoder",
                 data_preprocessor=dict(type="SegDataPreProcessor", mean=[127.5] * 3, std=[60.0] * 3),
                 backbone=dict(type="mmsnnet.StitchedViT", anchors=anchors, img_size=size, out_indices=(23,)),
                 decode_head=dict(

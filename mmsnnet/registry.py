@@ -48,7 +48,10 @@ MODELS = ToolboxRegistry(
     parent=mmengine_registry.MODELS,
     locations=["mmsnnet.models"],
     on_demand={
+        "CascadeEncoderDecoder": "mmsnnet.models.segmentors.encoder_decoder",  # mmseg
         "DPTDepthHead": "mmsnnet.models.decode_heads.dpt_depth_head",  # mmseg
+        "DepthEstimator": "mmsnnet.models.segmentors.encoder_decoder",  # mmseg
+        "EncoderDecoder": "mmsnnet.models.segmentors.encoder_decoder",  # mmseg
         "LinearHead": "mmsnnet.models.decode_heads.linear_head",  # mmseg
     },
 )

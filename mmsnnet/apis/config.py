@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import argparse
-import ast
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mmengine.config import DictAction as MMEngineDictAction
 from mmengine.registry import init_default_scope
 
 from mmsnnet.datasets.folders import LOADERS
+from mmsnnet.errors import SettingError
 
 __all__ = ["DictAction", "load_config"]
 
@@ -21,6 +23,12 @@ TOOLBOXES = {
     "mmseg": (("mmcv", "mmseg"), "pip install 'mmsnnet[mminstall]'"),
     "mmdet": (("mmcv", "mmdet"), "pip install 'mmsnnet[mminstall,det]'"),
 }
+
+# mmseg's segmentors that mmsnnet has for images of any size, under the same names.
+SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder", "DepthEstimator")
+
+# The settings in which paths to data are.
+READERS = (*LOADERS, "val_evaluator", "test_evaluator")
 
 SUFFIXES = (".py", ".yml", ".yaml", ".json")
 
@@ -51,12 +59,15 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         path: of the config file.
         options: dotted keys and their values, as ``--cfg-options`` gives them.
 
-    A ``data_root`` among the options moves every data set that lies in the config's ``data_root``; one in a config file
-    moves every data set that lies in that of its bases.
+    ``data_root`` is the root of the config's data sets, wherever it is set: in a base, a child of a child, in JSON or
+    YAML, as an option. Paths that lie in the ``data_root`` of a base move to the config's own; paths that a config puts
+    elsewhere stay there.
+
+    mmseg's segmentors become those of mmsnnet, which are right for images that are not whole patches.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: its name ends as no config's does, or ``data_root`` is among the options, and moves no data set.
+        ValueError: its name ends as no config's does, or ``data_root`` is none of the data sets'.
         ImportError: the toolbox of the config's ``default_scope`` is not installed; the message says what to install.
     """
     if not Path(path).is_file():
@@ -64,17 +75,13 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(f"{str(path)!r} is no config: the name of one ends in {', '.join(SUFFIXES)}")
     config = Config.fromfile(path)
-    _follow_data_root(config, Path(path))
+    _move_data(config, str(path), _inherited(Path(path)))
     if options:
-        old_root = config.get("data_root")
+        before = _Roots.of(config)
         config.merge_from_dict(dict(options))
         if "data_root" in options:
-            moved = sum(_move(config.get(loader), old_root, options["data_root"]) for loader in LOADERS)
-            if not moved and any(config.get(loader) for loader in LOADERS):
-                raise ValueError(
-                    f"data_root={options['data_root']!r} moves no data set, for none lies in the config's data_root, "
-                    f"{old_root!r}: set train_dataloader.dataset.data_root and the like"
-                )
+            _move_data(config, "--cfg-options", before)
+    _use_own_segmentor(config)
     scope = config.get("default_scope", "mmseg")
     packages, command = TOOLBOXES.get(scope, ((), ""))
     missing = [package for package in packages if find_spec(package) is None]
@@ -85,32 +92,110 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     return config
 
 
-def _follow_data_root(config: Config, path: Path) -> None:
-    """Moves the data sets of a config's bases to the ``data_root`` that the file itself sets: each base has written its
-    own into them before."""
-    if path.suffix != ".py" or "data_root" not in _assigned(path):
+@dataclass(frozen=True)
+class _Roots:
+    """The ``data_root`` of one or several configs, and what their loaders and metrics have as text."""
+
+    roots: frozenset[str] = frozenset()
+    texts: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, config: Config) -> _Roots:
+        root = config.get("data_root")
+        texts = frozenset(text for name in READERS for text in _texts(config.get(name)))
+        return cls(frozenset() if root is None else frozenset({str(root)}), texts)
+
+    def __or__(self, other: _Roots) -> _Roots:
+        return _Roots(self.roots | other.roots, self.texts | other.texts)
+
+
+def _inherited(path: Path) -> _Roots:
+    """The roots and texts of all configs that a config inherits from, as they are after merging."""
+    found = _Roots()
+    if Config._is_lazy_import(str(path)):  # its bases are modules, whose values it has imported
+        return found
+    for name in Config._get_base_files(str(path)):
+        base = Path(Config._get_cfg_path(name, str(path))[0])
+        if base.is_file():  # a name with variables, which mmengine alone fills in, is no file
+            found |= _inherited(base) | _Roots.of(Config.fromfile(base, import_custom_modules=False))
+    return found
+
+
+def _move_data(config: Config, source: str, before: _Roots) -> None:
+    """Moves paths that a config has from ``before``, and that lie in one of its roots, to the config's ``data_root``.
+
+    Raises:
+        SettingError: no data set lies in ``data_root``, though ``source`` sets it.
+    """
+    root = config.get("data_root")
+    if root is None:
         return
-    for base in Config._get_base_files(str(path)):
-        old_root = Config.fromfile(path.parent / base, import_custom_modules=False).get("data_root")
-        if old_root is not None:
-            for loader in LOADERS:
-                _move(config.get(loader), old_root, config.data_root)
+    moved = {text: new for text in before.texts if (new := _in_new_root(text, before.roots, root)) is not None}
+    for name in READERS if moved else ():
+        if name in config:
+            config[name] = _replaced(config[name], moved)
+    found = sorted({data_root for loader in LOADERS for data_root in _data_roots(config.get(loader))})
+    if not found or any(_lies_in(data_root, root) for data_root in found):
+        return
+    if root not in before.roots:
+        raise SettingError(
+            f"{source}: data_root={root!r} is none of the data sets', which lie in {', '.join(map(repr, found))}: set "
+            "data_root of train_dataloader.dataset and the like to it, or leave data_root out"
+        )
+    # A base's root that nothing reads any more would be wrong in the file that the config is written to.
+    if len(found) == 1:
+        config.data_root = found[0]
+    else:
+        del config._cfg_dict["data_root"]
 
 
-def _assigned(path: Path) -> set[str]:
-    """The names that a Python file assigns at its top level."""
-    statements = ast.parse(path.read_text(encoding="utf-8")).body
-    targets = (target for statement in statements if isinstance(statement, ast.Assign) for target in statement.targets)
-    return {target.id for target in targets if isinstance(target, ast.Name)}
+def _in_new_root(text: str, old_roots: Collection[str], new_root: str) -> str | None:
+    """A path in one of the old roots as a path in the new one; None for any other text."""
+    for root in sorted(old_roots, key=len, reverse=True):
+        if _lies_in(text, root):
+            rest = os.path.relpath(text, root)
+            return new_root if rest == "." else os.path.join(new_root, rest)
+    return None
 
 
-def _move(setting: Any, old_root: str | None, new_root: str) -> int:
-    """Gives every data set below a setting, those inside wrappers included, the new root in place of the old one;
-    returns how many there were."""
+def _lies_in(path: str, folder: str) -> bool:
+    path, folder = os.path.normpath(path), os.path.normpath(folder)
+    return path == folder or (folder not in (".", "/") and path.startswith(f"{folder}/"))
+
+
+def _replaced(setting: Any, replacements: Mapping[str, str]) -> Any:
+    """A setting with some texts in it replaced, also inside wrappers."""
     if isinstance(setting, Mapping):
-        moved = sum(_move(inner, old_root, new_root) for inner in setting.values())
-        if old_root is not None and setting.get("data_root") == old_root:
-            setting["data_root"] = new_root
-            moved += 1
-        return moved
-    return sum(_move(inner, old_root, new_root) for inner in setting) if isinstance(setting, list | tuple) else 0
+        return type(setting)({key: _replaced(value, replacements) for key, value in setting.items()})
+    if isinstance(setting, list | tuple):
+        return type(setting)(_replaced(value, replacements) for value in setting)
+    return replacements.get(setting, setting) if isinstance(setting, str) else setting
+
+
+def _texts(setting: Any) -> Iterator[str]:
+    if isinstance(setting, str):
+        yield setting
+    inside = setting.values() if isinstance(setting, Mapping) else setting
+    for inner in inside if isinstance(setting, Mapping | list | tuple) else ():
+        yield from _texts(inner)
+
+
+def _data_roots(setting: Any) -> Iterator[str]:
+    """The roots of all data sets below a setting."""
+    if isinstance(setting, Mapping):
+        if setting.get("data_root"):
+            yield str(setting["data_root"])
+        setting = list(setting.values())
+    for inner in setting if isinstance(setting, list | tuple) else ():
+        yield from _data_roots(inner)
+
+
+def _use_own_segmentor(config: Config) -> None:
+    """Puts our segmentors in the place of mmseg's around a stitched backbone: the same for images of whole patches."""
+    model = config.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("type"), str):
+        return
+    name = model["type"].removeprefix("mmseg.")
+    backbone = model.get("backbone")
+    if name in SEGMENTORS and isinstance(backbone, Mapping) and "StitchedViT" in str(backbone.get("type")):
+        model["type"] = f"mmsnnet.{name}"

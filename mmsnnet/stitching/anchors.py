@@ -215,6 +215,11 @@ class Anchor(nn.Module, ABC):
         """The patches (height, width) of images of ``image_size`` (height, width)."""
         return self.model.patch_embed.dynamic_feat_size(image_size)
 
+    def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """The size (height, width) to which images of ``image_size`` are padded: whole patches."""
+        (rows, columns), (height, width) = self.grid(image_size), self.patch_size
+        return rows * height, columns * width
+
     def arrange(self, tokens: Tensor, grid: Grid, window: int, wanted: int) -> Tensor:
         """Tokens (B, N, C) of a ``grid``, from windows of side ``window`` to windows of side ``wanted``; 0 stands for
         the whole image, prefix tokens first."""

@@ -9,6 +9,7 @@ import pytest
 from mmengine.registry import DefaultScope
 
 from mmsnnet.apis import DictAction, load_config
+from mmsnnet.errors import SettingError
 
 WriteConfig = Callable[[str], Path]
 Uninstall = Callable[..., None]
@@ -45,7 +46,7 @@ def uninstall(monkeypatch: pytest.MonkeyPatch) -> Uninstall:
 def test_reads_a_config_with_its_base_files(as_type: type) -> None:
     config = load_config(as_type(STITCHED))
     assert [anchor["depth"] for anchor in config.model.backbone.anchors] == [6, 12]
-    assert config.model.type == "EncoderDecoder" and config.optim_wrapper.optimizer.lr == 5e-4
+    assert config.model.type == "mmsnnet.EncoderDecoder" and config.optim_wrapper.optimizer.lr == 5e-4
     assert Path(config.filename) == STITCHED
 
 
@@ -90,12 +91,89 @@ test_dataloader = dict(dataset=plain)
     assert load_config(path, {"work_dir": "w"}).test_dataloader.dataset.data_root == "data/a"
 
 
-@pytest.mark.parametrize("top", ["", "data_root = 'data/a'"])
-def test_a_root_that_moves_nothing(top: str, write_config: WriteConfig) -> None:
+@pytest.mark.parametrize("top", ["", "data_root = 'data/b'"])
+def test_an_option_that_moves_nothing_or_all(top: str, write_config: WriteConfig) -> None:
     path = write_config(f"{top}\ntest_dataloader = dict(dataset=dict(data_root='data/b'))")
-    with pytest.raises(ValueError, match="data_root='data/new' moves no data set"):
-        load_config(path, {"data_root": "data/new"})
+    if top:
+        assert load_config(path, {"data_root": "data/new"}).test_dataloader.dataset.data_root == "data/new"
+    else:
+        with pytest.raises(SettingError, match=r"--cfg-options: data_root='data/new' is none of .* lie in 'data/b'"):
+            load_config(path, {"data_root": "data/new"})
     assert load_config(write_config("model = dict()"), {"data_root": "data/new"}).data_root == "data/new"
+
+
+BASE = """
+data_root = "data/base/"
+train_dataloader = dict(dataset=dict(data_root=data_root, ann_file=data_root + "train.json"))
+test_dataloader = dict(dataset=dict(type="ConcatDataset", datasets=[dict(data_root=data_root + "part")]))
+test_evaluator = [dict(ann_file=data_root + "test.json", format="base/x")]
+"""
+CHILDREN = {
+    "plain.py": "_base_ = 'config.py'\ndata_root = '/new'",
+    "annotated.py": "_base_ = 'config.py'\ndata_root: str = '/new'",
+    "conditional.py": "_base_ = ['config.py']\nif True:\n    data_root = '/new'",
+    "unpacked.py": "_base_ = 'config.py'\ndata_root, work_dir = '/new', 'w'",
+    "config.json": '{"_base_": "config.py", "data_root": "/new"}',
+    "config.yaml": "_base_: config.py\ndata_root: /new",
+}
+
+
+@pytest.mark.parametrize("generations", [1, 2, 3])
+@pytest.mark.parametrize("name", CHILDREN)
+def test_a_root_is_read_in_whatever_form_a_config_sets_it(
+    name: str, generations: int, write_config: WriteConfig
+) -> None:
+    folder = write_config(BASE).parent
+    (folder / name).write_text(CHILDREN[name])
+    for generation in range(1, generations):  # of which only the first sets the root
+        (folder / f"child{generation}.py").write_text(f"_base_ = {name!r}\nwork_dir = 'w'")
+        name = f"child{generation}.py"
+    config = load_config(folder / name)
+    assert config.data_root == "/new"
+    assert config.train_dataloader.dataset.data_root == "/new"
+    assert config.train_dataloader.dataset.ann_file == "/new/train.json"
+    assert config.test_dataloader.dataset.datasets[0].data_root == "/new/part"
+    assert config.test_evaluator[0] == dict(ann_file="/new/test.json", format="base/x")
+
+
+def test_roots_that_change_from_child_to_child(write_config: WriteConfig) -> None:
+    folder = write_config(BASE).parent
+    (folder / "second.py").write_text("_base_ = 'config.py'\ndata_root = '/second'")
+    (folder / "third.json").write_text('{"_base_": "second.py", "data_root": "/third"}')
+    for name, expected in (("second.py", "/second"), ("third.json", "/third")):
+        assert load_config(folder / name).train_dataloader.dataset.data_root == expected
+    assert load_config(folder / "third.json", {"data_root": "/o"}).test_evaluator[0].ann_file == "/o/test.json"
+
+
+def test_a_root_that_is_no_data_sets_is_refused(write_config: WriteConfig) -> None:
+    """In a flat file, a printed one say, nothing tells what has been changed."""
+    path = write_config("data_root = '/new'\ntrain_dataloader = dict(dataset=dict(data_root='/old'))")
+    with pytest.raises(SettingError, match=r"config.py: data_root='/new' is none .* which lie in '/old'"):
+        load_config(path)
+
+
+def test_the_root_of_a_new_style_config(write_config: WriteConfig) -> None:
+    """Its bases are modules, whose values its own data sets have: mmengine does not say which is newer."""
+    folder = write_config(BASE).parent
+    base = "from mmengine.config import read_base\nwith read_base():\n    from .config import *\n"
+    (folder / "same.py").write_text(f"{base}work_dir = 'w'")
+    assert load_config(folder / "same.py").data_root == "data/base/"
+    (folder / "changed.py").write_text(f"{base}data_root = '/new'")
+    with pytest.raises(SettingError, match=r"changed.py: data_root='/new' is none of the data sets'"):
+        load_config(folder / "changed.py")
+    (folder / "both.py").write_text(f"{base}data_root = '/new'\ntrain_dataloader.dataset.data_root = data_root")
+    assert load_config(folder / "both.py").train_dataloader.dataset.data_root == "/new"
+
+
+def test_data_sets_that_a_child_puts_elsewhere(write_config: WriteConfig) -> None:
+    """The root that they leave behind is not written into the config that a run prints."""
+    base = write_config("data_root = 'data/a'\ntrain_dataloader = dict(dataset=dict(data_root=data_root))")
+    child = base.with_name("child.py")
+    child.write_text("_base_ = 'config.py'\ntrain_dataloader = dict(dataset=dict(data_root='data/b'))")
+    config = load_config(child)
+    assert config.data_root == config.train_dataloader.dataset.data_root == "data/b"
+    config.dump(base.with_name("printed.py"))
+    assert load_config(base.with_name("printed.py")).train_dataloader.dataset.data_root == "data/b"
 
 
 @pytest.mark.parametrize("options", [{}, {"data_root": "data/option"}])
@@ -126,6 +204,14 @@ def test_the_root_of_a_real_config_in_a_file_of_ones_own(write_config: WriteConf
     real = REPOSITORY / "configs/ade20k/stitched-deit3-s-l_setr-naive_8xb2-160k_ade20k-512x512.py"
     config = load_config(write_config(f"_base_ = {str(real)!r}\ndata_root = '/datasets/ade'"))
     assert {config[f"{split}_dataloader"].dataset.data_root for split in ("train", "val", "test")} == {"/datasets/ade"}
+
+
+@pytest.mark.parametrize("given", ["EncoderDecoder", "mmseg.EncoderDecoder", "DepthEstimator", "CascadeEncoderDecoder"])
+def test_segmentors_around_a_stitched_backbone_are_ours(given: str, write_config: WriteConfig) -> None:
+    ours = f"mmsnnet.{given.removeprefix('mmseg.')}"
+    for backbone, expected in (("mmsnnet.StitchedViT", ours), ("ResNet", given)):
+        text = f"model = dict(type={given!r}, backbone=dict(type={backbone!r}))"
+        assert load_config(write_config(text)).model.type == expected
 
 
 def test_no_options_change_nothing() -> None:

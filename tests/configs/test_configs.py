@@ -130,7 +130,7 @@ def test_each_of_three_anchors_has_a_bin_of_its_own(
 ) -> None:
     """As S and L have in the published pair: 11 bins of 12 stitches between two anchors."""
     backbone = ade20k(anchors, family).backbone
-    bins = backbone.sampler.bins
+    bins = backbone.sampler().bins
     assert [ids for ids in bins if len(ids) == 1] == [(0,), (1,), (2,)]
     assert [len(ids) for ids in bins] == [1, *[12] * 11, 1, *[12] * 11, 1]
 

@@ -117,7 +117,7 @@ def expected_shares() -> list[float]:
     backbone = build_model(load_config(REPOSITORY / STITCHED)).backbone
     model = backbone.cost_model()
     flops = {stitch.id: model.stitch(stitch, backbone.out_indices).flops for stitch in backbone.space}
-    return [flops[backbone.sampler.draw(draw)] / max(flops.values()) for draw in range(MORE_ITERATIONS)]
+    return [flops[backbone.sampler().draw(draw)] / max(flops.values()) for draw in range(MORE_ITERATIONS)]
 
 
 def test_the_loss_of_an_anchor_falls(small: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_resumed_run_goes_on_with_the_draws(stitched: Path, resumed: Path) -> 
     assert len(bases) == LAYERS and all(torch.equal(before[key], after[key]) for key in bases)
     model = build_model(load_config(REPOSITORY / CONFIG))
     costs = model.backbone.training_costs()
-    draws = StitchSampler(model.backbone.sampler.bins, model.backbone.seed)
+    draws = StitchSampler(model.backbone.sampler().bins, model.backbone.seed)
     largest = costs[SPACE["L"].id].flops
     expected = {n + 1: costs[draws.draw(n)].flops / largest for n in range(MORE_ITERATIONS)}
     found = {e["iter"]: e["flops_share"] for run in (stitched, resumed) for e in scalars(run) if "flops_share" in e}

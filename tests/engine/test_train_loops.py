@@ -597,7 +597,7 @@ def test_the_stitches_of_a_step_see_one_preprocessed_batch(make_runner: Callable
 def test_each_micro_batch_draws_anew(train: Train) -> None:
     runner, seen = train(LOOPS["iterations"], accumulative_counts=5)
     backbone = find_stitched_backbone(runner.model)
-    sampler = StitchSampler(backbone.sampler.bins, backbone.seed)
+    sampler = StitchSampler(backbone.sampler().bins, backbone.seed)
     assert [step[1] for step in seen.seen] == [sampler.draw(n) for n in range(ITERATIONS)]
     assert len({step[1] for step in seen.seen[:5]}) > 1 and backbone.draws == ITERATIONS
 

@@ -325,7 +325,7 @@ def make_pair(group: None, backbone_config: Callable[..., dict[str, Any]]) -> Ca
     def make(cap: float = 0.05, device: str = "cpu", **kwargs: Any) -> tuple[Model, StitchedDataParallel]:
         settings = dict(out_indices=(0, 1, 3), flops_step=1, seed=5) | kwargs
         model = Model(backbone_config(**settings)).to(device)
-        _ = model.backbone.sampler  # counts FLOPs, once for both
+        _ = model.backbone.sampler()  # counts FLOPs, once for both
         return model, StitchedDataParallel(copy.deepcopy(model), bucket_cap_mb=cap)
 
     return make

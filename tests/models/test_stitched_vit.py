@@ -372,7 +372,7 @@ def test_the_costs_of_a_classifiers_backbone(make_backbone: MakeBackbone) -> Non
     model = backbone.cost_model()
     expected = {stitch.id: model.classifier(stitch) for stitch in backbone.space}
     assert backbone.costs() == backbone.training_costs() == expected
-    assert sorted(id_ for bin_ in backbone.sampler.bins for id_ in bin_) == sorted(expected)
+    assert sorted(id_ for bin_ in backbone.sampler().bins for id_ in bin_) == sorted(expected)
 
 
 @pytest.mark.parametrize("anchor", [dict(rel_pos_bias=True), dict(window_size=1, global_blocks=(1,))])
@@ -401,7 +401,7 @@ def test_one_anchor_alone_is_the_anchor(make_images: MakeImages) -> None:
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_autocast(dtype: torch.dtype, error: float, make_backbone: MakeBackbone, make_images: MakeImages) -> None:
     backbone, images = make_backbone(out_indices=(1, 3)), make_images()
-    assert backbone.sampler.bins
+    assert backbone.sampler().bins
     exact, drawn = copy.deepcopy(backbone), set()
     for _ in range(12):
         backbone.zero_grad(set_to_none=True)

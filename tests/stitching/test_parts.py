@@ -26,7 +26,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 def draw(backbone: Any, stitch: Stitch) -> None:
     """Lets the next forward draw a stitch."""
-    backbone.draws = next(n for n in count() if backbone.sampler.draw(n) == stitch.id)
+    backbone.draws = next(n for n in count() if backbone.sampler().draw(n) == stitch.id)
 
 
 def total(output: Any) -> Tensor:

@@ -2,7 +2,7 @@
 # BN trains on a CPU; on several GPUs it is to be SyncBN.
 norm_cfg = dict(type="BN", requires_grad=True)
 model = dict(
-    type="EncoderDecoder",
+    type="mmsnnet.EncoderDecoder",
     data_preprocessor=dict(
         type="SegDataPreProcessor",
         mean=[127.5, 127.5, 127.5],

@@ -1,6 +1,6 @@
 # SN-Netv2 for depth as published: DeiT-III small and large, DPT's head on four taps and their class tokens.
 model = dict(
-    type="DepthEstimator",
+    type="mmsnnet.DepthEstimator",
     data_preprocessor=dict(
         type="SegDataPreProcessor",
         mean=[127.5, 127.5, 127.5],

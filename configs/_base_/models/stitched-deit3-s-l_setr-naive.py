@@ -1,7 +1,7 @@
 # SN-Netv2 for segmentation as published: DeiT-III small and large, SETR's naive head, three auxiliary heads.
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(
-    type="EncoderDecoder",
+    type="mmsnnet.EncoderDecoder",
     data_preprocessor=dict(
         type="SegDataPreProcessor",
         mean=[123.675, 116.28, 103.53],

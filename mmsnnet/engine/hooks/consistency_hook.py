@@ -119,7 +119,7 @@ class ConsistencyHook(Hook):
     ) -> None:
         backbone = self._backbone
         # The backbone remembers its last draw alone; those before it in the same iteration are the sampler's.
-        stitches = tuple(backbone.sampler.draw(n) for n in range(self._draws, backbone.draws - 1))
+        stitches = tuple(backbone.sampler().draw(n) for n in range(self._draws, backbone.draws - 1))
         if backbone.drawn is not None and backbone.draws != self._draws:
             stitches += (backbone.drawn.id,)
         self._draws = backbone.draws
@@ -155,7 +155,7 @@ class ConsistencyHook(Hook):
         sharded = _sharded(model)
         parameters = list(unwrapped_model(model).named_parameters())
         layout = [_description(name, parameter, sharded) for name, parameter in parameters]
-        sampler = self._backbone.sampler
+        sampler = self._backbone.sampler()
         # Digests first, all of one size: what may differ in length is exchanged once all know that it differs.
         digests = (_digest(layout), _digest([repr(sampler)]), _digest(map(repr, (self._draws, *self._iterations))))
         ranks = dist.all_gather(torch.tensor([*digests, int(fault is not None)]))

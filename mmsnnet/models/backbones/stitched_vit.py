@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmsnnet.evaluation import OperatingPoint, read_points, select_stitch
 from mmsnnet.evaluation.selection import Points
+from mmsnnet.models.backbones.taps import Taps
 from mmsnnet.models.checkpoint import DRAWS, HISTORY_GLOBALS
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
@@ -40,21 +41,6 @@ from mmsnnet.stitching import (
 from mmsnnet.stitching.parts import Part, classifier_parts, part_parameters, tap_parts
 
 
-class Taps(tuple):
-    """The maps (B, C, h, w) of a backbone, for any head; a head that reads class tokens too finds those leaving the
-    same blocks in ``class_tokens``, one (B, C) for each map, or None where the anchors have no class token.
-
-    A map, and its class token, is None where evaluation mode leaves the tap out.
-    """
-
-    class_tokens: tuple[Tensor | None, ...] | None
-
-    def __new__(cls, maps: Iterable[Tensor | None], class_tokens: Iterable[Tensor | None] | None = None) -> Taps:
-        taps = super().__new__(cls, maps)
-        taps.class_tokens = None if class_tokens is None else tuple(class_tokens)
-        return taps
-
-
 @MODELS.register_module()
 class StitchedViT(BaseModule):
     """SN-Netv2 (arXiv 2307.00154) as a backbone: pretrained ViTs joined by stitching layers.
@@ -72,8 +58,9 @@ class StitchedViT(BaseModule):
             weights; ``rel_pos_bias``, ``window_size`` and ``global_blocks`` as of
             :func:`mmsnnet.stitching.create_anchor`; all else goes to ``timm.create_model``. One anchor alone makes a
             space of one stitch.
-        img_size: the training input size, height and width or the side. Any other size works too.
-        out_indices: blocks of the largest anchor whose output is handed out; the last block by default. Given as
+        img_size: the training input size, height and width or the side. Any other size works too: images are padded to
+            :meth:`padded_size`, at the bottom and on the right.
+        out_indices: blocks of the largest anchor whose output is handed out, or one; the last by default. Given as
             ``dict(train=..., test=...)``, the taps of ``train`` that ``test`` lacks are neither run nor projected in
             evaluation mode and come as None, so that a head's ``in_index`` holds in both. A None among them holds the
             place of a tap that neither mode has.
@@ -107,7 +94,7 @@ class StitchedViT(BaseModule):
         self,
         anchors: Sequence[Mapping[str, Any]],
         img_size: int | Sequence[int] = 224,
-        out_indices: Sequence[int | None] | Mapping[str, Sequence[int]] | None = None,
+        out_indices: int | Sequence[int | None] | Mapping[str, int | Sequence[int]] | None = None,
         num_classes: int | None = None,
         scheme: str = "two_way",
         rank: int = 16,
@@ -125,7 +112,7 @@ class StitchedViT(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if stitch is not None and budget is not None:
             raise ValueError(f"stitch={stitch!r} and budget choose the route of evaluation mode both: give one of them")
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.img_size = _image_size(img_size)
         self.pretrained, makers = [], []
         if isinstance(anchors, Mapping | str) or not all(isinstance(config, Mapping) for config in anchors):
             raise TypeError(f"anchors is a list of dicts, each with 'model', the name of a timm model; got {anchors!r}")
@@ -170,6 +157,8 @@ class StitchedViT(BaseModule):
         self.num_classes = num_classes
         self.flops_step = flops_step
         self.seed = seed
+        # How many stitches a training step runs one after the other; the training loop sets it.
+        self.stitches_per_step = 1
         self.draws = 0
         self.drawn: Stitch | None = None
         default = self.space.anchors or self.space.stitches
@@ -178,6 +167,7 @@ class StitchedViT(BaseModule):
         self._plan: tuple[tuple[Stitch, ...], PrefixPlan] | None = None
         self._shared: SharedPrefixes | None = None
         self._cost_models: dict[tuple[int, int], CostModel] = {}
+        self._warned_of_padding = False
         self._points: tuple[OperatingPoint, ...] | None = None
         self._metric: str | None = None
         if budget is not None:
@@ -254,9 +244,11 @@ class StitchedViT(BaseModule):
                 continue
             raise ValueError(f"the operating points are of another stitch space: {reason}")
 
-    @property
     def sampler(self) -> StitchSampler:
-        """Draws the stitches of training mode, from bins of their FLOPs at ``img_size`` with the taps of training."""
+        """Draws the stitches of training mode, from bins of their FLOPs at ``img_size`` with the taps of training.
+
+        The costs are counted at the first call.
+        """
         if self._sampler is None:
             bins = flops_bins({id_: cost.flops for id_, cost in self.training_costs().items()}, self.flops_step)
             if len(bins) == 1 < len(self.space):
@@ -267,23 +259,15 @@ class StitchedViT(BaseModule):
                     level=30,
                 )
             self._sampler = StitchSampler(bins, self.seed)
+        if self._sampler.stitches_per_step != self.stitches_per_step:
+            self._sampler = replace(self._sampler, stitches_per_step=self.stitches_per_step)
         return self._sampler
-
-    @property
-    def stitches_per_step(self) -> int:
-        """How many stitches a training step runs one after the other, so that many draws make a step, see
-        :class:`mmsnnet.stitching.StitchSampler`; the training loop sets it."""
-        return self.sampler.stitches_per_step
-
-    @stitches_per_step.setter
-    def stitches_per_step(self, number: int) -> None:
-        self._sampler = replace(self.sampler, stitches_per_step=number)
 
     def spread(self, number: int = 4) -> tuple[Stitch, ...]:
         """The anchors, and the middle stitches of up to ``number`` FLOPs bins, evenly apart: a handful that shows how
         the whole space trains."""
         anchors = self.space.anchors
-        bins = [[id_ for id_ in bin_ if self.space[id_] not in anchors] for bin_ in self.sampler.bins]
+        bins = [[id_ for id_ in bin_ if self.space[id_] not in anchors] for bin_ in self.sampler().bins]
         middles = [bin_[len(bin_) // 2] for bin_ in bins if bin_]
         number = min(number, len(middles))
         chosen = [middles[(2 * k + 1) * len(middles) // (2 * number)] for k in range(number)]
@@ -387,9 +371,31 @@ class StitchedViT(BaseModule):
         walk = None if self.training or self._shared is None else self._shared.walk(images, stitch)
         if self.num_classes is not None:
             return self.network.classify(images, stitch, walk)
+        self._warn_of_padding((images.shape[-2], images.shape[-1]))
         out_indices = self.out_indices if self.training else self.test_out_indices
         tokens = self.network.tokens(images, stitch, out_indices, walk)
         return self._hand_out(dict(zip(out_indices, tokens, strict=True)), images)
+
+    def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """The size (height, width) that the maps of images of ``image_size`` cover: that of whole patches."""
+        return self.network.anchor(-1).padded_size(image_size)
+
+    def _warn_of_padding(self, image_size: tuple[int, int]) -> None:
+        """Warns once that maps cover more than the image. A program that is being traced has no sizes to compare."""
+        if self._warned_of_padding or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return
+        padded = self.padded_size(image_size)
+        if padded != image_size:
+            self._warned_of_padding = True
+            print_log(
+                f"Images of {image_size[0]} x {image_size[1]} are not whole patches: the backbone's maps cover "
+                f"{padded[0]} x {padded[1]}, and a head that resizes its maps to the image squeezes predictions. Set "
+                "model.type to mmsnnet.EncoderDecoder or mmsnnet.DepthEstimator, which pad and cut, or have the data "
+                "preprocessor pad (size_divisor, pad_size_divisor). Heads that count in strides, as detectors' do, are "
+                "right either way.",
+                logger="current",
+                level=30,
+            )
 
     def zeros(self, images: Tensor) -> Taps | Tensor:
         """What evaluation mode gives for images (B, 3, H, W), in its shapes, with nothing run and every value zero."""
@@ -406,6 +412,8 @@ class StitchedViT(BaseModule):
         grid = anchor.grid((images.shape[-2], images.shape[-1]))
         wanted = [None if index is None else tokens.get(index) for index in self.places]
         maps = [None if tap is None else anchor.to_map(tap, grid) for tap in wanted]
+        if torch.jit.is_tracing():  # a traced program can return tensors alone
+            maps = [images.new_zeros(0) if tap is None else tap for tap in maps]
         if not anchor.has_class_token:
             return Taps(maps)
         # A copy: a head may work in place on what other stitches share.
@@ -427,7 +435,7 @@ class StitchedViT(BaseModule):
             )
         if self.drawn is None and self.network.anchor(-1).compiled:
             print_log("Blocks are compiled when a stitch first runs them, which takes up to minutes", logger="current")
-        self.drawn = self.space[self.sampler.draw(self.draws)]
+        self.drawn = self.space[self.sampler().draw(self.draws)]
         self.draws += 1
         return self.drawn
 
@@ -484,8 +492,20 @@ def _with_parts(index: int, parts: Sequence[Part], outline: Anchor, make: Callab
     return anchor
 
 
+def _image_size(size: float | Sequence[float]) -> tuple[int, int]:
+    """Height and width; a number stands for both."""
+    given = (size, size) if isinstance(size, int | float) else tuple(size)
+    if len(given) != 2 or not all(isinstance(side, int | float) and side == int(side) > 0 for side in given):
+        raise ValueError(f"img_size is the height and width of images in pixels, or the side of a square; got {size!r}")
+    return int(given[0]), int(given[1])
+
+
+def _listed(indices: int | Sequence[int | None]) -> tuple[int | None, ...]:
+    return (indices,) if isinstance(indices, int) else tuple(indices)
+
+
 def _per_mode(
-    out_indices: Sequence[int | None] | Mapping[str, Sequence[int]] | None, depth: int
+    out_indices: int | Sequence[int | None] | Mapping[str, int | Sequence[int]] | None, depth: int
 ) -> tuple[tuple[int | None, ...], tuple[int, ...], tuple[int, ...]]:
     """The places of what is handed out, the taps of training and those of evaluation mode."""
     if out_indices is None:
@@ -494,10 +514,10 @@ def _per_mode(
     if isinstance(out_indices, Mapping):
         if set(out_indices) != {"train", "test"}:
             raise ValueError(f"out_indices per mode is dict(train=..., test=...), got keys {sorted(out_indices)}")
-        train, test = tuple(out_indices["train"]), tuple(out_indices["test"])
+        train, test = _listed(out_indices["train"]), _listed(out_indices["test"])
         places = train
     else:
-        places = tuple(out_indices)
+        places = _listed(out_indices)
         train = test = tuple(index for index in places if index is not None)
     if not train or not test:
         raise ValueError("out_indices names at least one block in each mode")

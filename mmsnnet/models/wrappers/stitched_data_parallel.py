@@ -81,7 +81,7 @@ class StitchedDataParallel(nn.Module):
         output = self.module(*args, **kwargs)
         if torch.is_grad_enabled() and self.backbone.draws > before:
             self._reduction = None  # of a backward pass that an error has ended
-            sampler, space = self.backbone.sampler, self.backbone.space
+            sampler, space = self.backbone.sampler(), self.backbone.space
             drawn = dict.fromkeys(space[sampler.draw(n)] for n in range(before, self.backbone.draws))
             if self._sync:
                 self._expected |= drawn

@@ -52,7 +52,7 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
         if not kwargs.get("use_orig_params", True):
             raise ValueError("a route uses some parameters of a unit and not others: leave out use_orig_params=False")
         backbone = find_stitched_backbone(module)
-        _ = backbone.sampler  # counts what whole blocks cost, which sharded ones do not tell
+        backbone.sampler()  # counts what whole blocks cost, which sharded ones do not tell
         if auto_wrap_policy is None:
             units = set(sharded_units(backbone))
             auto_wrap_policy = partial(lambda_auto_wrap_policy, lambda_fn=units.__contains__)
@@ -75,7 +75,7 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
         before = self.backbone.draws
         outputs = super().forward(*args, **kwargs)
         if torch.is_grad_enabled():
-            sampler, space = self.backbone.sampler, self.backbone.space
+            sampler, space = self.backbone.sampler(), self.backbone.space
             self._drawn |= {space[sampler.draw(number)] for number in range(before, self.backbone.draws)}
         return outputs
 

@@ -1,0 +1,61 @@
+"""mmseg's segmentors for images that are not whole patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmseg.models import segmentors
+from mmseg.utils import stack_batch
+from torch import Tensor
+
+from mmsnnet.registry import MODELS
+
+
+class _WholePatches:
+    """Pads images to whole patches before the backbone, and cuts the padding off what the heads return.
+
+    A backbone pads images itself, and its maps then cover the padded image. mmseg's heads resize their logits to the
+    size of the image, which squeezes predictions: at patches of 16, an image of 500 pixels is 512 wide to the backbone.
+    Here the whole segmentor sees the padded image: images (B, C, H, W) become (B, C, H', W'), where H' and W' are the
+    backbone's ``padded_size``, and logits (B, K, H', W') become (B, K, H, W). So every head, whole images, windows of
+    slide inference and images smaller than a window are right, and images of whole patches run as in mmseg.
+
+    In training, label maps are padded with the preprocessor's ``seg_pad_val``, which losses ignore.
+    """
+
+    backbone: Any
+    data_preprocessor: Any
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        height, width = inputs.shape[-2:]
+        padded = torch.Size(self.backbone.padded_size((height, width)))
+        if padded == (height, width):
+            return super().encode_decode(inputs, batch_img_metas)
+        inputs = F.pad(inputs, (0, padded[1] - width, 0, padded[0] - height))
+        # Heads resize to one of these, depending on the mode of inference.
+        metas = [{**meta, "img_shape": padded, "pad_shape": padded} for meta in batch_img_metas]
+        return super().encode_decode(inputs, metas)[..., :height, :width]
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
+        padded = self.backbone.padded_size(tuple(inputs.shape[-2:]))
+        if padded != tuple(inputs.shape[-2:]):
+            outside = self.data_preprocessor.seg_pad_val
+            inputs, data_samples = stack_batch(list(inputs), data_samples, size=padded, seg_pad_val=outside)
+        return super().loss(inputs, data_samples)
+
+
+@MODELS.register_module()
+class EncoderDecoder(_WholePatches, segmentors.EncoderDecoder):
+    """mmseg's ``EncoderDecoder``, right for images that are not whole patches; see :class:`_WholePatches`."""
+
+
+@MODELS.register_module()
+class CascadeEncoderDecoder(_WholePatches, segmentors.CascadeEncoderDecoder):
+    """mmseg's ``CascadeEncoderDecoder``, right for images that are not whole patches; see :class:`_WholePatches`."""
+
+
+@MODELS.register_module()
+class DepthEstimator(_WholePatches, segmentors.DepthEstimator):
+    """mmseg's ``DepthEstimator``, right for images that are not whole patches; see :class:`_WholePatches`."""
