@@ -101,10 +101,7 @@ def test_a_window_predicts_what_it_does_padded(
 @pytest.mark.parametrize("mode", ["whole", "slide_flip"])
 @pytest.mark.parametrize("size", [(33, 32), (47, 64)])
 def test_depth(mode: str, size: tuple[int, int], make: Callable[..., Any], make_images: Callable[..., Tensor]) -> None:
-    head = dict(
-        type="mmsnnet.DPTDepthHead", in_channels=48, channels=8, post_process_channels=(4, 8, 8, 16), num_heads=2
-    )
-    head |= dict(in_index=(0, 1, 2, 3), patch_size=16, norm_cfg=NORM)
+    head = dict(type="mmsnnet.DPTDepthHead", in_channels=48, channels=8, post_process_channels=(4, 8, 8, 16))
     model = make(
         "mmsnnet.DepthEstimator",
         out_indices=(0, 1, 2, 3),
