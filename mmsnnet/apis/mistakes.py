@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,10 @@ from mmengine.runner import BaseLoop
 
 from mmsnnet.errors import UserError
 
-# What a mistake in a config raises while what it names is built: model, data sets, optimizer, pretrained weights,
-# folders. OSError is also what a network says from which weights do not come.
-MISTAKES = (ImportError, KeyError, OSError, TypeError, ValueError)
+# What a mistake in a config raises while what it names is built or loaded: model, data sets, optimizer, pretrained
+# weights, folders. OSError is also what a network says from which weights do not come; an assertion is how the
+# toolboxes refuse a setting, and RuntimeError how torch does.
+MISTAKES = (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def is_mistake(error: Exception) -> bool:
@@ -28,15 +30,40 @@ def is_mistake(error: Exception) -> bool:
 
 
 def in_one_line(error: Exception) -> str:
-    """What an error says; its kind and place too, where Python itself wrote the message, which says little."""
-    text = " ".join(str(error).split())
-    by_python = isinstance(error, KeyError | TypeError) and not isinstance(error, ValueError)
+    """What an error says; with its kind and place where a library or Python itself wrote the message."""
+    text = " ".join(_of_worker(error).split())
+    if isinstance(error, UserError):
+        return text
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    foreign = f"{os.sep}site-packages{os.sep}" in place.filename and f"{os.sep}mmsnnet{os.sep}" not in place.filename
+    by_library = isinstance(error, AssertionError | RuntimeError | KeyError | TypeError) or (
+        isinstance(error, ValueError) and foreign
+    )
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-        by_python = error.strerror == os.strerror(error.errno)
-    if by_python:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {text} ({place.filename}, line {place.lineno})"
+        by_library = error.strerror == os.strerror(error.errno)
+    if by_library:
+        built = f", building {name}" if (name := _being_built(error)) else ""
+        return f"{type(error).__name__}: {text} ({place.filename}, line {place.lineno}{built})"
     return text
+
+
+def _of_worker(error: Exception) -> str:
+    """The message of an error; of one that a data loader's worker raised, without the traceback that torch adds."""
+    text = str(error)
+    if not text.startswith(f"Caught {type(error).__name__} in"):
+        return text
+    parts = re.split(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", text, flags=re.MULTILINE)
+    return parts[-1]
+
+
+def _being_built(error: Exception) -> str | None:
+    """The ``type`` of the innermost setting that mmengine was building when an error was raised."""
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "build_from_cfg" and "obj_type" in frame.f_locals:
+            kind = frame.f_locals["obj_type"]
+            found = kind if isinstance(kind, str) else getattr(kind, "__name__", None)
+    return found
 
 
 @contextmanager

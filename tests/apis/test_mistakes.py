@@ -5,12 +5,15 @@ import os
 from collections.abc import Callable
 
 import pytest
+from mmengine.registry import MODELS
 from mmengine.runner import BaseLoop
+from torch.utils.data import DataLoader, Dataset
 
 from mmsnnet.apis import in_one_line, is_mistake, mistakes_answered
 from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError, CheckpointWriteError
 from mmsnnet.engine.hooks.consistency_hook import NotFiniteError, RanksDifferError
 from mmsnnet.engine.runner import CannotResumeError
+from mmsnnet.errors import DataError, MissingFileError, SettingError
 
 
 class Loop(BaseLoop):
@@ -39,7 +42,9 @@ def refuse(error: Exception) -> Callable[[], None]:
 @pytest.mark.parametrize(
     "error",
     [
+        AssertionError("x"),
         FileNotFoundError("x"),
+        RuntimeError("x"),
         OSError(30, "Read-only file system"),
         ConnectionResetError("x"),
         ImportError("x"),
@@ -61,13 +66,16 @@ def test_a_mistake_is_one_until_a_loop_runs(error: Exception) -> None:
         CheckpointWriteError(28, "x"),
         NotFiniteError("x"),
         RanksDifferError("x"),
+        SettingError("x"),
+        DataError("x"),
+        MissingFileError("x"),
     ],
 )
 def test_our_verdicts_in_a_loop_are_answered_too(error: Exception) -> None:
     assert is_mistake(caught(refuse(error))) and is_mistake(caught(Loop(refuse(error)).run))
 
 
-@pytest.mark.parametrize("error", [RuntimeError("x"), AttributeError("x"), FloatingPointError("x"), IndexError("x")])
+@pytest.mark.parametrize("error", [AttributeError("x"), FloatingPointError("x"), IndexError("x")])
 def test_what_is_no_mistake(error: Exception) -> None:
     assert not is_mistake(caught(refuse(error)))
 
@@ -85,6 +93,27 @@ def test_our_own_words_stand_alone_and_in_one_line() -> None:
     assert in_one_line(caught(refuse(OSError(30, "the work folder is\nx")))) == "[Errno 30] the work folder is x"
     # Python names the file.
     assert in_one_line(caught(lambda: os.listdir("/dev/null"))) == "[Errno 20] Not a directory: '/dev/null'"
+
+
+def test_what_a_library_says_while_something_is_built_comes_with_its_name() -> None:
+    """mmengine's assertions and NumPy's errors, which name no setting."""
+    preprocessor = dict(type="ImgDataPreprocessor", mean=[1.0] * 4, std=[1.0] * 4)
+    said = in_one_line(caught(lambda: MODELS.build(preprocessor)))
+    assert "got 4 values" in said and said.endswith("building ImgDataPreprocessor)")
+
+
+class Broken(Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        raise DataError("a.png: DataError: a file\nof no image")
+
+
+def test_what_a_worker_of_a_loader_raises_is_said_without_its_traceback() -> None:
+    error = caught(lambda: next(iter(DataLoader(Broken(), num_workers=1))))
+    assert is_mistake(error) and "Traceback" in str(error)
+    assert in_one_line(error) == "a.png: DataError: a file of no image"
 
 
 def test_a_tool_answers_mistakes_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
