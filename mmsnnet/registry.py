@@ -53,6 +53,7 @@ MODELS = ToolboxRegistry(
         "DepthEstimator": "mmsnnet.models.segmentors.encoder_decoder",  # mmseg
         "EncoderDecoder": "mmsnnet.models.segmentors.encoder_decoder",  # mmseg
         "LinearHead": "mmsnnet.models.decode_heads.linear_head",  # mmseg
+        "SegDataPreProcessor": "mmsnnet.models.data_preprocessors.seg_data_preprocessor",  # mmseg
     },
 )
 MODEL_WRAPPERS = Registry(

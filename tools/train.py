@@ -13,6 +13,7 @@ from mmsnnet.apis import (
     build_runner,
     check_channels,
     check_data_parallel,
+    check_preprocessor,
     check_sync_bn,
     launched,
     load_config,
@@ -52,6 +53,7 @@ def train(args: argparse.Namespace) -> None:
     # Data that is not there and a model that cannot be built are found before anything is written. A model that
     # computes while it is built raises RuntimeError on the meta device; the runner builds it in earnest.
     check_folders(config, ("train_dataloader", "val_dataloader"))
+    check_preprocessor(config)
     with torch.device("meta"), suppress(RuntimeError):
         model = MODELS.build(config.model)
         check_channels(config, model)

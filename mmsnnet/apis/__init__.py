@@ -4,7 +4,7 @@ from mmsnnet.apis.config import DictAction, load_config
 from mmsnnet.apis.extract import extract_stitch
 from mmsnnet.apis.launch import LaunchedParser, check_data_parallel, check_sync_bn, launched, prepare_launch
 from mmsnnet.apis.mistakes import in_one_line, is_mistake, mistakes_answered
-from mmsnnet.apis.model import build_model, build_space, build_uninitialized, check_channels
+from mmsnnet.apis.model import build_model, build_space, build_uninitialized, check_channels, check_preprocessor
 from mmsnnet.apis.publish import publish_model
 from mmsnnet.apis.runner import build_runner
 from mmsnnet.apis.snnetv2 import convert_snnetv2
@@ -21,6 +21,7 @@ __all__ = [
     "build_uninitialized",
     "check_channels",
     "check_data_parallel",
+    "check_preprocessor",
     "check_sync_bn",
     "convert_snnetv2",
     "extract_stitch",

@@ -63,6 +63,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     YAML, as an option. Paths that lie in the ``data_root`` of a base move to the config's own; paths that a config puts
     elsewhere stay there.
 
+    ``~`` in paths stands for the user's folder.
+
     mmseg's segmentors become those of mmsnnet, which are right for images that are not whole patches.
 
     Raises:
@@ -82,6 +84,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         if "data_root" in options:
             _move_data(config, "--cfg-options", before)
     _use_own_segmentor(config)
+    _expand_home(config)
     scope = config.get("default_scope", "mmseg")
     packages, command = TOOLBOXES.get(scope, ((), ""))
     missing = [package for package in packages if find_spec(package) is None]
@@ -188,6 +191,14 @@ def _data_roots(setting: Any) -> Iterator[str]:
         setting = list(setting.values())
     for inner in setting if isinstance(setting, list | tuple) else ():
         yield from _data_roots(inner)
+
+
+def _expand_home(config: Config) -> None:
+    """Replaces ``~`` in the paths of a config by the user's folder, as a shell does."""
+    names = [name for name in (*READERS, "work_dir", "load_from") if config.get(name)]
+    texts = {text for name in names for text in _texts(config[name]) if text.startswith("~")}
+    for name in names if texts else ():
+        config[name] = _replaced(config[name], {text: os.path.expanduser(text) for text in texts})
 
 
 def _use_own_segmentor(config: Config) -> None:

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import nn
 
+from mmsnnet.errors import SettingError
 from mmsnnet.models import StitchedViT, find_stitched_backbone, read_weights
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
@@ -22,6 +23,7 @@ def build_space(config: Config) -> StitchSpace:
         TypeError: the model has no stitched backbone.
         ValueError: a head or neck reads maps of another width than the backbone's.
     """
+    check_preprocessor(config)
     model = build_without_weights(config)
     check_channels(config, model)
     return find_stitched_backbone(model).space
@@ -45,6 +47,25 @@ def build_uninitialized(config: Config) -> BaseModel:
         for buffer in model.buffers():
             buffer.zero_()  # indices among them must be in range
     return model.eval()
+
+
+def check_preprocessor(config: Config) -> None:
+    """Looks whether the toolbox's preprocessor takes the ``mean`` and ``std`` that a config gives it.
+
+    Raises:
+        SettingError: they have other numbers of values than the toolboxes' preprocessors take.
+    """
+    preprocessor = config.model.get("data_preprocessor") or {}
+    for name in ("mean", "std"):
+        values = preprocessor.get(name)
+        own = str(preprocessor.get("type")) == "mmsnnet.SegDataPreProcessor"
+        if isinstance(values, list | tuple) and len(values) not in (1, 3) and not own:
+            raise SettingError(
+                f"model.data_preprocessor.{name} has {len(values)} values, and {preprocessor.get('type')} takes 3, or "
+                f"1 for all channels. Images of {len(values)} channels need model.data_preprocessor.type="
+                f"'mmsnnet.SegDataPreProcessor' without bgr_to_rgb, in_chans={len(values)} in every anchor, and "
+                "color_type='unchanged' of LoadImage (docs/datasets.md)"
+            )
 
 
 def check_channels(config: Config, model: nn.Module) -> None:

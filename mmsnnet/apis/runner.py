@@ -29,7 +29,8 @@ def build_runner(config: Config, launcher: str = "none", work_dir: str | None = 
         OSError: the work folder cannot be written to.
     """
     prepare_launch(config, launcher)
-    config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(config.filename).stem)
+    default = config.get("work_dir") or str(Path("work_dirs") / Path(config.filename).stem)
+    config.work_dir = os.path.expanduser(work_dir or default)
     _check_work_folder(config.work_dir)
     runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
     choose_checkpoint(runner)

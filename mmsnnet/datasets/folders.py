@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmsnnet.errors import MissingFileError
+
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+# What names of images end in, whatever img_suffix says.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def check_folders(config: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -> None:
@@ -19,8 +26,8 @@ def check_folders(config: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -
         loaders: whose data sets; those that the config does not have are passed over.
 
     Raises:
-        FileNotFoundError: a folder or an annotation file is missing, or a folder holds no image; named with the setting
-            that it comes from.
+        MissingFileError: a folder or an annotation file is missing, or a folder holds no image of the suffix that the
+            data set lists; named with the setting that it comes from.
     """
     for loader in loaders:
         if config.get(loader):
@@ -41,12 +48,46 @@ def _datasets(dataset: Mapping[str, Any] | None, setting: str) -> Iterator[tuple
         yield setting, dataset
 
 
+def _check_suffix(setting: str, dataset: Mapping[str, Any], folder: str, labels_beside: bool) -> None:
+    """Looks whether a folder has images of the suffix that mmseg's data sets list, and warns of images of another."""
+    suffix = _image_suffix(dataset)
+    if suffix is None:
+        return
+    names = [name for _, _, files in os.walk(folder) for name in files if not name.startswith(".")]
+    others = Counter(Path(name).suffix or "without suffix" for name in names if not name.endswith(suffix))
+    kinds = ", ".join(f"{number} {kind}" for kind, number in others.most_common(3))
+    if sum(others.values()) == len(names):
+        raise MissingFileError(
+            f"no file in {folder} ends in {setting}.img_suffix={suffix!r}; it holds {kinds}: set img_suffix to what "
+            "the images' names end in"
+        )
+    left_out = {kind: number for kind, number in others.items() if kind.lower() in IMAGE_SUFFIXES}
+    if left_out and not labels_beside:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in left_out.items())
+        logging.getLogger("mmsnnet").warning(
+            f"{folder}: {kinds} of {len(names)} files are left out, because {setting}.img_suffix is {suffix!r}"
+        )
+
+
+def _image_suffix(dataset: Mapping[str, Any]) -> str | None:
+    """The suffix of images of one of mmseg's data sets: its own, or the default of its class. None for others."""
+    if "img_suffix" in dataset:
+        return dataset["img_suffix"]
+    kind = dataset.get("type")
+    if isinstance(kind, str):
+        from mmsnnet.registry import DATASETS  # not needed to write data sets, which is done without OpenMMLab
+
+        kind = DATASETS.get(kind)
+    parameter = inspect.signature(kind).parameters.get("img_suffix") if isinstance(kind, type) else None
+    return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
+
+
 def _check(setting: str, dataset: Mapping[str, Any]) -> None:
     root = dataset.get("data_root") or ""
     if "://" in root:
         return
     if root and not Path(root).is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no folder {root}, {setting}.data_root: --cfg-options data_root=... says where the data lies. "
             "docs/datasets.md says how to get it, or how to make a procedural set in its place"
         )
@@ -59,12 +100,16 @@ def _check(setting: str, dataset: Mapping[str, Any]) -> None:
             continue
         said = f"from {setting}.data_root and {name}; docs/datasets.md shows the layout"
         if not Path(folder).is_dir():
-            raise FileNotFoundError(f"there is no folder {folder}, {said}")
+            raise MissingFileError(f"there is no folder {folder}, {said}")
         if not any(path.is_file() for path in Path(folder).rglob("*")):
-            raise FileNotFoundError(f"the folder {folder} holds no file, {said}")
+            raise MissingFileError(f"the folder {folder} holds no file, {said}")
+        if name == "data_prefix.img_path" and not dataset.get("ann_file"):
+            labels = os.path.join(root, folders.get("data_prefix.seg_map_path") or "")
+            beside = os.path.normpath(folder) == os.path.normpath(labels)
+            _check_suffix(setting, dataset, folder, labels_beside=beside)
     if file := dataset.get("ann_file"):
         path = os.path.join(root, file)
         if "://" not in path and not Path(path).exists():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"there is no file {path}, from {setting}.data_root and ann_file; docs/datasets.md shows the layout"
             )

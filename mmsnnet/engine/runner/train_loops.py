@@ -16,6 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mmsnnet.engine.agreement import check_loader, sizes_explained
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.runner.loading import seeded_loader
 from mmsnnet.engine.runner.stitch_passes import refuse_uneven_batches
@@ -73,6 +74,9 @@ class _StitchTrainLoop:
         batches.seed = _shared_seed(self.runner)
         if self._sampler_follows:
             batches.sampler.seed = batches.seed
+        check_loader(self.runner.model, self.dataloader, "train_dataloader", training=True)
+        if self.runner.val_loop is not None:  # rather than after hours of training
+            check_loader(self.runner.model, self.runner.val_loop.dataloader, "val_dataloader")
         self._warn_of_other_ranks()
         self._warn_of_lost_gradients()
         if self.runner.val_loop is not None:  # rather than after hours of training
@@ -135,10 +139,12 @@ class _StitchTrainLoop:
     def _train_step(self, data_batch: Any) -> dict[str, Tensor]:
         """The losses of an iteration; of several stitches, each loss's mean over them."""
         model, wrapper = self.runner.model, self.runner.optim_wrapper
+        explained = sizes_explained(model, data_batch, True, "train_dataloader")
         if self.stitches_per_step == 1:
-            return model.train_step(data_batch, optim_wrapper=wrapper)
+            with explained:
+                return model.train_step(data_batch, optim_wrapper=wrapper)
         summed = _Summed(wrapper, self.stitches_per_step)
-        with _preprocessed_once(unwrapped_model(model).data_preprocessor):
+        with explained, _preprocessed_once(unwrapped_model(model).data_preprocessor):
             passes = [model.train_step(data_batch, optim_wrapper=summed) for _ in range(self.stitches_per_step)]
         return _means(passes)
 

@@ -1,0 +1,259 @@
+"""Numbers that stand in several places, compared before the first iteration."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dataset import DefaultSampler, pseudo_collate
+from mmengine.registry import init_default_scope
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS, MODELS
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mmsnnet.datasets import write_shapes
+from mmsnnet.engine.agreement import check_loader, sizes_explained
+from mmsnnet.errors import DataError, MissingFileError, SettingError
+
+CLASSES = tuple("abcdefgh")
+PIPELINE = [
+    dict(type="mmsnnet.LoadImage"),
+    dict(type="mmsnnet.LoadSegLabels", num_classes=8),
+    dict(type="PackSegInputs"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("set"), "shapes", train=6, val=2, size=(32, 32))
+
+
+@pytest.fixture
+def make_loader(root: Path) -> Callable[..., DataLoader]:
+    """``make_loader(**changes)``: a loader of six images of 32 x 32 with eight classes; changes are the data set's."""
+
+    def make(
+        batch_size: int = 2, drop_last: bool = False, wrapper: str | None = None, num_classes: int = 8, **changes: Any
+    ) -> DataLoader:
+        init_default_scope("mmseg")
+        pipeline = [PIPELINE[0], PIPELINE[1] | dict(num_classes=num_classes), PIPELINE[2]]
+        config = dict(
+            type="BaseSegDataset",
+            data_root=str(root),
+            metainfo=dict(classes=CLASSES),
+            reduce_zero_label=True,
+            data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
+            pipeline=pipeline,
+        )
+        config |= changes
+        if wrapper == "RepeatDataset":
+            config = dict(type=wrapper, times=2, dataset=config)
+        if wrapper == "ConcatDataset":
+            config = dict(type=wrapper, datasets=[config, config])
+        dataset = DATASETS.build(config)
+        sampler = DefaultSampler(dataset, shuffle=False)
+        return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last, collate_fn=pseudo_collate)
+
+    return make
+
+
+@pytest.fixture
+def make_model(segmentor_config: Callable[..., dict[str, Any]]) -> Callable[..., nn.Module]:
+    def make(backbone: dict[str, Any] | None = None, **changes: Any) -> nn.Module:
+        config = segmentor_config(**(backbone or {}))
+        for place, value in changes.items():
+            part, name = place.split("__")
+            config[part][name] = value
+        return MODELS.build(ConfigDict(config))
+
+    return make
+
+
+@pytest.mark.parametrize("wrapper", [None, "RepeatDataset", "ConcatDataset"])
+def test_what_agrees_passes(
+    wrapper: str | None, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
+) -> None:
+    """Nothing is drawn from the global generators."""
+    model, loader = make_model(), make_loader(wrapper=wrapper)
+    before = np.random.get_state()[1].copy(), torch.random.get_rng_state()
+    for training in (True, False):
+        check_loader(model, loader, "train_dataloader", training)
+    assert np.array_equal(np.random.get_state()[1], before[0])
+    assert torch.equal(torch.random.get_rng_state(), before[1])
+
+
+@pytest.mark.parametrize("wrapper", [None, "RepeatDataset", "ConcatDataset"])
+@pytest.mark.parametrize("number", [7, 9, 150])
+@pytest.mark.parametrize("head", ["decode_head", "auxiliary_head"])
+def test_classes_of_heads(
+    head: str,
+    number: int,
+    wrapper: str | None,
+    make_model: Callable[..., nn.Module],
+    make_loader: Callable[..., DataLoader],
+) -> None:
+    with pytest.raises(SettingError, match=rf"8 classes \(a, b, c, .*, and model\.{head}\.num_classes is {number}"):
+        check_loader(make_model(**{f"{head}__num_classes": number}), make_loader(wrapper=wrapper), "val_dataloader")
+
+
+def test_classes_of_the_label_loader(
+    make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
+) -> None:
+    with pytest.raises(SettingError, match=r"dataset: .* 8 classes .* LoadSegLabels\.num_classes .* is 9"):
+        check_loader(make_model(), make_loader(num_classes=9), "train_dataloader")
+
+
+def test_classes_of_detectors_and_classifiers(make_loader: Callable[..., DataLoader]) -> None:
+    """Region proposals have one class whatever the data set has, and so have masks that are for all classes alike."""
+    loader = DataLoader(Listed([dict()], classes=("x", "y")), batch_size=1)
+
+    def detector(box: int, mask: int, class_agnostic: bool = False) -> nn.Module:
+        model, roi = nn.Module(), nn.Module()
+        model.rpn_head, model.roi_head, roi.mask_head = nn.Module(), roi, nn.Module()
+        roi.bbox_head = nn.ModuleList([nn.Module(), nn.Module()])
+        model.rpn_head.num_classes, roi.mask_head.num_classes = 1, mask
+        roi.bbox_head[0].num_classes, roi.bbox_head[1].num_classes = 2, box
+        roi.mask_head.class_agnostic = class_agnostic
+        return model
+
+    check_loader(detector(2, 2), loader, "val_dataloader")
+    check_loader(detector(2, 80, class_agnostic=True), loader, "val_dataloader")
+    with pytest.raises(SettingError, match=r"model\.roi_head\.bbox_head\.1\.num_classes is 80: set it to 2"):
+        check_loader(detector(80, 2), loader, "val_dataloader")
+    with pytest.raises(SettingError, match=r"model\.roi_head\.mask_head\.num_classes is 80"):
+        check_loader(detector(2, 80), loader, "val_dataloader")
+    classifier = nn.Module()
+    classifier.num_classes = 1000
+    with pytest.raises(SettingError, match=r"2 classes \(x, y\), and model\.num_classes is 1000"):
+        check_loader(classifier, loader, "val_dataloader")
+
+
+class Listed:
+    """A data set of given samples."""
+
+    def __init__(self, samples: list[Any], **metainfo: Any) -> None:
+        self.samples, self.metainfo = samples, metainfo
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.samples[index]
+
+
+@pytest.mark.parametrize("values", [2, 4])
+def test_channels_of_preprocessor_and_anchors(
+    values: int, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
+) -> None:
+    model = make_model()
+    model.data_preprocessor.mean = torch.zeros(values, 1, 1)
+    with pytest.raises(SettingError, match=rf"mean has {values} values, and the anchors take images of 3"):
+        check_loader(model, make_loader(), "train_dataloader")
+
+
+def test_channels_of_images(make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]) -> None:
+    four = dict(in_chans=4)
+    model = make_model(
+        backbone=dict(small=four, large=four), data_preprocessor__mean=[0.0], data_preprocessor__std=[1.0]
+    )
+    with pytest.raises(SettingError, match=r"val_dataloader: its images have 3 channels, and the anchors take 4"):
+        check_loader(model, make_loader(), "val_dataloader")
+
+
+def test_a_loader_without_a_batch(make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]) -> None:
+    with pytest.raises(SettingError, match=r"train_dataloader has no batch to give: .* 6 samples, batch_size=7"):
+        check_loader(make_model(), make_loader(batch_size=7, drop_last=True), "train_dataloader")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ADE_train_00000001\n\n", "has an empty line: remove it"),
+        ("ADE_train_00000001\n   \nADE_train_00000002", "has an empty line: remove it"),
+        ("\ufeffADE_train_00000001\n", "begins with a byte order mark"),
+        ("ADE_train_00000001.jpg\n", "names files with their suffix"),
+        ("ADE_train_00000001\nADE_train_99999999\n", "2 of 4 files are missing"),
+    ],
+)
+def test_lists_of_images(
+    text: str, why: str, tmp_path: Path, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
+) -> None:
+    (tmp_path / "list.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(MissingFileError, match=why):
+        check_loader(make_model(), make_loader(ann_file=str(tmp_path / "list.txt"), batch_size=1), "train_dataloader")
+    (tmp_path / "list.txt").write_text("ADE_train_00000001\nADE_train_00000002\n")
+    check_loader(make_model(), make_loader(ann_file=str(tmp_path / "list.txt")), "train_dataloader")
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Five images, the fourth of another size."""
+    root = write_shapes(tmp_path / "mixed", "shapes", train=5, val=1, size=(32, 32))
+    for path in sorted(root.glob("*/training/*4.*")):
+        Image.open(path).crop((0, 0, 40, 24)).save(path)
+    return root
+
+
+def test_sizes_of_images(
+    mixed: Path, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
+) -> None:
+    loader = make_loader(data_root=str(mixed))
+    with pytest.raises(SettingError, match=r"val_dataloader: .*4\.jpg is 24 x 40 .* 32 x 32, .* set batch_size=1"):
+        check_loader(make_model(), loader, "val_dataloader")
+    check_loader(make_model(), make_loader(data_root=str(mixed), batch_size=1), "val_dataloader")
+    with pytest.raises(SettingError, match=r"4\.jpg is 24 x 40 .*data_preprocessor\.size=\(32, 32\).*RandomCrop"):
+        check_loader(make_model(), loader, "train_dataloader", training=True)
+    check_loader(make_model(data_preprocessor__size=(40, 40)), loader, "train_dataloader", training=True)
+    divided = make_model(data_preprocessor__size=None, data_preprocessor__size_divisor=16)
+    check_loader(divided, loader, "train_dataloader", training=True)
+    crop = make_loader(
+        data_root=str(mixed), pipeline=[*PIPELINE[:2], dict(type="RandomCrop", crop_size=(32, 32)), PIPELINE[2]]
+    )
+    check_loader(make_model(), crop, "train_dataloader", training=True)
+
+
+PIPELINE = [
+    dict(type="mmsnnet.LoadImage"),
+    dict(type="mmsnnet.LoadSegLabels", num_classes=8),
+    dict(type="PackSegInputs"),
+]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_that_cannot_be_stacked_is_explained(
+    training: bool, mixed: Path, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
+) -> None:
+    """Of a large set not every image is looked at beforehand."""
+    model = make_model()
+    (batch,) = make_loader(data_root=str(mixed), batch_size=5)
+    with pytest.raises(DataError, match=r"4\.jpg"), sizes_explained(model, batch, training, "x_dataloader"):
+        model.data_preprocessor(batch, training)
+    (batch,) = make_loader(batch_size=6)
+    with pytest.raises(RuntimeError, match="of another kind"), sizes_explained(model, batch, training, "x_dataloader"):
+        raise RuntimeError("of another kind")
+
+
+def test_few_files_of_a_large_set_are_opened(
+    tmp_path: Path, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader], root: Path
+) -> None:
+    image, labels = (root / f"{part}/training/ADE_train_00000001.{kind}" for part, kind in FILES)
+    for folder, source in (("images/training", image), ("annotations/training", labels)):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(300):
+            (tmp_path / folder / f"{number:05}{source.suffix}").hardlink_to(source)
+    opened: list[Any] = []
+    loader = make_loader(data_root=str(tmp_path))
+    load, read = BaseSegDataset.__getitem__, Image.open
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseSegDataset, "__getitem__", lambda self, index: (opened.append(index), load(self, index))[1])
+        patch.setattr(Image, "open", lambda *args: (opened.append(args), read(*args))[1])
+        check_loader(make_model(), loader, "train_dataloader", training=True)
+    assert 0 < len(opened) <= 80
+
+
+FILES = (("images", "jpg"), ("annotations", "png"))
