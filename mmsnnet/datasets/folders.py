@@ -77,7 +77,8 @@ def _image_suffix(dataset: Mapping[str, Any]) -> str | None:
     if isinstance(kind, str):
         from mmsnnet.registry import DATASETS  # not needed to write data sets, which is done without OpenMMLab
 
-        kind = DATASETS.get(kind)
+        with DATASETS.switch_scope_and_registry(None) as registry:  # the toolbox's, if the name has no scope
+            kind = registry.get(kind)
     parameter = inspect.signature(kind).parameters.get("img_suffix") if isinstance(kind, type) else None
     return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
 

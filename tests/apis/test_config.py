@@ -206,6 +206,16 @@ def test_the_root_of_a_real_config_in_a_file_of_ones_own(write_config: WriteConf
     assert {config[f"{split}_dataloader"].dataset.data_root for split in ("train", "val", "test")} == {"/datasets/ade"}
 
 
+def test_the_users_folder_may_be_written_as_in_a_shell(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    path = write_config("data_root = '~/a'\nwork_dir = '~/runs'\ntest_dataloader = dict(dataset=dict(data_root='~/a'))")
+    config = load_config(path, {"load_from": "~/x.pth"})
+    assert (config.work_dir, config.load_from) == ("/home/somebody/runs", "/home/somebody/x.pth")
+    assert config.test_dataloader.dataset.data_root == "/home/somebody/a"
+
+
 @pytest.mark.parametrize("given", ["EncoderDecoder", "mmseg.EncoderDecoder", "DepthEstimator", "CascadeEncoderDecoder"])
 def test_segmentors_around_a_stitched_backbone_are_ours(given: str, write_config: WriteConfig) -> None:
     ours = f"mmsnnet.{given.removeprefix('mmseg.')}"

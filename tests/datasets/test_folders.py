@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from mmengine.registry import init_default_scope
 
 from mmsnnet.datasets import check_folders, write_shapes
 
@@ -92,3 +93,39 @@ def test_data_sets_in_wrappers_are_looked_at(root, tmp_path):
 def test_remote_paths_are_left_alone():
     check_folders(config(train=dataset("s3://bucket/coco")))
     check_folders(config(train=dict(data_prefix=dict(img="s3://bucket/coco/train2017"))))
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    return write_shapes(tmp_path / "shapes", "shapes", train=3, val=1, size=(32, 32))
+
+
+def segmentation(root: Path, **options) -> dict:
+    prefix = dict(img_path="images/training", seg_map_path="annotations/training")
+    return dict(type="BaseSegDataset", data_root=str(root), data_prefix=prefix) | options
+
+
+@pytest.mark.parametrize("options", [dict(), dict(img_suffix=".jpg"), dict(type="ADE20KDataset")])
+def test_images_of_another_suffix_alone_are_named(shapes: Path, options: dict) -> None:
+    """The suffix may be the default of the data set's class."""
+    init_default_scope("mmseg")
+    check_folders(config(train=segmentation(shapes, **options)))
+    for path in (shapes / "images/training").iterdir():
+        path.rename(path.with_suffix(".JPG"))
+    with pytest.raises(FileNotFoundError, match=r"images/training ends in .*dataset\.img_suffix='\.jpg'.* 3 \.JPG"):
+        check_folders(config(train=segmentation(shapes, **options)))
+    check_folders(config(train=segmentation(shapes, **options) | dict(img_suffix=".JPG")))
+
+
+def test_images_that_are_left_out_are_warned_of(shapes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, *_ = sorted((shapes / "images/training").iterdir())
+    first.rename(first.with_suffix(".jpeg"))
+    (shapes / "images/training/notes.txt").touch()
+    check_folders(config(train=segmentation(shapes, img_suffix=".jpg")))
+    assert "1 .jpeg of 4 files are left out" in caplog.text and "img_suffix is '.jpg'" in caplog.text
+    caplog.clear()
+    # Label maps beside their images are no images.
+    prefix = dict(img_path="annotations/training", seg_map_path="annotations/training")
+    (shapes / "annotations/training/a.jpg").touch()
+    check_folders(config(train=segmentation(shapes, img_suffix=".jpg", data_prefix=prefix)))
+    assert not caplog.text
