@@ -704,3 +704,21 @@ def test_misuse_of_prefix_reuse(make_backbone: MakeBackbone, make_images: MakeIm
         backbone(make_images(seed=1))  # which shares nothing
     with backbone.reuse_prefixes(["S"]):  # an error within leaves nothing behind
         pass
+
+
+@pytest.mark.parametrize("size", [32.0, (32.0, 32), [32, 32], 32])
+def test_sizes_may_be_written_as_numbers_of_any_kind(size: Any, make_backbone: Callable[..., StitchedViT]) -> None:
+    backbone = make_backbone(img_size=size)
+    assert backbone.img_size == (32, 32) and all(type(side) is int for side in backbone.img_size)
+
+
+@pytest.mark.parametrize("size", [32.5, 0, -32, (32,), (32, 32, 3), "32", (32, None)])
+def test_what_is_no_size(size: Any, make_backbone: Callable[..., StitchedViT]) -> None:
+    with pytest.raises(ValueError, match=r"img_size is the height and width"):
+        make_backbone(img_size=size)
+
+
+@pytest.mark.parametrize("indices", [3, dict(train=3, test=3), dict(train=(1, 3), test=3)])
+def test_one_tap_need_not_be_a_list(indices: Any, make_backbone: Callable[..., StitchedViT]) -> None:
+    backbone = make_backbone(out_indices=indices)
+    assert backbone.test_out_indices == (3,) and backbone.out_indices[-1] == 3
