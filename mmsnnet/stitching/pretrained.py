@@ -15,7 +15,7 @@ from mmsnnet.errors import DataError, SettingError
 from mmsnnet.stitching.anchors import GRID, POSITION, Anchor
 from mmsnnet.stitching.checkpoint import SafeGlobal, listed, not_finite, read_checkpoint, unwrapped
 from mmsnnet.stitching.weight_fitting import MOST_NAMES, PATCH_WEIGHT, FittedWeights, fit
-from mmsnnet.stitching.weight_sections import ANCHOR_MODEL, Section, anchors_in, find_sections
+from mmsnnet.stitching.weight_sections import ANCHOR_MODEL, MOST_DICTS, Section, anchors_in, find_sections
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def load_pretrained(
     sections = find_sections(file, least=anchor.depth)
     if not sections:
         unwrapped(file, where)  # says what the file has in the place of weights
-        raise DataError(f"{where} holds no weights by name")
+        raise DataError(f"{where} holds no weights by name, as deep as it was looked into ({MOST_DICTS} dicts)")
     candidates = [fit(anchor, section) for section in _under(prefix, sections, where)]
     fitted = _choose(_apart(anchor, candidates), prefix, where)
     _check_grid(fitted, where)
