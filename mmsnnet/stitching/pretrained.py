@@ -106,8 +106,9 @@ def load_pretrained(
     if not sections:
         unwrapped(file, where)  # says what the file has in the place of weights
         raise DataError(f"{where} holds no weights by name, as deep as it was looked into ({MOST_DICTS} dicts)")
-    candidates = [fit(anchor, section) for section in _under(prefix, sections, where)]
-    fitted = _choose(_apart(anchor, candidates), prefix, where)
+    addresses = {section.address for section in _under(prefix, sections, where)}
+    fits = _fit_each(anchor, sections)
+    fitted = _choose([one for one in fits if one.section.address in addresses], prefix, where)
     _check_grid(fitted, where)
     if lost := fitted.lost_biases:
         raise SettingError(
@@ -174,20 +175,19 @@ def _address(prefix: str) -> str:
     return prefix if prefix.endswith(".") or not prefix else f"{prefix}."
 
 
-def _apart(anchor: Anchor, candidates: Sequence[FittedWeights]) -> list[FittedWeights]:
-    """The candidates, each of which that has whole models among its own weights without those where it fits so: names
-    at the root beside the same ones below ``ema.``."""
-    whole = [one.section for one in candidates if not one.refusal]
-    apart = []
-    for one in candidates:
+def _fit_each(anchor: Anchor, sections: Sequence[Section]) -> list[FittedWeights]:
+    """Fit each section. One that only fits without a whole model that lies in it is fitted so: the names of a model, and
+    the same names below ``ema.`` beside them."""
+    fits = [fit(anchor, section) for section in sections]
+    whole = [one.section for one in fits if not one.refusal]
+    for index, one in enumerate(fits):
         rest = one.section
         for part in whole if one.refusal else ():
-            if part.lies_in(rest):
+            if part.lies_in(one.section):
                 rest = rest.without(part)
         if rest is not one.section and len(rest.weights) >= anchor.depth and not (alone := fit(anchor, rest)).refusal:
-            one = alone
-        apart.append(one)
-    return apart
+            fits[index] = alone
+    return fits
 
 
 def _choose(candidates: Sequence[FittedWeights], prefix: str | None, where: str) -> FittedWeights:
