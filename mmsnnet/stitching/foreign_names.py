@@ -24,12 +24,14 @@ class Library:
         names: the library's name to timm's, or to None for a tensor that timm's model does not have. ``N`` stands for
             the number of a block, ``*`` for weight or bias.
         towers: prefixes that names may have where the library keeps a classifier beside the backbone.
+        optional: timm's names of biases that the library may do without, which is to have a bias of zero.
     """
 
     name: str
     marks: tuple[str, ...]
     names: Mapping[str, str | None]
     towers: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     patterns: tuple[tuple[re.Pattern[str], str | None], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -198,6 +200,7 @@ LIBRARIES = (
             "head.fc.*": "head.*",
         },
         towers=("backbone.",),
+        optional=("patch_embed.proj.bias",),  # mmseg's patch_bias is False by default
     ),
     Library(
         "torchvision's VisionTransformer",
@@ -226,9 +229,12 @@ PART = re.compile(r"(blocks\.\d+\.attn\.)([qkv])\.(weight|bias)")
 
 @dataclass(frozen=True)
 class Renamed:
-    """Weights under names that timm's filters know, and the file's names for each of them."""
+    """Weights under names that timm's filters know, and the file's names for each of them.
 
-    library: str
+    ``unused`` are the file's names for tensors that no model of timm's has.
+    """
+
+    library: Library
     weights: dict[str, Tensor]
     origins: dict[str, tuple[str, ...]]
     unused: tuple[str, ...]
@@ -250,7 +256,7 @@ def rename(weights: Mapping[str, Tensor]) -> Renamed | None:
         if ours in ("cls_token", "pos_embed") and 0 < tensor.ndim < 3:  # CLIP's have no batch dimension
             tensor = tensor.reshape(1, -1, tensor.shape[-1])
         renamed[ours], origins[ours] = tensor, (name,)
-    return _join(Renamed(library.name, renamed, origins, tuple(unused)))
+    return _join(Renamed(library, renamed, origins, tuple(unused)))
 
 
 def _join(renamed: Renamed) -> Renamed:

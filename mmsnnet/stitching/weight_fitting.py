@@ -6,10 +6,11 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from timm.models import adapt_input_conv
 from torch import Tensor
 
@@ -84,13 +85,16 @@ class FittedWeights:
     @property
     def left_out(self) -> tuple[str, ...]:
         """The file's names for tensors nothing of which is loaded."""
-        return tuple(source for name in self._left_out for source in self.origins.get(name, (name,))) + self.unused
+        return self._in_files_names(self._left_out) + self.unused
 
     @property
     def lost_biases(self) -> tuple[str, ...]:
         """Biases of queries and values that the anchor has no place for."""
         lost = [name for name in self._left_out if name.endswith("attn.qkv.bias")]
-        return tuple(name for name in lost if _of_queries_and_values(self.in_file[name]))
+        return self._in_files_names(name for name in lost if _of_queries_and_values(self.in_file[name]))
+
+    def _in_files_names(self, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(source for name in names for source in self.origins.get(name, (name,)))
 
     @property
     def _left_out(self) -> list[str]:
@@ -109,11 +113,12 @@ def fit(anchor: Anchor, section: Section) -> FittedWeights:
     """Fit a section of a weights file to an anchor, which is left as it is."""
     fitted = FittedWeights(section, grid=recorded_grid(section.grid))
     weights = section.weights
-    if renamed := rename(weights):
-        weights = renamed.weights
-        fitted.library, fitted.origins, fitted.unused = renamed.library, renamed.origins, renamed.unused
-    fitted.in_file = tensors_of(weights)
     own = anchor.model.state_dict()
+    if renamed := rename(weights):
+        zero = {name: torch.zeros_like(own[name]) for name in renamed.library.optional if name in own}
+        weights = zero | renamed.weights
+        fitted.library, fitted.origins, fitted.unused = renamed.library.name, renamed.origins, renamed.unused
+    fitted.in_file = tensors_of(weights)
     fitted.matching = sum(name in own for name in fitted.in_file)
     try:
         fitted.named = _in_timm_names(anchor, weights)
@@ -213,8 +218,11 @@ def _refusal(anchor: Anchor, fitted: FittedWeights, wanted: Mapping[str, Tensor]
             f". The file is for images of {weight.shape[1]} channels, and only weights for {RGB} are adapted to another "
             f"number: set in_chans={weight.shape[1]} in the anchor"
         )
-    rest = ({k: v for k, v in weights.items() if k not in fitted.of_unknown_grid} for weights in (given, wanted))
-    if fitted.grid is None and not misfits(*map(shapes, rest)):
+    known, own = (
+        shapes({name: value for name, value in weights.items() if name not in fitted.of_unknown_grid})
+        for weights in (given, wanted)
+    )
+    if fitted.grid is None and not misfits(known, own):
         wrong += (
             ". The file does not tell of what grid of patches these are, which is neither a square nor this "
             f"anchor's {' x '.join(map(str, anchor.stored_grid))}: load it into a model at the img_size that it "

@@ -130,7 +130,10 @@ SEVERAL: dict[str, tuple[Callable[[Weights], Any], tuple[str, str]]] = {
         lambda w: {"model": prefixed(w, "student.backbone.") | prefixed(other(w), "teacher.backbone.")},
         ("model.student.backbone.", "model.teacher.backbone."),
     ),
-    "model and EMA": (lambda w: {"model": w, "model_ema": prefixed(other(w), "module.")}, ("model.", "model_ema.module.")),
+    "model and EMA": (
+        lambda w: {"model": w, "model_ema": prefixed(other(w), "module.")},
+        ("model.", "model_ema.module."),
+    ),
     "timm's": (lambda w: {"state_dict": w, "state_dict_ema": other(w)}, ("state_dict.", "state_dict_ema.")),
     "mmengine's": (
         lambda w: {
