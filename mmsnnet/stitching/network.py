@@ -202,8 +202,9 @@ def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:
     channels = [anchor.in_chans for anchor in anchors]
     if len(set(channels)) > 1:
         raise SettingError(
-            f"anchors must agree in in_chans, the channels of their images; got {' and '.join(map(str, channels))}: set "
-            "in_chans to one number in every anchor"
+            "anchors must agree in in_chans, the channels of their images; got "
+            + " and ".join(map(str, channels))
+            + ": set in_chans to one number in every anchor"
         )
     for index, (first, second) in enumerate(pairwise(anchors)):
         if first.width > second.width:

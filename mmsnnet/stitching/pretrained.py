@@ -113,13 +113,13 @@ def load_pretrained(
     if lost := fitted.lost_biases:
         raise SettingError(
             f"{where} does not fit this anchor, whose attention has no bias on queries and values: "
-            f"{listed(lost, MOST_NAMES)}. Set qkv_bias=True for it, or choose its model whose name ends with _qkvb"
+            f"{_few(lost)}. Set qkv_bias=True for it, or choose its model whose name ends with _qkvb"
         )
     loaded = fitted.loaded
     if bad := not_finite(loaded):
         raise DataError(
-            f"{where} has NaN or infinity in {listed(bad, MOST_NAMES)}. The run that wrote it has diverged, or the file "
-            "is damaged: take an earlier checkpoint"
+            f"{where} has NaN or infinity in {_few(bad)}. The run that wrote it has diverged, or the file is damaged: "
+            "take an earlier checkpoint"
         )
     anchor.model.load_state_dict(loaded, strict=False)
     return LoadReport(
@@ -176,8 +176,10 @@ def _address(prefix: str) -> str:
 
 
 def _fit_each(anchor: Anchor, sections: Sequence[Section]) -> list[FittedWeights]:
-    """Fit each section. One that only fits without a whole model that lies in it is fitted so: the names of a model, and
-    the same names below ``ema.`` beside them."""
+    """Fit each section.
+
+    A section that holds a model, and another one below ``ema.``, fits when the other one is taken out of it.
+    """
     fits = [fit(anchor, section) for section in sections]
     whole = [one.section for one in fits if not one.refusal]
     for index, one in enumerate(fits):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -205,18 +205,19 @@ def _refusal(anchor: Anchor, fitted: FittedWeights, wanted: Mapping[str, Tensor]
     refusal = f"does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). "
     if not fitted.matching:
         names = list(fitted.in_file)
-        common = os.path.commonprefix(names).rpartition(".")[0]
+        levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+        common = "".join(f"{level[0]}." for level in takewhile(lambda parts: len(set(parts)) == 1, levels))
         return (
             f"{refusal}It has no name that is known; its names"
-            + (f" all begin with {fitted.section.address + common + '.'!r}" if common else "")
+            + (f" all begin with {fitted.section.address + common!r}" if common else "")
             + f" ({listed(names, MOST_NAMES)}), the anchor's are {listed(list(wanted), MOST_NAMES)}. "
             "docs/checkpoints.md lists the libraries whose names are read: give a file of one of them, or rename"
         )
     weight = fitted.sized.get(PATCH_WEIGHT)
     if isinstance(weight, Tensor) and weight.ndim == 4 and weight.shape[1] != anchor.in_chans:
         wrong += (
-            f". The file is for images of {weight.shape[1]} channels, and only weights for {RGB} are adapted to another "
-            f"number: set in_chans={weight.shape[1]} in the anchor"
+            f". The file is for images of {weight.shape[1]} channels, and only weights for {RGB} are adapted to "
+            f"another number: set in_chans={weight.shape[1]} in the anchor"
         )
     known, own = (
         shapes({name: value for name, value in weights.items() if name not in fitted.of_unknown_grid})

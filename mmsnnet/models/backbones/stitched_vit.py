@@ -70,9 +70,9 @@ class StitchedViT(BaseModule):
     Args:
         anchors: one dict for each anchor, smallest first: ``model``, a plain ViT of timm's; ``pretrained``, what
             :func:`mmsnnet.stitching.load_pretrained` takes (a path, a URL, ``hf-hub:`` or True), or None for random
-            weights; ``dict(source=..., prefix=...)`` where a file holds several models; ``rel_pos_bias``, ``window_size`` and ``global_blocks`` as of
-            :func:`mmsnnet.stitching.create_anchor`; all else goes to ``timm.create_model``. One anchor alone makes a
-            space of one stitch.
+            weights, or ``dict(source=..., prefix=...)`` to choose one of several models in a file; ``rel_pos_bias``,
+            ``window_size`` and ``global_blocks`` as of :func:`mmsnnet.stitching.create_anchor`; all else goes to
+            ``timm.create_model``. One anchor alone makes a space of one stitch.
         img_size: the training input size, height and width or the side. Any other size works too.
         out_indices: blocks of the largest anchor whose output is handed out; the last block by default. Given as
             ``dict(train=..., test=...)``, the taps of ``train`` that ``test`` lacks are neither run nor projected in
