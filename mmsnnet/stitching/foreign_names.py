@@ -22,7 +22,7 @@ class Library:
         name: as messages show it.
         marks: names by which the library is recognised; one of them is enough.
         names: the library's name to timm's, or to None for a tensor that timm's model does not have. ``N`` stands for
-            the number of a block, ``*`` for weight or bias.
+            the number of a block, ``C`` for that of a chunk of blocks, ``*`` for weight or bias, ``**`` for any end.
         towers: prefixes that names may have where the library keeps a classifier beside the backbone.
         optional: timm's names of biases that the library may do without, which is to have a bias of zero.
     """
@@ -38,8 +38,9 @@ class Library:
         tower = f"(?:{'|'.join(map(re.escape, self.towers))})?"
         patterns = []
         for theirs, ours in self.names.items():
-            pattern = re.escape(theirs).replace("N", r"(?P<block>\d+)").replace(r"\*", "(?P<kind>weight|bias)")
-            patterns.append((re.compile(tower + pattern), ours))
+            pattern = re.escape(theirs).replace("N", r"(?P<block>\d+)").replace("C", r"\d+")
+            pattern = pattern.replace(r"\*\*", "(?P<end>.+)").replace(r"\*", "(?P<end>weight|bias)")
+            patterns.append((re.compile(tower + pattern), ours and ours.replace("**", "*")))
         object.__setattr__(self, "patterns", tuple(patterns))
 
     def knows(self, weights: Mapping[str, object]) -> bool:
@@ -51,7 +52,7 @@ class Library:
         for pattern, ours in self.patterns:
             if match := pattern.fullmatch(name):
                 found = match.groupdict()
-                return ours and ours.replace("N", found.get("block", "")).replace("*", found.get("kind", ""))
+                return ours and ours.replace("N", found.get("block", "")).replace("*", found.get("end", ""))
         return name
 
 
@@ -222,6 +223,8 @@ LIBRARIES = (
             "heads.head.*": "head.*",
         },
     ),
+    # Within a chunk, blocks keep the numbers that they have in the model. All other names are those that timm knows.
+    Library("DINOv2's training code", marks=("blocks.0.0.norm1.weight",), names={"blocks.C.N.**": "blocks.N.**"}),
 )
 
 PART = re.compile(r"(blocks\.\d+\.attn\.)([qkv])\.(weight|bias)")

@@ -24,7 +24,7 @@ Weights = dict[str, Tensor]
 MakeAnchor = Callable[..., Anchor]
 
 
-def swapped(weights: Weights, *rules: tuple[str, str]) -> Weights:
+def swapped(weights: Weights, *rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> Weights:
     renamed = {}
     for name, tensor in weights.items():
         for ours, theirs in rules:
@@ -125,6 +125,12 @@ def dinov2_with_registers(w: Weights) -> Weights:
     file["embeddings.cls_token"] = file["embeddings.cls_token"] - of_class
     file["embeddings.position_embeddings"] = torch.cat([of_class, file["embeddings.position_embeddings"]], dim=1)
     return file | {"embeddings.register_tokens": w["reg_token"]}
+
+
+def dinov2_in_chunks(w: Weights) -> Weights:
+    """A run of DINOv2's training code: a block keeps its number within its chunk."""
+    file = swapped(w, (r"^blocks\.(\d+)\.", lambda match: f"blocks.{match[1]}.{match[1]}."))
+    return file | {"mask_token": torch.ones(1, 32)}
 
 
 def transformers_dinov3(w: Weights) -> Weights:
@@ -261,6 +267,7 @@ CASES: dict[str, tuple[Callable[[Weights], Weights], dict[str, object], str]] = 
         "transformers' DINOv2",
     ),
     "Dinov2WithRegistersModel": (dinov2_with_registers, REGISTERS, "transformers' DINOv2"),
+    "DINOv2 in chunks": (dinov2_in_chunks, DINOV2, "DINOv2's training code"),
     "DINOv3ViTModel": (transformers_dinov3, dict(model="vit_small_patch16_dinov3_qkvb"), "transformers' DINOv3"),
     "DINOv3ViTModel with biases of zero": (
         transformers_dinov3,
