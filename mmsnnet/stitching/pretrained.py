@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import timm
 import torch
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from mmsnnet.errors import DataError, SettingError
 from mmsnnet.stitching.anchors import GRID, POSITION, Anchor
@@ -102,12 +103,14 @@ def load_pretrained(
     source = os.fspath(source)
     where = f"pretrained={source!r}"
     file = read_checkpoint(source, safe_globals)
-    sections = find_sections(file, least=anchor.depth)
+    own = anchor.model.state_dict()
+    # Files split and join tensors, and lack a classifier. A third of the model tells where one of another depth lies.
+    sections = find_sections(file, least=len(own) // 3)
     if not sections:
         unwrapped(file, where)  # says what the file has in the place of weights
         raise DataError(f"{where} holds no weights by name, as deep as it was looked into ({MOST_DICTS} dicts)")
     addresses = {section.address for section in _under(prefix, sections, where)}
-    fits = _fit_each(anchor, sections)
+    fits = _fit_each(anchor, own, sections)
     fitted = _choose([one for one in fits if one.section.address in addresses], prefix, where)
     _check_grid(fitted, where)
     if lost := fitted.lost_biases:
@@ -175,19 +178,19 @@ def _address(prefix: str) -> str:
     return prefix if prefix.endswith(".") or not prefix else f"{prefix}."
 
 
-def _fit_each(anchor: Anchor, sections: Sequence[Section]) -> list[FittedWeights]:
+def _fit_each(anchor: Anchor, own: Mapping[str, Tensor], sections: Sequence[Section]) -> list[FittedWeights]:
     """Fit each section.
 
     A section that holds a model, and another one below ``ema.``, fits when the other one is taken out of it.
     """
-    fits = [fit(anchor, section) for section in sections]
+    fits = [fit(anchor, own, section) for section in sections]
     whole = [one.section for one in fits if not one.refusal]
     for index, one in enumerate(fits):
         rest = one.section
         for part in whole if one.refusal else ():
             if part.lies_in(one.section):
                 rest = rest.without(part)
-        if rest is not one.section and len(rest.weights) >= anchor.depth and not (alone := fit(anchor, rest)).refusal:
+        if rest is not one.section and not (alone := fit(anchor, own, rest)).refusal:
             fits[index] = alone
     return fits
 

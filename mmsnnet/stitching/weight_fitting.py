@@ -109,11 +109,10 @@ class FittedWeights:
         ]
 
 
-def fit(anchor: Anchor, section: Section) -> FittedWeights:
-    """Fit a section of a weights file to an anchor, which is left as it is."""
+def fit(anchor: Anchor, own: Mapping[str, Tensor], section: Section) -> FittedWeights:
+    """Fit a section of a weights file to an anchor, which is left as it is; ``own`` is its model's state dict."""
     fitted = FittedWeights(section, grid=recorded_grid(section.grid))
     weights = section.weights
-    own = anchor.model.state_dict()
     if renamed := rename(weights):
         zero = {name: torch.zeros_like(own[name]) for name in renamed.library.optional if name in own}
         weights = zero | renamed.weights
