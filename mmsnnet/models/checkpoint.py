@@ -21,9 +21,10 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmsnnet.errors import DataError
 from mmsnnet.stitching import Anchor
 from mmsnnet.stitching.anchors import GRID
-from mmsnnet.stitching.checkpoint import listed, misfits, read_checkpoint, shapes, unwrapped
+from mmsnnet.stitching.checkpoint import listed, misfits, not_finite, read_checkpoint, shapes, unwrapped
 
 # Where the state dict of a StitchedViT has the number of draws so far, which training alone needs.
 DRAWS = "draws"
@@ -171,7 +172,8 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str |
     needs, may be there or not; so may the grid of an anchor, with which its positions may be of another image size.
 
     Raises:
-        ValueError: a tensor is missing, is not of the model, or has another shape; the message lists them.
+        DataError: a tensor is missing, is not of the model, has another shape, or has NaN or infinity in it; the
+            message lists them.
     """
     model = unwrapped_model(model)
     weights, own = model_weights(checkpoint, source), model.state_dict()
@@ -185,4 +187,10 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str |
         for tensors in (weights, own)
     )
     if wrong := misfits(given, wanted):
-        raise ValueError(f"checkpoint {os.fspath(source)!r} is not one of the model that the config describes. {wrong}")
+        raise DataError(f"checkpoint {os.fspath(source)!r} is not one of the model that the config describes. {wrong}")
+    # A model may keep infinity on purpose, in a mask: there, its own has it too.
+    if bad := [name for name in not_finite(weights) if name not in not_finite({name: own.get(name)})]:
+        raise DataError(
+            f"checkpoint {os.fspath(source)!r} has NaN or infinity in {listed(bad, 5)}. The run that wrote it has "
+            "diverged, or the file is damaged: take an earlier checkpoint"
+        )

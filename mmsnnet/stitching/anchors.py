@@ -20,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmsnnet.errors import SettingError
 from mmsnnet.stitching.attention import BIAS_TABLE, AnchorAttention, resize_table, table_rows
 from mmsnnet.stitching.checkpoint import listed
 from mmsnnet.stitching.windows import Grid, from_windows, to_windows
@@ -189,7 +190,18 @@ class Anchor(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def stem(self, images: Tensor) -> Tensor:
-        """Patch and position embedding: images (B, 3, H, W) to tokens (B, N, C), prefix tokens first."""
+        """Patch and position embedding: images (B, 3, H, W) to tokens (B, N, C), prefix tokens first.
+
+        Raises:
+            SettingError: the images have another number of channels than the anchor takes.
+        """
+        # A trace records one number of channels in any case, and would warn of the comparison.
+        if not torch.jit.is_tracing() and images.shape[1] != self.in_chans:
+            raise SettingError(
+                f"images of shape {tuple(images.shape)} have {images.shape[1]} channels, the anchors take "
+                f"{self.in_chans}: set in_chans={images.shape[1]} in every anchor, or load images with {self.in_chans} "
+                "channels"
+            )
         return self.model.norm_pre(self.embed_positions(self.model.patch_embed(images)))
 
     @abstractmethod

@@ -19,6 +19,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
+from mmsnnet.errors import DataError, MissingFileError
+
 SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
 
 # The names that weights have in the Hugging Face hub's layout, in the order in which they are looked for.
@@ -68,8 +70,8 @@ def read_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable[SafeG
             takes them.
 
     Raises:
-        FileNotFoundError: there is no such file, or it cannot be fetched.
-        ValueError: the file is cut short, is no checkpoint, or asks for other classes or functions; or the source is of
+        MissingFileError: there is no such file, or it cannot be fetched.
+        DataError: the file is cut short, is no checkpoint, or asks for other classes or functions; or the source is of
             another kind, ``s3://`` say.
         OSError, MemoryError: as reading raises them, with the source named.
     """
@@ -81,7 +83,7 @@ def read_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable[SafeG
     elif re.match(r"https?://", source):
         path = _from_url(source)
     elif re.match(r"[^/]+://", source):
-        raise ValueError(
+        raise DataError(
             f"checkpoint {source!r}: this kind of storage is not read; copy the file and give its path, or name "
             "weights on the Hugging Face hub: 'hf-hub:owner/name'"
         )
@@ -93,7 +95,7 @@ def read_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable[SafeG
     content = _read(path, where, safe_globals)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         kind = "a dict whose keys are no names" if isinstance(content, dict) else f"one {type(content).__name__}"
-        raise ValueError(f"{where} holds no weights by name, but {kind}")
+        raise DataError(f"{where} holds no weights by name, but {kind}")
     return content
 
 
@@ -106,27 +108,28 @@ def unwrapped(file: Mapping[str, Any], where: str, wrappers: Sequence[str] = WRA
         wrappers: the names under which weights may lie, one within the other too.
 
     Raises:
-        ValueError: there are none, or not by name.
+        DataError: there are none, or not by name.
     """
     weights: Any = file
     for _ in wrappers:
         inner = [weights[name] for name in wrappers if isinstance(weights.get(name), dict)]
         weights = inner[0] if inner else weights
     if "state_dict" in weights:
-        raise ValueError(f"{where} has one {type(weights['state_dict']).__name__} as 'state_dict', no weights by name")
+        raise DataError(f"{where} has one {type(weights['state_dict']).__name__} as 'state_dict', no weights by name")
     if others := [repr(name) for name in weights if not isinstance(name, str)]:
-        raise ValueError(f"{where} has weights under what is no name: {listed(others)}")
+        raise DataError(f"{where} has weights under what is no name: {listed(others)}")
     if not any(isinstance(value, Tensor | dict) for value in weights.values()):
-        raise ValueError(f"{where} holds no weights")
+        raise DataError(f"{where} holds no weights")
     return dict(weights)
 
 
-def misfits(given: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+def misfits(given: Mapping[str, object], wanted: Mapping[str, object], most: int = MOST_LISTED) -> str:
     """What keeps weights from fitting, in words; nothing where they fit.
 
     Args:
         given: the shape of each tensor that there is, by name.
         wanted: the shape of each that there should be.
+        most: how many of each kind are written out.
     """
     lists = {
         "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in given],
@@ -137,7 +140,7 @@ def misfits(given: Mapping[str, object], wanted: Mapping[str, object]) -> str:
             if name in given and given[name] != shape
         ],
     }
-    return "; ".join(f"{what}: {listed(names)}" for what, names in lists.items() if names)
+    return "; ".join(f"{what}: {listed(names, most)}" for what, names in lists.items() if names)
 
 
 def shapes(weights: Mapping[str, Any]) -> dict[str, object]:
@@ -146,6 +149,17 @@ def shapes(weights: Mapping[str, Any]) -> dict[str, object]:
         name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         for name, value in weights.items()
     }
+
+
+def not_finite(weights: Mapping[str, Any]) -> list[str]:
+    """The names of tensors that have NaN or infinity in them."""
+
+    def finite(tensor: Tensor) -> bool:
+        # Floats of eight bits cannot be tested themselves.
+        return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
+
+    floats = {name: one for name, one in weights.items() if isinstance(one, Tensor) and one.is_floating_point()}
+    return [name for name, tensor in floats.items() if not finite(tensor)]
 
 
 def listed(names: Sequence[str], most: int = MOST_LISTED) -> str:
@@ -159,10 +173,10 @@ def _from_disk(source: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise FileNotFoundError(f"checkpoint {source!r}: there is no such file (working folder {Path.cwd()})")
+        raise MissingFileError(f"checkpoint {source!r}: there is no such file (working folder {Path.cwd()})")
     found = [path / name for name in HUB_FILES if (path / name).is_file()]
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"checkpoint {source!r} is a folder without weights: looked for {', '.join(HUB_FILES)}; give the path of "
             "the file itself"
         )
@@ -172,7 +186,7 @@ def _from_disk(source: str) -> Path:
 def _from_url(url: str) -> Path:
     name = PurePosixPath(urlparse(url).path).name
     if not name:
-        raise ValueError(f"checkpoint {url!r} is a URL without the name of a file")
+        raise DataError(f"checkpoint {url!r} is a URL without the name of a file")
     # A folder for each URL: files of many models are named alike (model.safetensors).
     folder = Path(torch.hub.get_dir()) / "checkpoints" / hashlib.sha256(url.encode()).hexdigest()[:16]
     path = folder / name
@@ -189,7 +203,7 @@ def _from_hub(source: str) -> Path:
     named, _, revision = source.removeprefix("hf-hub:").partition("@")
     match = re.fullmatch(r"([^/]+/[^/]+)(?:/(.+))?", named)
     if match is None:
-        raise ValueError(f"checkpoint {source!r} should be 'hf-hub:owner/name', with '/file' or '@revision' if needed")
+        raise DataError(f"checkpoint {source!r} should be 'hf-hub:owner/name', with '/file' or '@revision' if needed")
     names = (match[2],) if match[2] else HUB_FILES
     for name in names:
         try:
@@ -200,11 +214,11 @@ def _from_hub(source: str) -> Path:
         except EntryNotFoundError:
             continue
         except HFValidationError as error:
-            raise ValueError(f"checkpoint {source!r}: {_in_one_line(error)}") from error
+            raise DataError(f"checkpoint {source!r}: {_in_one_line(error)}") from error
         except Exception as error:  # requests fail in many ways: no such repository or revision, no access, ...
             raise _not_fetched(source, error) from error
     else:
-        raise FileNotFoundError(f"checkpoint {source!r}: looked there for {', '.join(names)}; name the file behind it")
+        raise MissingFileError(f"checkpoint {source!r}: looked there for {', '.join(names)}; name the file behind it")
     for name in names:
         try:
             return Path(hf_hub_download(match[1], name, revision=revision or None, local_files_only=True))
@@ -213,8 +227,8 @@ def _from_hub(source: str) -> Path:
     raise _not_fetched(source, unreachable) from unreachable
 
 
-def _not_fetched(source: str, error: BaseException) -> FileNotFoundError:
-    return FileNotFoundError(
+def _not_fetched(source: str, error: BaseException) -> MissingFileError:
+    return MissingFileError(
         f"checkpoint {source!r} cannot be fetched ({type(error).__name__}: {_in_one_line(error)}). Check the name and "
         "the network, or fetch the file elsewhere and give its path"
     )
@@ -235,12 +249,12 @@ def _read(path: Path, where: str, safe_globals: Iterable[SafeGlobal]) -> Any:
                 raise
             except Exception as error:  # a damaged file makes the readers raise almost anything
                 if refused := _refused(file, error):
-                    raise ValueError(
+                    raise DataError(
                         f"{where} is refused: {refused}, which could run code. If you trust the file, re-save its "
                         "weights where you made it: torch.save(model.state_dict(), ...), or safetensors"
                     ) from error
                 reason = re.split(r"\.\s|\n", str(error))[0] or type(error).__name__
-                raise ValueError(f"{where} cannot be read: it is cut short or no checkpoint ({reason})") from error
+                raise DataError(f"{where} cannot be read: it is cut short or no checkpoint ({reason})") from error
     except MemoryError as error:
         raise MemoryError(f"{where} cannot be read: {_in_one_line(error)}") from error
     except OSError as error:  # made anew with its number, it is of the same class

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmsnnet.errors import SettingError
 from mmsnnet.stitching.anchors import Anchor
 from mmsnnet.stitching.compilation import compile_blocks
 from mmsnnet.stitching.layers import StitchingLayer
@@ -33,13 +34,13 @@ class StitchedNetwork(nn.Module):
     """Anchors joined by stitching layers.
 
     Args:
-        anchors: from the smallest to the largest, of the same patch size and prefix tokens.
+        anchors: from the smallest to the largest, of the same patch size, prefix tokens and channels of images.
         space: the stitches over anchors of these depths.
         rank: of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
 
     Raises:
-        ValueError: the anchors do not fit each other or the space; the message says in what.
+        SettingError: the anchors do not fit each other or the space; the message says in what.
     """
 
     def __init__(self, anchors: Sequence[Anchor], space: StitchSpace, rank: int = 16, with_cp: bool = False) -> None:
@@ -189,18 +190,25 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:
     depths = tuple(anchor.depth for anchor in anchors)
     if depths != space.depths:
-        raise ValueError(f"the space is over anchors of depths {space.depths}, the anchors have {depths}")
+        raise SettingError(f"the space is over anchors of depths {space.depths}, the anchors have {depths}")
     for what in ("patch_size", "num_prefix_tokens", "img_size"):
         values = [getattr(anchor, what) for anchor in anchors]
         if len(set(values)) > 1:
-            raise ValueError(
+            raise SettingError(
                 f"anchors must agree in {what}, so that their tokens correspond one to one; got "
                 + " and ".join(map(str, values))
                 + ": choose models of one family"
             )
+    channels = [anchor.in_chans for anchor in anchors]
+    if len(set(channels)) > 1:
+        raise SettingError(
+            "anchors must agree in in_chans, the channels of their images; got "
+            + " and ".join(map(str, channels))
+            + ": set in_chans to one number in every anchor"
+        )
     for index, (first, second) in enumerate(pairwise(anchors)):
         if first.width > second.width:
-            raise ValueError(
+            raise SettingError(
                 f"anchors go from the smallest to the largest: anchor {index} is {first.width} wide and anchor "
                 f"{index + 1} {second.width}"
             )

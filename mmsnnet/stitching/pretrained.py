@@ -1,49 +1,58 @@
-"""Pretrained weights of anchors: read from wherever they are, resampled to the anchor's sizes, and reported."""
+"""Pretrained weights of anchors: found in their file, loaded, and reported."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import math
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import timm
-from timm.models import clean_state_dict
+import torch
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from mmsnnet.stitching.anchors import CLASSIFIER_MODULES, GRID, POSITION, Anchor, recorded_grid
-from mmsnnet.stitching.attention import BIAS_TABLE
-from mmsnnet.stitching.checkpoint import SafeGlobal, listed, misfits, read_checkpoint, shapes, unwrapped
-from mmsnnet.stitching.windows import Grid
-
-PATCH_WEIGHT = "patch_embed.proj.weight"
-# The parts of a masked autoencoder beside its encoder, which timm's filters let pass.
-DECODER = "decoder_"
-# What a classifier has anew when it is fine-tuned.
-FINE_TUNED = ("head", "head_dist", "fc_norm")
+from mmsnnet.errors import DataError, SettingError
+from mmsnnet.stitching.anchors import GRID, POSITION, Anchor
+from mmsnnet.stitching.checkpoint import SafeGlobal, listed, not_finite, read_checkpoint, unwrapped
+from mmsnnet.stitching.weight_fitting import MOST_NAMES, PATCH_WEIGHT, FittedWeights, fit
+from mmsnnet.stitching.weight_sections import ANCHOR_MODEL, MOST_DICTS, Section, anchors_in, find_sections
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_pretrained` did: where the weights came from, which of the anchor's tensors were resized to its
-    patch and input size, which keys of the file an anchor has no use for (its classifier, or one for another number of
-    classes; a text tower, a decoder, a mask token), and which parts of the anchor the file has nothing for and which
-    stay as they were (the tables of a relative position bias; a head)."""
+    """What :func:`load_pretrained` did.
+
+    Attributes:
+        source: where the weights came from.
+        loaded: how many of the anchor's tensors were loaded.
+        resized: the anchor's tensors that were resized to its patch and input size.
+        left_out: the file's tensors that the anchor has no use for: a classifier that it does not keep, or one for
+            another number of classes; a text tower, a decoder, a mask token.
+        kept: the anchor's tensors that the file has nothing for and that stay as they were: the tables of a relative
+            position bias, a head.
+        under: where in the file the weights were: the keys of dicts, then the prefix of the names.
+        library: whose names the file has; empty for names that timm knows.
+        adapted: the channels of the patch embedding in the file and in the anchor, where they differ.
+    """
 
     source: str
     loaded: int
     resized: tuple[str, ...]
     left_out: tuple[str, ...]
     kept: tuple[str, ...] = ()
+    under: tuple[str, ...] = ()
+    library: str = ""
+    adapted: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.loaded} tensors loaded"
+        if self.under:
+            text += f", under {' and '.join(map(repr, self.under))}"
+        if self.library:
+            text += f", by the names of {self.library}"
+        if self.adapted:
+            text += f", {PATCH_WEIGHT} adapted from {self.adapted[0]} to {self.adapted[1]} channels"
         if self.resized:
             text += f", resized: {listed(self.resized)}"
         if self.left_out:
@@ -54,71 +63,78 @@ class LoadReport:
 
 
 def load_pretrained(
-    anchor: Anchor, source: str | os.PathLike[str] | bool, safe_globals: Iterable[SafeGlobal] = ()
+    anchor: Anchor,
+    source: str | os.PathLike[str] | bool,
+    safe_globals: Iterable[SafeGlobal] = (),
+    prefix: str | None = None,
 ) -> LoadReport:
-    """Loads pretrained weights into an anchor, its position embedding resampled to the anchor's input size.
+    """Load pretrained weights into an anchor, resampled to its patch and input size.
 
-    Args:
-        anchor: the anchor to fill.
-        source: what :func:`read_checkpoint` reads (a path, a URL, ``hf-hub:owner/name``), or True for the weights that
-            timm publishes for the model. The weights have timm's names or those that timm's filter for the class of
-            the model knows (OpenCLIP's, DINOv2's and DINOv3's, EVA-02's, DeiT-III's, ...). A checkpoint of a
-            :class:`StitchedNetwork` with one anchor works too.
-        safe_globals: as of :func:`read_checkpoint`.
+    The weights may lie in dicts within the file, and below a prefix that their names have. The names are timm's, those
+    that timm's filter for the class of the model knows (OpenCLIP's, DINOv2's and DINOv3's, EVA-02's, DeiT-III's, ...),
+    or those of a library in :mod:`mmsnnet.stitching.foreign_names`. A checkpoint of a :class:`StitchedNetwork` with one
+    anchor works too.
 
     A position embedding, like the tables of a relative position bias, is for the grid that a one-anchor checkpoint
     records. Where none is recorded, it is taken for one of a square grid if its size allows, else for one of the
     anchor's grid. Where the file has no such tables, the anchor's stay at zero. A head for another number of classes
     than the anchor's is left out; where the file has no head, or no norm of pooled tokens, an anchor with a classifier
-    keeps its own.
+    keeps its own. A patch embedding of three channels is adapted to the anchor's number as timm does it.
+
+    Args:
+        anchor: the anchor to fill.
+        source: what :func:`read_checkpoint` reads (a path, a URL, ``hf-hub:owner/name``), or True for the weights that
+            timm publishes for the model.
+        safe_globals: as of :func:`read_checkpoint`.
+        prefix: chooses one of several models in a file: ``teacher.backbone.``, the keys of dicts and the prefix of
+            names joined by dots, or a part of it. An empty one stands for the names at the root of the file.
 
     Raises:
         FileNotFoundError: there is no such file, or it cannot be fetched.
-        ValueError: the file cannot be read, or holds another architecture (missing, unexpected and mismatching keys
-            are listed), or does not tell its grid, or timm publishes no weights for the model. The anchor is then left
-            as it was.
+        DataError: the file cannot be read, holds another architecture, does not tell its grid, or has NaN or infinity
+            in a tensor. The anchor is left as it was.
+        SettingError: the file holds the model several times with different weights, or nothing under ``prefix``; or
+            timm publishes no weights for the model.
     """
     if source is True:
         source = _timm_source(anchor.model)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"pretrained is a path, a URL, 'hf-hub:owner/name' or True, got {source!r}")
     source = os.fspath(source)
-    state_dict, grid = _unwrap(read_checkpoint(source, safe_globals), source)
-    named = _in_timm_names(anchor, state_dict, source)
-    filtered, unknown = _in_anchors_size(anchor, named, grid)
-    wanted = anchor.model.state_dict()
-    kept = _kept(filtered, wanted)
-    wanted = {key: value for key, value in wanted.items() if key not in kept}
-    given = {key: value for key, value in filtered.items() if key in wanted or not _of_no_use(key)}
-    if wrong := misfits(shapes(given), shapes(wanted)):
-        rest = ({key: value for key, value in weights.items() if key not in unknown} for weights in (given, wanted))
-        if grid is None and not misfits(*map(shapes, rest)):
-            wrong += (
-                ". The file does not tell of what grid of patches these are, which is neither a square nor this "
-                f"anchor's {' x '.join(map(str, anchor.stored_grid))}: load it into a model at the img_size that it "
-                "was made at, and give the checkpoint of that model, which records the grid"
-            )
-        raise ValueError(
-            f"pretrained={source!r} does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). {wrong}"
+    where = f"pretrained={source!r}"
+    file = read_checkpoint(source, safe_globals)
+    own = anchor.model.state_dict()
+    # Files split and join tensors, and lack a classifier. A third of the model tells where one of another depth lies.
+    sections = find_sections(file, least=len(own) // 3)
+    if not sections:
+        unwrapped(file, where)  # says what the file has in the place of weights
+        raise DataError(f"{where} holds no weights by name, as deep as it was looked into ({MOST_DICTS} dicts)")
+    addresses = {section.address for section in _under(prefix, sections, where)}
+    fits = _fit_each(anchor, own, sections)
+    fitted = _choose([one for one in fits if one.section.address in addresses], prefix, where)
+    _check_grid(fitted, where)
+    if lost := fitted.lost_biases:
+        raise SettingError(
+            f"{where} does not fit this anchor, whose attention has no bias on queries and values: "
+            f"{_few(lost)}. Set qkv_bias=True for it, or choose its model whose name ends with _qkvb"
         )
-    if grid is not None and POSITION in unknown:
-        raise ValueError(
-            f"pretrained={source!r} says that it is for {grid[0]} x {grid[1]} patches, which is not the size of its "
-            f"{POSITION}, {tuple(named[POSITION].shape)}"
+    loaded = fitted.loaded
+    if bad := not_finite(loaded):
+        raise DataError(
+            f"{where} has NaN or infinity in {_few(bad)}. The run that wrote it has diverged, or the file is damaged: "
+            "take an earlier checkpoint"
         )
-    in_file = dict(_tensors(state_dict))
-    left_out = _left_out(in_file, {key: named[key] for key in wanted})
-    if lost := [key for key in left_out if key.endswith("attn.qkv.bias") and _of_queries_and_values(in_file[key])]:
-        raise ValueError(
-            f"pretrained={source!r} does not fit this anchor, whose attention has no bias on queries and values: "
-            f"{listed(lost)}. Set qkv_bias=True for it, or choose its model whose name ends with _qkvb"
-        )
-    resized = [key for key in wanted if filtered[key] is not named[key]]
-    if PATCH_WEIGHT in wanted and _memory(named[PATCH_WEIGHT]) not in {_memory(tensor) for tensor in in_file.values()}:
-        resized.append(PATCH_WEIGHT)
-    loaded = {key: filtered[key] for key in wanted}
     anchor.model.load_state_dict(loaded, strict=False)
-    return LoadReport(source, len(loaded), tuple(resized), tuple(left_out), tuple(kept))
+    return LoadReport(
+        source,
+        len(loaded),
+        fitted.resized,
+        fitted.left_out,
+        fitted.kept,
+        under=(*fitted.section.dicts, *filter(None, [fitted.section.prefix])),
+        library=fitted.library,
+        adapted=fitted.adapted,
+    )
 
 
 def _timm_source(model: VisionTransformer | Eva) -> str:
@@ -134,131 +150,105 @@ def _timm_source(model: VisionTransformer | Eva) -> str:
         return config["url"]
     name = config.get("architecture", type(model).__name__)
     tagged = timm.list_pretrained(f"{name}.*")
-    raise ValueError(
+    raise SettingError(
         f"pretrained=True: timm publishes no weights for {'.'.join(filter(None, (name, config.get('tag'))))}; give a "
         "path or a URL" + (f", or choose the model with a tag that has some: {', '.join(tagged)}" if tagged else "")
     )
 
 
-def _of_no_use(key: str) -> bool:
-    return key.split(".")[0] in CLASSIFIER_MODULES or key.startswith(DECODER)
+def _under(prefix: str | None, sections: Sequence[Section], where: str) -> list[Section]:
+    """The sections that a prefix leaves to choose from."""
+    if prefix is None:
+        for section in sections:
+            if len(anchors := anchors_in(section)) > 1:
+                raise DataError(
+                    f"{where} holds {len(anchors)} anchors: an anchor's weights come from a checkpoint of one, or from "
+                    f"that which prefix='anchors.{min(anchors)}.' (...) chooses"
+                )
+        return list(sections)
+    address = _address(prefix)
+    found = [one for one in sections if one.address == address or (address and f".{address}" in f".{one.address}")]
+    if not found:
+        places = [repr(one.address) for one in sections if one.address] or ["no prefix"]
+        raise SettingError(f"{where} has no model under prefix={prefix!r}; it has weights under {_few(places)}")
+    return found
 
 
-def _tensors(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    for key, value in state_dict.items():
-        if isinstance(value, Tensor):
-            yield key, value
-        elif isinstance(value, Mapping):
-            yield from ((f"{key}.{inner}", tensor) for inner, tensor in _tensors(value))
+def _address(prefix: str) -> str:
+    return prefix if prefix.endswith(".") or not prefix else f"{prefix}."
 
 
-def _left_out(in_file: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:
-    """The keys of a file nothing of which is loaded. timm's filters rename: a tensor is known by its memory, and where
-    it was computed with, by its name; the patch embedding is never left out."""
-    used = {_memory(tensor) for tensor in loaded.values()}
-    return [
-        key
-        for key, tensor in in_file.items()
-        if key not in loaded and _memory(tensor) not in used and not key.endswith((PATCH_WEIGHT, "conv1.weight"))
-    ]
+def _fit_each(anchor: Anchor, own: Mapping[str, Tensor], sections: Sequence[Section]) -> list[FittedWeights]:
+    """Fit each section.
+
+    A section that holds a model, and another one below ``ema.``, fits when the other one is taken out of it.
+    """
+    fits = [fit(anchor, own, section) for section in sections]
+    whole = [one.section for one in fits if not one.refusal]
+    for index, one in enumerate(fits):
+        rest = one.section
+        for part in whole if one.refusal else ():
+            if part.lies_in(one.section):
+                rest = rest.without(part)
+        if rest is not one.section and not (alone := fit(anchor, own, rest)).refusal:
+            fits[index] = alone
+    return fits
 
 
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _choose(candidates: Sequence[FittedWeights], prefix: str | None, where: str) -> FittedWeights:
+    """The candidate that fits.
 
-
-def _of_queries_and_values(bias: Tensor) -> bool:
-    """Whether a joint bias moves queries or values; DINOv3 keeps that of keys in its files, but masks it."""
-    return bias.ndim != 1 or len(bias) % 3 != 0 or bool(bias.view(3, -1)[[0, 2]].any())
-
-
-def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """What of an anchor stays as it is initialised: bias tables, and what is new in fine-tuning, where the file has
-    none at all, and a head whose number of classes is not the file's."""
-    tables = [key for key in wanted if key.endswith(BIAS_TABLE)]
-    kept = [] if any(key in filtered for key in tables) else tables
-    for module in FINE_TUNED:
-        own, weight = [key for key in wanted if key.startswith(f"{module}.")], f"{module}.weight"
-        absent = not any(key.startswith(f"{module}.") for key in filtered)
-        if absent or (weight in wanted and weight in filtered and len(wanted[weight]) != len(filtered[weight])):
-            kept += own
-    return kept
-
-
-def _unwrap(file: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], Grid | None]:
-    """The weights out of their wrapper, and out of a stitched network with one anchor, with the grid that it
-    records."""
-    weights = clean_state_dict(_apart(unwrapped(file, f"pretrained={source!r}")))
-    inside = {key: match for key in weights if (match := re.match(r"(?:.*\.)?anchors\.(\d+)\.model\.", key))}
-    indices = {match[1] for match in inside.values()}
-    if len(indices) > 1:
-        raise ValueError(
-            f"pretrained={source!r} holds {len(indices)} anchors: an anchor's weights come from a checkpoint of one"
+    Raises:
+        DataError: none does; the message is about the one with the most names of the anchor.
+        SettingError: several do, with different weights.
+    """
+    fitting = [one for one in candidates if not one.refusal]
+    if not fitting:
+        nearest = max(candidates, key=lambda one: (one.matching, len(one.in_file)))
+        address = nearest.section.address
+        raise DataError(f"{where}{f' (under {address!r})' if address else ''} {nearest.refusal}")
+    if prefix is not None:
+        fitting = [one for one in fitting if one.section.address == _address(prefix)] or fitting
+    models: list[list[FittedWeights]] = []
+    for one in fitting:
+        alike = next((model for model in models if _same_weights(model[0], one)), None)
+        if alike is not None:
+            alike.append(one)
+        elif len(models) <= MOST_NAMES:  # more are not listed, and comparing each with each would take long
+            models.append([one])
+    if len(models) > 1:
+        addresses = [max((one.section.address for one in model), key=len) for model in models]
+        raise SettingError(
+            f"{where} holds the model more than once, with different weights: under {_few(map(repr, addresses))}. "
+            f"Choose one: pretrained=dict(source=..., prefix={addresses[0]!r}) in a config, "
+            f"load_pretrained(..., prefix={addresses[0]!r}) in Python"
         )
-    if not inside:
-        return weights, None
-    record = f"{next(iter(inside.values()))[0].removesuffix('model.')}{GRID}"
-    grid = recorded_grid(weights.get(record))
-    if grid is None and record in weights:
-        raise ValueError(
-            f"pretrained={source!r} has {record} that is no grid: the height and width in patches, two whole numbers"
+    return max(models[0], key=lambda one: len(one.names))
+
+
+def _same_weights(one: FittedWeights, other: FittedWeights) -> bool:
+    ours, theirs = one.loaded, other.loaded
+    pairs = [(ours[name], theirs[name]) for name in ours.keys() & theirs.keys()]
+    # NaN equals NaN here: such a file is refused for it, not for holding two models.
+    return all(
+        a is b or (a.dtype == b.dtype and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)) for a, b in pairs
+    )
+
+
+def _check_grid(fitted: FittedWeights, where: str) -> None:
+    """Refuse a recorded grid that is none, or not that of the position embedding."""
+    prefix = fitted.section.prefix
+    if fitted.grid is None and fitted.section.grid is not None and ANCHOR_MODEL.fullmatch(prefix):
+        raise DataError(
+            f"{where} has {prefix.removesuffix('model.')}{GRID} that is no grid: the height and width in patches, two "
+            "whole numbers"
         )
-    return {key[match.end() :]: weights[key] for key, match in inside.items()}, grid
+    if fitted.grid is not None and POSITION in fitted.of_unknown_grid:
+        raise DataError(
+            f"{where} says that it is for {fitted.grid[0]} x {fitted.grid[1]} patches, which is not the size of its "
+            f"{POSITION}, {tuple(fitted.named[POSITION].shape)}"
+        )
 
 
-def _apart(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights of which no two have their memory in common, by which they are known when they have other names."""
-
-    def apart(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return _apart(value)
-        shares = isinstance(value, Tensor) and value.untyped_storage().nbytes() != value.nbytes
-        return value.clone() if shares else value
-
-    return {key: apart(value) for key, value in weights.items()}
-
-
-def _in_timm_names(anchor: Anchor, state_dict: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights under timm's names, the patch embedding resampled to the anchor's patches."""
-    model = anchor.model
-    # From a model without a position embedding, timm's filter lets the file's pass as it is: it cannot tell apart two
-    # grids of as many tokens, and takes the grid of a one-anchor checkpoint for a square.
-    position, model.pos_embed = model.pos_embed, None
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the filter for Eva prints what it tries in vain
-            return anchor.checkpoint_filter(state_dict)
-    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError, LookupError) as error:
-        raise ValueError(f"pretrained={source!r} is of another architecture ({_first_line(error)})") from error
-    finally:
-        model.pos_embed = position
-
-
-def _in_anchors_size(
-    anchor: Anchor, named: Mapping[str, Tensor], grid: Grid | None
-) -> tuple[dict[str, Tensor], set[str]]:
-    """The weights with position embedding and bias tables resampled to the anchor's input size, and the names of those
-    that are of no known grid; ``grid`` is the recorded one."""
-    sized, unknown = dict(named), set()
-    for name, own in anchor.grids().items():
-        if name not in named:
-            continue
-        found = [one for one in _grids(name, named[name], grid, own) if anchor.is_for(name, named[name], one)]
-        if found:
-            sized[name] = anchor.resample(name, named[name], found[0])
-        else:
-            unknown.add(name)
-    return sized, unknown
-
-
-def _grids(name: str, tensor: Any, recorded: Grid | None, own: Grid) -> Iterator[Grid]:
-    """The grids that a tensor may be for, the likeliest first; that of a table within windows is not recorded."""
-    if recorded is not None:
-        yield recorded
-    if recorded is None or name != POSITION:
-        rows = tensor.shape[-2] if isinstance(tensor, Tensor) and tensor.ndim > 1 else 0
-        yield from ((side, side) for side in range(1, math.isqrt(rows) + 1))
-        yield own
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _few(names: Iterable[str]) -> str:
+    return listed(list(names), MOST_NAMES)

@@ -20,6 +20,7 @@ from mmengine.runner import CheckpointLoader, Runner, get_state_dict, load_check
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from mmsnnet.errors import DataError
 from mmsnnet.models import StitchedViT, check_weights, model_weights, read_model_checkpoint, read_weights
 from mmsnnet.stitching.attention import resize_table
 from tests.conftest import RunsCode
@@ -370,6 +371,21 @@ def test_long_lists_are_cut(make_backbone: MakeBackbone) -> None:
     missing, left_over = str(raised.value).split("missing: ")[1].split("; left over: ")
     assert missing.endswith(f" and {count - 20} more") and missing.count("network.") == 20
     assert left_over == "a (1,)"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_model_with_nan_is_not_evaluated(value: float, make_backbone: MakeBackbone, tmp_path: Path) -> None:
+    """In one line that names the file and the tensor. Infinity that the model itself has, in a mask, is no fault."""
+    backbone = make_backbone()
+    name = "network.anchors.1.model.blocks.2.mlp.fc1.bias"
+    weights = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    weights[name][7] = value
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    with pytest.raises(DataError, match=rf"a\.pth' has NaN or infinity in {name}\. The run") as raised:
+        read_weights(backbone, tmp_path / "a.pth")
+    assert "\n" not in str(raised.value)
+    backbone.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    check_weights(backbone, backbone.state_dict(), "a.pth")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
 from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import Tensor, nn
 
+from mmsnnet.errors import SettingError
 from mmsnnet.models import StitchedViT, find_stitched_backbone
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
@@ -514,6 +516,24 @@ def test_init_weights_loads_the_anchors_once(
     assert not large.pos_embed.any()
 
 
+def test_one_of_several_models_in_a_file_is_chosen_in_the_config(
+    timm_weights: tuple[str, dict[str, Tensor]], backbone_config: Config, tmp_path: Path
+) -> None:
+    weights, path = timm_weights[1], str(tmp_path / "two.pth")
+    other = {name: tensor + 1 for name, tensor in weights.items()}
+    torch.save({"student": weights, "teacher": {f"backbone.{name}": one for name, one in other.items()}}, path)
+    with pytest.raises(SettingError, match=r"two\.pth'.* prefix='student\.'\) in a config"):
+        MODELS.build(backbone_config(large=dict(pretrained=path))).init_weights()
+    for prefix, expected in {"student.": weights, "teacher.backbone.": other, "teacher": other}.items():
+        chosen = ConfigDict(source=path, prefix=prefix)  # as a config file has it
+        backbone = MODELS.build(backbone_config(large=dict(pretrained=chosen)))
+        backbone.init_weights()
+        assert same_weights(backbone.network.anchor(1).model, expected)
+    backbone = MODELS.build(backbone_config(large=dict(pretrained=dict(source=timm_weights[0]))))
+    backbone.init_weights()
+    assert same_weights(backbone.network.anchor(1).model, weights)
+
+
 def test_init_cfg_leaves_pretrained_anchors(
     timm_weights: tuple[str, dict[str, Tensor]], backbone_config: Config
 ) -> None:
@@ -588,6 +608,10 @@ def test_init_weights_reads_what_a_training_run_of_one_anchor_wrote(
         (dict(anchors=[dict(embed_dim=32)]), r"'model', the name of a timm model.*embed_dim"),
         (dict(large=dict(img_size=64)), "img_size is set once, for the backbone"),
         (dict(large=dict(pretrained="")), "pretrained of anchor 'vit_tiny_patch16_224' is empty"),
+        (dict(large=dict(pretrained=dict(source=None))), "pretrained of anchor 'vit_tiny_patch16_224' is empty"),
+        (dict(large=dict(pretrained=dict(prefix="a."))), "pretrained of anchor 'vit_tiny_patch16_224' is empty"),
+        (dict(large=dict(pretrained=dict(source="a", key="b"))), r"dict\(source=\.\.\., prefix=\.\.\.\), got key"),
+        (dict(large=dict(in_chans=4)), "must agree in in_chans.*3 and 4"),
         (dict(anchors=[]), r"two anchors.*\(\)"),
         (dict(small=dict(embed_dims=32)), "unknown key 'embed_dims'.*timm.create_model"),
         (dict(small=dict(patch_size=8)), r"patch_size.*\(8, 8\) and \(16, 16\).*one family"),

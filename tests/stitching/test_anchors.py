@@ -1,5 +1,6 @@
 """Anchors against timm's own forward, and what they are made of."""
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -373,3 +374,35 @@ def test_a_state_dict_of_the_same_grid_or_none_is_loaded_as_it_is(
         make_anchor(img_size=64).load_state_dict(weights)
     with pytest.raises(RuntimeError, match=r'Unexpected key.*: "grid"'):
         anchor.load_state_dict(weights | {"grid": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("how", ["compile", "export", "trace"])
+def test_the_count_of_channels_breaks_no_graph(
+    how: str, make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
+) -> None:
+    """The stem stays one graph, and its trace does not warn of the comparison."""
+
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchor = make_anchor()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.anchor.stem(images)
+
+    stem, images = Stem().eval(), make_images(2, 32, 32)
+    expected = stem(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message=".*channels.*|.*Python boolean.*anchors.py")
+        if how == "compile":
+            other = torch.compile(stem, fullgraph=True, backend="eager")
+        elif how == "export":
+            batch = torch.export.Dim("batch", min=2, max=8)
+            other = torch.export.export(stem, (images,), dynamic_shapes=({0: batch},)).module()
+        else:
+            other = torch.jit.trace(stem, images)
+    torch.testing.assert_close(other(images), expected)
+    if how == "compile":
+        with pytest.raises(Exception, match="in every anchor, or load images with"):
+            other(torch.randn(2, 4, 32, 32))

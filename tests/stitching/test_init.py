@@ -178,7 +178,7 @@ def test_training_modes_come_back(fails: bool, make_network: MakeNetwork, make_i
     assert len(set(modes)) == 2
     equations = NormalEquations(network)
     if fails:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ValueError, match="have 2 channels"):
             equations.add(make_images()[:, :2])
     else:
         equations.add(make_images())

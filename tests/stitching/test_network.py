@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmsnnet.errors import SettingError
 from mmsnnet.stitching import Anchor, LayerKey, StitchedNetwork, StitchSpace
 
 MakeAnchor = Callable[..., Anchor]
@@ -316,11 +317,26 @@ def test_layers_have_the_widths_that_they_join(make_network: MakeNetwork) -> Non
         (dict(model="vit_little_patch16_reg4_gap_256"), "num_prefix_tokens.*1 and 4"),
         (dict(img_size=(32, 64)), r"img_size.*\(32, 32\) and \(32, 64\)"),
         (dict(depth=3), r"\(2, 2\).*\(2, 3\)"),
+        (dict(in_chans=4), "in_chans, the channels of their images; got 3 and 4: set in_chans to one number"),
+        (dict(in_chans=1), "got 3 and 1"),
     ],
 )
 def test_anchors_that_do_not_fit(other: dict[str, Any], says: str, make_anchor: MakeAnchor) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(SettingError, match=says):
         StitchedNetwork([make_anchor(), make_anchor(**other)], StitchSpace.two_way((2, 2)))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+@torch.no_grad()
+def test_images_of_any_number_of_channels(channels: int, make_network: MakeNetwork) -> None:
+    """Images of the anchors' number run along every route; those of another are refused in words, before any layer."""
+    network = make_network((2, 2), in_chans=channels)
+    for stitch in network.space:
+        assert network(torch.randn(1, channels, 32, 32), stitch, (1,))[0].shape == (1, 48, 2, 2)
+        for other in {1, 3, 5} - {channels}:
+            says = rf"have {other} channels, the anchors take {channels}: set in_chans={other} in every anchor, or load"
+            with pytest.raises(SettingError, match=says):
+                network(torch.randn(1, other, 32, 32), stitch, (1,))
 
 
 def test_as_many_anchors_as_the_space_has(make_anchor: MakeAnchor) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from mmsnnet.errors import UserError
 from mmsnnet.stitching import Anchor, StitchedNetwork, StitchSpace, create_anchor, load_pretrained
 from mmsnnet.stitching.attention import resize_table
 from tests.conftest import RunsCode
@@ -582,7 +583,7 @@ def refused(anchor: Anchor, path: Path | str, error: type[Exception] = ValueErro
     before = state(anchor)
     with pytest.raises(error) as caught:
         load_pretrained(anchor, str(path))
-    assert type(caught.value) is error
+    assert isinstance(caught.value, error) and isinstance(caught.value, UserError)
     assert same(before, state(anchor))
     assert str(path) in str(caught.value)
     return str(caught.value)

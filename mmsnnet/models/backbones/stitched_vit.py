@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoint, read_points, select_stitch
 from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.backbones.taps import Taps
@@ -55,9 +56,9 @@ class StitchedViT(BaseModule):
     Args:
         anchors: one dict for each anchor, smallest first: ``model``, a plain ViT of timm's; ``pretrained``, what
             :func:`mmsnnet.stitching.load_pretrained` takes (a path, a URL, ``hf-hub:`` or True), or None for random
-            weights; ``rel_pos_bias``, ``window_size`` and ``global_blocks`` as of
-            :func:`mmsnnet.stitching.create_anchor`; all else goes to ``timm.create_model``. One anchor alone makes a
-            space of one stitch.
+            weights, or ``dict(source=..., prefix=...)`` to choose one of several models in a file; ``rel_pos_bias``,
+            ``window_size`` and ``global_blocks`` as of :func:`mmsnnet.stitching.create_anchor`; all else goes to
+            ``timm.create_model``. One anchor alone makes a space of one stitch.
         img_size: the training input size, height and width or the side. Any other size works too: images are padded to
             :meth:`padded_size`, at the bottom and on the right.
         out_indices: blocks of the largest anchor whose output is handed out, or one; the last by default. Given as
@@ -122,8 +123,7 @@ class StitchedViT(BaseModule):
             if "img_size" in config:
                 raise ValueError("img_size is set once, for the backbone, not for an anchor")
             self.pretrained.append(config.pop("pretrained", None))
-            if self.pretrained[-1] == "":
-                raise ValueError(f"pretrained of anchor {config['model']!r} is empty: name a source, or None for none")
+            _check_pretrained(self.pretrained[-1], config["model"])
             if reserved := {"classifier", "num_classes"} & set(config):
                 raise ValueError(
                     f"{', '.join(sorted(reserved))} is no key of an anchor: num_classes is set once, for the backbone"
@@ -357,7 +357,8 @@ class StitchedViT(BaseModule):
     def _load_anchors(self) -> None:
         for index, source in enumerate(self.pretrained):
             if source:  # what HISTORY_GLOBALS allow is in a checkpoint of a run
-                report = load_pretrained(self.network.anchor(index), source, HISTORY_GLOBALS)
+                place = source if isinstance(source, Mapping) else dict(source=source)
+                report = load_pretrained(self.network.anchor(index), safe_globals=HISTORY_GLOBALS, **place)
                 print_log(f"Anchor {index} from {report}", logger="current")
 
     def forward(self, images: Tensor) -> Taps | Tensor:
@@ -480,6 +481,18 @@ def _space(scheme: str, depths: Sequence[int]) -> StitchSpace:
     if scheme not in schemes:
         raise ValueError(f"scheme is one of {', '.join(schemes)}; got {scheme!r}")
     return schemes[scheme](depths)
+
+
+def _check_pretrained(pretrained: object, model: str) -> None:
+    """Refuse a ``pretrained`` of an anchor that names no source."""
+    if isinstance(pretrained, Mapping):
+        if unknown := sorted(set(pretrained) - {"source", "prefix"}):
+            raise SettingError(
+                f"pretrained of anchor {model!r} is a source or dict(source=..., prefix=...), got {', '.join(unknown)}"
+            )
+        pretrained = pretrained.get("source") or ""
+    if pretrained == "":
+        raise SettingError(f"pretrained of anchor {model!r} is empty: name a source, or None for none")
 
 
 def _with_parts(index: int, parts: Sequence[Part], outline: Anchor, make: Callable[[], Anchor]) -> Anchor:
