@@ -12,6 +12,7 @@ from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from PIL import Image
 
 from mmsnnet.datasets import write_shapes
+from mmsnnet.errors import UserError
 from mmsnnet.registry import TRANSFORMS
 
 IMAGE, LABELS = "images/training/ADE_train_00000001.jpg", "annotations/training/ADE_train_00000001.png"
@@ -80,7 +81,7 @@ def test_classes_of_the_users_choice_are_renumbered(original):
 def is_refused(root: Path, error: type[Exception], message: str, file: str) -> None:
     with pytest.raises(error) as raised:
         read(root, *CHECKED)
-    assert type(raised.value) is error
+    assert isinstance(raised.value, UserError)
     assert str(root / file) in str(raised.value)
     assert re.search(message, str(raised.value)), raised.value
 
