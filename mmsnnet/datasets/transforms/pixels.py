@@ -178,16 +178,14 @@ def _decode_tiff(content: bytes, tiff: Tiff, path: str, backend: str, color: str
     plain = tiff.kind == "u" and tiff.bits <= 8 and not tiff.extra_bands
     if plain and backend in ("cv2", "pillow"):
         return _call(content, path, backend, color, expected)
-    if backend == "tifffile":
+    # OpenCV multiplies colours with an alpha that is not associated, Pillow divides by one that is.
+    decoder = "pillow" if backend == "cv2" and tiff.bits == 8 and tiff.has_alpha and tiff.extra == (2,) else backend
+    if decoder == "tifffile":
         values = _call_tifffile(content, tiff, path, color, expected)
+    elif _gives_as_stored(decoder, tiff):
+        values = _call(content, path, decoder, "unchanged", expected)
     else:
-        alpha = tiff.extra_bands and (1 in tiff.extra or 2 in tiff.extra)
-        if backend == "cv2" and tiff.bits == 8 and alpha:
-            values = _call(content, path, "pillow", "unchanged", expected)  # OpenCV multiplies the colours with alpha
-        elif backend == "cv2" and (tiff.bits % 8 or (tiff.planar and tiff.bands > 1 and tiff.bits > 8)):
-            raise _lossy(path, tiff, backend)  # it shifts 12 bits to 16, and reads planes as if there were one
-        else:
-            values = _call(content, path, backend, "unchanged", expected)
+        raise _lossy(path, tiff, backend)
     bands = values.shape[2] if values.ndim == 3 else 1
     if values.dtype.kind in "iu" and tiff.kind in "iu" and values.dtype.itemsize == tiff.dtype.itemsize:
         values = values.view(tiff.dtype.newbyteorder(values.dtype.byteorder))  # Pillow's types are often unsigned
@@ -211,10 +209,21 @@ def _call_tifffile(content: bytes, tiff: Tiff, path: str, color: str, expected: 
     return values
 
 
+def _gives_as_stored(decoder: str, tiff: Tiff) -> bool:
+    """Whether OpenCV or Pillow gives the values of a TIFF, as far as their type and shape do not tell."""
+    if decoder == "pillow":
+        return 1 not in tiff.extra and not (tiff.planar and tiff.bands == 2)  # it loses the second of two planes
+    is_known = f"{tiff.kind}{tiff.bits}" in ("u8", "u16", "i8", "i16", "i32", "f32", "f64")  # 12 bits become 16
+    takes_planes = tiff.bits == 8 or tiff.bands == 1
+    return (
+        is_known and tiff.bands <= 4 and (takes_planes or not tiff.planar) and not (tiff.bits == 8 and 2 in tiff.extra)
+    )
+
+
 def _lossy(path: str, tiff: Tiff, backend: str) -> DataError:
-    others = [name for name in ("cv2", "pillow", "tifffile") if name != backend]
+    other = "pillow" if tiff.bits % 8 and backend != "pillow" else "tifffile"
     return DataError(
         f"{path} is a TIFF of {tiff.bands} band{'s' * (tiff.bands > 1)} of {tiff.bits} bits, which {backend!r} does "
-        f"not give as they are: decode it with imdecode_backend={' or '.join(map(repr, reversed(others)))}, or write "
-        "it anew, (height, width, bands) with planarconfig='contig'"
+        f"not give as stored: decode it with imdecode_backend={other!r}, or write it anew, (height, width, bands) with "
+        "planarconfig='contig'"
     )
