@@ -54,7 +54,7 @@ class LoadPillowImage:
         tiff = header.tiff
         if header.has_unknown_band:
             raise DataError(f"{path} has bands that are neither colours nor alpha: LoadPillowImage reads three colours")
-        if header.bits > 8 or (tiff is not None and (tiff.kind != "u" or tiff.pages > 1)):
+        if header.bits > 8 or (tiff is not None and (tiff.kind != "u" or tiff.extra_bands or tiff.pages > 1)):
             # Pillow keeps the bits of one channel alone.
             backend = "pillow" if header.is_gray else "cv2"
             values = to_byte_range(decode(content, header, path, backend, "color"), path, self.max_value, "color")

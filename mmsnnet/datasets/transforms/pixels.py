@@ -51,9 +51,7 @@ def decode(content: bytes, header: Header, path: str, backend: str, color: str, 
         return values if backend == "tifffile" else turned_back(values, header.orientation)
     if backend == "pillow" and header.bits > 8:
         if not header.is_gray:
-            raise DataError(
-                f"{path} has {header.bits} bits a channel, and 'pillow' keeps 8: set imdecode_backend='cv2'"
-            )
+            raise DataError(f"{path} has {header.bits} bits a channel, 'pillow' keeps 8: set imdecode_backend='cv2'")
         return _call(content, path, backend, "unchanged", expected)
     return _call(content, path, backend, color, expected)
 
@@ -81,8 +79,8 @@ def to_byte_range(values: np.ndarray, path: str, max_value: float | None, color:
         if not np.isfinite(low) or not np.isfinite(high):  # either is NaN where one value is
             count = int((~np.isfinite(values)).sum())
             raise DataError(
-                f"{path} has {count} values that are no finite numbers, such as {values[~np.isfinite(values)][0]}: "
-                "write another value where nothing was measured"
+                f"{path} has {count} of {values.size} values that are not finite, such as "
+                f"{values[~np.isfinite(values)][0]}: write another value where nothing was measured"
             )
         if max_value is None:
             raise DataError(
@@ -191,6 +189,14 @@ def _decode_tiff(content: bytes, tiff: Tiff, path: str, backend: str, color: str
         values = values.view(tiff.dtype.newbyteorder(values.dtype.byteorder))  # Pillow's types are often unsigned
     if bands != tiff.bands or not np.can_cast(tiff.dtype, values.dtype):
         raise _lossy(path, tiff, backend)
+    if tiff.has_alpha and color != "unchanged":
+        alpha = values[..., -1]
+        if ((alpha != 0) & (alpha != alpha.max())).any():  # libraries call any fourth band alpha, near infrared too
+            raise DataError(
+                f"{path} has {tiff.bands} bands, the last marked as alpha but with values from {alpha.min()} to "
+                f"{alpha.max()}: color_type={color!r} would drop it; set color_type='unchanged' of LoadImage, and "
+                f"in_chans={tiff.bands} of every anchor (docs/datasets.md)"
+            )
     return values
 
 
