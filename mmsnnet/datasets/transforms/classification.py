@@ -63,8 +63,10 @@ class LoadPillowImage:
             return results
         try:
             with Image.open(BytesIO(content)) as image:
-                results["img"] = ImageOps.exif_transpose(image).convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                if header.orientation != 1 and tiff is None:  # Pillow turns a TIFF by itself
+                    image = ImageOps.exif_transpose(image)
+                results["img"] = image.convert("RGB")
+        except (Image.DecompressionBombError, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path}: expected an image, found a file that cannot be decoded ({error})") from error
         return results
 

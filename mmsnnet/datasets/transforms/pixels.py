@@ -12,6 +12,7 @@ import cv2
 import mmcv
 import numpy as np
 from mmcv.image import io
+from PIL.Image import DecompressionBombError
 
 from mmsnnet.datasets.transforms.headers import Header, Tiff
 from mmsnnet.datasets.transforms.orientation import turned_back
@@ -152,7 +153,7 @@ def _call(content: bytes, path: str, backend: str, color: str, expected: str) ->
         if values is None:  # as OpenCV says it
             raise ValueError("no image")
     # Compressions that tifffile leaves to imagecodecs are a NotImplementedError.
-    except (OSError, SyntaxError, ValueError, NotImplementedError, cv2.error) as error:
+    except (OSError, SyntaxError, ValueError, NotImplementedError, DecompressionBombError, cv2.error) as error:
         raise DataError(
             f"{path} cannot be decoded by {backend!r} ({str(error).strip()}): expected {expected}, found one that is "
             "damaged or cut short, or another kind of file"
