@@ -11,6 +11,7 @@ from typing import Any
 from mmdet.datasets import CocoDataset as _CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 
+from mmsnnet.errors import DataError, MissingFileError
 from mmsnnet.registry import DATASETS
 
 # What mmdet reads of each entry.
@@ -25,8 +26,8 @@ class CocoAnnotations(COCO):
     """An annotation file in COCO's format for instances.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON or not in this format, where mmdet's class would find no annotations or lose some.
+        MissingFileError: there is no such file.
+        DataError: it is not JSON or not in this format, where mmdet's class would find no annotations or lose some.
     """
 
     def __init__(self, annotation_file: str) -> None:
@@ -34,13 +35,13 @@ class CocoAnnotations(COCO):
         try:
             super().__init__(annotation_file)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"there is no annotation file {annotation_file!r}: set data_root and ann_file of the data set"
             ) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{annotation_file} is not JSON, as COCO's annotation files are: {error}") from error
+            raise DataError(f"{annotation_file} is not JSON, as COCO's annotation files are: {error}") from error
         except AssertionError as error:  # the JSON is no object
-            raise ValueError(
+            raise DataError(
                 f"{annotation_file} has no lists {', '.join(KEYS)}, as COCO's annotation files have"
             ) from error
 
@@ -48,23 +49,29 @@ class CocoAnnotations(COCO):
         for kind, keys in KEYS.items():
             entries = self.dataset.get(kind)
             if not isinstance(entries, list):
-                raise ValueError(
+                raise DataError(
                     f"{self.file} has no list {kind!r}: a file in COCO's format for instances has lists "
                     f"{', '.join(KEYS)}; this one has {', '.join(self.dataset) or 'nothing'}"
                 )
             for number, entry in enumerate(entries):
                 lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
                 if lacking:
-                    raise ValueError(
+                    raise DataError(
                         f"{self.file}: {kind}[{number}] lacks {', '.join(lacking)}; COCO's format has {', '.join(keys)}"
                     )
             if len({entry["id"] for entry in entries}) < len(entries):
-                raise ValueError(f"{self.file}: two of its {kind} have the same id; each has one of its own")
+                raise DataError(f"{self.file}: two of its {kind} have the same id; each has one of its own")
+        for number, image in enumerate(self.dataset["images"]):
+            if not (_finite([image["height"], image["width"]]) and min(image["height"], image["width"]) >= 1):
+                raise DataError(
+                    f"{self.file}: images[{number}], with id {image['id']!r}, has height {image['height']!r} and width "
+                    f"{image['width']!r}: expected numbers of pixels, at least 1"
+                )
         images = {image["id"] for image in self.dataset["images"]}
         categories = {category["id"] for category in self.dataset["categories"]}
         for number, annotation in enumerate(self.dataset["annotations"]):
             if fault := _fault(annotation, images, categories):
-                raise ValueError(f"{self.file}: annotations[{number}], with id {annotation['id']!r}, has {fault}")
+                raise DataError(f"{self.file}: annotations[{number}], with id {annotation['id']!r}, has {fault}")
         super().createIndex()
 
     def get_cat_ids(
@@ -73,7 +80,7 @@ class CocoAnnotations(COCO):
         """The ids of the categories with these names.
 
         Raises:
-            ValueError: the file lacks one, or has them in another order, in which labels would have the wrong names.
+            DataError: the file lacks one, or has them in another order, in which labels would have the wrong names.
         """
         found = super().get_cat_ids(cat_names, sup_names, cat_ids)
         own = [self.cats[id_]["name"] for id_ in found]
@@ -81,7 +88,7 @@ class CocoAnnotations(COCO):
             lacking = [name for name in cat_names if name not in own]
             names = ", ".join(category["name"] for category in self.dataset["categories"])
             what = f"no category {', '.join(map(repr, lacking))}" if lacking else "the categories in another order"
-            raise ValueError(
+            raise DataError(
                 f"{self.file} has {what}: metainfo.classes of the data set names categories of the file, in the file's "
                 f"order, which are {names}"
             )
@@ -128,8 +135,8 @@ class CocoDataset(_CocoDataset):
     :class:`mmsnnet.evaluation.metrics.coco_metric.CocoMetric` finds the ground truth.
 
     Raises:
-        FileNotFoundError: there is no such annotation file.
-        ValueError: the annotation file is not in COCO's format, lacks a class of ``metainfo`` or masks that the
+        MissingFileError: there is no such annotation file.
+        DataError: the annotation file is not in COCO's format, lacks a class of ``metainfo`` or masks that the
             pipeline loads, or ``filter_cfg`` leaves no image.
     """
 
@@ -143,7 +150,7 @@ class CocoDataset(_CocoDataset):
         data_info = super().parse_data_info(raw_data_info)
         loads_masks = any(getattr(transform, "with_mask", False) for transform in self.pipeline.transforms)
         if loads_masks and any("mask" not in instance for instance in data_info["instances"]):
-            raise ValueError(
+            raise DataError(
                 f"{self.ann_file}: an annotation of image {data_info['img_path']} has no segmentation, and the "
                 "pipeline loads masks: leave out with_mask of LoadAnnotations, and the mask head"
             )
@@ -152,7 +159,7 @@ class CocoDataset(_CocoDataset):
     def filter_data(self) -> list[dict[str, Any]]:
         kept = super().filter_data()
         if not kept:
-            raise ValueError(
+            raise DataError(
                 f"{self.ann_file}: of its {len(self.data_list)} images, filter_cfg={self.filter_cfg} leaves none"
             )
         return kept

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine.dataset import BaseDataset
 
+from mmsnnet.errors import DataError, MissingFileError
 from mmsnnet.registry import DATASETS
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
@@ -28,8 +29,8 @@ class ImageNet(BaseDataset):
         lazy_init: look into the folders when the data set is first asked for an image.
 
     Raises:
-        FileNotFoundError: a folder is missing.
-        ValueError: a class folder has no images, a file is none of an image's, or the classes differ from the training
+        MissingFileError: a folder is missing.
+        DataError: a class folder has no images, a file is none of an image's, or the classes differ from the training
             set's.
     """
 
@@ -60,7 +61,7 @@ class ImageNet(BaseDataset):
         trained_on = Path(self.data_root) / "train"
         if trained_on.is_dir() and (expected := _classes(trained_on)) != classes:
             lacking, more = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
-            raise ValueError(
+            raise DataError(
                 f"{folder} is to have the class folders of {trained_on}: {len(lacking)} are missing ({_few(lacking)}), "
                 f"{len(more)} are not among them ({_few(more)})"
             )
@@ -75,15 +76,15 @@ class ImageNet(BaseDataset):
 def _classes(folder: Path) -> tuple[str, ...]:
     """The names of the class folders in a split's folder, sorted."""
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no folder {folder}; data_root is the folder of train/<class>/<image> and val/<class>/<image>"
         )
     names = sorted(os.listdir(folder))
     for name in names:
         if name.startswith(".") or not (folder / name).is_dir():
-            raise ValueError(f"{folder / name}: expected nothing but a folder for each class in {folder}")
+            raise DataError(f"{folder / name}: expected nothing but a folder for each class in {folder}")
     if not names:
-        raise ValueError(f"{folder}: expected a folder for each class, found nothing")
+        raise DataError(f"{folder}: expected a folder for each class, found nothing")
     return tuple(names)
 
 
@@ -92,9 +93,9 @@ def _images(folder: Path) -> list[str]:
     names = sorted(os.listdir(folder))
     for name in names:
         if name.startswith(".") or not name.lower().endswith(SUFFIXES):
-            raise ValueError(f"{folder / name}: expected nothing but images ({', '.join(SUFFIXES)}) in a class folder")
+            raise DataError(f"{folder / name}: expected nothing but images ({', '.join(SUFFIXES)}) in a class folder")
     if not names:
-        raise ValueError(f"{folder}: the class has no images")
+        raise DataError(f"{folder}: the class has no images")
     return [os.path.join(folder, name) for name in names]
 
 

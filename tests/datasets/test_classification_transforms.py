@@ -4,14 +4,17 @@ import random
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from mmengine.dataset import Compose
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from mmsnnet.apis import load_config
+from mmsnnet.errors import DataError
 from mmsnnet.registry import TRANSFORMS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -47,6 +50,62 @@ def test_images_of_every_kind_become_rgb(tmp_path: Path, mode: str) -> None:
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"no image {tmp_path}/a.jpg"):
         TRANSFORMS.build(dict(type="mmsnnet.LoadPillowImage"))(dict(img_path=f"{tmp_path}/a.jpg"))
+
+
+def load(path: Path, **settings: Any) -> Image.Image:
+    return TRANSFORMS.build(dict(type="mmsnnet.LoadPillowImage", **settings))(dict(img_path=str(path)))["img"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    stored = np.zeros((32, 48, 3), np.uint8)
+    stored[:16, :16] = 255
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[274] = orientation
+    image.save(tmp_path / f"a.{suffix}", exif=exif)
+    expected = np.array(ImageOps.exif_transpose(image))
+    assert np.array_equal(np.array(load(tmp_path / f"a.{suffix}")) > 128, expected > 128)
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 1), ("png", 3), ("tif", 1), ("tif", 3)])
+def test_16_bits_need_a_white(tmp_path: Path, suffix: str, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (8, 8, channels), dtype=np.uint16)
+    path = tmp_path / f"a.{suffix}"
+    cv2.imwrite(str(path), values)
+    with pytest.raises(DataError, match=rf"{path} has uint16 values .*set max_value of .*LoadPillowImage"):
+        load(path)
+    image = load(path, max_value=4095)
+    assert image.mode == "RGB"
+    expected = np.rint(np.broadcast_to(values, (8, 8, 3))[..., ::-1] / 4095 * 255)
+    assert np.array_equal(np.array(image), expected)
+    with pytest.raises(DataError, match="expected 0 to max_value=255"):
+        load(path, max_value=255)
+
+
+def test_a_deep_image_is_turned_upright(tmp_path: Path) -> None:
+    values = np.arange(24, dtype=np.uint16).reshape(4, 6) * 100
+    tags = [(274, 3, 1, 6, True)]
+    tifffile.imwrite(tmp_path / "a.tif", values, extratags=tags)
+    expected = np.rint(np.rot90(values, -1) / 2300 * 255)
+    assert np.array_equal(np.array(load(tmp_path / "a.tif", max_value=2300))[..., 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((4, 6), np.nan, np.float32), "24 of 24 values that are not finite"),
+        (np.full((4, 6), -1, np.int16), "values from -1 to -1"),
+        (np.full((4, 6), -1, np.int8), "values from -1 to -1"),
+        (np.resize(np.arange(96, dtype=np.uint8), (4, 6, 4)), "4 bands"),
+        (np.zeros((3, 40, 60), np.uint8), "several pictures"),
+    ],
+)
+def test_values_without_a_clear_meaning_are_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb" if values.shape[-1] == 4 else "minisblack")
+    with pytest.raises(DataError, match=rf"a\.tif (has|is) .*{message}"):
+        load(tmp_path / "a.tif", max_value=100)
 
 
 @pytest.mark.parametrize("kind", ["no image", "cut short", "damaged", "empty"])

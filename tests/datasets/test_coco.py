@@ -9,6 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.registry import DATASETS
+from PIL import Image
+
+from mmsnnet.errors import DataError
 
 Annotations = dict[str, Any]
 Make = Callable[..., Any]
@@ -248,3 +251,48 @@ def test_a_missing_image_is_named(annotations: Annotations, make: Make) -> None:
     dataset = make(annotations)
     with pytest.raises(FileNotFoundError, match=r"1\.jpg"):
         dataset[0]
+
+
+# Sizes of images
+
+
+@pytest.mark.parametrize("size", [0, -8, None, "8", float("nan")])
+def test_a_size_that_is_none_is_named(annotations: Annotations, make: Make, size: Any) -> None:
+    annotations["images"][1]["height"] = size
+    with pytest.raises(DataError, match=rf"{FILE}: images\[1\], with id 2, has height .* at least 1"):
+        make(annotations)
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+def test_a_stated_size_that_is_not_the_images_is_named(
+    annotations: Annotations, make: Make, tmp_path: Path, test_mode: bool
+) -> None:
+    write_images(tmp_path)
+    annotations["images"][0] |= dict(height=10, width=8)
+    dataset = make(annotations, test_mode=test_mode)
+    with pytest.raises(DataError, match=rf"{FILE} states \(10, 8\) .*images/1\.jpg, which is \(8, 10\)"):
+        dataset[0]
+    assert dataset[1]["data_samples"].img_id == 2
+
+
+@pytest.mark.parametrize("frame", ["stored", "upright"])
+def test_boxes_and_masks_fit_a_turned_image(annotations: Annotations, make: Make, tmp_path: Path, frame: str) -> None:
+    """White, with one black pixel where the mask of one pixel is."""
+    (tmp_path / "images").mkdir()
+    stored = np.full((8, 10, 3), 255, np.uint8)
+    stored[0, 0] = 0
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(tmp_path / "images/1.png", exif=exif)  # upright, the black pixel is in the upper right corner
+    height, width, x = (8, 10, 0) if frame == "stored" else (10, 8, 7)
+    box = [x, 0, 1, 1]
+    annotations["images"] = [dict(id=1, file_name="1.png", height=height, width=width)]
+    square = [[x, 0, x + 1, 0, x + 1, 1, x, 1]]
+    annotations["annotations"] = [
+        dict(id=1, image_id=1, category_id=7, iscrowd=0, area=1, bbox=box, segmentation=square)
+    ]
+    sample = make(annotations)[0]
+    (mask,) = sample["data_samples"].gt_instances.masks.masks
+    np.testing.assert_array_equal(mask == 1, sample["inputs"].numpy()[0] == 0)
+    assert mask.shape == (height, width) and mask.sum() == 1

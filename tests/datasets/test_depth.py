@@ -7,9 +7,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import TRANSFORMS
+from PIL import Image, ImageOps
+
+from mmsnnet.errors import DataError
 
 REPOSITORY = Path(__file__).parents[2]
 HEIGHT, WIDTH = 480, 640
@@ -83,6 +87,43 @@ def test_a_wrong_file_is_named_with_what_was_expected(
 ) -> None:
     with pytest.raises(ValueError, match=rf"annotations/kitchen_1\.png: a depth map .*{message}"):
         load(write_png(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (np.array([[-1, 5, 7]], np.int16), r"int16 of shape \(1, 3\), values from -1 to 7"),
+        (np.array([[0.5, 1.5, np.nan]], np.float32), r"float32 of shape \(1, 3\), values from nan to nan"),
+        (np.array([[0.5, 1.5, -1]], np.float32), r"float32 of shape \(1, 3\), values from -1\.0 to 1\.5"),
+        (np.array([[0, 1, 2]], np.int32), r"int32 of shape \(1, 3\), values from 0 to 2"),
+    ],
+)
+def test_depth_of_another_type_is_refused_with_its_values(values: np.ndarray, found: str, write_png: WritePng) -> None:
+    results = write_png(b"", ori_shape=(1, 3))
+    tifffile.imwrite(results["depth_map_path"], values)
+    with pytest.raises(DataError, match=rf"a 16-bit PNG of one channel, found {found}"):
+        load(results)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("frame", ["stored", "upright"])
+def test_image_and_depth_map_share_a_frame_or_it_is_an_error(tmp_path: Path, orientation: int, frame: str) -> None:
+    stored = np.zeros((32, 48), np.uint8)
+    stored[:16, :16] = 255
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[274] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    of_depth = stored if frame == "stored" else np.array(ImageOps.exif_transpose(image))
+    cv2.imwrite(str(tmp_path / "depth.png"), of_depth.astype(np.uint16) * 10)
+    results = dict(img_path=str(tmp_path / "a.png"), depth_map_path=str(tmp_path / "depth.png"), seg_fields=[])
+    load_image = dict(type="mmsnnet.LoadImage")
+    if orientation in (2, 3, 4):
+        with pytest.raises(DataError, match=rf"orientation {orientation}.*depth map .*depth\.png .*exif='apply'"):
+            TRANSFORMS.build(load_image)(results)
+        load_image["exif"] = "ignore" if frame == "stored" else "apply"
+    results = load(TRANSFORMS.build(load_image)(results))
+    np.testing.assert_array_equal(results["gt_depth_map"] > 1, results["img"][..., 0] > 128)
 
 
 def test_one_measured_pixel_will_do(write_png: WritePng) -> None:
@@ -211,6 +252,25 @@ def test_half_of_the_images_stay_as_they_are_by_default() -> None:
     transform = TRANSFORMS.build(dict(type="mmsnnet.RandomColor"))
     changed = [(transform(dict(img=image))["img"] != image).any() for _ in range(400)]
     assert 0.4 < np.mean(changed) < 0.6
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_floating_images_of_any_bands_change_as_bytes_do(channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, channels), np.uint8)
+    settings = dict(gamma=(1.5, 1.5), brightness=(1.2, 1.2), color=(0.9, 1.1), prob=1.0)
+    found = []
+    for pixels in (image, image.astype(np.float32)):
+        np.random.seed(0)
+        found.append(TRANSFORMS.build(dict(type="mmsnnet.RandomColor", **settings))(dict(img=pixels))["img"])
+    assert found[0].dtype == np.uint8 and found[1].dtype == np.float32 and found[0].shape == image.shape
+    np.testing.assert_allclose(found[1], found[0], atol=0.51)
+    assert np.abs(found[1] - image).max() > 5
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3), np.uint16)])
+def test_images_that_it_does_not_know_are_refused(image: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"RandomColor: an image is \(H, W, channels\)"):
+        TRANSFORMS.build(dict(type="mmsnnet.RandomColor"))(dict(img=image, img_path="a.png"))
 
 
 def test_the_same_seed_gives_the_same_colours() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
@@ -27,7 +28,7 @@ from mmsnnet.engine.runner.stitch_loops import checked_loading
 from mmsnnet.engine.runner.stitch_passes import kept_bytes
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import find_stitched_backbone, model_costs
-from mmsnnet.registry import METRICS
+from mmsnnet.registry import METRICS, TRANSFORMS
 from mmsnnet.stitching import UnknownStitchError
 
 MakeRunner = Callable[..., Runner]
@@ -315,6 +316,21 @@ def test_nothing_but_the_image_loader_is_changed() -> None:
     inner = checked["dataset"]["dataset"]["pipeline"]
     assert inner == [dict(pipeline[0], type="mmsnnet.LoadImage"), pipeline[1]] and type(inner[1]["scale"]) is tuple
     assert pipeline[0]["type"] == "mmdet.LoadImageFromFile" and checked["batch_size"] == 2
+
+
+def test_every_setting_of_the_image_loader_is_kept() -> None:
+    settings = dict(
+        to_float32=True, color_type="grayscale", imdecode_backend="pillow", backend_args=dict(backend="local")
+    )
+    unset = dict(ignore_empty=False, file_client_args=None)  # what mmcv's class takes and ours does not
+    for kind in ("LoadImageFromFile", "mmcv.LoadImageFromFile", LoadImageFromFile):
+        (loader,) = checked_loading(dict(pipeline=[dict(settings, type=kind, **unset)]))["pipeline"]
+        assert loader == dict(settings, type="mmsnnet.LoadImage")
+        built = TRANSFORMS.build(loader)
+        assert {name: getattr(built, name) for name in settings} == settings
+    (loader,) = checked_loading(dict(pipeline=[dict(type="LoadImageFromFile", ignore_empty=True)]))["pipeline"]
+    with pytest.raises(TypeError, match="ignore_empty"):  # images are not skipped
+        TRANSFORMS.build(loader)
 
 
 @pytest.mark.parametrize("loop", ["test", "val"])

@@ -13,8 +13,11 @@ from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
 from mmengine import fileio
 from mmseg.datasets.transforms import LoadDepthAnnotation
-from mmseg.utils import datafrombytes
 
+from mmsnnet.datasets.transforms.headers import read_header
+from mmsnnet.datasets.transforms.orientation import check_map
+from mmsnnet.datasets.transforms.pixels import decode, describe
+from mmsnnet.errors import DataError, MissingFileError, SettingError
 from mmsnnet.registry import TRANSFORMS
 
 
@@ -32,8 +35,8 @@ class LoadDepth(LoadDepthAnnotation):
         backend_args: of mmengine's file backend.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a 16-bit PNG of one channel, not of its image's size, or has no measured pixel.
+        MissingFileError: there is no such file.
+        DataError: it is not a 16-bit PNG of one channel, not of its image's size or frame, or has no measured pixel.
     """
 
     def __init__(
@@ -43,25 +46,29 @@ class LoadDepth(LoadDepthAnnotation):
         self.max_depth = max_depth
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        if "depth_map_path" not in results:
+        path = results.get("depth_map_path")
+        if not path:
             return results
-        path = results["depth_map_path"]
         try:
             content = fileio.get(path, self.backend_args)
         except FileNotFoundError:
-            raise FileNotFoundError(f"there is no depth map {path} for the image {results['img_path']}") from None
-        values = datafrombytes(content, backend=self.decode_backend) if content else None
-        if values is None or values.dtype != np.uint16 or values.ndim != 2:
-            found = "no image" if values is None else f"{values.dtype} of shape {values.shape}"
-            raise ValueError(f"{path}: a depth map is a 16-bit PNG of one channel, found {found}")
+            raise MissingFileError(f"there is no depth map {path} for the image {results['img_path']}") from None
+        header = read_header(content, path)
+        try:
+            values = decode(content, header, path, "cv2", "unchanged", "a depth map (a 16-bit PNG of one channel)")
+        except DataError as error:
+            raise DataError(f"{path}: a depth map is a 16-bit PNG of one channel, found no image: {error}") from error
+        if values.dtype != np.uint16 or values.ndim != 2:
+            raise DataError(f"{path}: a depth map is a 16-bit PNG of one channel, found {describe(values)}")
+        check_map(path, header, results, self.backend_args)
         if values.shape != tuple(results["ori_shape"]):
-            raise ValueError(
+            raise DataError(
                 f"{path}: a depth map is as large as its image, found {values.shape} for {results['img_path']} of "
                 f"{tuple(results['ori_shape'])} (height, width)"
             )
         depth = values.astype(np.float32) * np.float32(self.depth_rescale_factor)
         if not ((depth > 0) & (depth < self.max_depth)).any():
-            raise ValueError(
+            raise DataError(
                 f"{path}: a depth map has pixels between 0 and {self.max_depth} m, found none: values from "
                 f"{values.min()} to {values.max()}, each worth {self.depth_rescale_factor} m"
             )
@@ -97,14 +104,16 @@ class RandomColor(BaseTransform):
     """Changes the exposure and tint of an image, as BTS (arXiv 1907.10326) and its successors do on NYUv2.
 
     With ``x`` from 0 to 1 in each channel ``c``: ``clip(x ** gamma * brightness * color[c], 0, 1)``. Gamma and
-    brightness are drawn once for an image, the colour for each channel, all uniformly.
+    brightness are drawn once for an image, the colour for each channel, all uniformly. An image of any number of
+    channels, (H, W, C), uint8 or float32 from 0 to 255.
 
     Args:
         prob: of a change.
         gamma, brightness, color: the lowest and the highest value.
 
     Raises:
-        ValueError: a probability outside of 0 to 1, or a range that is none.
+        SettingError: a probability outside of 0 to 1, or a range that is none.
+        DataError: an image without channels, or of another type.
     """
 
     def __init__(
@@ -116,30 +125,39 @@ class RandomColor(BaseTransform):
     ) -> None:
         super().__init__()
         if not 0 <= prob <= 1:
-            raise ValueError(f"RandomColor: prob is from 0 to 1, got {prob}")
+            raise SettingError(f"RandomColor: prob is from 0 to 1, got {prob}")
         for name, (low, high) in (("gamma", gamma), ("brightness", brightness), ("color", color)):
             if not 0 < low <= high:
-                raise ValueError(f"RandomColor: {name} is (lowest, highest), both above 0, got {(low, high)}")
+                raise SettingError(f"RandomColor: {name} is (lowest, highest), both above 0, got {(low, high)}")
         self.prob = prob
         self.gamma, self.brightness, self.color = gamma, brightness, color
 
     @cache_randomness
-    def draw(self) -> tuple[float, np.ndarray] | None:
+    def draw(self, channels: int) -> tuple[float, np.ndarray] | None:
         """Gamma and the factor of each channel; None for no change."""
         # NumPy's global generator, as mmcv's transforms: mmengine seeds it in each worker.
         if np.random.rand() >= self.prob:
             return None
         gamma, brightness = np.random.uniform(*self.gamma), np.random.uniform(*self.brightness)
-        return gamma, brightness * np.random.uniform(*self.color, size=3)
+        return gamma, brightness * np.random.uniform(*self.color, size=channels)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        drawn = self.draw()
-        if drawn is not None:
-            gamma, factors = drawn
-            levels = (np.arange(256) / 255)[:, None] ** gamma * factors
-            table = np.rint(255 * levels.clip(0, 1)).astype(np.uint8)
-            image = results["img"]
-            results["img"] = np.stack([table[image[..., channel], channel] for channel in range(3)], axis=-1)
+        image = results["img"]
+        if image.ndim != 3 or image.dtype not in (np.uint8, np.float32):
+            raise DataError(
+                f"RandomColor: an image is (H, W, channels), uint8 or float32, found {describe(image)} for "
+                f"{results.get('img_path')}"
+            )
+        drawn = self.draw(image.shape[2])
+        if drawn is None:
+            return results
+        gamma, factors = drawn
+        if image.dtype == np.float32:
+            results["img"] = (255 * ((image / 255) ** gamma * factors).clip(0, 1)).astype(np.float32)
+            return results
+        levels = (np.arange(256) / 255)[:, None] ** gamma * factors
+        table = np.rint(255 * levels.clip(0, 1)).astype(np.uint8)
+        results["img"] = np.stack([table[image[..., channel], channel] for channel in range(image.shape[2])], axis=-1)
         return results
 
     def __repr__(self) -> str:

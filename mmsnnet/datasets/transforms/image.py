@@ -4,25 +4,44 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
+import numpy as np
 from mmcv.transforms import LoadImageFromFile
+from mmengine import fileio
 
+from mmsnnet.datasets.transforms.headers import read_header
+from mmsnnet.datasets.transforms.orientation import LEFT, annotation_file, is_to_be_turned, stated_size, turned
+from mmsnnet.datasets.transforms.pixels import IMAGE, check_backend, check_max_value, decode, to_byte_range
+from mmsnnet.errors import DataError, MissingFileError, SettingError
 from mmsnnet.registry import TRANSFORMS
+
+_IGNORE = "_ignore_orientation"
+COLOR_TYPES = ("color", "grayscale", "unchanged", f"color{_IGNORE}", f"grayscale{_IGNORE}")
 
 
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
-    """mmcv's ``LoadImageFromFile``, with errors that name the file and what was expected.
+    """mmcv's ``LoadImageFromFile``, which refuses values without a clear meaning.
 
-    For training pipelines: the toolboxes' inferencers look for ``LoadImageFromFile`` in a test pipeline by its name.
+    Adds ``img``, (H, W, C) or (H, W), blue first, and its ``img_shape`` and ``ori_shape``. 8-bit values stay uint8;
+    others are scaled to 0..255 in float32. docs/datasets.md lists what is accepted.
+
+    For training pipelines, and for test pipelines that need ``exif`` or ``max_value``: the toolboxes' inferencers look
+    for ``LoadImageFromFile`` in a test pipeline by its name.
 
     Args:
         to_float32, color_type, imdecode_backend, backend_args: as of ``LoadImageFromFile``. There is no
             ``ignore_empty``, which skips images that cannot be had.
+        exif: ``'apply'`` turns each image as its EXIF orientation says, ``'ignore'`` none. By default the annotation
+            says: an image is turned where its label map, its depth map or the size that a COCO file states fits it
+            turned and not as stored, and where there is no annotation; where sizes cannot tell, it is an error.
+        max_value: what stands for white in images that do not have 8 bits: 4095 for 12 bits, 65535 for 16, 1.0 for
+            floating point values up to 1. Without it, such images are errors.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read or decoded, or is empty.
+        SettingError: a setting with another value, or two that contradict each other.
+        MissingFileError: there is no such file.
+        DataError: it cannot be read or decoded, is empty, has values without a clear meaning, or is not as large as its
+            annotation.
     """
 
     def __init__(
@@ -32,18 +51,60 @@ class LoadImage(LoadImageFromFile):
         imdecode_backend: str = "cv2",
         *,
         backend_args: dict | None = None,
+        exif: str | None = None,
+        max_value: float | None = None,
     ) -> None:
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
+        if color_type not in COLOR_TYPES:
+            raise SettingError(f"LoadImage: color_type is one of {', '.join(COLOR_TYPES)}; got {color_type!r}")
+        if exif not in (None, "apply", "ignore"):
+            raise SettingError(f"LoadImage: exif is 'apply', 'ignore' or None; got {exif!r}")
+        check_backend(imdecode_backend, "LoadImage")
+        if color_type.endswith(_IGNORE):
+            if exif == "apply":
+                raise SettingError(f"LoadImage: exif='apply' contradicts color_type={color_type!r}: leave out one")
+            exif = "ignore"
+        check_max_value(max_value, "LoadImage")
+        self.exif = exif
+        self.max_value = max_value
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         path = results["img_path"]
-        try:
-            return super().transform(results)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no image {path}") from None
-        # An assertion of mmcv's is OpenCV's way to say that it could not decode.
-        except (AssertionError, OSError, SyntaxError, ValueError, cv2.error) as error:
-            raise ValueError(
-                f"{path} cannot be decoded by {self.imdecode_backend!r} ({str(error).strip()}): expected an image "
-                "(JPEG, PNG, ...), found one that is damaged or cut short, or another kind of file"
-            ) from error
+        content = _read(path, self.backend_args, self.imdecode_backend)
+        header = read_header(content, path)
+        color = self.color_type.removesuffix(_IGNORE)
+        image = decode(content, header, path, self.imdecode_backend, color)
+        image = to_byte_range(image, path, self.max_value, color)
+        left = header.orientation
+        if left != 1:
+            turn = self.exif == "apply" or (
+                self.exif is None and is_to_be_turned(results, left, image.shape[:2], self.backend_args)
+            )
+            image, left = (turned(image, left), 1) if turn else (image, left)
+        size = stated_size(results)
+        if size is not None and image.shape[:2] != tuple(size):
+            raise DataError(
+                f"{annotation_file(results)} states {tuple(size)} (height, width) for {path}, which is "
+                f"{image.shape[:2]}{f' with exif={self.exif!r}' if self.exif else ''}: boxes and masks would not fit; "
+                "correct the file's height and width, or its annotations"
+            )
+        results["img"] = image.astype(np.float32) if self.to_float32 else image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        results[LEFT] = left
+        return results
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(to_float32={self.to_float32}, color_type={self.color_type!r}, "
+            f"imdecode_backend={self.imdecode_backend!r}, backend_args={self.backend_args}, exif={self.exif!r}, "
+            f"max_value={self.max_value})"
+        )
+
+
+def _read(path: str, backend_args: dict | None, backend: str) -> bytes:
+    try:
+        return fileio.get(path, backend_args=backend_args)
+    except FileNotFoundError:
+        raise MissingFileError(f"there is no image {path}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be decoded by {backend!r} ({error}): expected {IMAGE}") from error

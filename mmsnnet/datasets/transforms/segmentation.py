@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
-import mmcv
 import numpy as np
 from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 
+from mmsnnet.datasets.transforms.headers import Header, read_header
+from mmsnnet.datasets.transforms.orientation import check_map
+from mmsnnet.datasets.transforms.pixels import check_backend, decode, describe
+from mmsnnet.errors import DataError, MissingFileError, SettingError
 from mmsnnet.registry import TRANSFORMS
 
 IGNORED = 255
@@ -29,70 +33,154 @@ class LoadSegLabels(LoadAnnotations):
         num_classes: the classes of the data set, at most 254.
         backend_args: of mmengine's file backend.
         imdecode_backend: of ``mmcv.imfrombytes``.
+        values: the file's value of each of its classes, in their order, such as ``(0, 255)`` for masks of 0 and 255.
+            By default 0, 1, 2 and so on, or 1, 2, 3 and so on with ``reduce_zero_label``. 255 stands for pixels without
+            a label unless it is one of the values.
 
     Raises:
-        FileNotFoundError: an image has no label map.
-        ValueError: a label map cannot be decoded, is not of its image's size, has several channels, or has a label that
-            is none of the classes.
+        SettingError: a number of classes, values or a backend that cannot be, or values with ``reduce_zero_label``.
+        MissingFileError: an image has no label map.
+        DataError: a label map cannot be decoded, is not of its image's size or frame, has several channels, values that
+            are not stored as whole numbers, or a label that is none of the classes.
     """
 
-    def __init__(self, num_classes: int, backend_args: dict | None = None, imdecode_backend: str = "pillow") -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        backend_args: dict | None = None,
+        imdecode_backend: str = "pillow",
+        values: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(backend_args=backend_args, imdecode_backend=imdecode_backend)
         if not 1 <= num_classes <= _WRONG:
-            raise ValueError(f"num_classes is from 1 to {_WRONG}, for labels are bytes; got {num_classes}")
+            raise SettingError(f"num_classes is from 1 to {_WRONG}, for labels are bytes; got {num_classes}")
+        check_backend(imdecode_backend, "LoadSegLabels")
+        if values is not None:
+            whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+            if not whole or len(set(values)) < len(values) or not num_classes <= len(values) <= _WRONG:
+                raise SettingError(
+                    f"LoadSegLabels: values has the file's value of each class, whole numbers, no two alike, for "
+                    f"num_classes={num_classes}; got {values!r}"
+                )
         self.num_classes = num_classes
+        self.values = None if values is None else tuple(values)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        return super().transform(results) if "seg_map_path" in results else results
+        return super().transform(results) if results.get("seg_map_path") else results
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         path = results["seg_map_path"]
-        values = self._read(path, results["img_path"])
-        if values.ndim != 2:
-            raise ValueError(f"{path}: a label map has one channel, found an array of shape {values.shape}")
-        if "ori_shape" in results and values.shape != tuple(results["ori_shape"]):
-            raise ValueError(
-                f"{path}: a label map is as large as its image, found {values.shape} for {results['img_path']} of "
+        stored, header = self._read(path, results["img_path"])
+        check_map(path, header, results, self.backend_args)
+        if "ori_shape" in results and stored.shape != tuple(results["ori_shape"]):
+            raise DataError(
+                f"{path}: a label map is as large as its image, found {stored.shape} for {results['img_path']} of "
                 f"{tuple(results['ori_shape'])} (height, width)"
             )
-        # With classes of the user's choice, those of the file, each with its new label.
-        label_map = results.get("label_map")
-        new_labels = list(label_map.values()) if label_map else list(range(self.num_classes))
-        first = 1 if results["reduce_zero_label"] else 0
-        table = np.full(256, _WRONG, np.uint8)
-        table[first : first + len(new_labels)] = new_labels
-        table[[IGNORED, *range(first)]] = IGNORED
-        # More than a byte holds would wrap around, to the label of a class perhaps.
-        wrong = values[values > IGNORED] if values.dtype != np.uint8 else values[:0]
-        labels = cv2.LUT(values.astype(np.uint8, copy=False), table)  # ten times as fast as indexing
-        if wrong.size or (labels == _WRONG).any():
-            found = np.unique(wrong if wrong.size else values[labels == _WRONG])
-            raise ValueError(
-                f"{path}: a label map has {first} to {first + len(new_labels) - 1} for its {len(new_labels)} classes "
-                f"(num_classes) and {'0 or ' * first}{IGNORED} for what has none (reduce_zero_label={bool(first)}); "
+        labels = _look_up(stored, self._known(results))
+        wrong = labels == _WRONG
+        if wrong.any():
+            found = np.unique(stored[wrong])
+            raise DataError(
+                f"{path}: a label map has {self._expected(results)}; "
                 f"found {', '.join(str(value) for value in found[:5])}{', ...' * (len(found) > 5)}"
             )
         results["gt_seg_map"] = labels
         results["seg_fields"].append("gt_seg_map")
 
-    def _read(self, path: str, image: str) -> np.ndarray:
+    def stored_values(self, path: str, image: str) -> np.ndarray:
+        """What a label map holds, (H, W), before classes are looked up.
+
+        Args:
+            path: of the label map.
+            image: of its image, for messages.
+
+        Raises:
+            MissingFileError: there is no such file.
+            DataError: it cannot be decoded, has several channels, or values that are not stored as whole numbers.
+        """
+        return self._read(path, image)[0]
+
+    def _classes(self, results: dict[str, Any]) -> list[int]:
+        """The label of each of the file's classes; a user's choice of classes renumbers them."""
+        label_map = results.get("label_map")
+        return list(label_map.values()) if label_map else list(range(self.num_classes))
+
+    def _known(self, results: dict[str, Any]) -> dict[int, int]:
+        """The label of each value that a file may hold."""
+        labels = self._classes(results)
+        if len(labels) > _WRONG:
+            raise SettingError(f"LoadSegLabels: files have at most {_WRONG} classes, the data set's have {len(labels)}")
+        if self.values is None:
+            first = 1 if results["reduce_zero_label"] else 0
+            return {IGNORED: IGNORED, **dict.fromkeys(range(first), IGNORED), **dict(enumerate(labels, first))}
+        if results["reduce_zero_label"]:
+            raise SettingError(
+                f"LoadSegLabels: values={self.values} says which class each value is, and reduce_zero_label=True of "
+                "the data set would move them: set reduce_zero_label=False"
+            )
+        if len(self.values) != len(labels):
+            raise SettingError(
+                f"LoadSegLabels: values={self.values} has {len(self.values)} values, and the data set's files have "
+                f"{len(labels)} classes"
+            )
+        return {IGNORED: IGNORED, **dict(zip(self.values, labels, strict=True))}
+
+    def _expected(self, results: dict[str, Any]) -> str:
+        number = len(self._classes(results))
+        if self.values is not None:
+            none = "" if IGNORED in self.values else f" and {IGNORED} for what has none"
+            return f"values={self.values} for its {number} classes{none}"
+        first = 1 if results["reduce_zero_label"] else 0
+        return (
+            f"{first} to {first + number - 1} for its {number} classes (num_classes) and {'0 or ' * first}{IGNORED} "
+            f"for what has none (reduce_zero_label={bool(first)})"
+        )
+
+    def _read(self, path: str, image: str) -> tuple[np.ndarray, Header]:
+        expected = "a label map (a PNG of one channel)"
         try:
             content = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
-            raise FileNotFoundError(f"there is no label map {path} for the image {image}") from None
-        try:
-            values = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend)
-            if values is None:  # as OpenCV says it
-                raise ValueError("no image")
-        except (OSError, SyntaxError, ValueError, cv2.error) as error:
-            raise ValueError(
-                f"{path} cannot be decoded by {self.imdecode_backend!r} ({str(error).strip()}): expected a label map "
-                "(a PNG of one channel), found one that is damaged or cut short, or another kind of file"
-            ) from error
-        return values.squeeze()
+            raise MissingFileError(f"there is no label map {path} for the image {image}") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error}): expected {expected}") from error
+        header = read_header(content, path)
+        values = decode(content, header, path, self.imdecode_backend, "unchanged", expected)
+        if values.ndim == 3 and values.shape[2] == 1:
+            values = values[..., 0]
+        if values.ndim != 2:
+            raise DataError(f"{path}: a label map has one channel, found an array of shape {values.shape}")
+        if values.dtype.kind not in "biu":
+            raise DataError(
+                f"{path}: a label map has whole numbers, as 8-bit PNGs hold them; write it as uint8; found "
+                f"{describe(values)}"
+            )
+        if header.tiff is not None and header.tiff.zero_is_white:
+            raise DataError(
+                f"{path} is a TIFF in which 0 stands for white (MINISWHITE), which some programs invert: write label "
+                "maps with photometric='minisblack'"
+            )
+        if header.is_gray and header.bits in (2, 4):
+            raise DataError(
+                f"{path}: a label map of {header.bits} bits a pixel has no clear values, because decoders stretch them "
+                "to 0..255: write it with 8 bits"
+            )
+        # Decoders disagree about the 1 of a bit: True, 1 or 255.
+        return ((values != 0).astype(np.uint8) if header.is_gray and header.bits == 1 else values), header
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(num_classes={self.num_classes}, imdecode_backend={self.imdecode_backend!r}, "
-            f"backend_args={self.backend_args})"
+            f"backend_args={self.backend_args}, values={self.values})"
         )
+
+
+def _look_up(values: np.ndarray, known: dict[int, int]) -> np.ndarray:
+    """The label of each value; 254 for a value that is not known. Nothing is cast that does not fit."""
+    if values.dtype != np.uint8 and values.size and (values.min() < 0 or values.max() > 255):
+        found, places = np.unique(values, return_inverse=True)
+        labels = np.array([known.get(int(value), _WRONG) for value in found], np.uint8)
+        return labels[places].reshape(values.shape)
+    table = np.array([known.get(value, _WRONG) for value in range(256)], np.uint8)
+    return cv2.LUT(values.astype(np.uint8, copy=False), table)  # ten times as fast as indexing

@@ -40,8 +40,14 @@ def checked_loading(dataloader: DataLoader | dict) -> DataLoader | dict:
     def checked(setting: Any) -> Any:
         if isinstance(setting, dict):
             inner = {key: checked(value) for key, value in setting.items()}
-            is_stock = str(setting.get("type")).rpartition(".")[2] == "LoadImageFromFile"
-            return ConfigDict(inner | ({"type": "mmsnnet.LoadImage"} if is_stock else {}))
+            kind = setting.get("type")  # a name, or the class itself in a config of Python's
+            name = kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2]
+            if name == "LoadImageFromFile":
+                inner["type"] = "mmsnnet.LoadImage"
+                for option, unset in (("ignore_empty", False), ("file_client_args", None)):  # which LoadImage lacks
+                    if option in inner and inner[option] == unset:
+                        del inner[option]
+            return ConfigDict(inner)
         return type(setting)(map(checked, setting)) if isinstance(setting, list | tuple) else setting
 
     return checked(dataloader)

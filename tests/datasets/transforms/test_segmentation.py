@@ -2,16 +2,20 @@
 
 import re
 import shutil
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from PIL import Image
 
 from mmsnnet.datasets import write_shapes
+from mmsnnet.errors import DataError, SettingError, UserError
 from mmsnnet.registry import TRANSFORMS
 
 IMAGE, LABELS = "images/training/ADE_train_00000001.jpg", "annotations/training/ADE_train_00000001.png"
@@ -80,7 +84,7 @@ def test_classes_of_the_users_choice_are_renumbered(original):
 def is_refused(root: Path, error: type[Exception], message: str, file: str) -> None:
     with pytest.raises(error) as raised:
         read(root, *CHECKED)
-    assert type(raised.value) is error
+    assert isinstance(raised.value, UserError)
     assert str(root / file) in str(raised.value)
     assert re.search(message, str(raised.value)), raised.value
 
@@ -191,3 +195,168 @@ def test_nothing_is_deprecated_and_settings_are_printed():
         warnings.simplefilter("error")
         load = TRANSFORMS.build(CHECKED[1])
     assert "num_classes=150" in repr(load)
+
+
+# Values in their own type
+
+
+def load_labels(path: Path, stored: np.ndarray | None, reduce_zero_label: bool = False, **settings) -> np.ndarray:
+    if stored is not None:
+        tifffile.imwrite(path, stored, photometric="minisblack")
+    settings.setdefault("num_classes", 3)
+    sample = dict(img_path="x", seg_map_path=str(path), reduce_zero_label=reduce_zero_label, seg_fields=[])
+    label_map = settings.pop("label_map", None)
+    return TRANSFORMS.build(dict(type="mmsnnet.LoadSegLabels", **settings))(sample | dict(label_map=label_map))[
+        "gt_seg_map"
+    ]
+
+
+def with_nodata(dtype: str, nodata: float) -> np.ndarray:
+    labels = np.full((8, 8), 2, dtype)
+    labels[4:] = nodata
+    return labels
+
+
+NODATA = [
+    ("i1", -1),
+    ("i1", -128),
+    ("i2", -1),
+    ("i2", -9999),
+    ("i2", -32768),
+    ("i2", -256),
+    ("u2", 256),
+    ("u2", 257),
+    ("u2", 65535),
+    ("i4", -255),
+    ("i4", -256),
+    ("i4", -(2**31)),
+    ("u4", 2**32 - 1),
+    ("u4", 2**31),
+    ("u4", 256),
+    ("i8", -(2**40)),
+    ("u8", 2**64 - 1),
+]
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), NODATA)
+@pytest.mark.parametrize("backend", ["pillow", "cv2", "tifffile"])
+def test_nodata_is_refused_with_its_value(tmp_path, dtype, nodata, backend):
+    """By a decoder that cannot read the type too, though it cannot tell the value."""
+    with pytest.raises(DataError, match=r"labels\.tif") as raised:
+        load_labels(tmp_path / "labels.tif", with_nodata(dtype, nodata), imdecode_backend=backend)
+    cannot = "cannot be decoded by" in str(raised.value) or "does not give as stored" in str(raised.value)
+    assert str(raised.value).endswith(f"found {nodata}") or (cannot and backend != "tifffile")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i1", "i2", "i4"])
+@pytest.mark.parametrize("backend", ["pillow", "tifffile"])
+def test_good_labels_of_any_whole_type_are_good(tmp_path, dtype, backend):
+    labels = np.resize(np.arange(3), (8, 8)).astype(dtype)
+    np.testing.assert_array_equal(load_labels(tmp_path / "a.tif", labels, imdecode_backend=backend), labels)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("value", [1.0, 0.5, np.nan, -9999.0])
+def test_floats_are_refused_even_whole_ones(tmp_path, dtype, value):
+    with pytest.raises(DataError, match=r"a\.tif: a label map has whole numbers.*uint8; found float\d\d .*values from"):
+        load_labels(tmp_path / "a.tif", with_nodata(dtype, value), imdecode_backend="tifffile")
+
+
+def test_a_nan_of_the_default_decoder_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"found float32 .*nan"):
+        load_labels(tmp_path / "a.tif", with_nodata("f4", np.nan))
+
+
+def test_a_palette_gives_its_indices(tmp_path):
+    labels = np.resize(np.arange(3, dtype=np.uint8), (8, 8))
+    image = Image.fromarray(labels)
+    image.putpalette([255, 0, 0, 0, 255, 0, 9, 9, 9])
+    image.save(tmp_path / "a.png", bits=8)
+    np.testing.assert_array_equal(load_labels(tmp_path / "a.png", None), labels)
+    image.save(tmp_path / "a.png", bits=2)
+    np.testing.assert_array_equal(load_labels(tmp_path / "a.png", None), labels)
+
+
+@pytest.mark.parametrize("backend", ["pillow", "cv2"])
+def test_one_bit_is_0_and_1_by_every_decoder(tmp_path, backend):
+    labels = np.resize(np.array([False, True, True]), (8, 8))
+    Image.fromarray(labels).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_labels(tmp_path / "a.png", None, imdecode_backend=backend), labels)
+
+
+def test_bits_that_decoders_stretch_are_refused(tmp_path):
+    """4 bits of gray: Pillow and OpenCV make 0, 17, 34 of 0, 1, 2."""
+    rows = b"".join(b"\0" + bytes([0x01, 0x21]) for _ in range(4))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 4, 0, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    content = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    assert np.array(Image.open(tmp_path / "a.png"))[0].tolist() == [0, 17, 34, 17]
+    with pytest.raises(DataError, match=r"a\.png: a label map of 4 bits .*write it with 8 bits"):
+        load_labels(tmp_path / "a.png", None)
+
+
+def test_a_bit_that_some_programs_invert_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.resize(np.array([False, True]), (8, 8)))
+    with pytest.raises(DataError, match=r"a\.tif.*MINISWHITE"):
+        load_labels(tmp_path / "a.tif", None)
+
+
+def test_one_row_is_a_label_map(tmp_path):
+    labels = np.array([[0, 1, 2]], np.uint8)
+    np.testing.assert_array_equal(load_labels(tmp_path / "a.tif", labels), labels)
+
+
+# The file's value of each class
+
+
+def test_values_say_which_class_each_is(tmp_path):
+    stored = np.resize(np.array([0, 255, 128], np.uint8), (8, 8))
+    found = load_labels(tmp_path / "a.tif", stored, values=(0, 255, 128))
+    np.testing.assert_array_equal(found, np.resize([0, 1, 2], (8, 8)))
+    with pytest.raises(DataError, match=r"values=\(0, 255, 127\) for its 3 classes; found 128$"):
+        load_labels(tmp_path / "a.tif", stored, values=(0, 255, 127))
+
+
+def test_255_stays_no_label_where_it_is_none_of_the_values(tmp_path):
+    stored = np.resize(np.array([10, 20, 255, 30], np.uint8), (8, 8))
+    found = load_labels(tmp_path / "a.tif", stored, values=(10, 20, 30))
+    np.testing.assert_array_equal(found, np.resize([0, 1, 255, 2], (8, 8)))
+
+
+@pytest.mark.parametrize(("dtype", "values"), [("i2", (0, -9999, 1000)), ("u2", (0, 65535, 300)), ("i4", (7, -1, 8))])
+def test_values_may_be_more_than_a_byte_holds(tmp_path, dtype, values):
+    stored = np.resize(np.array([*values, 255]), (8, 8)).astype(dtype)
+    found = load_labels(tmp_path / "a.tif", stored, values=values)
+    np.testing.assert_array_equal(found, np.resize([0, 1, 2, 255], (8, 8)))
+    with pytest.raises(DataError, match=r"found 77$"):
+        load_labels(tmp_path / "a.tif", np.full((8, 8), 77, dtype), values=values)
+
+
+def test_values_go_with_classes_of_the_users_choice(tmp_path):
+    stored = np.resize(np.array([10, 20, 30], np.uint8), (8, 8))
+    found = load_labels(tmp_path / "a.tif", stored, num_classes=2, values=(10, 20, 30), label_map={0: 1, 1: 255, 2: 0})
+    np.testing.assert_array_equal(found, np.resize([1, 255, 0], (8, 8)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(0, 0, 1), (0, 1), (0, 1.0, 2), (0, True, 2), ("0", "1", "2")],
+    ids=["twice", "few", "float", "bool", "str"],
+)
+def test_values_are_whole_numbers_one_for_each_class(values):
+    with pytest.raises(SettingError, match=r"LoadSegLabels: values .*num_classes=3; got"):
+        TRANSFORMS.build(dict(type="mmsnnet.LoadSegLabels", num_classes=3, values=values))
+
+
+def test_values_contradict_what_would_move_them(tmp_path):
+    stored = np.zeros((8, 8), np.uint8)
+    with pytest.raises(SettingError, match=r"values=\(0, 255, 9\).*set reduce_zero_label=False"):
+        load_labels(tmp_path / "a.tif", stored, reduce_zero_label=True, values=(0, 255, 9))
+    with pytest.raises(SettingError, match=r"has 3 values, and the data set's files have 2 classes"):
+        load_labels(tmp_path / "a.tif", stored, num_classes=2, values=(0, 255, 9))
+
+
+def test_a_sample_whose_label_map_is_none_goes_through():
+    """As mmdet's data sets make them."""
+    sample = dict(img_path="a.jpg", seg_map_path=None)
+    assert TRANSFORMS.build(CHECKED[1])(dict(sample)) == sample
