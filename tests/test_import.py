@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "stitching": set(),
     "evaluation": {"stitching", "registry"},
     "models": {"stitching", "evaluation", "registry"},
-    "engine": {"stitching", "evaluation", "models", "registry"},
+    "engine": {"stitching", "evaluation", "models", "datasets", "registry"},
     "datasets": {"stitching", "evaluation", "registry"},
     "visualization": {"stitching", "evaluation", "datasets"},
     "apis": {"stitching", "evaluation", "models", "engine", "datasets", "visualization", "registry"},

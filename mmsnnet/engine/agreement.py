@@ -7,12 +7,14 @@ names, and a few images are loaded. Nothing is read one by one.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from PIL import Image, UnidentifiedImageError
 from torch import nn
 from torch.utils.data import DataLoader
@@ -42,6 +44,8 @@ def check_loader(model: nn.Module, loader: DataLoader, setting: str, training: b
         SettingError: two settings contradict each other, or the data; the message names both.
         MissingFileError: an entry of the data set has no file.
         DataError: one of the images that are looked at cannot be loaded.
+
+    Label maps of nothing but 0 and 255 are warned of.
     """
     model = unwrapped_model(model)
     _check_channels(model)
@@ -56,6 +60,7 @@ def check_loader(model: nn.Module, loader: DataLoader, setting: str, training: b
         _check_classes(model, dataset, place)
         _check_files(dataset, place)
     _check_image(model, loader.dataset, setting)
+    _warn_of_binary_masks(loader.dataset, setting)
     for _, dataset in parts:
         _check_sizes(model, loader, dataset, setting, training)
 
@@ -102,7 +107,7 @@ def _check_image(model: nn.Module, dataset: Any, setting: str) -> None:
 def _check_classes(model: nn.Module, dataset: Any, place: str) -> None:
     """Compares the classes of a data set with those of its label loader and of the model's heads."""
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
-    steps = getattr(getattr(dataset, "pipeline", None), "transforms", ())
+    steps = _steps(dataset)
     if classes is None or any("depth" in type(step).__name__.lower() for step in steps):
         return  # NYUv2's classes are kinds of rooms
     named = f"{place}: the data set has {len(classes)} classes ({_few(classes)})"
@@ -136,6 +141,20 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, int]]:
             yield f"model.{name}", number
     if not found and isinstance(number := getattr(model, "num_classes", None), int):
         yield "model", number
+
+
+def _warn_of_binary_masks(dataset: Any, setting: str) -> None:
+    """Warns of label maps that hold nothing but 0 and 255, which is "no label"."""
+    # Imported here, because it builds on mmseg, which another task need not have.
+    if any(type(step).__name__ == "LoadSegLabels" for _, part in _parts(dataset, setting) for step in _steps(part)):
+        from mmsnnet.datasets.binary_labels import binary_mask_warning
+
+        if warning := binary_mask_warning(dataset):
+            print_log(f"{setting}: {warning}", logger="current", level=logging.WARNING)
+
+
+def _steps(dataset: Any) -> Sequence[Any]:
+    return getattr(getattr(dataset, "pipeline", None), "transforms", ())
 
 
 def _check_files(dataset: Any, place: str) -> None:

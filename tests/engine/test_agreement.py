@@ -170,6 +170,26 @@ def test_a_loader_without_a_batch(make_model: Callable[..., nn.Module], make_loa
         check_loader(make_model(), make_loader(batch_size=7, drop_last=True), "train_dataloader")
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_masks_of_0_and_255_are_warned_of(
+    binary: bool,
+    tmp_path: Path,
+    make_model: Callable[..., nn.Module],
+    make_loader: Callable[..., DataLoader],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("mmsnnet.engine.agreement.print_log", lambda text, **_: said.append(text))
+    root = write_shapes(tmp_path / "set", "shapes", train=3, val=1, size=(32, 32))
+    for path in (root / "annotations/training").iterdir():
+        labels = np.zeros((32, 32), np.uint8)
+        labels[8:24] = 255
+        labels[:, 0] = 0 if binary else 3
+        Image.fromarray(labels).save(path)
+    check_loader(make_model(), make_loader(data_root=str(root)), "train_dataloader", training=True)
+    assert len(said) == binary and all("train_dataloader" in text and "values=(0, 255)" in text for text in said)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
