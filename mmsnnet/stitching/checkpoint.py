@@ -121,12 +121,13 @@ def unwrapped(file: Mapping[str, Any], where: str, wrappers: Sequence[str] = WRA
     return dict(weights)
 
 
-def misfits(given: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+def misfits(given: Mapping[str, object], wanted: Mapping[str, object], most: int = MOST_LISTED) -> str:
     """What keeps weights from fitting, in words; nothing where they fit.
 
     Args:
         given: the shape of each tensor that there is, by name.
         wanted: the shape of each that there should be.
+        most: the number of names that each list has at most.
     """
     lists = {
         "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in given],
@@ -137,7 +138,7 @@ def misfits(given: Mapping[str, object], wanted: Mapping[str, object]) -> str:
             if name in given and given[name] != shape
         ],
     }
-    return "; ".join(f"{what}: {listed(names)}" for what, names in lists.items() if names)
+    return "; ".join(f"{what}: {listed(names, most)}" for what, names in lists.items() if names)
 
 
 def shapes(weights: Mapping[str, Any]) -> dict[str, object]:

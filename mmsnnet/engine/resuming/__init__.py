@@ -1,0 +1,28 @@
+"""Comparison of a checkpoint with the run that is to go on from it.
+
+State is compared with state, so that it does not matter how a config is written: weights by name and shape, classes,
+optimizer, schedules, and a few facts about the training data that checkpoints record. Each difference has one verdict:
+the run is refused, or it goes on with what the checkpoint says, or with what the config says.
+"""
+
+from mmsnnet.engine.resuming.difference import Difference, Verdict, noted
+from mmsnnet.engine.resuming.optimizers import compare_optimizers
+from mmsnnet.engine.resuming.records import compare_classes, compare_records, compare_seed, describe_run
+from mmsnnet.engine.resuming.schedules import compare_progress, compare_schedules
+from mmsnnet.engine.resuming.weights import compare_averages, compare_weights, summarize_partial_load
+
+__all__ = [
+    "Difference",
+    "Verdict",
+    "compare_averages",
+    "compare_classes",
+    "compare_optimizers",
+    "compare_progress",
+    "compare_records",
+    "compare_schedules",
+    "compare_seed",
+    "compare_weights",
+    "describe_run",
+    "noted",
+    "summarize_partial_load",
+]
