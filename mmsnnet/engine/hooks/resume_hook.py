@@ -16,6 +16,7 @@ from mmsnnet.engine.resuming import (
     compare_records,
     compare_schedules,
     compare_seed,
+    compare_settings,
     compare_weights,
     describe_run,
     noted,
@@ -103,6 +104,7 @@ def _differences(runner: AnyRunner, checkpoint: dict[str, Any], source: str) -> 
         yield from compare_progress(runner, checkpoint)
     yield from compare_seed(runner, meta)
     yield from compare_records(runner, record.get("facts", {}))
+    yield from compare_settings(runner.cfg, record.get("settings", {}))
 
 
 def _source(runner: AnyRunner) -> str:

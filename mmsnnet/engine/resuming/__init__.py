@@ -1,14 +1,15 @@
 """Comparison of a checkpoint with the run that is to go on from it.
 
 State is compared with state, so that it does not matter how a config is written: weights by name and shape, classes,
-optimizer, schedules, and a few facts about the training data that checkpoints record. Each difference has one verdict:
-the run is refused, or it goes on with what the checkpoint says, or with what the config says.
+optimizer, schedules. Checkpoints record facts and settings that leave no state. Each difference has one verdict: the
+run is refused, or it goes on with the checkpoint's value, or with the config's.
 """
 
 from mmsnnet.engine.resuming.difference import Difference, Verdict, noted
 from mmsnnet.engine.resuming.optimizers import compare_optimizers
 from mmsnnet.engine.resuming.records import compare_classes, compare_records, compare_seed, describe_run
 from mmsnnet.engine.resuming.schedules import compare_progress, compare_schedules
+from mmsnnet.engine.resuming.settings import compare_settings
 from mmsnnet.engine.resuming.weights import compare_averages, compare_weights, summarize_partial_load
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "compare_records",
     "compare_schedules",
     "compare_seed",
+    "compare_settings",
     "compare_weights",
     "describe_run",
     "noted",

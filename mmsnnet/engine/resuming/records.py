@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
@@ -10,16 +11,19 @@ from torch.utils.data import DataLoader
 from mmsnnet.engine.resuming.difference import Difference, kept, refused, replaced
 from mmsnnet.engine.resuming.optimizers import named_wrappers
 from mmsnnet.engine.resuming.schedules import scheduler_types
+from mmsnnet.engine.resuming.settings import describe_settings
 from mmsnnet.models import StitchedViT
 
 AnyRunner = Runner | FlexibleRunner
 Record = dict[str, Any]
 
 EPOCHS, ITERATIONS = "epochs", "iterations"
+# How many samples of a data set are known by name.
+MOST_NAMES = 64
 OTHER_ORDER = ", so data has another order"
 # What a difference in a recorded fact leads to, by the setting's name.
 CONSEQUENCES = {
-    "train_dataloader.dataset": OTHER_ORDER,
+    "train_dataloader.dataset": ", so the run sees other data",
     "train_dataloader.batch_size": OTHER_ORDER,
     "train_dataloader.sampler": OTHER_ORDER,
     "train_cfg.stitches_per_step": ", so other stitches are drawn",
@@ -31,14 +35,15 @@ CONSEQUENCES = {
 def describe_run(runner: AnyRunner) -> Record:
     """What a checkpoint records of a run beside its state: plain values by the setting that a user would change.
 
-    ``optimizer`` and ``param_scheduler`` are the types; ``facts`` is what training reads elsewhere. A fact that a run
-    does not have is left out.
+    ``optimizer`` and ``param_scheduler`` are the types; ``facts`` is what training reads elsewhere, without what a run
+    does not have; ``settings`` is the rest of the config that training reads.
     """
     wrappers = named_wrappers(runner.optim_wrapper)
     return dict(
         optimizer={setting: type(wrapper.optimizer).__name__ for setting, wrapper in wrappers.items()},
         param_scheduler=scheduler_types(runner.param_schedulers),
         facts=_facts(runner),
+        settings=describe_settings(runner.cfg),
     )
 
 
@@ -86,7 +91,7 @@ def _facts(runner: AnyRunner) -> Record:
     loop, loader = runner._train_loop, runner.train_dataloader
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     facts: Record = {
-        "train_dataloader.dataset": f"{len(loader.dataset)} samples" if hasattr(loader.dataset, "__len__") else None,
+        "train_dataloader.dataset": _described_samples(loader.dataset),
         "train_dataloader.batch_size": getattr(loader.batch_sampler, "batch_size", None),
         "train_dataloader.sampler": _described_sampler(loader),
         "train_cfg": EPOCHS if by_epoch else ITERATIONS,
@@ -106,6 +111,21 @@ def _facts(runner: AnyRunner) -> Record:
     return {setting: value for setting, value in facts.items() if value is not None}
 
 
+def _described_samples(dataset: Any) -> str | None:
+    """The number of samples; where a data set of mmengine lists files, also a digest of the names of some of them.
+
+    Folders do not count, because data sets are moved.
+    """
+    if not hasattr(dataset, "__len__"):
+        return None
+    described = f"{len(dataset)} samples"
+    if not hasattr(dataset, "get_data_info"):
+        return described
+    infos = [dataset.get_data_info(index) for index in range(0, len(dataset), len(dataset) // MOST_NAMES + 1)]
+    paths = [value for info in infos for key, value in info.items() if key.endswith("path") and isinstance(value, str)]
+    return f"{described} ({_digest(Path(path).name for path in paths)})"
+
+
 def _described_sampler(loader: DataLoader) -> str | None:
     sampler = getattr(loader.batch_sampler, "sampler", None)
     if sampler is None:
@@ -117,5 +137,8 @@ def _described_sampler(loader: DataLoader) -> str | None:
 def _described_bins(backbone: StitchedViT) -> str:
     """The bins that stitches are drawn from, with a digest that tells which stitch is in which."""
     bins = backbone.sampler.bins
-    digest = hashlib.blake2b(repr(bins).encode(), digest_size=4).hexdigest()
-    return f"{len(bins)} bins of {len(backbone.space)} stitches ({digest})"
+    return f"{len(bins)} bins of {len(backbone.space)} stitches ({_digest(map(repr, bins))})"
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=4).hexdigest()
