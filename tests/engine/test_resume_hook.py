@@ -294,7 +294,7 @@ CONFIGS = {
     ),
     "batch size": (
         dict(train_dataloader__batch_size=4),
-        r"train_dataloader\.batch_size: goes on with the config's 4, the checkpoint's was 2, so data has another order",
+        r"train_dataloader\.batch_size: goes on with the config's 4 over all processes, the checkpoint's was 2 over",
     ),
     "order of samples": (
         dict(train_dataloader__sampler__shuffle=False),

@@ -48,8 +48,15 @@ class ResumeHook(Hook):
     # Before EMAHook loads its averages, which torch refuses in words of its own where they have other shapes.
     priority = "VERY_HIGH"
 
+    _record: dict[str, Any] | None = None
+
+    def before_run(self, runner: AnyRunner) -> None:
+        # While it trains several stitches in a step, a loop counts them as accumulated gradients.
+        if isinstance(runner._train_loop, BaseLoop):
+            self._record = describe_run(runner)
+
     def before_save_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["meta"][RECORD] = describe_run(runner)
+        checkpoint["meta"][RECORD] = self._record or describe_run(runner)
 
     def after_load_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
         if not isinstance(runner._train_loop, BaseLoop):  # it does not train

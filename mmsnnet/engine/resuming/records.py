@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.dist import get_world_size
 from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
@@ -92,7 +93,7 @@ def _facts(runner: AnyRunner) -> Record:
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     facts: Record = {
         "train_dataloader.dataset": _described_samples(loader.dataset),
-        "train_dataloader.batch_size": getattr(loader.batch_sampler, "batch_size", None),
+        "train_dataloader.batch_size": _described_batch(loader),
         "train_dataloader.sampler": _described_sampler(loader),
         "train_cfg": EPOCHS if by_epoch else ITERATIONS,
         "train_cfg.max_epochs" if by_epoch else "train_cfg.max_iters": (
@@ -126,6 +127,12 @@ def _described_samples(dataset: Any) -> str | None:
     return f"{described} ({_digest(Path(path).name for path in paths)})"
 
 
+def _described_batch(loader: DataLoader) -> str | None:
+    """The samples of an iteration over all processes, which may share them out otherwise."""
+    size = getattr(loader.batch_sampler, "batch_size", None)
+    return None if size is None else f"{size * get_world_size()} over all processes"
+
+
 def _described_sampler(loader: DataLoader) -> str | None:
     sampler = getattr(loader.batch_sampler, "sampler", None)
     if sampler is None:
@@ -137,7 +144,7 @@ def _described_sampler(loader: DataLoader) -> str | None:
 def _described_bins(backbone: StitchedViT) -> str:
     """The bins that stitches are drawn from, with a digest that tells which stitch is in which."""
     bins = backbone.sampler.bins
-    return f"{len(bins)} bins of {len(backbone.space)} stitches ({_digest(map(repr, bins))})"
+    return f"{len(bins)} bin{'s' * (len(bins) != 1)} of {len(backbone.space)} stitches ({_digest(map(repr, bins))})"
 
 
 def _digest(parts: Iterable[str]) -> str:
