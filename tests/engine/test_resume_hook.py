@@ -476,6 +476,17 @@ def test_records_are_plain(whole_run: Path) -> None:
     assert is_plain(read_model_checkpoint(whole_run / "iter_3.pth")["meta"]["training"])
 
 
+def test_a_schedule_with_a_function_goes_on(tmp_path: Path) -> None:
+    """Its checkpoints would be refused: no code is read."""
+    schedule = dict(param_scheduler=[dict(type="OneCycleLR", eta_max=0.2, total_steps=6, by_epoch=False)])
+    whole = make_runner(tmp_path, **schedule)
+    whole.train()
+    resumed = make_runner(tmp_path, load_from=str(tmp_path / "iter_3.pth"), resume=True, **schedule)
+    resumed.train()
+    expected = whole.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
 def test_how_a_config_is_written_makes_no_difference(resume: Resume) -> None:
     changes = dict(model=dict(type="mmsnnet.TwoLayers"), train_dataloader__dataset=dict(type=Points, length=8))
     changes["train_dataloader__collate_fn"] = dict(type="mmengine.pseudo_collate")

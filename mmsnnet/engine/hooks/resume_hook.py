@@ -19,6 +19,7 @@ from mmsnnet.engine.resuming import (
     compare_settings,
     compare_weights,
     describe_run,
+    drop_functions,
     noted,
     summarize_partial_load,
 )
@@ -57,6 +58,7 @@ class ResumeHook(Hook):
 
     def before_save_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
         checkpoint["meta"][RECORD] = self._record or describe_run(runner)
+        drop_functions(checkpoint.get("param_schedulers"))
 
     def after_load_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
         if not isinstance(runner._train_loop, BaseLoop):  # it does not train

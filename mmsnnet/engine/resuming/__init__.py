@@ -8,7 +8,7 @@ run is refused, or it goes on with the checkpoint's value, or with the config's.
 from mmsnnet.engine.resuming.difference import Difference, Verdict, noted
 from mmsnnet.engine.resuming.optimizers import compare_optimizers
 from mmsnnet.engine.resuming.records import compare_classes, compare_records, compare_seed, describe_run
-from mmsnnet.engine.resuming.schedules import compare_progress, compare_schedules
+from mmsnnet.engine.resuming.schedules import compare_progress, compare_schedules, drop_functions
 from mmsnnet.engine.resuming.settings import compare_settings
 from mmsnnet.engine.resuming.weights import compare_averages, compare_weights, summarize_partial_load
 
@@ -25,6 +25,7 @@ __all__ = [
     "compare_settings",
     "compare_weights",
     "describe_run",
+    "drop_functions",
     "noted",
     "summarize_partial_load",
 ]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from mmengine.optim.scheduler.param_scheduler import INF
@@ -31,6 +32,16 @@ def scheduler_types(param_schedulers: Any) -> dict[str, list[str]]:
         setting: [type(scheduler).__name__ for scheduler in schedulers]
         for setting, schedulers in _by_setting(param_schedulers).items()
     }
+
+
+def drop_functions(states: Any) -> None:
+    """Remove functions from the saved state of schedules: the loader refuses pickles of code.
+
+    ``OneCycleLR`` saves its own function. A schedule that takes over a state keeps what the state lacks.
+    """
+    for state in chain.from_iterable(_by_setting(states).values()):
+        for key in [key for key, value in state.items() if callable(value)]:
+            del state[key]
 
 
 def compare_schedules(
