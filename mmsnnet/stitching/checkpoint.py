@@ -121,7 +121,7 @@ def unwrapped(file: Mapping[str, Any], where: str, wrappers: Sequence[str] = WRA
     return dict(weights)
 
 
-def misfits(given: Mapping[str, object], wanted: Mapping[str, object], most: int = MOST_LISTED) -> str:
+def misfits(given: Mapping[str, object], wanted: Mapping[str, object], *, most: int = MOST_LISTED) -> str:
     """What keeps weights from fitting, in words; nothing where they fit.
 
     Args:

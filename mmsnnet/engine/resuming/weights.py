@@ -59,14 +59,14 @@ def compare_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str
     for setting, text in by_setting.items():
         yield refused(f"{setting}: {text}")
     given, wanted = ({n: s for n, s in one.items() if n not in explained} for one in (given, wanted))
-    if wrong := misfits(given, wanted, FEW):
+    if wrong := misfits(given, wanted, most=FEW):
         yield refused(f"model: the checkpoint's weights are of another model ({wrong})")
 
 
 def compare_averages(model: nn.Module, averaged: Mapping[str, Any]) -> Iterator[Difference]:
     """Compare the state of ``EMAHook`` in a checkpoint with a model."""
     given = {name.removeprefix("module."): value for name, value in averaged.items() if name.startswith("module.")}
-    if wrong := misfits(_without_records(shapes(given)), weight_shapes(model), FEW):
+    if wrong := misfits(_without_records(shapes(given)), weight_shapes(model), most=FEW):
         yield refused(f"EMAHook: the checkpoint's averaged weights are of another model ({wrong})")
 
 
@@ -95,7 +95,7 @@ def summarize_partial_load(model: nn.Module, checkpoint: Mapping[str, Any], sour
     wanted_to_load = {
         name: shape for name, shape in wanted.items() if name in given or "num_batches_tracked" not in name
     }
-    if wrong := misfits(given, wanted_to_load, FEW):
+    if wrong := misfits(given, wanted_to_load, most=FEW):
         return f"load_from: {len(fitting)} of {len(wanted)} tensors are loaded from {source}; {wrong}"
     return None
 
