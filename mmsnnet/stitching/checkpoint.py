@@ -123,13 +123,13 @@ def unwrapped(file: Mapping[str, Any], where: str, wrappers: Sequence[str] = WRA
     return dict(weights)
 
 
-def misfits(given: Mapping[str, object], wanted: Mapping[str, object], most: int = MOST_LISTED) -> str:
+def misfits(given: Mapping[str, object], wanted: Mapping[str, object], *, most: int = MOST_LISTED) -> str:
     """What keeps weights from fitting, in words; nothing where they fit.
 
     Args:
         given: the shape of each tensor that there is, by name.
         wanted: the shape of each that there should be.
-        most: how many of each kind are written out.
+        most: the number of names that each list has at most.
     """
     lists = {
         "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in given],

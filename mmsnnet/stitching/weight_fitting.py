@@ -198,7 +198,7 @@ def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
 def _refusal(anchor: Anchor, fitted: FittedWeights, wanted: Mapping[str, Tensor]) -> str:
     """Why weights do not fit an anchor that wants these; empty where they do."""
     given = {name: value for name, value in fitted.sized.items() if name in wanted or not _of_no_use(name)}
-    wrong = misfits(shapes(given), shapes(wanted), MOST_NAMES)
+    wrong = misfits(shapes(given), shapes(wanted), most=MOST_NAMES)
     if not wrong:
         return ""
     refusal = f"does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). "

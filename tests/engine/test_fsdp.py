@@ -120,7 +120,12 @@ def train(name, model="plain", counts=1, val=None, **settings):
         )
     runner = (FlexibleRunner if "strategy" in settings else Runner).from_cfg(Config(config | settings))
     runner.register_hook(Recorder(name), priority="LOWEST")
-    runner.train()
+    warned = []
+    runner.logger.warning = warned.append
+    try:
+        runner.train()
+    finally:
+        torch.save(warned, folder / f"warned {name} {rank}.pt")
     return runner
 
 
@@ -177,6 +182,13 @@ train("compiled sharded", model="compiled", train_cfg=two, **SHARDED)
 lamb = dict(
     constructor="mmsnnet.StitchOptimWrapperConstructor", optimizer=dict(type="mmsnnet.Lamb", lr=1e-3)
 )
+if rank == 0:
+    changed = torch.load(folder / "sharded/iter_2.pth", weights_only=False)
+    state = changed["optimizer"]["state"]["decode_head.conv_seg.weight"]
+    state["exp_avg"] = state["exp_avg"][:3]
+    torch.save(changed, folder / "shape.pth")
+    torch.save(dict(meta={}, state_dict={"encoder.weight": torch.zeros(3)}), folder / "other.pth")
+torch.distributed.barrier()
 uneven = dict(val, dataset=dict(type="Images", sizes=[(32, 32)], number=3))
 uneven["sampler"] = dict(type="DefaultSampler", shuffle=False, round_up=False)
 errors = dict(
@@ -197,6 +209,11 @@ errors = dict(
         optim_wrapper=dict(optimizer=dict(type="AdamW", lr=1e-3)),
         **SHARDED,
     ),
+    classes=error_of(
+        "classes", model="classes", load_from=str(folder / "sharded/iter_2.pth"), resume=True, **SHARDED
+    ),
+    shape=error_of("shape", load_from=str(folder / "shape.pth"), resume=True, **SHARDED),
+    nothing=error_of("nothing", load_from=str(folder / "other.pth"), **SHARDED),
     uneven=error_of("uneven", val=uneven, **SHARDED),
 )
 torch.save(errors, folder / f"errors {rank}.pt")
@@ -209,8 +226,8 @@ if rank == 0:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
-    """Configs by name: ``plain``; ``biased``, with relative position biases and activation checkpointing; and
-    ``compiled``, as plain."""
+    """Configs by name: ``plain``; ``classes``, of fewer classes; ``biased``, with relative position biases and
+    activation checkpointing; and ``compiled``, as plain."""
     tiny = dict(model="vit_tiny_patch16_224", num_heads=2, patch_size=8)
     head = dict(type="FCNHead", in_channels=48, channels=48, num_classes=8, num_convs=0, concat_input=False)
     head |= dict(align_corners=False, dropout_ratio=0)
@@ -237,7 +254,10 @@ def models() -> dict[str, Any]:
             test_cfg=dict(mode="slide", crop_size=(32, 32), stride=(32, 32)),
         )
 
+    classes = model({})
+    classes["decode_head"] |= dict(num_classes=5)
     return dict(
+        classes=classes,
         plain=model({}),
         biased=model(dict(rel_pos_bias=True), with_cp=True),
         compiled=model({}, compile=dict(backend="eager")),
@@ -341,6 +361,15 @@ def test_a_run_goes_on_sharded_as_it_does_alone(folder: Path, resumed: str, alon
     assert largest_difference(weights_after(folder, resumed, 4), weights_after(folder, alone, 4)) < 1e-5
 
 
+def test_a_run_that_goes_on_as_it_was_says_nothing(folder: Path) -> None:
+    for rank in range(2):
+        said = torch.load(folder / f"warned resumed {rank}.pt")
+        assert [text for text in said if "the checkpoint" in text] == []
+    # Twice the processes, each with half the batch.
+    said = torch.load(folder / "warned biased resumed 0.pt")
+    assert [text for text in said if "the checkpoint" in text] == []
+
+
 def test_each_rank_holds_its_share(folder: Path, make_model: Callable[[str], nn.Module]) -> None:
     model = make_model("plain")
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -386,7 +415,16 @@ def test_what_cannot_go_well_is_refused_on_all_ranks(folder: Path) -> None:
     assert errors[0]["lamb"][0] == "ValueError" and "AdamW" in errors[0]["lamb"][1]
     for run in ("stock", "stock_loop"):
         assert errors[0][run][0] == "TypeError" and "mmsnnet.FSDPStrategy" in errors[0][run][1]
-    assert errors[0]["grouped"][0] == "ValueError" and "without --resume" in errors[0]["grouped"][1]
+    assert errors[0]["grouped"][0] == "SettingError" and "without --resume" in errors[0]["grouped"][1]
+    for run, said in (
+        (
+            "classes",
+            "decode_head.num_classes: the checkpoint's decode_head.conv_seg is for 8 classes, the config's for 5",
+        ),
+        ("shape", "exp_avg (3, 48, 1, 1) for decode_head.conv_seg.weight (8, 48, 1, 1)"),
+        ("nothing", "nothing of checkpoint"),
+    ):
+        assert errors[0][run][0] == "SettingError" and said in errors[0][run][1]
     assert errors[0]["uneven"][0] == "RuntimeError" and "val_dataloader.sampler.round_up=True" in errors[0]["uneven"][1]
     assert not list(folder.glob("uneven *.pt"))  # before the first iteration
 

@@ -22,6 +22,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.registry import DATASETS, METRICS, MODELS
 from mmsnnet.stitching import StitchSampler
@@ -666,3 +667,42 @@ def test_another_number_of_processes_is_warned_of(
     runner.logger.setLevel(logging.WARNING)
     runner.train()
     assert any("trained by 2 processes and goes on with 1" in text for text in said) is (ranks == 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused", "said"),
+    [
+        ({}, False, []),
+        (dict(seed=5), False, ["model.backbone.seed: goes on with the config's 5, the checkpoint's was 0"]),
+        (dict(flops_step=1e9), False, ["model.backbone.flops_step: goes on with the config's 1 bin of 4 stitches"]),
+        (dict(img_size=64), True, ["model.backbone.img_size: the checkpoint's position embeddings are for 2 x 2"]),
+    ],
+    ids=["nothing", "seed", "flops_step", "img_size"],
+)
+def test_a_resumed_run_says_what_differs(
+    changes: dict[str, Any],
+    refused: bool,
+    said: list[str],
+    backbone_config: Callable[..., dict[str, Any]],
+    make_runner: Callable[..., Runner],
+    train: Train,
+    tmp_path: Path,
+) -> None:
+    """Nothing, where several stitches a step are counted as accumulated gradients."""
+    loop = LOOPS["iterations"] | dict(stitches_per_step=3)
+    checkpoint = dict(type="CheckpointHook", by_epoch=False, interval=6, save_last=False)
+    kwargs = dict(work_dir=str(tmp_path), default_hooks=dict(checkpoint=checkpoint), accumulative_counts=2)
+    train(loop, kill_after=6, **kwargs)
+    model = make_config(backbone_config, tmp_path, loop)["model"]
+    model["backbone"] |= changes
+    runner = make_runner(loop, resume=True, counted=False, model=model, **kwargs)
+    warned: list[str] = []
+    runner.logger.warning = warned.append
+    if refused:
+        with pytest.raises(SettingError) as caught:
+            runner.train()
+        warned = [str(caught.value).partition("with this config. ")[2]]
+    else:
+        runner.train()
+    assert len(warned) == len(said)
+    assert all(text.startswith(start) for text, start in zip(warned, said, strict=True)), warned

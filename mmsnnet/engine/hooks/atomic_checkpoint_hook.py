@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 import mmsnnet.engine.atomic_backend  # noqa: F401  writes of mmengine's become atomic
+from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.latest_checkpoint import (
     LAST_CHECKPOINT,
     checkpoint_folder,
@@ -89,9 +90,8 @@ class AtomicCheckpointHook(CheckpointHook):
                 self._check_folder(runner, weights, optimizer)
 
     def after_load_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
-        if runner._resume:
-            for record in ("epoch", "iter"):  # of weights alone, which have none, it says what to do
-                checkpoint["meta"][record]
+        if not _has_resume_hook(runner):
+            ResumeHook().after_load_checkpoint(runner, checkpoint)
 
     def before_train(self, runner: AnyRunner) -> None:
         hub = runner.message_hub
@@ -110,6 +110,8 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_save_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
         # A FlexibleRunner counts on from what the hook tells it, which is right in the midst of an iteration alone.
         checkpoint["meta"].update(self._progress)
+        if not _has_resume_hook(runner):
+            ResumeHook().before_save_checkpoint(runner, checkpoint)
 
     def _save_checkpoint(self, runner: AnyRunner) -> None:
         runner.call_hook("before_checkpoint")
@@ -262,6 +264,11 @@ class AtomicCheckpointHook(CheckpointHook):
             first = self.save_begin + ceil(max(now + 1 - self.save_begin, 0) / self.interval) * self.interval
             steps = range(first, end + 1, self.interval)
         return len(steps) + (self.save_last and now < end and end not in steps)
+
+
+def _has_resume_hook(runner: AnyRunner) -> bool:
+    """Whether a hook of the runner's compares checkpoints with it: mmengine's own loops add none."""
+    return any(isinstance(hook, ResumeHook) for hook in runner.hooks)
 
 
 class _SavingTogether:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import check_loader, sizes_explained
+from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.runner.loading import seeded_loader
 from mmsnnet.engine.runner.stitch_passes import refuse_uneven_batches
@@ -55,6 +56,8 @@ class _StitchTrainLoop:
 
     def _seeded(self, runner: Runner, dataloader: DataLoader | dict, endless: bool) -> DataLoader:
         _refuse_stock_sharding(runner)
+        if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):
+            runner.register_hook(ResumeHook())
         if isinstance(dataloader, dict):
             # With diff_rank_seed mmengine would give samplers a random seed, which nothing records.
             dataloader = runner.build_dataloader(dataloader, seed=_shared_seed(runner))

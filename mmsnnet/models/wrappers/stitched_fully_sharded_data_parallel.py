@@ -41,6 +41,7 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
 
     Attributes:
         shapes: the shape of each parameter as a whole. A process holds a flat piece of it, which may be empty.
+        state_shapes: the whole shape of each tensor in the state dict, by name.
 
     Raises:
         TypeError: the model has no stitched backbone.
@@ -57,9 +58,11 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
             units = set(sharded_units(backbone))
             auto_wrap_policy = partial(lambda_auto_wrap_policy, lambda_fn=units.__contains__)
         shapes = {parameter: parameter.shape for parameter in module.parameters()}
+        state_shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         device = torch.device("cpu") if get_device() == "cpu" else device_id
         super().__init__(module, auto_wrap_policy=auto_wrap_policy, device_id=device, **kwargs)
         self.shapes = shapes
+        self.state_shapes = state_shapes
         self._drawn: set[Stitch] = set()
         self._predicting = False
         backbone.register_forward_pre_hook(self._before_backbone)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import BaseLoop, FlexibleRunner, Runner, find_latest_checkpoint
+
+from mmsnnet.engine.resuming import (
+    Difference,
+    Verdict,
+    compare_averages,
+    compare_classes,
+    compare_optimizers,
+    compare_progress,
+    compare_records,
+    compare_schedules,
+    compare_seed,
+    compare_settings,
+    compare_weights,
+    describe_run,
+    drop_functions,
+    noted,
+    summarize_partial_load,
+)
+from mmsnnet.errors import SettingError
+from mmsnnet.registry import HOOKS
+
+AnyRunner = Runner | FlexibleRunner
+
+# Where the meta of a checkpoint has what describe_run says of a run.
+RECORD = "training"
+
+
+@HOOKS.register_module()
+class ResumeHook(Hook):
+    """Compare the checkpoint with the run before a run goes on from it.
+
+    Our training loops add the hook to their runner; with mmengine's own loops, add it to ``custom_hooks``.
+
+    - ``--resume``: what the run cannot go on with is refused. Each other difference is one warning that says whose
+      value is used. A run without a difference logs nothing.
+    - ``load_from`` alone: a checkpoint of which nothing fits the model is refused; what is not loaded is one warning.
+
+    Raises:
+        SettingError: the checkpoint does not fit the run; the message lists all differences that keep it from fitting.
+    """
+
+    # Before EMAHook loads its averages, which torch refuses in words of its own where they have other shapes.
+    priority = "VERY_HIGH"
+
+    _record: dict[str, Any] | None = None
+
+    def before_run(self, runner: AnyRunner) -> None:
+        # While it trains several stitches in a step, a loop counts them as accumulated gradients.
+        if isinstance(runner._train_loop, BaseLoop):
+            self._record = describe_run(runner)
+
+    def before_save_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"][RECORD] = self._record or describe_run(runner)
+        drop_functions(checkpoint.get("param_schedulers"))
+
+    def after_load_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
+        if not isinstance(runner._train_loop, BaseLoop):  # it does not train
+            return
+        source = _source(runner)
+        if not runner._resume:
+            if summary := summarize_partial_load(runner.model, checkpoint, source):
+                runner.logger.warning(summary)
+            return
+        for progress in ("epoch", "iter"):  # weights alone have none, and their meta says what to do
+            checkpoint["meta"][progress]
+        differences = list(_differences(runner, checkpoint, source))
+        new_run = f"load_from={source!r} without --resume starts a new run from its weights"
+        if refusals := [difference.text for difference in differences if difference.verdict is Verdict.REFUSED]:
+            raise SettingError(
+                f"checkpoint {source!r} cannot be resumed with this config. {'; '.join(refusals)}. Set the config as "
+                f"it was, or: {new_run}"
+            )
+        for difference in differences:
+            runner.logger.warning(difference.text)
+        if any(difference.verdict is Verdict.KEPT for difference in differences):
+            runner.logger.warning(f"To train with the config's values instead: {new_run}")
+        if "ema_state_dict" in checkpoint and not _has_averages(runner):
+            _take_trained_weights(checkpoint)
+
+
+def _differences(runner: AnyRunner, checkpoint: dict[str, Any], source: str) -> Iterator[Difference]:
+    meta = checkpoint["meta"]
+    record = meta.get(RECORD, {})
+    weights = list(compare_weights(runner.model, checkpoint, source))
+    yield from weights
+    yield from compare_classes(runner, meta)
+    if weights:  # the optimizer's state differs likewise
+        return
+    if averaged := checkpoint.get("ema_state_dict"):
+        if _has_averages(runner):
+            yield from compare_averages(runner.model, averaged)
+        else:
+            yield noted(
+                "custom_hooks: the checkpoint has averaged weights, the config has no EMAHook: goes on with the "
+                "trained weights, without averages"
+            )
+    optimizers = compare_optimizers(
+        runner.model, runner.optim_wrapper, checkpoint.get("optimizer"), record.get("optimizer", {})
+    )
+    schedules = compare_schedules(
+        runner.param_schedulers, checkpoint.get("param_schedulers"), record.get("param_scheduler", {})
+    )
+    state = [*optimizers, *schedules]
+    yield from state
+    if not any(difference.verdict is Verdict.REFUSED for difference in state):
+        yield from compare_progress(runner, checkpoint)
+    yield from compare_seed(runner, meta)
+    yield from compare_records(runner, record.get("facts", {}))
+    yield from compare_settings(runner.cfg, record.get("settings", {}))
+
+
+def _source(runner: AnyRunner) -> str:
+    """The checkpoint that a runner has read."""
+    if isinstance(runner._resume, str):  # a FlexibleRunner's may be a path
+        return runner._resume
+    return str(runner._load_from or find_latest_checkpoint(runner.work_dir) or runner.work_dir)
+
+
+def _has_averages(runner: AnyRunner) -> bool:
+    return any(isinstance(hook, EMAHook) for hook in runner.hooks)
+
+
+def _take_trained_weights(checkpoint: dict[str, Any]) -> None:
+    """Put the trained weights in their place: ``EMAHook`` saves its averages there, and these among its own."""
+    for name, value in checkpoint["ema_state_dict"].items():
+        if name.startswith("module."):
+            checkpoint["state_dict"][name.removeprefix("module.")] = value

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Verdict(Enum):
+    """What becomes of a run whose checkpoint differs from it."""
+
+    REFUSED = "the run cannot go on"
+    KEPT = "the run goes on with the checkpoint's value"
+    REPLACED = "the run goes on with the config's value"
+    NOTED = "the run goes on, and the user should know"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference between a checkpoint and the run that is to go on from it.
+
+    Args:
+        verdict: what becomes of the run.
+        text: one line that names the setting, both values, and the value that the run goes on with.
+    """
+
+    verdict: Verdict
+    text: str
+
+
+def refused(text: str) -> Difference:
+    return Difference(Verdict.REFUSED, text)
+
+
+def kept(setting: str, recorded: object, configured: object) -> Difference:
+    text = f"{setting}: the checkpoint's {recorded} is kept, the config's {configured} is not"
+    return Difference(Verdict.KEPT, text)
+
+
+def replaced(setting: str, recorded: object, configured: object, consequence: str = "") -> Difference:
+    text = f"{setting}: goes on with the config's {configured}, the checkpoint's was {recorded}{consequence}"
+    return Difference(Verdict.REPLACED, text)
+
+
+def noted(text: str) -> Difference:
+    return Difference(Verdict.NOTED, text)

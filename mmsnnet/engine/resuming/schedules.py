@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from mmengine.optim.scheduler.param_scheduler import INF
+from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
+
+from mmsnnet.engine.resuming.difference import Difference, kept, noted, refused
+
+State = Mapping[str, Any]
+
+# What a scheduler counts or only prints. Its base values are the optimizer's.
+RUNNING = ("last_step", "verbose", "base_values", "best", "num_bad_epochs", "cooldown_counter")
+# What follows from other constants, which are compared too.
+DERIVED = {
+    "total_iters": ("begin", "end"),
+    "total_steps": ("begin", "end"),
+    "T_max": ("begin", "end"),
+    "cumulative_periods": ("periods",),
+    "rule_worse": ("rule",),
+}
+# A learning rate so many times smaller than the initial one trains nothing.
+NOTHING = 1e-6
+
+
+def scheduler_types(param_schedulers: Any) -> dict[str, list[str]]:
+    """The types of a run's schedulers by their settings."""
+    return {
+        setting: [type(scheduler).__name__ for scheduler in schedulers]
+        for setting, schedulers in _by_setting(param_schedulers).items()
+    }
+
+
+def drop_functions(states: Any) -> None:
+    """Remove functions from the saved state of schedules: the loader refuses pickles of code.
+
+    ``OneCycleLR`` saves its own function. A schedule that takes over a state keeps what the state lacks.
+    """
+    for state in chain.from_iterable(_by_setting(states).values()):
+        for key in [key for key, value in state.items() if callable(value)]:
+            del state[key]
+
+
+def compare_schedules(
+    param_schedulers: Any, states: Any, recorded_types: Mapping[str, Sequence[str]]
+) -> Iterator[Difference]:
+    """Compare the schedules in a checkpoint with those of a run. mmengine pairs them in order and drops the rest.
+
+    Args:
+        param_schedulers: of the run: a list, a dict of lists, or None.
+        states: the ``param_schedulers`` of the checkpoint, alike.
+        recorded_types: of the checkpoint, as :func:`scheduler_types` gives them; of an older one, empty.
+    """
+    own, given = _by_setting(param_schedulers), _by_setting(states)
+    for setting in dict.fromkeys((*given, *own)):
+        schedulers, recorded = own.get(setting, []), given.get(setting, [])
+        names = [type(scheduler).__name__ for scheduler in schedulers]
+        types = recorded_types.get(setting)
+        if len(schedulers) != len(recorded):
+            yield refused(
+                f"{setting}: the checkpoint has {_counted(recorded, types)}, the config {_counted(schedulers, names)}"
+            )
+            continue
+        for index, (scheduler, state) in enumerate(zip(schedulers, recorded, strict=True)):
+            place, constants = f"{setting}[{index}]", scheduler.state_dict()
+            if types is not None and types[index] != names[index]:
+                yield refused(f"{place}.type: the checkpoint's is {types[index]}, the config's {names[index]}")
+            elif _is_other_type(state, constants):
+                yield refused(f"{place}.type: the checkpoint's is another one than the config's {names[index]}")
+            else:
+                yield from _compare_constants(place, state, constants)
+
+
+def compare_progress(runner: Runner | FlexibleRunner, checkpoint: Mapping[str, Any]) -> Iterator[Difference]:
+    """Say where the checkpoint leaves nothing to train, or a learning rate that trains nothing."""
+    by_epoch = isinstance(runner._train_loop, EpochBasedTrainLoop)
+    unit, setting = ("epoch", "train_cfg.max_epochs") if by_epoch else ("iter", "train_cfg.max_iters")
+    done, end = checkpoint["meta"][unit], runner.max_epochs if by_epoch else runner.max_iters
+    units = "epochs" if by_epoch else "iterations"
+    if done >= end:
+        yield noted(
+            f"{setting}: nothing is left to train: the checkpoint has {done} {units}, and the config ends at {end}; "
+            f"raise {setting} to go on"
+        )
+        return
+    states = checkpoint["optimizer"]
+    states = {"optim_wrapper": states} if "param_groups" in states else states
+    groups = [group for state in states.values() for group in state["param_groups"]]
+    rates = [state for states in _by_setting(checkpoint.get("param_schedulers")).values() for state in states]
+    rates = [state for state in rates if state.get("param_name") == "lr"]
+    ended = bool(rates) and all(state["_global_step"] + 1 >= state["end"] for state in rates)
+    if ended and all(float(group["lr"]) <= NOTHING * float(group.get("initial_lr", 0)) for group in groups):
+        last = max(state["end"] for state in rates)
+        yield noted(
+            f"param_scheduler: the checkpoint's schedule has ended (at {last}): the learning rate is 0 for "
+            f"all {end - done} {units} that are left"
+        )
+
+
+def _by_setting(schedulers: Any) -> dict[str, list[Any]]:
+    if isinstance(schedulers, Mapping):
+        return {f"param_scheduler.{name}": list(some) for name, some in schedulers.items()}
+    return {"param_scheduler": list(schedulers or ())}
+
+
+def _counted(schedulers: Sequence[Any], types: Sequence[str] | None) -> str:
+    if not schedulers:
+        return "no schedule"
+    number = f"{len(schedulers)} schedule{'s' * (len(schedulers) != 1)}"
+    return f"{number} ({', '.join(types)})" if types else number
+
+
+def _is_other_type(state: State, own: State) -> bool:
+    if state.get("param_name") != own.get("param_name"):
+        return True
+    given, wanted = ({key for key in one if not key.startswith("_")} for one in (state, own))
+    return bool(given - wanted and wanted - given)  # where only one side has more, a version may have added them
+
+
+def _compare_constants(place: str, state: State, own: State) -> Iterator[Difference]:
+    differing = [
+        key
+        for key, value in own.items()
+        if key in state
+        and not key.startswith("_")
+        and key not in RUNNING
+        and not callable(value)
+        and _plain(value) != _plain(state[key])
+    ]
+    for key in differing:
+        if not any(cause in differing for cause in DERIVED.get(key, ())):
+            yield kept(f"{place}.{key}", _shown(state[key]), _shown(own[key]))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Counter):  # milestones
+        value = sorted(value.elements())
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _shown(value: Any) -> str:
+    return "none" if value == INF else str(list(plain) if isinstance(plain := _plain(value), tuple) else plain)

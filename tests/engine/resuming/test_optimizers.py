@@ -1,0 +1,139 @@
+"""Optimizer state is compared with the optimizer that is to take it."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm.optim
+import torch
+from mmengine.optim import LinearMomentum, OptimWrapper
+from torch import nn, optim
+
+from mmsnnet.engine.resuming import Verdict, compare_optimizers
+
+OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
+    "AdamW": lambda parameters: optim.AdamW(parameters, lr=0.1),
+    "AdamW fused": lambda parameters: optim.AdamW(parameters, lr=0.1, fused=True),
+    "Adam amsgrad": lambda parameters: optim.Adam(parameters, lr=0.1, amsgrad=True),
+    "NAdam": lambda parameters: optim.NAdam(parameters, lr=0.1),
+    "RAdam": lambda parameters: optim.RAdam(parameters, lr=0.1),
+    "Adamax": lambda parameters: optim.Adamax(parameters, lr=0.1),
+    "Adagrad": lambda parameters: optim.Adagrad(parameters, lr=0.1),
+    "Adadelta": lambda parameters: optim.Adadelta(parameters, lr=0.1),
+    "RMSprop": lambda parameters: optim.RMSprop(parameters, lr=0.1, centered=True, momentum=0.9),
+    "Rprop": lambda parameters: optim.Rprop(parameters, lr=0.1),
+    "ASGD": lambda parameters: optim.ASGD(parameters, lr=0.1),
+    "SGD": lambda parameters: optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "Adafactor": lambda parameters: optim.Adafactor(parameters, lr=0.1),
+    "timm's Adafactor": lambda parameters: timm.optim.Adafactor(parameters, lr=0.1),
+    "timm's Lamb": lambda parameters: timm.optim.Lamb(parameters, lr=0.1),
+    "timm's Lion": lambda parameters: timm.optim.Lion(parameters, lr=0.1),
+}
+KEEP_OTHER_SHAPES = ("Adafactor", "timm's Adafactor")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(40, 200), nn.LayerNorm(200), nn.Linear(200, 3))
+
+
+def trained(model: nn.Module, make: Callable[[Any], optim.Optimizer]) -> dict[str, Any]:
+    """The state of an optimizer after two steps; the last layer has not been used."""
+    model = copy.deepcopy(model)
+    optimizer = make(model.parameters())
+    for _ in range(2):
+        model[:2](torch.randn(2, 40)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return optimizer.state_dict()
+
+
+def compare(model: nn.Module, optimizer: optim.Optimizer, state: dict[str, Any], **types: str) -> list[Any]:
+    return list(compare_optimizers(model, OptimWrapper(optimizer), state, types))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_an_optimizer_fits_itself(name: str, model: nn.Module) -> None:
+    make = OPTIMIZERS[name]
+    state = trained(model, make)
+    assert compare(model, make(model.parameters()), state, optim_wrapper=type(make(model.parameters())).__name__) == []
+    assert compare(model, make(model.parameters()), state) == []
+    shapes = {tuple(value.shape) for value in state["state"][0].values() if isinstance(value, torch.Tensor)}
+    assert (shapes - {(), (1,), (200, 40)} != set()) == (name in KEEP_OTHER_SHAPES)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_state_of_another_shape_fits(name: str, model: nn.Module) -> None:
+    make = OPTIMIZERS[name]
+    for key in (0, 2):  # a matrix and a vector
+        for moment, value in trained(model, make)["state"][key].items():
+            if not isinstance(value, torch.Tensor) or value.numel() == 1:
+                continue
+            state = trained(model, make)
+            state["state"][key][moment] = torch.zeros(*value.shape[:-1], value.shape[-1] - 1)
+            (found,) = compare(model, make(model.parameters()), state)
+            assert found.verdict is Verdict.REFUSED and f"{moment} " in found.text
+
+
+def test_another_optimizer_is_known_by_its_hyperparameters(model: nn.Module) -> None:
+    """Of checkpoints that record no type."""
+    for name, other in (("SGD", "AdamW"), ("AdamW", "SGD"), ("timm's Lamb", "AdamW"), ("AdamW", "RMSprop")):
+        (found,) = compare(model, OPTIMIZERS[other](model.parameters()), trained(model, OPTIMIZERS[name]))
+        assert found.verdict is Verdict.REFUSED and "another one than the config's" in found.text
+
+
+def test_hyperparameters_that_a_later_version_adds_make_no_other_optimizer(model: nn.Module) -> None:
+    state = trained(model, OPTIMIZERS["AdamW"])
+    for group in state["param_groups"]:
+        del group["decoupled_weight_decay"]
+    assert compare(model, OPTIMIZERS["AdamW"](model.parameters()), state) == []
+
+
+def grouped(model: nn.Module, *rates: float, part: str = "layer") -> optim.Optimizer:
+    groups = [
+        dict(params=list(layer.parameters()), lr=rate, part=f"{part} {index}")
+        for index, (layer, rate) in enumerate(zip(model, rates, strict=True))
+    ]
+    return optim.AdamW(groups)
+
+
+def test_a_hyperparameter_that_differs_in_several_groups_is_one_line(model: nn.Module) -> None:
+    state = grouped(model, 0.1, 0.2, 0.3).state_dict()
+    (found,) = compare(model, grouped(model, 0.1, 0.02, 0.03, part="other"), state)
+    assert found.verdict is Verdict.KEPT
+    assert found.text == (
+        "optim_wrapper.optimizer.lr in 2 of 3 groups of parameters, the first of them group 1 (other 1): the "
+        "checkpoint's 0.2 is kept, the config's 0.02 is not"
+    )
+
+
+def test_groups_of_other_sizes_are_refused(model: nn.Module) -> None:
+    state = grouped(model, 0.1, 0.1, 0.1).state_dict()
+    other = nn.Sequential(model[0], model[1], nn.Linear(200, 3, bias=False))
+    (found,) = compare(other, grouped(other, 0.1, 0.1, 0.1), state)
+    assert found.verdict is Verdict.REFUSED
+    assert "group 2 (layer 2) has 2 parameters in the checkpoint and 1 by the config" in found.text
+
+
+def test_what_a_schedule_has_changed_is_no_difference(model: nn.Module) -> None:
+    """mmengine's momentum schedulers change Adam's ``betas`` in place."""
+    wrapper = OptimWrapper(OPTIMIZERS["AdamW"](model.parameters()))
+    schedule = LinearMomentum(wrapper, start_factor=0.5, end=5)
+    wrapper.optimizer.step()
+    schedule.step()
+    state = wrapper.state_dict()
+    assert state["param_groups"][0]["betas"][0] < 0.9
+    own = OptimWrapper(OPTIMIZERS["AdamW"](model.parameters()))
+    LinearMomentum(own, start_factor=0.5, end=5)
+    assert list(compare_optimizers(model, own, state, {})) == []
+    own = OptimWrapper(optim.AdamW(model.parameters(), lr=0.1, betas=(0.8, 0.999)))
+    LinearMomentum(own, start_factor=0.5, end=5)
+    (found,) = compare_optimizers(model, own, state, {})
+    assert "momentum: the checkpoint's 0.9 is kept, the config's 0.8 is not" in found.text
+
+
+def test_mixed_precision_is_said(model: nn.Module) -> None:
+    state = trained(model, OPTIMIZERS["AdamW"]) | dict(loss_scaler=dict(scale=1024.0))
+    (found,) = compare(model, OPTIMIZERS["AdamW"](model.parameters()), state)
+    assert found.verdict is Verdict.REPLACED and "config's full precision, the checkpoint's was mixed" in found.text
