@@ -143,7 +143,7 @@ def _described_sampler(loader: DataLoader) -> str | None:
 
 def _described_bins(backbone: StitchedViT) -> str:
     """The bins that stitches are drawn from, with a digest that tells which stitch is in which."""
-    bins = backbone.sampler.bins
+    bins = backbone.sampler().bins
     return f"{len(bins)} bin{'s' * (len(bins) != 1)} of {len(backbone.space)} stitches ({_digest(map(repr, bins))})"
 
 
