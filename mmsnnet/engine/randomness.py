@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,3 +23,15 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  what augmentations draw from
     torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.1 ms where there is no GPU
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Restores the global generators of the CPU afterwards: Python's, numpy's and torch's."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 import mmsnnet.engine.atomic_backend  # noqa: F401  writes of mmengine's become atomic
+from mmsnnet.engine.hooks.best_metric_hook import BestMetricHook
 from mmsnnet.engine.latest_checkpoint import (
     LAST_CHECKPOINT,
     checkpoint_folder,
@@ -54,7 +55,7 @@ class CheckpointWriteError(UserError, OSError):
 
 
 @HOOKS.register_module()
-class AtomicCheckpointHook(CheckpointHook):
+class AtomicCheckpointHook(BestMetricHook):
     """mmengine's ``CheckpointHook`` that at no moment leaves a run without a whole checkpoint.
 
     A new checkpoint is written first, atomically; then ``last_checkpoint`` names it; then those that ``max_keep_ckpts``
@@ -66,12 +67,16 @@ class AtomicCheckpointHook(CheckpointHook):
     is free. Where that or a write fails on one rank, all ranks end with its error. Of a run that resumes without
     ``load_from``, the hook chooses the checkpoint: see :func:`mmsnnet.engine.latest_checkpoint.latest_checkpoint`.
 
+    What ``save_best``, early stopping and plateau schedules monitor is checked before anything is trained, and so is
+    whether the validation set has labels.
+
     Before a checkpoint is made, ``before_checkpoint(runner)`` of other hooks is called on all ranks.
 
     Args:
-        args, kwargs: as of mmengine's ``CheckpointHook``.
+        args, kwargs: as of mmengine's ``CheckpointHook``, but for ``save_best``: see :class:`BestMetricHook`.
 
     Raises:
+        SettingError: before training: no metric has the name that is monitored, or validation has no labels.
         CheckpointFolderError: before training: the folder cannot be written to, or has not enough room.
         CheckpointWriteError: a checkpoint cannot be written; the message says which is the last whole one.
     """
@@ -82,6 +87,8 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_run(self, runner: AnyRunner) -> None:
         if not isinstance(runner._train_loop, BaseLoop):  # it does not train
             return
+        with _together():
+            self.check_validation(runner)
         choose_checkpoint(runner)
         weights, optimizer = _checkpoint_size(runner)
         with _together():

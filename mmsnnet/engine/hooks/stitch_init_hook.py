@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmsnnet.engine.randomness import seed_generators
+from mmsnnet.engine.randomness import kept_generators, seed_generators
 from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import HOOKS
@@ -84,7 +83,7 @@ class StitchInitHook(Hook):
         chosen = np.random.default_rng(self.seed).permutation(len(dataset))[: self.num_images]
         own = chosen[dist.get_rank() :: dist.get_world_size()]
         model = unwrapped_model(runner.model)
-        with _own_randomness():
+        with kept_generators():
             for first in range(0, len(own), self.batch_size):
                 samples = []
                 for index in own[first : first + self.batch_size]:
@@ -100,15 +99,3 @@ def _run_anchors(network: StitchedNetwork, images: Tensor) -> None:
             anchor = network.anchor(index)
             for _ in anchor.run(anchor.stem(images), anchor.grid((images.shape[-2], images.shape[-1]))):
                 pass
-
-
-@contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Keeps what augmentations draw from the global generators out of the training that follows."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
