@@ -28,10 +28,10 @@ def seed_generators(seed: int) -> None:
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """Restores the global generators of the CPU afterwards: Python's, numpy's and torch's."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -19,8 +19,8 @@ from mmsnnet.evaluation import better_rule
 class BestMetricHook(CheckpointHook):
     """mmengine's ``CheckpointHook`` whose ``save_best`` knows the metrics of our loops and tasks.
 
-    ``save_best='auto'`` is the main metric of the largest anchor (or of the costliest stitch that is validated), such as
-    ``L/mIoU``. Without ``rule`` the way in which a metric is better follows from its name.
+    ``save_best='auto'`` is the main metric of the largest anchor (or of the costliest stitch that is validated), such
+    as ``L/mIoU``. Without ``rule`` the way in which a metric is better follows from its name.
 
     Args:
         args, kwargs: as of mmengine's ``CheckpointHook``.

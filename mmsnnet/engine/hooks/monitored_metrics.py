@@ -1,4 +1,4 @@
-"""Metrics that hooks and schedules watch, checked against those that validation will give, before anything is trained."""
+"""Metrics that hooks and schedules monitor, checked against those that validation will give."""
 
 from __future__ import annotations
 

@@ -35,10 +35,12 @@ class Labels:
 
 
 MAPS = Labels("seg_map_path", "gt_sem_seg", "label map")
-FILES = Labels("seg_map_path", "seg_map_path", "label map")
+FILES = Labels("seg_map_path", "seg_map_path", "label map")  # read by the metric itself
 DEPTHS = Labels("depth_map_path", "gt_depth_map", "depth map")
 BOXES = Labels("instances", "gt_instances", "annotated box", output="outfile_prefix")
 CLASSES = Labels("gt_label", "gt_label", "label")
+# The transforms that load them from files, or their base classes.
+LOADERS = {MAPS: ("LoadAnnotations",), FILES: ("LoadAnnotations",), DEPTHS: ("LoadDepthAnnotation",)}
 # By the class, or a base class, of a metric.
 NEEDED = {
     "mmseg.evaluation.metrics.iou_metric.IoUMetric": MAPS,
@@ -75,6 +77,25 @@ def check_labels(loop: BaseLoop, stage: str) -> None:
             reason = _lacking(infos, labels)
         if reason:
             raise _refusal(metric, labels, stage, reason)
+    for metric in loop.evaluator.metrics:
+        if getattr(metric, "format_only", False) and (labels := _needed(metric)) in LOADERS:
+            _check_unlabelled(loop, stage, labels)
+
+
+def _check_unlabelled(loop: BaseLoop, stage: str, labels: Labels) -> None:
+    """Refuse a pipeline that loads label maps for predictions of a set that has none."""
+    dataset = loop.dataloader.dataset
+    transforms = getattr(getattr(dataset, "pipeline", None), "transforms", ())
+    loader = next((t for t in transforms if any(c.__name__ in LOADERS[labels] for c in type(t).__mro__)), None)
+    if loader is None or not hasattr(dataset, "get_data_info"):
+        return
+    reason = _lacking((dataset.get_data_info(index) for index in range(len(dataset))), labels)
+    is_listed = len(dataset) and labels.path in dataset.get_data_info(0)
+    if reason and (is_listed or type(loader).__module__.partition(".")[0] != "mmsnnet"):  # ours let it pass
+        raise SettingError(
+            f"{stage}_dataloader.dataset.pipeline loads {labels.word}s ({type(loader).__name__}), and {reason}: leave "
+            "that transform out"
+        )
 
 
 def check_first_batch(loop: BaseLoop, stage: str, batch: Any) -> None:
