@@ -482,8 +482,8 @@ def test_the_size_of_a_checkpoint_is_known_before_there_is_one(
         (dict(max_keep_ckpts=3), 4, 0),
         (dict(max_keep_ckpts=7), 4, 0),
         (dict(interval=1, by_epoch=True, max_keep_ckpts=1), 2, 0),
-        (dict(max_keep_ckpts=1, save_best=["L/acc", "S/acc"], rule="greater"), 2, 2),
-        (dict(max_keep_ckpts=1, save_best="auto"), 2, 1),
+        (dict(BEST, max_keep_ckpts=1, save_best=["L/acc", "S/acc"]), 2, 2),
+        (dict(BEST, max_keep_ckpts=1, save_best="auto"), 2, 1),
         (dict(max_keep_ckpts=2, resume=True), 1, 0),  # there are two, and one of them makes way
         (dict(resume=True), 3, 0),
     ],

@@ -69,13 +69,14 @@ class BestMetricHook(CheckpointHook):
         numbers, _ = split_values(metrics)
         if "auto" in self.key_indicators:  # before training, no name was known
             name = chosen_metric(runner.val_loop, numbers) or next(iter(numbers), None)
-            try:
-                self._init_rule(self.rules, ["auto" if name is None else name])
-            except SettingError as error:
-                name = None
-                self._init_rule(self.rules, ["auto"])
-                runner.logger.warning(f"save_best='auto' keeps no checkpoint: {error}")
             if name is None:
+                return {}
+            rules = self.rules
+            try:
+                self._init_rule(rules, [name])
+            except SettingError as error:
+                self._init_rule(rules, ["auto"])
+                runner.logger.warning(f"save_best='auto' keeps no checkpoint: {error}")
                 return {}
         lacking = {key: None for key in self.key_indicators if key not in numbers}
         if lacking:

@@ -28,23 +28,24 @@ FOLDER = re.compile(r"\w*(dir|folder|root)")
 def output_paths(metric: BaseMetric, folder: str) -> dict[str, str]:
     """The attributes of a metric that are paths of its results, with paths inside ``folder`` beside the given ones:
     ``masks/`` becomes ``masks/<folder>/``, ``dir/name.pkl`` becomes ``dir/<folder>/name.pkl``."""
-    paths = {}
+    return {name: os.path.join(parent, folder, *filter(None, [file])) for name, parent, file in _outputs(metric)}
+
+
+def make_folders(metric: BaseMetric, folder: str) -> None:
+    """Creates the folders that :func:`output_paths` leads to. Other kinds of storage, as ``s3://``, need none."""
+    for _, parent, _ in _outputs(metric):
+        if "://" not in parent:
+            os.makedirs(os.path.join(parent, folder), exist_ok=True)
+
+
+def _outputs(metric: BaseMetric) -> Iterator[tuple[str, str, str]]:
+    """Attributes that are paths of results: name, folder, and name of the file or empty."""
     for name, value in vars(metric).items():
         if not OUTPUT.fullmatch(name) or not isinstance(value, str | os.PathLike) or not os.fspath(value):
             continue
         path = os.fspath(value)
-        if FOLDER.fullmatch(name) or (name.endswith("path") and os.path.isdir(path)):
-            paths[name] = os.path.join(path, folder)
-        else:
-            paths[name] = os.path.join(os.path.dirname(path), folder, os.path.basename(path))
-    return paths
-
-
-def make_folders(paths: dict[str, str]) -> None:
-    """Creates the folders that :func:`output_paths` leads to. Other kinds of storage, as ``s3://``, need none."""
-    for name, path in paths.items():
-        if "://" not in path:
-            os.makedirs(path if FOLDER.fullmatch(name) else os.path.dirname(path), exist_ok=True)
+        is_folder = FOLDER.fullmatch(name) or (name.endswith("path") and os.path.isdir(path))
+        yield name, *((path, "") if is_folder else os.path.split(path))
 
 
 class StitchPictures:
@@ -87,7 +88,8 @@ def _into_folder(visualizer: Visualizer, folder: str) -> Callable[..., Any]:
         if is_main_process():
             for backend in visualizer._vis_backends.values():
                 if isinstance(backend, LocalVisBackend):  # OpenCV does not create folders, and does not say so
-                    os.makedirs(os.path.join(backend.experiment._img_save_dir, folder), exist_ok=True)
+                    file = os.path.join(backend.experiment._img_save_dir, folder, name)
+                    os.makedirs(os.path.dirname(file), exist_ok=True)
         return add_image(f"{folder}/{name}", *args, **kwargs)
 
     return add

@@ -258,7 +258,7 @@ def _passes(
                 seconds = time.monotonic() - start
                 logger.info(f"pass {number}: {len(split)} of {len(waiting)} stitches left, {seconds:.1f} s")
                 waiting, done = waiting[len(split) :], done + len(split)
-        if warning := empty_metrics(results):
+        if warning := empty_metrics({s.name: results[s.name] for s in loop.stitches if s.name in results}):
             logger.warning(warning)
         if results and not any(results.values()):
             places = [path for metric in loop.evaluator.metrics for path in output_paths(metric, folder).values()]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ class StitchPass:
         self.stitches = tuple(stitches)
         self.reuse = reuse
         self.bounded = bounded
+        self.folders = folders
         metrics = self._evaluator.metrics
         self.initial_bytes = kept_bytes([vars(metric) for metric in metrics])
         self.gathered = {
@@ -93,9 +95,9 @@ class StitchPass:
         batches = torch.tensor(len(dataloader))
         all_reduce(batches, op="min")  # ranks may have one more or less, and have to agree on what to drop together
         refuse_uneven_batches(runner.model, dataloader, self.stage)
-        for gathered in self.gathered.values():
-            for paths in gathered.paths:
-                make_folders(paths)
+        if self.folders:
+            for stitch, metric in product(self.stitches, self._evaluator.metrics):
+                make_folders(metric, stitch.name)
         for index, batch in enumerate(dataloader):
             if index == 0:
                 check_first_batch(self.loop, self.stage, batch)
