@@ -53,7 +53,7 @@ def main_metric(names: Iterable[str]) -> str | None:
     return next((name for main in MAIN_METRICS for name in names if name.rpartition("/")[2] == main), None)
 
 
-def metric_names(metric: Any) -> tuple[str, ...] | None:
+def known_names(metric: Any) -> tuple[str, ...] | None:
     """The names that a metric of mmengine's kind will give, prefix included; None where its class is not known.
 
     A subclass is known as long as it leaves ``compute_metrics`` and ``evaluate`` as they are.

@@ -11,7 +11,7 @@ from mmdet.evaluation import CocoMetric, DumpDetResults, VOCMetric
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmseg.evaluation import DepthMetric, IoUMetric
 
-from mmsnnet.evaluation import better_rule, main_metric, metric_names
+from mmsnnet.evaluation import better_rule, known_names, main_metric
 from mmsnnet.evaluation.metrics.accuracy import Accuracy
 from mmsnnet.evaluation.metrics.coco_metric import CocoMetric as OurCocoMetric
 
@@ -36,7 +36,7 @@ def segmented() -> dict[str, Any]:
 )
 def test_segmentation(kinds: Any, prefix: str | None) -> None:
     metric = IoUMetric(iou_metrics=kinds, prefix=prefix)
-    names = metric_names(metric)
+    names = known_names(metric)
     assert len(names) == len(set(names)) and set(names) == evaluated(metric, segmented())
 
 
@@ -44,12 +44,12 @@ def test_depth() -> None:
     metric = DepthMetric(min_depth_eval=0.1, max_depth_eval=9.0)
     depth = torch.rand(1, 8, 8) + 1
     sample = dict(pred_depth_map=dict(data=depth + 0.1), gt_depth_map=dict(data=depth), img_path="a.png")
-    assert set(metric_names(metric)) == evaluated(metric, sample)
+    assert set(known_names(metric)) == evaluated(metric, sample)
 
 
 def test_classification() -> None:
     metric = Accuracy(topk=(1, 3))
-    assert set(metric_names(metric)) == evaluated(metric, dict(logits=torch.rand(3), gt_label=torch.tensor([1])))
+    assert set(known_names(metric)) == evaluated(metric, dict(logits=torch.rand(3), gt_label=torch.tensor([1])))
 
 
 @pytest.fixture
@@ -105,13 +105,13 @@ def detected() -> dict[str, Any]:
 def test_detection(kind: type, settings: dict[str, Any], ann_file: str) -> None:
     metric = kind(ann_file=ann_file, **settings)
     metric.dataset_meta = dict(classes=CLASSES)
-    assert set(metric_names(metric)) == evaluated(metric, detected())
+    assert set(known_names(metric)) == evaluated(metric, detected())
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(iou_thrs=[0.5, 0.75])], ids=str)
 def test_voc(settings: dict[str, Any]) -> None:
     metric = VOCMetric(**settings)
-    assert set(metric_names(metric)) == evaluated(metric, detected())
+    assert set(known_names(metric)) == evaluated(metric, detected())
 
 
 def test_metrics_that_only_write(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_metrics_that_only_write(tmp_path: Path) -> None:
         IoUMetric(format_only=True, output_dir=str(tmp_path)),
         CocoMetric(format_only=True, outfile_prefix=str(tmp_path / "a")),
     ):
-        assert metric_names(metric) == ()
+        assert known_names(metric) == ()
 
 
 class Inherits(IoUMetric):
@@ -147,8 +147,8 @@ class Other(BaseMetric):
 
 
 def test_what_a_class_of_a_user_s_own_gives_is_not_known() -> None:
-    assert metric_names(Inherits()) == metric_names(IoUMetric()) == ("aAcc", "mIoU", "mAcc")
-    assert [metric_names(metric) for metric in (Changes(), Renames(), Other())] == [None] * 3
+    assert known_names(Inherits()) == known_names(IoUMetric()) == ("aAcc", "mIoU", "mAcc")
+    assert [known_names(metric) for metric in (Changes(), Renames(), Other())] == [None] * 3
 
 
 def test_main_metrics_and_rules() -> None:

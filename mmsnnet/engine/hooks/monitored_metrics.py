@@ -12,7 +12,7 @@ from mmengine.runner import BaseLoop, FlexibleRunner, Runner, ValLoop
 from mmsnnet.engine.runner.metric_warnings import few
 from mmsnnet.engine.runner.stitch_loops import StitchValLoop
 from mmsnnet.errors import SettingError
-from mmsnnet.evaluation import better_rule, main_metric, metric_names
+from mmsnnet.evaluation import better_rule, known_names, main_metric
 from mmsnnet.models.checkpoint import unwrapped_model
 
 # Models of these packages give no losses in validation.
@@ -55,7 +55,7 @@ class ExpectedMetrics:
         own: list[str] = []
         prefixes: list[tuple[str, str]] = []
         for metric in loop.evaluator.metrics:
-            names = metric_names(metric)
+            names = known_names(metric)
             if names is None:
                 prefixes.append((type(metric).__name__, metric.prefix or ""))
             else:

@@ -14,7 +14,7 @@ from mmengine.runner import BaseLoop
 
 from mmsnnet.engine.randomness import kept_generators
 from mmsnnet.errors import SettingError
-from mmsnnet.evaluation import metric_names
+from mmsnnet.evaluation import known_names
 
 # So many label files are looked for: a set without labels has none of them.
 FILES_TRIED = 5
@@ -140,7 +140,7 @@ def check_sample(loop: BaseLoop, stage: str) -> None:
 
 def keeps_nothing(metric: BaseMetric) -> bool:
     """Whether a metric of mmseg's writes predictions and keeps nothing of them (``format_only``)."""
-    return getattr(metric, "format_only", False) and _needed(metric) in (MAPS, DEPTHS) and metric_names(metric) == ()
+    return getattr(metric, "format_only", False) and _needed(metric) in (MAPS, DEPTHS) and known_names(metric) == ()
 
 
 def _comparing(loop: BaseLoop, stage: str) -> Iterator[tuple[BaseMetric, Labels]]:
