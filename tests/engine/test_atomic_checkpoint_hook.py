@@ -530,6 +530,16 @@ def test_what_a_resumed_checkpoint_names_is_removed_in_this_folder_alone(copy: P
         (copy / "last_checkpoint").write_text(str(path))
 
 
+def test_the_best_by_another_metric_is_not_compared_with(tmp_path: Path) -> None:
+    make_runner(tmp_path, save_best="L/acc", rule="greater", iterations=1, scores=[(90, 1)]).train()
+    make_runner.count += 1
+    make_runner(tmp_path, save_best="S/acc", rule="greater", iterations=2, scores=[(95, 2)], resume=True).train()
+    assert "best_S_acc_iter_2.pth" in checkpoints(tmp_path)
+    make_runner.count += 1
+    make_runner(tmp_path, save_best="S/acc", rule="greater", iterations=3, scores=[(99, 1)], resume=True).train()
+    assert "best_S_acc_iter_2.pth" in checkpoints(tmp_path)  # by the same one it is
+
+
 def test_others_are_told_before_a_checkpoint(tmp_path: Path) -> None:
     observer = Observer()
     make_runner(tmp_path, observer, interval=2, save_best="L/acc", **BEST).train()

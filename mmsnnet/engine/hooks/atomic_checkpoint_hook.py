@@ -112,7 +112,10 @@ class AtomicCheckpointHook(BestMetricHook):
         for key, path in self._best().items():
             if path is not None:
                 self._set_best(key, own := self._own_best(key, path))
-                hub.update_info("best_ckpt" if len(self.key_indicators) == 1 else f"best_ckpt_{key}", own)
+                suffix = "" if len(self.key_indicators) == 1 else f"_{key}"
+                hub.update_info(f"best_ckpt{suffix}", own)
+                if own is None:  # the best by another metric, say, whose value this one cannot be compared with
+                    hub.pop_info(f"best_score{suffix}", None)
 
     def before_save_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
         # A FlexibleRunner counts on from what the hook tells it, which is right in the midst of an iteration alone.
