@@ -848,10 +848,12 @@ def test_validation_without_labels_is_refused_before_training(lacking: str, make
     assert runner.iter == 0 and not runner._has_loaded
 
 
-def test_a_wrong_metric_is_refused_before_training(make_runner: MakeRunner) -> None:
-    hook = dict(type="mmsnnet.AtomicCheckpointHook", by_epoch=False, save_best="mIoU")
+@pytest.mark.parametrize("name", ["mIoU", "mIuO"])
+def test_a_wrong_metric_is_refused_before_training(name: str, make_runner: MakeRunner) -> None:
+    """One, too, of which mmengine cannot tell whether more of it is better."""
+    hook = dict(type="mmsnnet.AtomicCheckpointHook", by_epoch=False, save_best=name)
     runner = make_runner(default_hooks=dict(checkpoint=hook))
-    with pytest.raises(SettingError, match="no metric is called mIoU; those of this loop are S/mIoU, L/mIoU, "):
+    with pytest.raises(SettingError, match=f"no metric is called {name}; those of this loop are S/mIoU, L/mIoU, "):
         runner.train()
     assert runner.iter == 0
 

@@ -34,11 +34,11 @@ class Labels:
     output: str = "output_dir"
 
 
-MAPS = Labels("seg_map_path", "gt_sem_seg", "label map")
-FILES = Labels("seg_map_path", "seg_map_path", "label map")  # read by the metric itself
-DEPTHS = Labels("depth_map_path", "gt_depth_map", "depth map")
-BOXES = Labels("instances", "gt_instances", "annotated box", output="outfile_prefix")
-CLASSES = Labels("gt_label", "gt_label", "label")
+MAPS = Labels("seg_map_path", "gt_sem_seg", "label maps")
+FILES = Labels("seg_map_path", "seg_map_path", "label maps")  # read by the metric itself
+DEPTHS = Labels("depth_map_path", "gt_depth_map", "depth maps")
+BOXES = Labels("instances", "gt_instances", "annotated boxes", output="outfile_prefix")
+CLASSES = Labels("gt_label", "gt_label", "labels")
 # The transforms that load them from files, or their base classes.
 LOADERS = {MAPS: ("LoadAnnotations",), FILES: ("LoadAnnotations",), DEPTHS: ("LoadDepthAnnotation",)}
 # By the class, or a base class, of a metric.
@@ -93,7 +93,7 @@ def _check_unlabelled(loop: BaseLoop, stage: str, labels: Labels) -> None:
     is_listed = len(dataset) and labels.path in dataset.get_data_info(0)
     if reason and (is_listed or type(loader).__module__.partition(".")[0] != "mmsnnet"):  # ours let it pass
         raise SettingError(
-            f"{stage}_dataloader.dataset.pipeline loads {labels.word}s ({type(loader).__name__}), and {reason}: leave "
+            f"{stage}_dataloader.dataset.pipeline loads {labels.word} ({type(loader).__name__}), and {reason}: leave "
             "that transform out"
         )
 
@@ -116,7 +116,7 @@ def check_first_batch(loop: BaseLoop, stage: str, batch: Any) -> None:
                 metric,
                 labels,
                 stage,
-                f"the pipeline of {stage}_dataloader packs no {labels.packed} (no transform loads {labels.word}s, or "
+                f"the pipeline of {stage}_dataloader packs no {labels.packed} (no transform loads {labels.word}, or "
                 "the data set lists none)",
             )
 
@@ -183,12 +183,15 @@ def _lacking(infos: Iterator[Mapping[str, Any]], labels: Labels) -> str | None:
 
 
 def _refusal(metric: BaseMetric, labels: Labels, stage: str, fault: str) -> SettingError:
-    cure = f"name the labels in {stage}_dataloader.dataset and load them in its pipeline"
+    if labels is BOXES:
+        cure = f"set {stage}_dataloader.dataset.ann_file to a file that has some"
+    else:
+        cure = f"name them in {stage}_dataloader.dataset and load them in its pipeline"
     if hasattr(metric, "format_only"):
         cure += (
             f", or set {stage}_evaluator.format_only=True and {stage}_evaluator.{labels.output}, to write predictions "
             "and measure nothing"
         )
     return SettingError(
-        f"{stage}_evaluator: {type(metric).__name__} compares predictions with {labels.word}s, and {fault}: {cure}"
+        f"{stage}_evaluator: {type(metric).__name__} compares predictions with {labels.word}, and {fault}: {cure}"
     )
