@@ -83,7 +83,7 @@ def test(args: argparse.Namespace) -> None:
             print_table(operating_points_table(points, args.metric or default_metric(points)))
         except ValueError as error:
             print_table(operating_points_table(points))
-            print(f"no Pareto front is marked: {error}")
+            print(f"no Pareto front is marked: {error if evaluated else 'no metrics were measured'}")
         print(f"operating points: {out}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmsnnet.errors import MissingFileError
 
+LABELS = ("data_prefix.seg_map_path", "data_prefix.depth_map_path")
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # What names of images end in, whatever img_suffix says.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -32,7 +33,7 @@ def check_folders(config: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -
     for loader in loaders:
         if config.get(loader):
             for setting, dataset in _datasets(config[loader].get("dataset"), f"{loader}.dataset"):
-                _check(setting, dataset)
+                _check(setting, dataset, LABELS if _only_writes(config, loader) else ())
 
 
 def _datasets(dataset: Mapping[str, Any] | None, setting: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -83,7 +84,14 @@ def _image_suffix(dataset: Mapping[str, Any]) -> str | None:
     return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
 
 
-def _check(setting: str, dataset: Mapping[str, Any]) -> None:
+def _only_writes(config: Mapping[str, Any], loader: str) -> bool:
+    """Whether the evaluator of a data loader writes predictions and needs no labels (``format_only``)."""
+    evaluators = config.get(loader.replace("_dataloader", "_evaluator")) or []
+    evaluators = [evaluators] if isinstance(evaluators, Mapping) else evaluators
+    return bool(evaluators) and all(isinstance(e, Mapping) and e.get("format_only", False) for e in evaluators)
+
+
+def _check(setting: str, dataset: Mapping[str, Any], left_out: Sequence[str] = ()) -> None:
     root = dataset.get("data_root") or ""
     if "://" in root:
         return
@@ -96,6 +104,8 @@ def _check(setting: str, dataset: Mapping[str, Any]) -> None:
     if "split" in dataset:
         folders["split"] = dataset["split"]
     for name, prefix in folders.items():
+        if name in left_out:
+            continue
         folder = os.path.join(root, prefix or "")
         if not folder or "://" in folder:
             continue

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmsnnet.engine.randomness import own_randomness, seed_generators
+from mmsnnet.engine.randomness import kept_generators, seed_generators
 from mmsnnet.errors import DataError, MissingFileError, SettingError
 from mmsnnet.models import StitchedViT
 from mmsnnet.models.checkpoint import unwrapped_model
@@ -31,7 +31,9 @@ ENTRIES = 25_000
 PATHS = ("img_path", "seg_map_path", "depth_map_path")
 
 
-def check_loader(model: nn.Module, loader: DataLoader, setting: str, training: bool = False) -> None:
+def check_loader(
+    model: nn.Module, loader: DataLoader, setting: str, training: bool = False, labels: bool = True
+) -> None:
     """Compares a data loader with the model that it feeds.
 
     Args:
@@ -39,6 +41,7 @@ def check_loader(model: nn.Module, loader: DataLoader, setting: str, training: b
         loader: as mmengine builds it.
         setting: the name of its setting in a config, ``'val_dataloader'`` say.
         training: whether the model is trained on it.
+        labels: whether label maps are needed; predictions can be written without.
 
     Raises:
         SettingError: two settings contradict each other, or the data; the message names both.
@@ -58,7 +61,7 @@ def check_loader(model: nn.Module, loader: DataLoader, setting: str, training: b
     parts = list(_parts(loader.dataset, f"{setting}.dataset"))
     for place, dataset in parts:
         _check_classes(model, dataset, place)
-        _check_files(dataset, place)
+        _check_files(dataset, place, PATHS if labels else PATHS[:1])
     _check_image(model, loader.dataset, setting)
     _warn_of_binary_masks(loader.dataset, setting)
     for _, dataset in parts:
@@ -91,7 +94,7 @@ def _check_channels(model: nn.Module) -> None:
 
 def _check_image(model: nn.Module, dataset: Any, setting: str) -> None:
     """Loads the first sample, and compares its channels with those that the anchors take."""
-    with own_randomness():
+    with kept_generators():
         seed_generators(0)
         sample = dataset[0]
     image = sample.get("inputs") if isinstance(sample, dict) else None
@@ -157,7 +160,7 @@ def _steps(dataset: Any) -> Sequence[Any]:
     return getattr(getattr(dataset, "pipeline", None), "transforms", ())
 
 
-def _check_files(dataset: Any, place: str) -> None:
+def _check_files(dataset: Any, place: str, keys: Sequence[str]) -> None:
     """Looks for the files of a data set's entries in listings of their folders."""
     if not hasattr(dataset, "get_data_info") or not any(
         type(step).__name__.startswith("Load") for step in _steps(dataset)
@@ -167,7 +170,7 @@ def _check_files(dataset: Any, place: str) -> None:
     missing, seen = [], 0
     for index in _spaced(len(dataset), ENTRIES):
         info = dataset.get_data_info(index)
-        for path in (info[key] for key in PATHS if isinstance(info.get(key), str) and "://" not in info[key]):
+        for path in (info[key] for key in keys if isinstance(info.get(key), str) and "://" not in info[key]):
             folder, name = os.path.split(path)
             if folder not in listings:
                 listings[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
@@ -206,7 +209,7 @@ def _check_sizes(model: nn.Module, loader: DataLoader, dataset: Any, setting: st
     if len(sizes) < 2:
         return
     extremes = {pick(sizes, key=lambda size: size[side]) for pick in (min, max) for side in (0, 1)}
-    with own_randomness():
+    with kept_generators():
         seed_generators(0)
         samples = [dataset[sizes[size]] for size in sorted(extremes)]
     shapes = [(sample["data_samples"].metainfo.get("img_path"), tuple(sample["inputs"].shape)) for sample in samples]

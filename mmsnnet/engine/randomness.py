@@ -26,8 +26,8 @@ def seed_generators(seed: int) -> None:
 
 
 @contextmanager
-def own_randomness() -> Iterator[None]:
-    """Restores the global generators of the CPU afterwards, whatever was drawn or seeded inside."""
+def kept_generators() -> Iterator[None]:
+    """Restores the global generators of the CPU afterwards: Python's, numpy's and torch's."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,20 +1,18 @@
 """Operating points: what each stitch costs and how good it is, as data, and the choice of one."""
 
-from mmsnnet.evaluation.operating_points import (
-    OperatingPoint,
-    OperatingPoints,
-    default_metric,
-    higher_is_better,
-    pareto_front,
-)
+from mmsnnet.evaluation.metric_names import better_rule, higher_is_better, known_names, main_metric
+from mmsnnet.evaluation.operating_points import OperatingPoint, OperatingPoints, default_metric, pareto_front
 from mmsnnet.evaluation.selection import compact_front, read_points, select_stitch
 
 __all__ = [
     "OperatingPoint",
     "OperatingPoints",
+    "better_rule",
     "compact_front",
     "default_metric",
     "higher_is_better",
+    "known_names",
+    "main_metric",
     "pareto_front",
     "read_points",
     "select_stitch",

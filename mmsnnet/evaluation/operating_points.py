@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
@@ -17,22 +16,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mmsnnet.evaluation.atomic_files import write_atomically
+from mmsnnet.evaluation.metric_names import higher_is_better, main_metric
 
 CostName = Literal["flops", "latency_ms"]
 MEASURED_COSTS = ("latency_ms", "throughput", "peak_memory")
-
-# Of the figures that are measured for a task, the one that it is known by.
-MAIN_METRICS = ("mIoU", "bbox_mAP", "top1", "abs_rel")
-HIGHER_IS_BETTER = (
-    r"aAcc|m(IoU|Acc|Dice|Fscore|Precision|Recall)",  # mmseg's IoUMetric
-    r"d[123]",  # mmseg's DepthMetric
-    r"(\w+_)?m?AP(_?\d+|_[sml])?|AR(_[sml])?@\d+|\w+_precision",  # mmdet's CocoMetric and VOCMetric
-    r"top\d+|accuracy",
-)
-LOWER_IS_BETTER = (
-    r"abs_rel|sq_rel|rmse|rmse_log|log10|silog",  # mmseg's DepthMetric
-    r"(.+[._])?loss([._].+)?|latency_ms",
-)
 
 
 @dataclass(frozen=True)
@@ -290,22 +277,6 @@ class OperatingPoints:
         return cls(*head, tuple(points), **optional, depths=document.get("depths"))
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better, by the part of its name that follows the last slash (``coco/bbox_mAP``).
-
-    Raises:
-        ValueError: the name is not known.
-    """
-    name = metric.rpartition("/")[2]
-    for patterns, higher in ((LOWER_IS_BETTER, False), (HIGHER_IS_BETTER, True)):
-        if any(re.fullmatch(pattern, name) for pattern in patterns):
-            return higher
-    raise ValueError(
-        f"metric {metric!r} is not known, nor whether more or less of it is better: say which, by --better of the "
-        "tools or higher=True or False in Python"
-    )
-
-
 def default_metric(points: Iterable[OperatingPoint]) -> str:
     """Of the metrics that all of ``points`` have, the only one, or else the one that the task is known by.
 
@@ -317,9 +288,9 @@ def default_metric(points: Iterable[OperatingPoint]) -> str:
     if not points:
         raise ValueError("expected operating points, found none")
     common = [name for name in points[0].metrics if all(name in point.metrics for point in points)]
-    main = [name for known in MAIN_METRICS for name in common if name.rpartition("/")[2] == known]
-    if len(common) == 1 or main:
-        return (main or common)[0]
+    main = main_metric(common)
+    if len(common) == 1 or main is not None:
+        return main or common[0]
     if common:
         names = ", ".join(common)
         raise ValueError(f"which metric? The points have {len(common)} in common: {names}; say which (--metric)")

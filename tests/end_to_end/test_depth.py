@@ -179,7 +179,7 @@ def test_the_checkpoint_has_the_head(work: Path) -> None:
 
 def test_depth_is_drawn(work: Path, points: OperatingPoints) -> None:
     """By mmseg's hook, for each image and stitch: image over depth, ground truth beside prediction."""
-    drawn = list((work / "test").glob("*/vis_data/vis_image/test_*.png"))
+    drawn = list((work / "test").glob("*/vis_data/vis_image/*/test_*.png"))  # a folder for each stitch
     assert len(drawn) == 2 * len(points)
     with Image.open(drawn[0]) as image:
         assert image.size == (2 * 160, 2 * 120)

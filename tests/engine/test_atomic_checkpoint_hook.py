@@ -482,8 +482,8 @@ def test_the_size_of_a_checkpoint_is_known_before_there_is_one(
         (dict(max_keep_ckpts=3), 4, 0),
         (dict(max_keep_ckpts=7), 4, 0),
         (dict(interval=1, by_epoch=True, max_keep_ckpts=1), 2, 0),
-        (dict(max_keep_ckpts=1, save_best=["L/acc", "S/acc"], rule="greater"), 2, 2),
-        (dict(max_keep_ckpts=1, save_best="auto"), 2, 1),
+        (dict(BEST, max_keep_ckpts=1, save_best=["L/acc", "S/acc"]), 2, 2),
+        (dict(BEST, max_keep_ckpts=1, save_best="auto"), 2, 1),
         (dict(max_keep_ckpts=2, resume=True), 1, 0),  # there are two, and one of them makes way
         (dict(resume=True), 3, 0),
     ],
@@ -528,6 +528,16 @@ def test_what_a_resumed_checkpoint_names_is_removed_in_this_folder_alone(copy: P
         for name in ("iter_2.pth", "iter_3.pth", "iter_4.pth"):
             (copy / name).unlink(missing_ok=True)
         (copy / "last_checkpoint").write_text(str(path))
+
+
+def test_the_best_by_another_metric_is_not_compared_with(tmp_path: Path) -> None:
+    make_runner(tmp_path, save_best="L/acc", rule="greater", iterations=1, scores=[(90, 1)]).train()
+    make_runner.count += 1
+    make_runner(tmp_path, save_best="S/acc", rule="greater", iterations=2, scores=[(95, 2)], resume=True).train()
+    assert "best_S_acc_iter_2.pth" in checkpoints(tmp_path)
+    make_runner.count += 1
+    make_runner(tmp_path, save_best="S/acc", rule="greater", iterations=3, scores=[(99, 1)], resume=True).train()
+    assert "best_S_acc_iter_2.pth" in checkpoints(tmp_path)  # by the same one it is
 
 
 def test_others_are_told_before_a_checkpoint(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
+from mmengine.fileio import load
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, TestLoop
 from mmengine.structures import BaseDataElement
+from rich.console import Console
 from torch import nn
 
 from mmsnnet.datasets import write_shapes
@@ -26,6 +28,7 @@ from mmsnnet.engine import StitchTestLoop, StitchValLoop
 from mmsnnet.engine.runner import CannotResumeError, stitch_passes
 from mmsnnet.engine.runner.stitch_loops import checked_loading
 from mmsnnet.engine.runner.stitch_passes import kept_bytes
+from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.registry import METRICS, TRANSFORMS
@@ -472,20 +475,22 @@ class LogitMetric(BaseMetric):
         means, self.means = self.means["all"], {"all": []}
         assert len(results) == len(means)
         if self.output_dir:
-            means = [torch.load(path).item() for path in sorted(Path(self.output_dir).iterdir())]
+            means = [torch.load(path).item() for path in sorted(Path(self.output_dir).glob("*.pt"))]
         return dict(mean=float(np.mean(means)), last=self.last.item())
 
 
-@pytest.mark.parametrize("kind", ["running", "files", "uncopyable"])
+@pytest.mark.parametrize("kind", ["running", "files", "uncopyable", "uncopyable files"])
 def test_metrics_that_keep_more_than_results(kind: str, make_runner: MakeRunner, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
-    settings = dict(files=dict(output_dir=str(tmp_path / "files")), uncopyable=dict(uncopyable=True)).get(kind, {})
+    settings = dict(uncopyable="uncopyable" in kind)
+    if "files" in kind:
+        settings |= dict(output_dir=str(tmp_path / "files"))
     runner = make_runner(test_evaluator=dict(type="mmsnnet.LogitMetric", **settings))
     found = runner.test()
     assert found == {f"{name}/{k}": value for name in NAMES for k, value in evaluate_alone(runner, name).items()}
     assert len({*found.values()}) == 2 * len(NAMES)
     log = Path(runner._log_dir, f"{runner.timestamp}.log").read_text()
-    assert ("pass 4" in log and "a pass of its own: LogitMetric" in log) == (kind != "running")
+    assert ("pass 4" in log and "a pass of its own: LogitMetric" in log) == ("uncopyable" in kind)
 
 
 def test_what_metrics_only_read_is_shared() -> None:
@@ -697,3 +702,206 @@ def test_a_run_that_starts_is_not_resumed(make_runner: MakeRunner, tmp_path: Pat
     out = tmp_path / "points.json"
     make_runner(test_cfg=dict(out=str(out), resume=True)).test()
     assert [point.name for point in OperatingPoints.load(out)] == list(NAMES)
+
+
+# What metrics give and write
+
+
+@METRICS.register_module()
+class Confusion(BaseMetric):
+    """A number, and values that are none."""
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results += [0] * len(data_samples)
+
+    def compute_metrics(self, results: list[Any]) -> dict[Any, Any]:
+        return dict(images=np.int64(len(results)), matrix=np.eye(8), worst="bar", odd=object(), keys={1: 2}, none=None)
+
+
+WITH_OTHERS = [dict(type="IoUMetric", iou_metrics=["mIoU"]), dict(type="mmsnnet.Confusion", prefix="my")]
+
+
+def console_of(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The messages that the log has for the console from now on."""
+    said: list[str] = []
+    for handler in (h for h in runner.logger.handlers if not isinstance(h, logging.FileHandler)):
+        monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+    return said
+
+
+def test_values_that_are_no_numbers(make_runner: MakeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers go to the file, what hooks can handle to them, and all to the log."""
+    out = tmp_path / "points.json"
+    runner, recorder = make_runner(test_evaluator=WITH_OTHERS, test_cfg=dict(out=str(out))), Recorder()
+    runner.register_hook(recorder)
+    said = console_of(runner, monkeypatch)
+    runner.test()
+    plain = make_runner().test()
+    for point in OperatingPoints.load(out):
+        assert {name: value for name, value in point.metrics.items() if name != "my/images"} == pytest.approx(
+            {name: plain[f"{point.name}/{name}"] for name in ("aAcc", "mIoU", "mAcc")}, nan_ok=True
+        )
+        assert point.metrics["my/images"] == 5
+    metrics = next(metrics for call, metrics in recorder.calls if call == "after_test_epoch")
+    own = {name.removeprefix("L/my/"): value for name, value in metrics.items() if name.startswith("L/my/")}
+    assert own.pop("matrix").tolist() == np.eye(8).tolist() and own == dict(images=5, worst="bar", none=None)
+    assert [line for line in said if "no numbers" in line] == [
+        "no numbers, and therefore in the log file alone: my/matrix, my/worst, my/odd, my/keys and 1 more"
+    ]
+    log = Path(runner._log_dir, f"{runner.timestamp}.log").read_text()
+    assert "stitch S0-L2: my/matrix, which is no number: ndarray of shape (8, 8)" in log and "my/odd, which" in log
+
+
+def test_training_goes_on_beside_such_values(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """They are kept in its checkpoints, from which it is resumed. The best one is chosen by the largest anchor."""
+    hook = dict(type="mmsnnet.AtomicCheckpointHook", by_epoch=False, interval=1, save_best="auto")
+    settings = dict(val_evaluator=WITH_OTHERS, default_hooks=dict(checkpoint=hook))
+    for iters in (1, 2):
+        train = dict(type="IterBasedTrainLoop", max_iters=iters, val_interval=1)
+        runner = make_runner(train_cfg=train, resume=iters == 2, **settings)
+        if iters == 2:
+            runner._load_from = str(tmp_path / "work_dir" / "iter_1.pth")
+        runner.train()
+        assert runner.message_hub.get_info("val/L/my/worst") == "bar"
+    assert (tmp_path / "work_dir" / "best_L_mIoU_iter_1.pth").exists() or (
+        tmp_path / "work_dir" / "best_L_mIoU_iter_2.pth"
+    ).exists()
+
+
+def test_results_are_written_before_they_are_printed(
+    make_runner: MakeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(console: Console, *lines: Any, **kwargs: Any) -> None:
+        if "mIoU" in str(lines):
+            raise UnicodeEncodeError("ascii", "mIoU", 0, 1, "a console that cannot print")
+
+    monkeypatch.setattr(Console, "print", fail)
+    out = tmp_path / "points.json"
+    with pytest.raises(UnicodeEncodeError):
+        make_runner(test_cfg=dict(out=str(out))).test()
+    assert [point.name for point in OperatingPoints.load(out) if point.metrics] == list(NAMES)
+
+
+@pytest.mark.parametrize("stage", ["test", "val"])
+def test_a_folder_for_each_stitch(stage: str, make_runner: MakeRunner, tmp_path: Path) -> None:
+    """With what mmengine's loop would write for it alone."""
+
+    def evaluator(folder: Path) -> list[dict[str, Any]]:
+        return [
+            dict(type="IoUMetric", output_dir=str(folder / "masks")),
+            dict(type="DumpResults", out_file_path=str(folder / "dump.pkl")),
+        ]
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    settings = {f"{stage}_evaluator": evaluator(tmp_path / "ours")}
+    if stage == "val":
+        settings["val_cfg"] = dict(type="mmsnnet.StitchValLoop", stitches="all")
+    draws = dict(type="SegVisualizationHook", draw=True, interval=1)
+    visualizer = dict(type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], alpha=1.0)
+    runner = make_runner(default_hooks=dict(visualization=draws), visualizer=visualizer, **settings)
+    getattr(runner, stage)()
+    pictures = Path(runner._log_dir, "vis_data", "vis_image")
+    drawn = {path.name: len(list(path.iterdir())) for path in pictures.iterdir()}
+    assert drawn == dict.fromkeys(NAMES, 5 if stage == "test" else BATCHES)
+    indices = {path.stem.rpartition("_")[2] for path in (pictures / "L").iterdir()}
+    assert indices == ({*"12345"} if stage == "test" else {*"012"})  # as if it were alone
+    for name in NAMES if stage == "test" else ("L",):
+        runner.cfg.test_evaluator = evaluator(tmp_path / name)
+        evaluate_alone(runner, name)
+        masks = contents(tmp_path / "ours" / "masks" / name)
+        assert len(masks) == 5 and masks == contents(tmp_path / name / "masks")
+        dumps = [load(str(folder / "dump.pkl")) for folder in (tmp_path / "ours" / name, tmp_path / name)]
+        for ours, stock in zip(*dumps, strict=True):
+            assert ours["img_path"] == stock["img_path"]
+            assert torch.equal(ours["pred_sem_seg"]["data"], stock["pred_sem_seg"]["data"])
+
+
+def test_one_stitch_needs_no_folder(make_runner: MakeRunner, tmp_path: Path) -> None:
+    evaluator = dict(type="IoUMetric", output_dir=str(tmp_path / "masks"))
+    make_runner(test_evaluator=evaluator, test_cfg=dict(stitches="L")).test()
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 5
+
+
+def without_labels(loader: Any, listed: bool = False) -> Any:
+    """A loader that loads no labels, of a data set that lists none unless ``listed``."""
+    loader.dataset.pipeline = [dict(type="LoadImageFromFile"), dict(type="PackSegInputs")]
+    if not listed:
+        loader.dataset.data_prefix = dict(img_path="images/validation")
+    return loader
+
+
+def test_predictions_for_a_set_without_labels(
+    make_runner: MakeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "points.json"
+    loader = without_labels(make_runner().cfg.test_dataloader)
+    runner = make_runner(test_dataloader=loader, test_cfg=dict(out=str(out)))
+    with pytest.raises(SettingError, match=r"test_evaluator: IoUMetric.*lists no seg_map_path.*format_only=True"):
+        runner.test()
+    assert not out.exists()
+    evaluator = dict(type="IoUMetric", format_only=True, output_dir=str(tmp_path / "masks"))
+    runner = make_runner(test_dataloader=loader, test_evaluator=evaluator, test_cfg=dict(out=str(out)))
+    said = console_of(runner, monkeypatch)
+    assert runner.test() == {}
+    assert {path.name: len(list(path.glob("*.png"))) for path in (tmp_path / "masks").iterdir()} == dict.fromkeys(
+        NAMES, 5
+    )
+    assert [(point.name, point.metrics) for point in OperatingPoints.load(out)] == [(name, {}) for name in NAMES]
+    warnings = [line for line in said if "empty" in line or "measured" in line]
+    assert warnings == [f"no metrics were measured; results are in {tmp_path / 'masks' / '<stitch>'}"]
+
+
+@pytest.mark.parametrize("lacking", ["labels", "pipeline"])
+def test_validation_without_labels_is_refused_before_training(lacking: str, make_runner: MakeRunner) -> None:
+    loader = without_labels(make_runner().cfg.val_dataloader, listed=lacking == "pipeline")
+    hook = dict(type="mmsnnet.AtomicCheckpointHook", by_epoch=False)
+    runner = make_runner(val_dataloader=loader, default_hooks=dict(checkpoint=hook))
+    says = dict(labels="lists no seg_map_path", pipeline="packs no gt_sem_seg")[lacking]
+    with pytest.raises(SettingError, match=f"val_evaluator: IoUMetric.*{says}"):
+        runner.train()
+    assert runner.iter == 0 and not runner._has_loaded
+
+
+@pytest.mark.parametrize("name", ["mIoU", "mIuO"])
+def test_a_wrong_metric_is_refused_before_training(name: str, make_runner: MakeRunner) -> None:
+    """One, too, of which mmengine cannot tell whether more of it is better."""
+    hook = dict(type="mmsnnet.AtomicCheckpointHook", by_epoch=False, save_best=name)
+    runner = make_runner(default_hooks=dict(checkpoint=hook))
+    with pytest.raises(SettingError, match=f"no metric is called {name}; those of this loop are S/mIoU, L/mIoU, "):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_classes_that_never_occur(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The console has one warning, however many passes and stitches there are."""
+    loader = make_runner().cfg.test_dataloader
+    loader.dataset.metainfo = dict(classes=[*CLASSES, "unicorn"], palette=[[0, 0, 0]] * (len(CLASSES) + 1))
+    runner = make_runner(test_dataloader=loader, test_cfg=dict(stitches_per_pass=1))
+    said = console_of(runner, monkeypatch)
+    runner.test()
+    (warning,) = [line for line in said if "never occur" in line]
+    assert "unicorn" in warning and "test set" in warning
+
+
+def test_metrics_that_are_all_nan(make_runner: MakeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = dict(type="IoUMetric", ignore_index=0)
+    loader = make_runner().cfg.test_dataloader
+    loader.dataset.pipeline.insert(2, dict(type="mmsnnet.Blank"))
+    out = tmp_path / "points.json"
+    runner = make_runner(test_dataloader=loader, test_evaluator=evaluator, test_cfg=dict(out=str(out)))
+    said = console_of(runner, monkeypatch)
+    runner.test()
+    assert any(line.startswith("no class occurs in the label maps of the test set") for line in said)
+    assert any(line.startswith("every metric of S, L, S0-L2, L1-S1 is NaN") for line in said)
+    assert all(np.isnan([*point.metrics.values()]).all() for point in OperatingPoints.load(out))
+
+
+@TRANSFORMS.register_module()
+class Blank:
+    """Makes all labels 0."""
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        results["gt_seg_map"][:] = 0
+        return results

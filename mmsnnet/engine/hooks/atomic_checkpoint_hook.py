@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend
-from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 import mmsnnet.engine.atomic_backend  # noqa: F401  writes of mmengine's become atomic
+from mmsnnet.engine.hooks.best_metric_hook import BestMetricHook
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.latest_checkpoint import (
     LAST_CHECKPOINT,
@@ -55,7 +56,7 @@ class CheckpointWriteError(UserError, OSError):
 
 
 @HOOKS.register_module()
-class AtomicCheckpointHook(CheckpointHook):
+class AtomicCheckpointHook(BestMetricHook):
     """mmengine's ``CheckpointHook`` that at no moment leaves a run without a whole checkpoint.
 
     A new checkpoint is written first, atomically; then ``last_checkpoint`` names it; then those that ``max_keep_ckpts``
@@ -67,12 +68,16 @@ class AtomicCheckpointHook(CheckpointHook):
     is free. Where that or a write fails on one rank, all ranks end with its error. Of a run that resumes without
     ``load_from``, the hook chooses the checkpoint: see :func:`mmsnnet.engine.latest_checkpoint.latest_checkpoint`.
 
+    What ``save_best``, early stopping and plateau schedules monitor is checked before anything is trained, and so is
+    whether the validation set has labels.
+
     Before a checkpoint is made, ``before_checkpoint(runner)`` of other hooks is called on all ranks.
 
     Args:
-        args, kwargs: as of mmengine's ``CheckpointHook``.
+        args, kwargs: as of mmengine's ``CheckpointHook``, but for ``save_best``: see :class:`BestMetricHook`.
 
     Raises:
+        SettingError: before training: no metric has the name that is monitored, or validation has no labels.
         CheckpointFolderError: before training: the folder cannot be written to, or has not enough room.
         CheckpointWriteError: a checkpoint cannot be written; the message says which is the last whole one.
     """
@@ -83,6 +88,8 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_run(self, runner: AnyRunner) -> None:
         if not isinstance(runner._train_loop, BaseLoop):  # it does not train
             return
+        with _together():
+            self.check_validation(runner)
         choose_checkpoint(runner)
         weights, optimizer = _checkpoint_size(runner)
         with _together():
@@ -105,7 +112,10 @@ class AtomicCheckpointHook(CheckpointHook):
         for key, path in self._best().items():
             if path is not None:
                 self._set_best(key, own := self._own_best(key, path))
-                hub.update_info("best_ckpt" if len(self.key_indicators) == 1 else f"best_ckpt_{key}", own)
+                suffix = "" if len(self.key_indicators) == 1 else f"_{key}"
+                hub.update_info(f"best_ckpt{suffix}", own)
+                if own is None:  # the best by another metric, say, whose value this one cannot be compared with
+                    hub.pop_info(f"best_score{suffix}", None)
 
     def before_save_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
         # A FlexibleRunner counts on from what the hook tells it, which is right in the midst of an iteration alone.

@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmsnnet.engine.randomness import own_randomness, seed_generators
+from mmsnnet.engine.randomness import kept_generators, seed_generators
 from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import HOOKS
@@ -83,7 +83,7 @@ class StitchInitHook(Hook):
         chosen = np.random.default_rng(self.seed).permutation(len(dataset))[: self.num_images]
         own = chosen[dist.get_rank() :: dist.get_world_size()]
         model = unwrapped_model(runner.model)
-        with own_randomness():
+        with kept_generators():
             for first in range(0, len(own), self.batch_size):
                 samples = []
                 for index in own[first : first + self.batch_size]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
@@ -20,7 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmsnnet.engine.agreement import check_loader
+from mmsnnet.engine.runner.labels import check_labels
+from mmsnnet.engine.runner.metric_values import for_hooks, shown, split_values
+from mmsnnet.engine.runner.metric_warnings import empty_metrics, few
 from mmsnnet.engine.runner.resume import start
+from mmsnnet.engine.runner.stitch_files import output_paths
 from mmsnnet.engine.runner.stitch_passes import StitchPass, needs_own_pass
 from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.models import StitchedViT, find_stitched_backbone, model_costs
@@ -60,7 +65,10 @@ class StitchTestLoop(TestLoop):
     A pass over the data serves many stitches: each batch is loaded and preprocessed once and walked through them, and
     they share the blocks that they have in common (:meth:`StitchedViT.reuse_prefixes`). The file is written anew,
     atomically, after each pass. Hooks see one test epoch, whose metrics are named ``<stitch>/<metric>``, with an
-    iteration for each batch and stitch.
+    iteration for each batch and stitch. Metrics that are no numbers go to the log and to the hooks, not to the file.
+
+    What metrics and hooks write goes into a folder for each stitch, named after it: ``output_dir/<stitch>/``. Of one
+    stitch alone it goes where mmengine's loop has it.
 
     Args:
         runner, dataloader, evaluator, fp16: as of mmengine's ``TestLoop``.
@@ -68,7 +76,7 @@ class StitchTestLoop(TestLoop):
         out: path of the file of operating points; None writes none.
         prefix_reuse: whether stitches share what they have in common; the results are the same either way.
         stitches_per_pass: at most so many; by default as many as leave what metrics keep within 2 GiB of memory. A run
-            that is killed loses one pass. A metric that writes files for each image gets one stitch per pass.
+            that is killed loses one pass.
         resume: go on with what the file of operating points lacks. Without it too the file keeps what was measured of
             the model's speed.
     """
@@ -93,13 +101,17 @@ class StitchTestLoop(TestLoop):
         self.stitches_per_pass = _checked(stitches_per_pass)
         self.resume = resume
 
-    def run(self) -> dict[str, float]:
+    def run(self) -> dict[str, Any]:
         """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``.
 
         Raises:
             RuntimeError: a stitch passes through stitching layers that were neither initialised nor loaded.
+            SettingError: the evaluator compares predictions with labels, and the data set has none.
             CannotResumeError: the file is damaged, or of another checkpoint, config, data set or model.
         """
+        check_labels(self, "test")
+        needed = not any(getattr(metric, "format_only", False) for metric in self.evaluator.metrics)
+        check_loader(self.runner.model, self.dataloader, "test_dataloader", labels=needed)
         model = unwrapped_model(self.runner.model)
         costs = model_costs(model)
         described = {
@@ -111,14 +123,16 @@ class StitchTestLoop(TestLoop):
         self.runner.call_hook("before_test_epoch")
         self.runner.model.eval()
         measured = {point.id for point in points if point.metrics}
+        others: dict[int, dict[str, Any]] = {}
         for evaluated in _passes(self, [s for s in self.stitches if s.id not in measured], "test"):
             for stitch, found in evaluated.items():
                 point = next((known for known in points if known.id == stitch.id), described[stitch.id])
-                points = points.add(replace(point, metrics=found))
+                points = points.add(replace(point, metrics=found.numbers))
+                others[stitch.id] = found.others
             points = replace(points, points=tuple(sorted(points, key=lambda point: point.id)))
             if self.out is not None and is_main_process():
                 points.save(self.out)
-        metrics = {point.id: point.metrics for point in points}
+        metrics = {point.id: {**point.metrics, **others.get(point.id, {})} for point in points}
         named = _named(self.stitches, metrics)
         self.runner.call_hook("after_test_epoch", metrics=named)
         self.runner.call_hook("after_test")
@@ -138,6 +152,8 @@ class StitchValLoop(ValLoop):
             (:meth:`StitchedViT.spread`).
         prefix_reuse, stitches_per_pass: as of :class:`StitchTestLoop`.
     """
+
+    _has_run = False
 
     def __init__(
         self,
@@ -170,24 +186,41 @@ class StitchValLoop(ValLoop):
         """
         return self.backbone.spread() if self._chosen == "spread" else self.backbone.space.select(self._chosen)
 
-    def run(self) -> dict[str, float]:
-        """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``."""
-        metrics: dict[int, dict[str, float]] = {}
+    def run(self) -> dict[str, Any]:
+        """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``.
+
+        Raises:
+            SettingError: the evaluator compares predictions with labels, and the data set has none.
+        """
+        if not self._has_run:
+            check_labels(self, "val")
+            self._has_run = True
+        metrics: dict[int, dict[str, Any]] = {}
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
         for evaluated in _passes(self, self.stitches, "val"):
-            metrics |= {stitch.id: found for stitch, found in evaluated.items()}
+            metrics |= {stitch.id: {**found.numbers, **found.others} for stitch, found in evaluated.items()}
         named = _named(self.stitches, metrics)
         self.runner.call_hook("after_val_epoch", metrics=named)
         self.runner.call_hook("after_val")
         return named
 
 
+class Metrics(NamedTuple):
+    """The metrics of one stitch: ``numbers``, and those ``others`` that hooks can handle."""
+
+    numbers: dict[str, float]
+    others: dict[str, Any]
+
+
 def _passes(
     loop: StitchTestLoop | StitchValLoop, stitches: Sequence[Stitch], stage: str
-) -> Iterator[dict[Stitch, dict[str, float]]]:
-    """Evaluates stitches, pass by pass, with progress on the console; the active stitch is the same afterwards."""
+) -> Iterator[dict[Stitch, Metrics]]:
+    """Evaluates stitches, pass by pass, with progress on the console; the active stitch is the same afterwards.
+
+    What a pass has measured is printed after the caller has taken it: it is written first.
+    """
     backbone, logger = loop.backbone, loop.runner.logger
     _check_initialized(backbone, stitches)
     waiting, per_pass = backbone.prefix_order(stitches), loop.stitches_per_pass
@@ -197,6 +230,8 @@ def _passes(
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     active, number, done = backbone.stitch, 0, 0
+    results: dict[str, dict[str, float]] = {}
+    folder = "<stitch>" if len(loop.stitches) > 1 else ""
     try:
         with _quiet_console(logger), Progress(*columns, console=console, disable=not is_main_process()) as progress:
             task = progress.add_task("", total=len(waiting) * len(loop.dataloader))
@@ -209,21 +244,34 @@ def _passes(
                     waiting[:per_pass],
                     reuse=loop.prefix_reuse,
                     bounded=per_pass is None,
+                    folders=bool(folder),
                 )
                 for batches, size in enumerate(group.run(), start=1):
                     completed = done * len(loop.dataloader) + batches * size
                     progress.update(task, description=f"pass {number}, {size} stitches", completed=completed)
-                evaluated = {stitch: group.evaluate(stitch) for stitch in group.stitches}
-                for stitch, metrics in evaluated.items():
-                    figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-                    line = f"{stitch.id:>4}  {stitch.name:<14} {figures}"
+                if number == 1 and (warning := group.absent_classes()):
+                    logger.warning(warning)
+                split = {stitch: split_values(group.evaluate(stitch)) for stitch in group.stitches}
+                yield {stitch: Metrics(numbers, for_hooks(others)) for stitch, (numbers, others) in split.items()}
+                for stitch, (numbers, others) in split.items():
+                    figures = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+                    line = f"{stitch.id:>4}  {stitch.name:<14} {figures or 'no metrics'}"
                     if is_main_process():
                         progress.console.print(line, highlight=False)
                     logger.info(f"stitch {line}")
+                    for name, value in others.items():
+                        logger.info(f"stitch {stitch.name}: {name}, which is no number: {shown(value)}")
+                    results[stitch.name] = numbers
+                if number == 1 and (names := dict.fromkeys(name for _, others in split.values() for name in others)):
+                    logger.warning(f"no numbers, and therefore in the log file alone: {few(list(names))}")
                 seconds = time.monotonic() - start
-                logger.info(f"pass {number}: {len(evaluated)} of {len(waiting)} stitches left, {seconds:.1f} s")
-                waiting, done = waiting[len(evaluated) :], done + len(evaluated)
-                yield evaluated
+                logger.info(f"pass {number}: {len(split)} of {len(waiting)} stitches left, {seconds:.1f} s")
+                waiting, done = waiting[len(split) :], done + len(split)
+        if warning := empty_metrics({s.name: results[s.name] for s in loop.stitches if s.name in results}):
+            logger.warning(warning)
+        if results and not any(results.values()):
+            places = [path for metric in loop.evaluator.metrics for path in output_paths(metric, folder).values()]
+            logger.warning(f"no metrics were measured; results are in {', '.join(places) or 'the log file'}")
     finally:
         backbone.set_stitch(active)
 
@@ -236,7 +284,7 @@ def _checked(stitches_per_pass: int | None) -> int | None:
     return stitches_per_pass
 
 
-def _named(stitches: Sequence[Stitch], metrics: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+def _named(stitches: Sequence[Stitch], metrics: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{stitch.name}/{name}": value for stitch in stitches for name, value in metrics[stitch.id].items()}
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ from mmengine.runner.loops import _parse_losses
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmsnnet.engine.agreement import sizes_explained
+from mmsnnet.engine.runner.labels import check_first_batch, keeps_nothing
+from mmsnnet.engine.runner.metric_warnings import absent_classes
+from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths
 from mmsnnet.models import StitchedFullyShardedDataParallel, StitchedViT
 from mmsnnet.stitching import Stitch
 
@@ -29,9 +34,13 @@ HOST_MEMORY = 2 * 2**30
 
 @dataclass
 class StitchResults:
-    """What evaluating one stitch has gathered so far: the attributes of each metric, and losses by name."""
+    """What evaluating one stitch has gathered so far: the attributes of each metric, and losses by name.
+
+    ``paths`` are those attributes of each metric that say where its results go.
+    """
 
     states: list[dict[str, Any]]
+    paths: list[dict[str, str]]
     losses: dict[str, HistoryBuffer] = field(default_factory=dict)
 
 
@@ -49,6 +58,7 @@ class StitchPass:
         stitches: in the order in which they are to run.
         reuse: share prefixes.
         bounded: leave stitches out, from the end, where metrics would keep more than ``HOST_MEMORY``.
+        folders: what metrics and hooks write goes into a folder for each stitch.
     """
 
     def __init__(
@@ -59,6 +69,7 @@ class StitchPass:
         stitches: Sequence[Stitch],
         reuse: bool = True,
         bounded: bool = True,
+        folders: bool = False,
     ) -> None:
         self.loop = loop
         self.stage = stage
@@ -66,9 +77,17 @@ class StitchPass:
         self.stitches = tuple(stitches)
         self.reuse = reuse
         self.bounded = bounded
+        self.folders = folders
         metrics = self._evaluator.metrics
         self.initial_bytes = kept_bytes([vars(metric) for metric in metrics])
-        self.gathered = {s: StitchResults([copied_state(m) or vars(m) for m in metrics]) for s in stitches}
+        self.gathered = {
+            stitch: StitchResults(
+                [copied_state(metric) or vars(metric) for metric in metrics],
+                [output_paths(metric, stitch.name) if folders else {} for metric in metrics],
+            )
+            for stitch in stitches
+        }
+        self.pictures = StitchPictures(loop.runner, [stitch.name for stitch in stitches]) if folders else None
 
     def run(self) -> Iterator[int]:
         """Runs the pass; gives after each batch how many stitches it still has."""
@@ -77,22 +96,38 @@ class StitchPass:
         batches = torch.tensor(len(dataloader))
         all_reduce(batches, op="min")  # ranks may have one more or less, and have to agree on what to drop together
         refuse_uneven_batches(runner.model, dataloader, self.stage)
+        if self.folders:
+            for stitch, metric in product(self.stitches, self._evaluator.metrics):
+                make_folders(metric, stitch.name)
         for index, batch in enumerate(dataloader):
+            if index == 0:
+                check_first_batch(self.loop, self.stage, batch)
             shared = self.backbone.reuse_prefixes(self.stitches) if self.reuse else nullcontext()
-            with shared, _preprocessed_once(runner.model) as again:
+            explained = sizes_explained(runner.model, batch, False, f"{self.stage}_dataloader")
+            with shared, explained, _preprocessed_once(runner.model) as again:
                 for stitch in self.stitches:
                     self.backbone.set_stitch(stitch)
                     again()
-                    with self._lent(stitch):
+                    drawn = nullcontext() if self.pictures is None else self.pictures.of(stitch.name)
+                    with self._lent(stitch), drawn:
                         self.loop.run_iter(index, batch)
             # What is kept grows evenly enough to foresee: looked at after 1, 2, 4, ... batches.
             if self.bounded and index + 1 < batches and (index + 1) & index == 0:
                 self._drop_what_does_not_fit((index + 1) / len(dataloader))
             yield len(self.stitches)
 
-    def evaluate(self, stitch: Stitch) -> dict[str, float]:
+    def absent_classes(self) -> str | None:
+        """A warning of classes that occur in no label map, None if all do; before any stitch is evaluated."""
+        with self._lent(self.stitches[0]):
+            warnings = [absent_classes(metric, self.stage) for metric in self._evaluator.metrics]
+        return next(filter(None, warnings), None)
+
+    def evaluate(self, stitch: Stitch) -> dict[str, Any]:
         """The metrics of one stitch, and the means of its losses; frees what they were computed from."""
         with self._lent(stitch) as gathered:
+            for metric in self._evaluator.metrics:
+                if keeps_nothing(metric) and not metric.results:
+                    metric.results.append(None)  # mmengine warns of a metric without results
             metrics = self._evaluator.evaluate(len(self.loop.dataloader.dataset))
         del self.gathered[stitch]
         return metrics | (_parse_losses(gathered.losses, self.stage) if gathered.losses else {})
@@ -106,14 +141,18 @@ class StitchPass:
         """Gives the metrics and the loop what they have gathered for a stitch, and takes it back."""
         gathered, metrics, losses = self.gathered[stitch], self._evaluator.metrics, f"{self.stage}_loss"
         own = [vars(metric) for metric in metrics]
-        for metric, state in zip(metrics, gathered.states, strict=True):
+        given = []
+        for metric, state, paths in zip(metrics, gathered.states, gathered.paths, strict=True):
             metric.__dict__ = state
+            given.append({name: state[name] for name in paths})
+            state.update(paths)
         setattr(self.loop, losses, gathered.losses)
         try:
             yield gathered
         finally:
-            for metric, state in zip(metrics, own, strict=True):
+            for metric, state, paths in zip(metrics, own, given, strict=True):
                 fold(metric)
+                vars(metric).update(paths)  # a metric whose state cannot be copied is lent its own
                 metric.__dict__ = state
             gathered.losses = getattr(self.loop, losses)
             setattr(self.loop, losses, {})
@@ -157,11 +196,7 @@ def copied_state(metric: BaseMetric) -> dict[str, Any] | None:
 
 def needs_own_pass(metric: BaseMetric) -> str | None:
     """Why a metric cannot serve several stitches in one pass, None if it can."""
-    name = type(metric).__name__
-    for setting in ("output_dir", "outfile_prefix"):
-        if getattr(metric, setting, None) is not None:
-            return f"{name} writes files, the same ones for every stitch, to {setting} {getattr(metric, setting)!r}"
-    return f"{name} keeps what cannot be copied" if copied_state(metric) is None else None
+    return f"{type(metric).__name__} keeps what cannot be copied" if copied_state(metric) is None else None
 
 
 def fold(metric: BaseMetric) -> None:
