@@ -32,7 +32,7 @@ PATHS = ("img_path", "seg_map_path", "depth_map_path")
 
 
 def check_loader(
-    model: nn.Module, loader: DataLoader, setting: str, training: bool = False, labels: bool = True
+    model: nn.Module, loader: DataLoader, setting: str, training: bool = False, labels: bool = True, load: bool = True
 ) -> None:
     """Compares a data loader with the model that it feeds.
 
@@ -42,6 +42,7 @@ def check_loader(
         setting: the name of its setting in a config, ``'val_dataloader'`` say.
         training: whether the model is trained on it.
         labels: whether label maps are needed; predictions can be written without.
+        load: whether to load samples: where evaluation comes at once, its first batch shows as much.
 
     Raises:
         SettingError: two settings contradict each other, or the data; the message names both.
@@ -62,6 +63,8 @@ def check_loader(
     for place, dataset in parts:
         _check_classes(model, dataset, place)
         _check_files(dataset, place, PATHS if labels else PATHS[:1])
+    if not load:
+        return
     _check_image(model, loader.dataset, setting)
     _warn_of_binary_masks(loader.dataset, setting)
     for _, dataset in parts:

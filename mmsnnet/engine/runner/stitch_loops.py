@@ -111,7 +111,7 @@ class StitchTestLoop(TestLoop):
         """
         check_labels(self, "test")
         needed = not any(getattr(metric, "format_only", False) for metric in self.evaluator.metrics)
-        check_loader(self.runner.model, self.dataloader, "test_dataloader", labels=needed)
+        check_loader(self.runner.model, self.dataloader, "test_dataloader", labels=needed, load=False)
         model = unwrapped_model(self.runner.model)
         costs = model_costs(model)
         described = {
