@@ -40,6 +40,7 @@ LOG_FILE_ONLY = re.compile(
             r"The draw is False, it means that the hook for visualization",
             r"Could not import OneDL",
             r"`reduce_zero_label` will be deprecated",
+            r"faster_coco_eval is not installed",
             # torch and timm, called by the above
             r"torch\.meshgrid: in an upcoming release",
             r"`?torch\.(?:cuda\.)?amp\.\w+(?:\(.{0,40}\))?`? is deprecated",
@@ -105,10 +106,11 @@ def with_short_console(kind: type[Runner] | type[FlexibleRunner], quiet: bool = 
 
 
 def import_toolbox(config: Config) -> None:
-    """Import mmseg's data sets before the runner does: they print that an optional package is missing."""
-    if config.get("default_scope") == "mmseg" and find_spec("mmseg") is not None:
+    """Import a toolbox's data sets before the runner does: they print that an optional package is missing."""
+    toolbox = config.get("default_scope")
+    if toolbox in ("mmseg", "mmdet") and find_spec(toolbox) is not None:
         with redirect_stdout(io.StringIO()):
-            importlib.import_module("mmseg.datasets")
+            importlib.import_module(f"{toolbox}.datasets")
 
 
 def _console_handlers(logger: MMLogger) -> list[logging.Handler]:
