@@ -3,8 +3,8 @@
 By default OpenMP's threads spin for milliseconds at each barrier. Beside a busy process on each core, a thread that
 spins keeps the thread that it waits for from running. Each variant is a process with an environment of its own, which
 trains the quickstart's stitched model on random images, without a data loader. Variants take turns of a few
-iterations; first alone, then beside one busy process on each core. A turn in which processes that are no part of this
-took more than ``--others`` of a core does not count (Linux: it reads /proc).
+iterations; first alone, then beside one busy process on each core. A turn begins when processes that are no part of
+this take less than ``--others`` of a core, and does not count if they took more in it (Linux: it reads /proc).
 
     python benchmarks/busy_machine.py [--rounds 10] [--iterations 10] [--others 0.1] [--minutes 10]
         [--variants NAME ...]
@@ -117,11 +117,19 @@ def measure(args: argparse.Namespace, variants: dict[str, Variant], busy: Sequen
     while min(map(len, times.values())) < args.rounds and time.monotonic() < end:
         for name, variant in variants.items():
             if len(times[name]) < args.rounds:
+                while _others(own, seconds=0.2) > args.others and time.monotonic() < end:
+                    time.sleep(0.5)
                 others = OtherWork(own)
                 milliseconds = variant.train(args.iterations)
                 if others.cores() <= args.others:
                     times[name].append(milliseconds)
     return times
+
+
+def _others(own: Sequence[int], seconds: float) -> float:
+    others = OtherWork(own)
+    time.sleep(seconds)
+    return others.cores()
 
 
 def main() -> None:
@@ -144,7 +152,7 @@ def main() -> None:
         for variant in variants.values():
             variant.train(args.iterations)
         alone = measure(args, variants, ())
-        spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+        spinning += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
         beside = measure(args, variants, [process.pid for process in spinning])
     finally:
         for process in [*spinning, *(variant.process for variant in variants.values())]:

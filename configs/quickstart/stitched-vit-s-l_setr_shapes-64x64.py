@@ -25,6 +25,6 @@ model = dict(
         flops_step=20e6,
     )
 )
-# The anchors go on at a tenth of the rate that they were trained with, as SN-Net's authors advise; the heads and the
-# stitching layers' updates start from nothing, at the full rate.
+# The anchors go on at a tenth of the rate that they were trained with, as SN-Net's authors advise; the
+# stitching layers' updates and the heads, which run.sh takes from the large anchor's run, at the full rate.
 optim_wrapper = dict(paramwise_cfg=dict(anchor_lr_mult=0.1))
