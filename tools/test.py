@@ -79,7 +79,7 @@ def test(args: argparse.Namespace) -> None:
     check_folders(config, ("test_dataloader",))
     # A model part of whose weights are random is not worth evaluating.
     config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type="mmsnnet.StrictLoadHook")]
-    runner = build_runner(config, args.launcher, args.work_dir, quiet=args.quiet)
+    runner = build_runner(config, args.launcher, args.work_dir, args.quiet)
     out = args.out or runner.test_loop.out or str(Path(runner.work_dir) / "operating_points.json")
     runner.test_loop.out = out
     runner.test()

@@ -69,7 +69,7 @@ def train(args: argparse.Namespace) -> None:
     if args.resume and "load_from" not in (args.cfg_options or {}):
         # What a config begins with is no place to go on from, but where the work folder has nothing yet.
         begins_with, config.load_from = config.get("load_from"), None
-    runner = build_runner(config, args.launcher, args.work_dir, quiet=args.quiet)
+    runner = build_runner(config, args.launcher, args.work_dir, args.quiet)
     if begins_with is not None and runner._load_from is None:
         runner._load_from, runner._resume = begins_with, False
     runner.train()

@@ -19,7 +19,7 @@ from mmsnnet.models import find_stitched_backbone
 
 
 def build_runner(
-    config: Config, launcher: str = "none", work_dir: str | None = None, *, quiet: bool = False
+    config: Config, launcher: str = "none", work_dir: str | None = None, quiet: bool = False
 ) -> Runner | FlexibleRunner:
     """mmengine's runner for a config: a ``FlexibleRunner`` where ``runner_type`` names it. One that is to resume
     has found from what (:func:`mmsnnet.engine.latest_checkpoint.choose_checkpoint`), and does without the anchors'
