@@ -14,7 +14,7 @@ help:
 	@echo "make test        set up everything (detection's compiled operators included), then lint, types and tests"
 
 quickstart: setup
-	PATH="$(abspath $(BIN)):$$PATH" bash configs/quickstart/run.sh
+	@PATH="$(abspath $(BIN)):$$PATH" bash configs/quickstart/run.sh
 
 test: setup-full lint
 	$(BIN)/python -m pytest

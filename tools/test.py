@@ -1,5 +1,10 @@
 """Evaluates a stitched model, stitch by stitch, and writes the file of operating points."""
 
+import os
+
+# Read when torch is loaded: threads of OpenMP that wait must not keep other processes from the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import re
 from dataclasses import replace
@@ -15,6 +20,7 @@ from mmsnnet.apis import (
     launched,
     load_config,
     mistakes_answered,
+    short_console,
 )
 from mmsnnet.datasets import check_folders
 from mmsnnet.evaluation import OperatingPoints, default_metric
@@ -44,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--metric", help="metric of the Pareto front in the table (default: the task's own)")
     described.add_argument("--work-dir", metavar="D", help="folder for logs (default: the config's)")
     described.add_argument(
+        "--quiet", action="store_true", help="show progress, the table and warnings; the log file has everything"
+    )
+    described.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
     )
     described.add_argument(
@@ -70,7 +79,7 @@ def test(args: argparse.Namespace) -> None:
     check_folders(config, ("test_dataloader",))
     # A model part of whose weights are random is not worth evaluating.
     config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type="mmsnnet.StrictLoadHook")]
-    runner = build_runner(config, args.launcher, args.work_dir)
+    runner = build_runner(config, args.launcher, args.work_dir, args.quiet)
     out = args.out or runner.test_loop.out or str(Path(runner.work_dir) / "operating_points.json")
     runner.test_loop.out = out
     runner.test()
@@ -91,7 +100,7 @@ def test(args: argparse.Namespace) -> None:
 def main() -> None:
     command = parser()
     args = command.parse_args()
-    with mistakes_answered(command), launched():
+    with mistakes_answered(command), launched(), short_console():
         test(args)
 
 

@@ -1,5 +1,10 @@
 """Trains a model from a config."""
 
+import os
+
+# Read when torch is loaded: threads of OpenMP that wait must not keep other processes from the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 from contextlib import suppress
 
@@ -18,6 +23,7 @@ from mmsnnet.apis import (
     launched,
     load_config,
     mistakes_answered,
+    short_console,
 )
 from mmsnnet.datasets import check_folders
 from mmsnnet.registry import MODELS
@@ -29,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--work-dir", metavar="D", help="folder for logs and checkpoints (default: the config's)")
     described.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of the work folder")
     described.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
+    described.add_argument(
+        "--quiet", action="store_true", help="show one line of progress and warnings; the log file has everything"
+    )
     described.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
     )
@@ -62,7 +71,7 @@ def train(args: argparse.Namespace) -> None:
     if args.resume and "load_from" not in (args.cfg_options or {}):
         # What a config begins with is no place to go on from, but where the work folder has nothing yet.
         begins_with, config.load_from = config.get("load_from"), None
-    runner = build_runner(config, args.launcher, args.work_dir)
+    runner = build_runner(config, args.launcher, args.work_dir, args.quiet)
     if begins_with is not None and runner._load_from is None:
         runner._load_from, runner._resume = begins_with, False
     runner.train()
@@ -72,7 +81,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     command = parser()
     args = command.parse_args()
-    with mistakes_answered(command), launched():
+    with mistakes_answered(command), launched(), short_console():
         train(args)
 
 

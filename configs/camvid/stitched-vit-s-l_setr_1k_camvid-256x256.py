@@ -23,8 +23,6 @@ model = dict(
         flops_step=100e6,
     )
 )
-# The anchors are pretrained; the heads and the stitching layers' updates start from nothing.
-optim_wrapper = dict(
-    optimizer=dict(lr=5e-4),
-    paramwise_cfg=dict(head_lr_mult=10.0, stitching_lr_mult=10.0),
-)
+# The anchors go on at a tenth of the rate that they were trained with, as SN-Net's authors advise; the heads and the
+# stitching layers' updates start from nothing, at the full rate.
+optim_wrapper = dict(paramwise_cfg=dict(anchor_lr_mult=0.1))

@@ -1,6 +1,7 @@
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
 from mmsnnet.apis.benchmark import BenchmarkSettings, benchmark_stitches
 from mmsnnet.apis.config import DictAction, load_config
+from mmsnnet.apis.console import short_console
 from mmsnnet.apis.extract import extract_stitch
 from mmsnnet.apis.launch import LaunchedParser, check_data_parallel, check_sync_bn, launched, prepare_launch
 from mmsnnet.apis.mistakes import in_one_line, is_mistake, mistakes_answered
@@ -33,4 +34,5 @@ __all__ = [
     "prepare_launch",
     "publish_model",
     "select_stitch",
+    "short_console",
 ]

@@ -10,12 +10,17 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
+from mmsnnet.apis.console import import_toolbox, with_short_console
 from mmsnnet.apis.launch import prepare_launch
+from mmsnnet.engine import ProgressHook
 from mmsnnet.engine.latest_checkpoint import choose_checkpoint
+from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
 
 
-def build_runner(config: Config, launcher: str = "none", work_dir: str | None = None) -> Runner | FlexibleRunner:
+def build_runner(
+    config: Config, launcher: str = "none", work_dir: str | None = None, quiet: bool = False
+) -> Runner | FlexibleRunner:
     """mmengine's runner for a config: a ``FlexibleRunner`` where ``runner_type`` names it. One that is to resume
     has found from what (:func:`mmsnnet.engine.latest_checkpoint.choose_checkpoint`), and does without the anchors'
     ``pretrained``.
@@ -24,6 +29,7 @@ def build_runner(config: Config, launcher: str = "none", work_dir: str | None = 
         config: as :func:`mmsnnet.apis.load_config` returns it.
         launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
         work_dir: for logs and checkpoints; by default the config's, or else ``work_dirs/<name of the config>``.
+        quiet: show one line of progress on the console in place of the log, which the log file has.
 
     Raises:
         OSError: the work folder cannot be written to.
@@ -32,7 +38,14 @@ def build_runner(config: Config, launcher: str = "none", work_dir: str | None = 
     default = config.get("work_dir") or str(Path("work_dirs") / Path(config.filename).stem)
     config.work_dir = os.path.expanduser(work_dir or default)
     _check_work_folder(config.work_dir)
-    runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
+    import_toolbox(config)
+    name = config.get("runner_type", "Runner")
+    kind = RUNNERS.get(name) if isinstance(name, str) else name
+    if kind is None:
+        raise SettingError(f"there is no runner_type {name!r}: leave it out, or set 'FlexibleRunner'")
+    runner = with_short_console(kind, quiet).from_cfg(config)
+    if quiet:
+        runner.register_hook(ProgressHook())
     choose_checkpoint(runner)
     if runner._resume and runner._load_from is not None:
         _leave_out_pretrained(runner.model)

@@ -46,7 +46,8 @@ def uninstall(monkeypatch: pytest.MonkeyPatch) -> Uninstall:
 def test_reads_a_config_with_its_base_files(as_type: type) -> None:
     config = load_config(as_type(STITCHED))
     assert [anchor["depth"] for anchor in config.model.backbone.anchors] == [6, 12]
-    assert config.model.type == "mmsnnet.EncoderDecoder" and config.optim_wrapper.optimizer.lr == 5e-4
+    assert config.model.type == "mmsnnet.EncoderDecoder" and config.optim_wrapper.optimizer.lr == 1e-3
+    assert config.optim_wrapper.paramwise_cfg == dict(anchor_lr_mult=0.1)
     assert Path(config.filename) == STITCHED
 
 

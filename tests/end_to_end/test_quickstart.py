@@ -1,9 +1,11 @@
 """The quickstart by its ordinary tools, cut down to a few iterations on a few images."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -261,3 +263,77 @@ def test_one_stitch_can_be_evaluated_alone(
     chosen = tuple(point for point in points if point.name in ("L", "S2-L6"))
     assert len(chosen) == 2 and OperatingPoints.load(out).points == chosen
     assert not (tmp_path / "work" / "operating_points.json").exists()
+
+
+@pytest.fixture(scope="module")
+def copy(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the configs in which 4 iterations stand for 800, with the set of ``data`` as the quickstart's."""
+    copy = tmp_path_factory.mktemp("run")
+    shutil.copytree(REPOSITORY / "configs", copy / "configs")
+    (copy / "tools").symlink_to(REPOSITORY / "tools")
+    (copy / "work_dirs/quickstart").mkdir(parents=True)
+    (copy / "work_dirs/quickstart/data").symlink_to(data)
+    schedule = copy / "configs/_base_/schedules/schedule_tiny_800.py"
+    cut = re.sub(r"\b800\b", "4", schedule.read_text())
+    schedule.write_text(re.sub(r"T_max=\d+", "T_max=2", re.sub(r"\b80\b", "2", cut)))
+    loading = copy / "configs/_base_/datasets/shapes.py"
+    loading.write_text(
+        re.sub(r"num_workers=\d", "num_workers=0", loading.read_text())
+        .replace("persistent_workers=True", "persistent_workers=False")
+        .replace("batch_size=16", "batch_size=2")
+    )
+    for file in (copy / CONFIGS).iterdir():
+        if file.suffix in (".py", ".sh"):
+            file.write_text(file.read_text().replace("iter_800", "iter_4"))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def script(copy: Path) -> subprocess.CompletedProcess[str]:
+    """The quickstart's script, run in ``copy``."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", CONFIGS / "run.sh"],
+        cwd=copy,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_script_fits_on_two_screens(script: subprocess.CompletedProcess[str]) -> None:
+    """Beside progress, the table and what to do next, a newcomer reads nothing: no warnings, no configs."""
+    assert script.returncode == 0, script.stderr
+    lines = (script.stdout + script.stderr).splitlines()
+    assert len(lines) < 80, script.stdout + script.stderr
+    assert not [line for line in lines if re.search(r"warn|optim_wrapper|System environment", line, re.IGNORECASE)]
+    rows = [line for line in lines if re.match(r" +\d+ +[SL]\d*", line)]
+    assert len(rows) == 32
+
+
+def test_the_script_shows_one_step_after_the_other(script: subprocess.CompletedProcess[str]) -> None:
+    assert re.findall(r"^(\d)/6 ", script.stdout, re.MULTILINE) == ["1", "2", "3", "4", "5", "6"]
+    assert len(re.findall(r"^ +4/4  loss [\d.]+  mIoU .* in ", script.stdout, re.MULTILINE)) == 3
+
+
+@pytest.mark.usefixtures("script")
+def test_the_log_files_have_what_the_console_lacks(copy: Path) -> None:
+    for name in ("anchor_s", "anchor_l", "stitched"):
+        of_training = min((copy / "work_dirs/quickstart" / name).glob("*/*.log")).read_text()
+        for text in ("System environment:", "Config:", "optim_wrapper", "Groups of parameters", "avg_non_ignore"):
+            assert text in of_training
+
+
+def test_the_script_says_where_files_are_and_what_to_type_next(
+    script: subprocess.CompletedProcess[str], copy: Path
+) -> None:
+    where, after = script.stdout.split("Done. In ")[1].split("Next")
+    folder = copy / where.partition(":")[0]
+    files = [name.rstrip(",") for line in where.splitlines()[1:] for name in re.findall(r"^ +(\S+/?)", line)]
+    assert {"pareto.png", "operating_points.json", "stitched/iter_4.pth"} <= set(files)
+    assert all((folder / name).exists() for name in files)
+    commands = [line.split() for line in after.splitlines() if "tools/" in line]
+    assert len(commands) == 3
+    for command in commands:
+        assert all((copy / word).exists() for word in command if re.search(r"\.(py|pth|json)$", word))

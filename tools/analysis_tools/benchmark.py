@@ -1,6 +1,11 @@
 """Measures latency, throughput and peak memory of a stitched model at each stitch, and adds them to the file of
 operating points."""
 
+import os
+
+# Read when torch is loaded: threads of OpenMP that wait must not keep other processes from the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 
 import torch

@@ -227,13 +227,16 @@ def _passes(
     if alone := [reason for metric in loop.evaluator.metrics if (reason := needs_own_pass(metric))]:
         logger.info(f"each stitch has a pass of its own: {'; '.join(alone)}")
         per_pass = 1
+    # Where the console shows warnings alone (the tools' --quiet), a test has one line, a validation none.
+    verbose = any(h.level <= logging.INFO for h in _console_handlers(logger))
+    hidden = not is_main_process() or (stage == "val" and not verbose)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     active, number, done = backbone.stitch, 0, 0
     results: dict[str, dict[str, float]] = {}
     folder = "<stitch>" if len(loop.stitches) > 1 else ""
     try:
-        with _quiet_console(logger), Progress(*columns, console=console, disable=not is_main_process()) as progress:
+        with _quiet_console(logger), Progress(*columns, console=console, disable=hidden) as progress:
             task = progress.add_task("", total=len(waiting) * len(loop.dataloader))
             while waiting:
                 start, number = time.monotonic(), number + 1
@@ -256,7 +259,7 @@ def _passes(
                 for stitch, (numbers, others) in split.items():
                     figures = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
                     line = f"{stitch.id:>4}  {stitch.name:<14} {figures or 'no metrics'}"
-                    if is_main_process():
+                    if is_main_process() and verbose:
                         progress.console.print(line, highlight=False)
                     logger.info(f"stitch {line}")
                     for name, value in others.items():
@@ -309,7 +312,7 @@ def _check_initialized(backbone: StitchedViT, stitches: Sequence[Stitch]) -> Non
 @contextmanager
 def _quiet_console(logger: MMLogger) -> Iterator[None]:
     """Keeps the log of each pass (its per-class tables, say) to the log file; the console has the progress instead."""
-    handlers: list[Any] = [h for h in logger.handlers if not isinstance(h, logging.FileHandler)]
+    handlers = _console_handlers(logger)
     levels = [handler.level for handler in handlers]
     try:
         for handler in handlers:
@@ -318,3 +321,7 @@ def _quiet_console(logger: MMLogger) -> Iterator[None]:
     finally:
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)
+
+
+def _console_handlers(logger: MMLogger) -> list[Any]:
+    return [handler for handler in logger.handlers if not isinstance(handler, logging.FileHandler)]
