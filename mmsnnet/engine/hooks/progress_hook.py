@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmsnnet.evaluation.operating_points import MAIN_METRICS
+from mmsnnet.evaluation.metric_names import main_metric
 from mmsnnet.registry import HOOKS
 
 # Iterations whose mean loss is shown, and after how many it is shown anew.
@@ -83,9 +83,10 @@ def _clock(seconds: float) -> str:
 
 def _main_metrics(metrics: Mapping[str, Any]) -> str:
     """The metric that the task is known by, of each stitch that was validated."""
-    names = (known for known in MAIN_METRICS if any(name.rpartition("/")[2] == known for name in metrics))
-    if (main := next(names, None)) is None:
+    main = main_metric(metrics)
+    if main is None:
         return ""
+    main = main.rpartition("/")[2]
     figures = [
         f"{name.partition('/')[0]} {value:.4g}"
         for name, value in metrics.items()
