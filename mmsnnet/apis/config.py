@@ -105,8 +105,9 @@ class _Roots:
     @classmethod
     def of(cls, config: Config) -> _Roots:
         root = config.get("data_root")
-        texts = frozenset(text for name in READERS for text in _texts(config.get(name)))
-        return cls(frozenset() if root is None else frozenset({str(root)}), texts)
+        texts = frozenset(text for name in READERS for text in _texts(config.get(name)) if text)
+        is_folder = root is not None and os.path.normpath(root) != "."
+        return cls(frozenset({str(root)}) if is_folder else frozenset(), texts)
 
     def __or__(self, other: _Roots) -> _Roots:
         return _Roots(self.roots | other.roots, self.texts | other.texts)
@@ -138,7 +139,7 @@ def _move_data(config: Config, source: str, before: _Roots) -> None:
         if name in config:
             config[name] = _replaced(config[name], moved)
     found = sorted({data_root for loader in LOADERS for data_root in _data_roots(config.get(loader))})
-    if not found or any(_lies_in(data_root, root) for data_root in found):
+    if not found or any(_lies_in(text, root) for name in READERS for text in _texts(config.get(name)) if text):
         return
     if root not in before.roots:
         raise SettingError(
@@ -204,9 +205,13 @@ def _expand_home(config: Config) -> None:
 def _use_own_segmentor(config: Config) -> None:
     """Puts our segmentors in the place of mmseg's around a stitched backbone: the same for images of whole patches."""
     model = config.get("model")
-    if not isinstance(model, Mapping) or not isinstance(model.get("type"), str):
+    if not isinstance(model, Mapping) or not isinstance(model.get("backbone"), Mapping):
         return
-    name = model["type"].removeprefix("mmseg.")
-    backbone = model.get("backbone")
-    if name in SEGMENTORS and isinstance(backbone, Mapping) and "StitchedViT" in str(backbone.get("type")):
+    kind, backbone = model.get("type"), model["backbone"].get("type")
+    if isinstance(kind, type):  # as new-style configs have it
+        name = kind.__name__ if kind.__module__.startswith("mmseg.") else ""
+    else:
+        name = str(kind) if config.get("default_scope", "mmseg") == "mmseg" else ""
+        name = name.removeprefix("mmseg.")
+    if name in SEGMENTORS and "StitchedViT" in str(backbone):
         model["type"] = f"mmsnnet.{name}"

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop
 
 from mmsnnet.errors import UserError
@@ -74,4 +76,14 @@ def mistakes_answered(command: argparse.ArgumentParser) -> Iterator[None]:
     except Exception as error:
         if not is_mistake(error):
             raise
+        _log_traceback(error)
         command.error(in_one_line(error))
+
+
+def _log_traceback(error: Exception) -> None:
+    """Write the traceback of an error to the log file of the run, if it has one: the line may not tell enough."""
+    cause = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("mmsnnet", logging.ERROR, __file__, 0, str(error), None, cause)
+    for handler in MMLogger.get_current_instance().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)

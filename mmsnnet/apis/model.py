@@ -56,12 +56,17 @@ def check_preprocessor(config: Config) -> None:
         SettingError: they have other numbers of values than the toolboxes' preprocessors take.
     """
     preprocessor = config.model.get("data_preprocessor") or {}
+    kind = preprocessor.get("type")
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(None) as registry:  # the toolbox's, if the name has no scope
+            kind = registry.get(kind)
+    if not isinstance(kind, type) or kind.__module__.partition(".")[0] not in ("mmengine", "mmseg", "mmdet"):
+        return
     for name in ("mean", "std"):
         values = preprocessor.get(name)
-        own = str(preprocessor.get("type")) == "mmsnnet.SegDataPreProcessor"
-        if isinstance(values, list | tuple) and len(values) not in (1, 3) and not own:
+        if isinstance(values, list | tuple) and len(values) not in (1, 3):
             raise SettingError(
-                f"model.data_preprocessor.{name} has {len(values)} values, and {preprocessor.get('type')} takes 3, or "
+                f"model.data_preprocessor.{name} has {len(values)} values, and {kind.__name__} takes 3, or "
                 f"1 for all channels. Images of {len(values)} channels need model.data_preprocessor.type="
                 f"'mmsnnet.SegDataPreProcessor' without bgr_to_rgb, in_chans={len(values)} in every anchor, and "
                 "color_type='unchanged' of LoadImage (docs/datasets.md)"

@@ -72,15 +72,20 @@ def _check_suffix(setting: str, dataset: Mapping[str, Any], folder: str, labels_
 
 def _image_suffix(dataset: Mapping[str, Any]) -> str | None:
     """The suffix of images of one of mmseg's data sets: its own, or the default of its class. None for others."""
-    if "img_suffix" in dataset:
-        return dataset["img_suffix"]
     kind = dataset.get("type")
     if isinstance(kind, str):
         from mmsnnet.registry import DATASETS  # not needed to write data sets, which is done without OpenMMLab
 
         with DATASETS.switch_scope_and_registry(None) as registry:  # the toolbox's, if the name has no scope
             kind = registry.get(kind)
-    parameter = inspect.signature(kind).parameters.get("img_suffix") if isinstance(kind, type) else None
+    if not isinstance(kind, type):
+        return None
+    lists = next((base for base in kind.__mro__ if "load_data_list" in vars(base)), kind)
+    if lists.__module__.partition(".")[0] != "mmseg":  # a class of a user's own may list other files
+        return None
+    if "img_suffix" in dataset:
+        return dataset["img_suffix"]
+    parameter = inspect.signature(kind).parameters.get("img_suffix")
     return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
 
 
@@ -116,7 +121,7 @@ def _check(setting: str, dataset: Mapping[str, Any], left_out: Sequence[str] = (
             raise MissingFileError(f"the folder {folder} holds no file, {said}")
         if name == "data_prefix.img_path" and not dataset.get("ann_file"):
             labels = os.path.join(root, folders.get("data_prefix.seg_map_path") or "")
-            beside = os.path.normpath(folder) == os.path.normpath(labels)
+            beside = os.path.normpath(labels).startswith(os.path.normpath(folder))
             _check_suffix(setting, dataset, folder, labels_beside=beside)
     if file := dataset.get("ann_file"):
         path = os.path.join(root, file)

@@ -7,9 +7,10 @@ names, and a few images are loaded. Nothing is read one by one.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,36 +21,41 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.randomness import kept_generators, seed_generators
-from mmsnnet.errors import DataError, MissingFileError, SettingError
+from mmsnnet.engine.runner.loading import SeededDataset
+from mmsnnet.errors import DataError, MissingFileError, SettingError, UserError
 from mmsnnet.models import StitchedViT
 from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.stitching.checkpoint import listed
 
 # How many images are looked at for their sizes, evenly spaced, and at most how many entries for their files.
 IMAGES = 64
 ENTRIES = 25_000
-# What entries of a data set have the paths of files under.
-PATHS = ("img_path", "seg_map_path", "depth_map_path")
+# The files of an entry, by the key of their path, and the transforms that load them, or their base classes.
+FILES = dict(
+    img_path=("LoadImageFromFile", "LoadPillowImage"),
+    seg_map_path=("LoadAnnotations",),
+    depth_map_path=("LoadDepthAnnotation",),
+)
+# Names of heads, in the toolboxes, that have as many classes as the data set.
+HEADS = ("decode_head", "auxiliary_head", "bbox_head", "mask_head")
 
 
-def check_loader(
-    model: nn.Module, loader: DataLoader, setting: str, training: bool = False, labels: bool = True, load: bool = True
-) -> None:
-    """Compares a data loader with the model that it feeds.
+def check_loader(model: nn.Module, loader: DataLoader, setting: str, training: bool = False, load: bool = True) -> None:
+    """Compare a data loader with the model that it feeds.
+
+    Label maps of nothing but 0 and 255 are warned of.
 
     Args:
         model: with or without wrappers.
         loader: as mmengine builds it.
         setting: the name of its setting in a config, ``'val_dataloader'`` say.
         training: whether the model is trained on it.
-        labels: whether label maps are needed; predictions can be written without.
         load: whether to load samples: where evaluation comes at once, its first batch shows as much.
 
     Raises:
         SettingError: two settings contradict each other, or the data; the message names both.
         MissingFileError: an entry of the data set has no file.
         DataError: one of the images that are looked at cannot be loaded.
-
-    Label maps of nothing but 0 and 255 are warned of.
     """
     model = unwrapped_model(model)
     _check_channels(model)
@@ -62,17 +68,32 @@ def check_loader(
     parts = list(_parts(loader.dataset, f"{setting}.dataset"))
     for place, dataset in parts:
         _check_classes(model, dataset, place)
-        _check_files(dataset, place, PATHS if labels else PATHS[:1])
-    if not load:
-        return
-    _check_image(model, loader.dataset, setting)
-    _warn_of_binary_masks(loader.dataset, setting)
-    for _, dataset in parts:
-        _check_sizes(model, loader, dataset, setting, training)
+        _check_files(dataset, place)
+    if load:
+        _warn_of_binary_masks(parts, setting)
+        for _, dataset in parts:
+            _check_image(model, dataset, setting)
+            _check_sizes(model, loader, dataset, setting, training)
+
+
+def first_sample(dataset: Any) -> Any:
+    """Load the first sample of a data set, and leave random states and the caches of its pipeline as they were."""
+    return _samples(dataset, [0])[0]
+
+
+def _samples(dataset: Any, indices: Sequence[int]) -> list[Any]:
+    if hasattr(dataset, "pipeline"):
+        dataset = copy.copy(dataset)
+        dataset.pipeline = copy.deepcopy(dataset.pipeline)  # a mosaic, say, has a cache
+    with kept_generators():
+        seed_generators(0)
+        return [dataset[index] for index in indices]
 
 
 def _parts(dataset: Any, place: str) -> Iterator[tuple[str, Any]]:
     """The data sets that list samples, out of wrappers that repeat or join them, with their settings."""
+    if isinstance(dataset, SeededDataset):
+        dataset = dataset.unwrapped
     if (inner := getattr(dataset, "dataset", None)) is not None:
         yield from _parts(inner, f"{place}.dataset")
     elif (members := getattr(dataset, "datasets", None)) is not None:
@@ -82,8 +103,17 @@ def _parts(dataset: Any, place: str) -> Iterator[tuple[str, Any]]:
         yield place, dataset
 
 
+def _steps(dataset: Any) -> Sequence[Any]:
+    return getattr(getattr(dataset, "pipeline", None), "transforms", ())
+
+
+def _is_a(module: Any, *names: str) -> bool:
+    """Whether an object is of a class of one of these names; toolboxes that define them need not be installed."""
+    return any(kind.__name__ in names for kind in type(module).__mro__)
+
+
 def _check_channels(model: nn.Module) -> None:
-    """Compares the channels that anchors take with those that the preprocessor normalises."""
+    """Compare the channels that anchors take with those that the preprocessor normalises."""
     mean = getattr(getattr(model, "data_preprocessor", None), "mean", None)
     for backbone in (module for module in model.modules() if isinstance(module, StitchedViT)):
         channels = backbone.network.anchor(0).in_chans
@@ -96,10 +126,8 @@ def _check_channels(model: nn.Module) -> None:
 
 
 def _check_image(model: nn.Module, dataset: Any, setting: str) -> None:
-    """Loads the first sample, and compares its channels with those that the anchors take."""
-    with kept_generators():
-        seed_generators(0)
-        sample = dataset[0]
+    """Load the first sample, and compare its channels with those that the anchors take."""
+    sample = first_sample(dataset)
     image = sample.get("inputs") if isinstance(sample, dict) else None
     for backbone in (module for module in model.modules() if isinstance(module, StitchedViT)):
         channels = backbone.network.anchor(0).in_chans
@@ -111,64 +139,67 @@ def _check_image(model: nn.Module, dataset: Any, setting: str) -> None:
 
 
 def _check_classes(model: nn.Module, dataset: Any, place: str) -> None:
-    """Compares the classes of a data set with those of its label loader and of the model's heads."""
+    """Compare the classes of a data set with those of its label loader and of the model's heads."""
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
-    steps = _steps(dataset)
-    if classes is None or any("depth" in type(step).__name__.lower() for step in steps):
-        return  # NYUv2's classes are kinds of rooms
-    named = f"{place}: the data set has {len(classes)} classes ({_few(classes)})"
+    if classes is None or _is_a(model, "DepthEstimator"):  # NYUv2's classes are kinds of rooms
+        return
+    named = f"{place}: the data set has {len(classes)} classes ({listed(list(map(str, classes)), 3)})"
+    cure = f"set it to {len(classes)}, or metainfo.classes to the names of all classes"
     chosen = getattr(dataset, "label_map", None)  # of the classes in its files, whose number only the loader knows
-    for step in steps:
-        loaded = getattr(step, "num_classes", None)
-        if type(step).__name__ == "LoadSegLabels" and not chosen and loaded != len(classes):
-            raise SettingError(
-                f"{named}, and LoadSegLabels.num_classes of its pipeline is {loaded}: set it to {len(classes)}, or "
-                "metainfo.classes to the names of all classes"
-            )
-    for name, number in _heads(model):
-        if number != len(classes):
-            raise SettingError(
-                f"{named}, and {name}.num_classes is {number}: set it to {len(classes)}, or metainfo.classes to the "
-                "names of all classes"
-            )
+    for step in _steps(dataset):
+        if _is_a(step, "LoadSegLabels") and not chosen and step.num_classes != len(classes):
+            raise SettingError(f"{named}, and LoadSegLabels.num_classes of its pipeline is {step.num_classes}: {cure}")
+    for name, number, outputs in _heads(model):
+        one_output = len(classes) == 2 and outputs == 1  # tells the second class from the first
+        if number != len(classes) and not one_output:
+            raise SettingError(f"{named}, and {name}.num_classes is {number}: {cure}")
 
 
-def _heads(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """Every setting of a model that says how many classes there are, with its number."""
+def _heads(model: nn.Module) -> Iterator[tuple[str, int, int | None]]:
+    """Each setting of a model that says how many classes there are, with its number and that of the head's outputs."""
+    named = [
+        (name, next((part for part in reversed(name.split(".")) if not part.isdigit()), ""))
+        for name, _ in model.named_modules()
+    ]
+    if any(kind == "semantic_head" or kind.startswith("panoptic") for _, kind in named):
+        return  # things and stuff: each head has some of the classes
     found = False
-    for name, module in model.named_modules():
-        kind = next((part for part in reversed(name.split(".")) if not part.isdigit()), "")
-        number = getattr(module, "num_classes", None)
-        # Region proposals have one class, and masks may be for all classes alike.
-        if not kind.endswith("head") or kind == "rpn_head" or getattr(module, "class_agnostic", False):
+    for name, kind in named:
+        head = model.get_submodule(name)
+        number = getattr(head, "num_classes", None)
+        # Masks may be for all classes alike, and an auxiliary head may learn something else, such as edges.
+        other_task = kind == "auxiliary_head" and not _learns_labels(head)
+        if kind not in HEADS or not isinstance(number, int) or getattr(head, "class_agnostic", False) or other_task:
             continue
-        if isinstance(number, int) and not name.startswith("backbone."):
-            found = True
-            yield f"model.{name}", number
+        found = True
+        yield f"model.{name}", number, getattr(head, "out_channels", None)
     if not found and isinstance(number := getattr(model, "num_classes", None), int):
-        yield "model", number
+        yield "model", number, None
 
 
-def _warn_of_binary_masks(dataset: Any, setting: str) -> None:
-    """Warns of label maps that hold nothing but 0 and 255, which is "no label"."""
+def _learns_labels(head: nn.Module) -> bool:
+    """Whether a head of mmseg's has the loss of its base class, over the classes of the label map."""
+    base = next((kind for kind in type(head).__mro__ if kind.__name__ == "BaseDecodeHead"), None)
+    return base is not None and type(head).loss_by_feat is base.loss_by_feat
+
+
+def _warn_of_binary_masks(parts: Sequence[tuple[str, Any]], setting: str) -> None:
+    """Warn of label maps that hold nothing but 0 and 255, which is "no label"."""
     # Imported here, because it builds on mmseg, which another task need not have.
-    if any(type(step).__name__ == "LoadSegLabels" for _, part in _parts(dataset, setting) for step in _steps(part)):
-        from mmsnnet.datasets.binary_labels import binary_mask_warning
+    for _, dataset in parts:
+        if any(_is_a(step, "LoadSegLabels") for step in _steps(dataset)):
+            from mmsnnet.datasets.binary_labels import binary_mask_warning
 
-        if warning := binary_mask_warning(dataset):
-            print_log(f"{setting}: {warning}", logger="current", level=logging.WARNING)
-
-
-def _steps(dataset: Any) -> Sequence[Any]:
-    return getattr(getattr(dataset, "pipeline", None), "transforms", ())
+            if warning := binary_mask_warning(dataset):
+                print_log(f"{setting}: {warning}", logger="current", level=logging.WARNING)
 
 
-def _check_files(dataset: Any, place: str, keys: Sequence[str]) -> None:
-    """Looks for the files of a data set's entries in listings of their folders."""
-    if not hasattr(dataset, "get_data_info") or not any(
-        type(step).__name__.startswith("Load") for step in _steps(dataset)
-    ):
-        return  # it has no files, or makes its samples itself
+def _check_files(dataset: Any, place: str) -> None:
+    """Look for the files of a data set's entries that its pipeline loads, in listings of their folders."""
+    steps = _steps(dataset)
+    keys = [key for key, loaders in FILES.items() if any(_is_a(step, *loaders) for step in steps)]
+    if not keys or not hasattr(dataset, "get_data_info") or not all(map(_is_local, (dataset, *steps))):
+        return
     listings: dict[str, set[str]] = {}
     missing, seen = [], 0
     for index in _spaced(len(dataset), ENTRIES):
@@ -178,11 +209,18 @@ def _check_files(dataset: Any, place: str, keys: Sequence[str]) -> None:
             if folder not in listings:
                 listings[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
             seen += 1
-            if name not in listings[folder]:
+            # A file system may know a file by another spelling than it lists.
+            if name not in listings[folder] and not os.path.exists(path):
                 missing.append(path)
     if missing:
         why = _why_missing(dataset, missing)
         raise MissingFileError(f"{place}: {len(missing)} of {seen} files are missing, {missing[0]!r} the first{why}")
+
+
+def _is_local(reader: Any) -> bool:
+    """Whether a data set or transform reads from a local disk."""
+    settings = getattr(reader, "backend_args", None) or getattr(reader, "file_client_args", None) or {}
+    return settings.get("backend", "local") in ("local", "disk")
 
 
 def _why_missing(dataset: Any, missing: Sequence[str]) -> str:
@@ -201,7 +239,7 @@ def _why_missing(dataset: Any, missing: Sequence[str]) -> str:
 
 
 def _check_sizes(model: nn.Module, loader: DataLoader, dataset: Any, setting: str, training: bool) -> None:
-    """Looks whether images can be put together in a batch, where mmseg's preprocessor does so."""
+    """Look whether images can be put together in a batch, where mmseg's preprocessor does so."""
     preprocessor = getattr(model, "data_preprocessor", None)
     if not _is_mmsegs(preprocessor) or not hasattr(dataset, "get_data_info") or (loader.batch_size or 1) < 2:
         return
@@ -212,63 +250,80 @@ def _check_sizes(model: nn.Module, loader: DataLoader, dataset: Any, setting: st
     if len(sizes) < 2:
         return
     extremes = {pick(sizes, key=lambda size: size[side]) for pick in (min, max) for side in (0, 1)}
-    with kept_generators():
-        seed_generators(0)
-        samples = [dataset[sizes[size]] for size in sorted(extremes)]
-    shapes = [(sample["data_samples"].metainfo.get("img_path"), tuple(sample["inputs"].shape)) for sample in samples]
-    if wrong := _unstackable(preprocessor, shapes, training):
+    samples = _samples(dataset, [sizes[size] for size in sorted(extremes)])
+    inputs = [sample.get("inputs") for sample in samples if isinstance(sample, dict)]
+    shapes = _shapes(inputs, [sample.get("data_samples") for sample in samples if isinstance(sample, dict)])
+    if shapes is not None and (wrong := _unstackable(preprocessor, shapes, training)):
         raise SettingError(f"{setting}: {wrong}")
 
 
 @contextmanager
 def sizes_explained(model: nn.Module, batch: Any, training: bool, setting: str) -> Iterator[None]:
-    """Answers the error of a preprocessor that cannot put the images of a batch together with their names and sizes.
+    """Replace the error of a batch whose images cannot be stacked by one that names them and their sizes.
 
     Raises:
-        DataError: in place of whatever it raised.
+        DataError: in place of what mmseg's preprocessor raised.
     """
     try:
         yield
+    except UserError:
+        raise
     except (AssertionError, RuntimeError, ValueError) as error:
         preprocessor = getattr(unwrapped_model(model), "data_preprocessor", None)
-        inputs, samples = (batch.get("inputs"), batch.get("data_samples")) if isinstance(batch, dict) else (None, None)
-        if not isinstance(inputs, list) or not isinstance(samples, list) or not _is_mmsegs(preprocessor):
+        if not isinstance(batch, dict) or not _is_mmsegs(preprocessor):
             raise
-        paths = [sample.metainfo.get("img_path") for sample in samples]
-        shapes = [(path, tuple(image.shape)) for path, image in zip(paths, inputs, strict=True)]
-        wrong = _unstackable(preprocessor, shapes, training)
+        shapes = _shapes(batch.get("inputs"), batch.get("data_samples"))
+        wrong = None if shapes is None else _unstackable(preprocessor, shapes, training)
         if wrong is None:
             raise
         raise DataError(f"{setting}: {wrong}") from error
 
 
+Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+def _shapes(inputs: Any, samples: Any) -> Shapes | None:
+    """The path and the shape (C, H, W) of each image of a batch; None for a batch of another kind."""
+    if not isinstance(inputs, list) or not isinstance(samples, list) or len(inputs) != len(samples) or not inputs:
+        return None
+    if not all(isinstance(image, torch.Tensor) and image.ndim == 3 for image in inputs):
+        return None
+    paths = [getattr(sample, "metainfo", {}).get("img_path", "an image") for sample in samples]
+    return [(path, tuple(image.shape)) for path, image in zip(paths, inputs, strict=True)]
+
+
 def _is_mmsegs(preprocessor: Any) -> bool:
-    return any(kind.__name__ == "SegDataPreProcessor" for kind in type(preprocessor).__mro__)
+    """Whether a preprocessor stacks images as mmseg's does."""
+    stock = next((kind for kind in type(preprocessor).__mro__ if kind.__module__.startswith("mmseg.")), None)
+    return stock is not None and type(preprocessor).forward is stock.forward
 
 
-def _unstackable(preprocessor: Any, shapes: Sequence[tuple[str, tuple[int, ...]]], training: bool) -> str | None:
+def _unstackable(preprocessor: Any, shapes: Shapes, training: bool) -> str | None:
     """Why mmseg's preprocessor cannot stack images (C, H, W), given with their paths; None if it can."""
-    first, other = shapes[0], next((one for one in shapes if one[1][0] != shapes[0][1][0]), None)
-    if other is not None:
-        return f"{first[0]} has {first[1][0]} channels and {other[0]} {other[1][0]}: all images of a batch have as many"
+    (first, shape), *others = shapes
+    if other := next((one for one in others if one[1][0] != shape[0]), None):
+        return f"{first} has {shape[0]} channels and {other[0]} {other[1][0]}: all images of a batch have as many"
     if training and preprocessor.size is None and preprocessor.size_divisor is not None:
         return None  # it pads to the largest
     size = tuple(preprocessor.size)[-2:] if training and preprocessor.size is not None else (0, 0)
-    padded = {path: tuple(max(sides) for sides in zip(shape[1:], size, strict=True)) for path, shape in shapes}
-    path, other_path = min(padded, key=padded.__getitem__), max(padded, key=padded.__getitem__)
-    one, two = padded[path], padded[other_path]
-    if one == two:
+    padded = [(tuple(max(sides) for sides in zip(shape[1:], size, strict=True)), path, shape) for path, shape in shapes]
+    (least, small, _), (most, large, shape) = min(padded), max(padded)
+    if least == most:
         return None
     if not training:
         return (
-            f"{path} is {one[0]} x {one[1]} after the pipeline and {other_path} {two[0]} x {two[1]}, and in evaluation "
-            "all images of a batch are to be of one size: set batch_size=1 of this loader"
+            f"{small} is {least[0]} x {least[1]} after the pipeline and {large} {most[0]} x {most[1]}, and in "
+            "evaluation all images of a batch are to be of one size: set batch_size=1 of this loader"
         )
-    shape = dict(shapes)[other_path][1:]
+    if preprocessor.size is None:
+        return (
+            f"{small} is {least[0]} x {least[1]} after the training pipeline and {large} {most[0]} x {most[1]}: set "
+            "model.data_preprocessor.size, to which images are padded, or size_divisor, or crop them in the pipeline"
+        )
     return (
-        f"{other_path} is {shape[0]} x {shape[1]} after the training pipeline, larger than "
-        f"model.data_preprocessor.size={size}, to which images are padded: add dict(type='RandomCrop', "
-        f"crop_size={size}) to the pipeline, or set a larger size"
+        f"{large} is {shape[1]} x {shape[2]} after the training pipeline, larger than model.data_preprocessor.size="
+        f"{size}, to which images are padded: add dict(type='RandomCrop', crop_size={size}) to the pipeline, or set a "
+        "larger size"
     )
 
 
@@ -283,11 +338,7 @@ def _stored_size(path: Any) -> tuple[int, int] | None:
         return None
 
 
-def _spaced(length: int, most: int) -> Iterable[int]:
+def _spaced(length: int, most: int) -> Iterator[int]:
     """Up to ``most`` indices below ``length``, evenly spaced; the first and the last are among them."""
     number = min(length, most)
     return (index * (length - 1) // max(number - 1, 1) for index in range(number))
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -97,7 +97,7 @@ def test_classes_of_heads(
     make_model: Callable[..., nn.Module],
     make_loader: Callable[..., DataLoader],
 ) -> None:
-    with pytest.raises(SettingError, match=rf"8 classes \(a, b, c, .*, and model\.{head}\.num_classes is {number}"):
+    with pytest.raises(SettingError, match=rf"8 classes \(a, b, c .*, and model\.{head}\.num_classes is {number}"):
         check_loader(make_model(**{f"{head}__num_classes": number}), make_loader(wrapper=wrapper), "val_dataloader")
 
 

@@ -33,6 +33,7 @@ from mmsnnet.engine.latest_checkpoint import (
     latest_checkpoint,
     name_pattern,
 )
+from mmsnnet.engine.ranks import fail_together
 from mmsnnet.errors import UserError
 from mmsnnet.evaluation.atomic_files import abandoned_files, write_atomically
 from mmsnnet.registry import HOOKS
@@ -88,11 +89,11 @@ class AtomicCheckpointHook(BestMetricHook):
     def before_run(self, runner: AnyRunner) -> None:
         if not isinstance(runner._train_loop, BaseLoop):  # it does not train
             return
-        with _together():
+        with fail_together():
             self.check_validation(runner)
         choose_checkpoint(runner)
         weights, optimizer = _checkpoint_size(runner)
-        with _together():
+        with fail_together():
             if is_main_process():
                 self._check_folder(runner, weights, optimizer)
 
@@ -135,7 +136,7 @@ class AtomicCheckpointHook(BestMetricHook):
         for key in before:
             self._set_best(key, None)  # mmengine would remove it before it writes the new one
         super()._save_best_checkpoint(_SavingTogether(runner, self), metrics)
-        with _together():
+        with fail_together():
             # In the same order; 'auto' has become the name of a metric.
             for old, (key, new) in zip(before.values(), self._best().items(), strict=True):
                 if new is None:
@@ -163,10 +164,10 @@ class AtomicCheckpointHook(BestMetricHook):
             **self.args,
         )
         last = Path(runner.work_dir) / LAST_CHECKPOINT
-        with _together(), self._writing(last, runner):
+        with fail_together(), self._writing(last, runner):
             if is_main_process():
                 write_atomically(last, str(self.last_ckpt).encode())
-        with _together():
+        with fail_together():
             if self.max_keep_ckpts > 0:
                 while len(steps) > self.max_keep_ckpts:
                     dropped = self.filename_tmpl.format(steps.pop(0))
@@ -293,27 +294,11 @@ class _SavingTogether:
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, meta: dict[str, Any], **kwargs: Any) -> None:
         self._hook._progress = {record: meta[record] for record in ("epoch", "iter")}
         path = self._hook.file_backend.join_path(out_dir, filename)
-        with _together(), self._hook._writing(path, self._runner):
+        with fail_together(), self._hook._writing(path, self._runner):
             try:
                 self._runner.save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
             finally:
                 self._hook._progress = {}
-
-
-@contextmanager
-def _together() -> Iterator[None]:
-    """Lets all ranks fail with the error of the one that does: they would wait for it, or go on without it."""
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as raised:
-        error = raised
-    told = error if error is None or isinstance(error, OSError) else RuntimeError(f"{type(error).__name__}: {error}")
-    errors = [found for found in all_gather_object(told) if found is not None]
-    if error is not None:
-        raise error
-    if errors:
-        raise errors[0]
 
 
 def _checkpoint_size(runner: AnyRunner) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner, ValLoop
 
@@ -52,12 +53,15 @@ class ExpectedMetrics:
             stitches = tuple(stitch.name for stitch in loop.stitches)
         elif not isinstance(loop, ValLoop) or type(loop).run is not ValLoop.run:
             return None
+        if type(loop.evaluator).evaluate is not Evaluator.evaluate:  # it may name metrics otherwise
+            return None
         own: list[str] = []
         prefixes: list[tuple[str, str]] = []
         for metric in loop.evaluator.metrics:
             names = known_names(metric)
             if names is None:
-                prefixes.append((type(metric).__name__, metric.prefix or ""))
+                own_naming = type(metric).evaluate is not BaseMetric.evaluate
+                prefixes.append((type(metric).__name__, "" if own_naming else metric.prefix or ""))
             else:
                 own += names
         package = type(unwrapped_model(loop.runner.model)).__module__.partition(".")[0]
@@ -117,8 +121,8 @@ def check_monitors(runner: Runner | FlexibleRunner) -> None:
         rule = better_rule(monitor.metric)
         if None not in (rule, monitor.rule) and rule != monitor.rule:
             raise SettingError(
-                f"{monitor.setting}: {monitor.metric} is better the {rule} it is, and rule={monitor.rule!r} takes it "
-                f"the other way about: set rule={rule!r}"
+                f"{monitor.setting}: of {monitor.metric} the {rule} values are better, and rule={monitor.rule!r} keeps "
+                f"the others: set rule={rule!r}"
             )
 
 
@@ -132,8 +136,10 @@ def default_monitor(loop: BaseLoop) -> str | None:
 
 
 def chosen_metric(loop: BaseLoop, names: Iterable[str]) -> str | None:
-    """Of these metrics, the main one of the stitch that :func:`default_monitor` looks at, or else the first of which it
-    is known which way is better; None if there is none."""
+    """The task's main metric for the stitch of :func:`default_monitor`, or the first metric with a known direction.
+
+    None if there is neither.
+    """
     own = [name for name in names if not isinstance(loop, StitchValLoop) or name.startswith(f"{_costliest(loop)}/")]
     return main_metric(own) or next((name for name in own if better_rule(name) is not None), None)
 

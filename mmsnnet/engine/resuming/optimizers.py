@@ -151,7 +151,9 @@ class _Probe:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._known: dict[tuple[int, tuple[int, ...]], dict[str, tuple[int, ...]]] = {}
-        small = self._shapes(0, optimizer.param_groups[0]["params"][0], (2, 3))
+        groups = enumerate(optimizer.param_groups)
+        first = next(((index, group["params"][0]) for index, group in groups if group["params"]), None)
+        small = {} if first is None else self._shapes(*first, (2, 3))
         self._scalars = {name for name, shape in small.items() if shape in ((), (1,))} if small else {"step"}
 
     def fits(

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import BaseLoop
 
-from mmsnnet.engine.randomness import kept_generators
+from mmsnnet.engine.agreement import first_sample
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import known_names
 
@@ -132,8 +132,7 @@ def check_sample(loop: BaseLoop, stage: str) -> None:
     dataset = loop.dataloader.dataset
     if not any(_comparing(loop, stage)) or not len(dataset):
         return
-    with kept_generators():
-        sample = dataset[0]
+    sample = first_sample(dataset)
     if isinstance(sample, Mapping):
         check_first_batch(loop, stage, dict(data_samples=[sample.get("data_samples")]))
 

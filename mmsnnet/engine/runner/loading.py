@@ -34,6 +34,11 @@ class SeededDataset(Dataset):
     def __init__(self, dataset: Dataset) -> None:
         object.__setattr__(self, "_seeded", dataset)
 
+    @property
+    def unwrapped(self) -> Dataset:
+        """The data set itself."""
+        return self._seeded
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, SeededIndex):
             seed_generators(index.seed)

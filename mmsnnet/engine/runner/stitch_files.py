@@ -44,7 +44,7 @@ def _outputs(metric: BaseMetric) -> Iterator[tuple[str, str, str]]:
         if not OUTPUT.fullmatch(name) or not isinstance(value, str | os.PathLike) or not os.fspath(value):
             continue
         path = os.fspath(value)
-        is_folder = FOLDER.fullmatch(name) or (name.endswith("path") and os.path.isdir(path))
+        is_folder = FOLDER.fullmatch(name) or os.path.isdir(path)
         yield name, *((path, "") if is_folder else os.path.split(path))
 
 
@@ -110,7 +110,7 @@ def _with_out_file(add_datasample: Callable[..., Any], folder: str) -> Callable[
 
 @contextmanager
 def _replaced(target: Any, name: str, value: Any) -> Iterator[None]:
-    """Sets an attribute of one object, and takes it back."""
+    """Set an attribute of one object inside the context; restore it afterwards."""
     own = vars(target).get(name)
     setattr(target, name, value)
     try:

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import check_loader
+from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.labels import check_labels
 from mmsnnet.engine.runner.metric_values import for_hooks, shown, split_values
 from mmsnnet.engine.runner.metric_warnings import empty_metrics, few
@@ -109,9 +110,9 @@ class StitchTestLoop(TestLoop):
             SettingError: the evaluator compares predictions with labels, and the data set has none.
             CannotResumeError: the file is damaged, or of another checkpoint, config, data set or model.
         """
-        check_labels(self, "test")
-        needed = not any(getattr(metric, "format_only", False) for metric in self.evaluator.metrics)
-        check_loader(self.runner.model, self.dataloader, "test_dataloader", labels=needed, load=False)
+        with fail_together():
+            check_labels(self, "test")
+            check_loader(self.runner.model, self.dataloader, "test_dataloader", load=False)
         model = unwrapped_model(self.runner.model)
         costs = model_costs(model)
         described = {

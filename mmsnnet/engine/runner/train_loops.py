@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from mmsnnet.engine.agreement import check_loader, sizes_explained
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.randomness import hashed, seed_generators
+from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.loading import seeded_loader
 from mmsnnet.engine.runner.stitch_passes import refuse_uneven_batches
 from mmsnnet.engine.strategies import FSDPStrategy
@@ -77,9 +78,10 @@ class _StitchTrainLoop:
         batches.seed = _shared_seed(self.runner)
         if self._sampler_follows:
             batches.sampler.seed = batches.seed
-        check_loader(self.runner.model, self.dataloader, "train_dataloader", training=True)
-        if self.runner.val_loop is not None:  # rather than after hours of training
-            check_loader(self.runner.model, self.runner.val_loop.dataloader, "val_dataloader")
+        with fail_together():
+            check_loader(self.runner.model, self.dataloader, "train_dataloader", training=True)
+            if self.runner.val_loop is not None:  # rather than after hours of training
+                check_loader(self.runner.model, self.runner.val_loop.dataloader, "val_dataloader")
         self._warn_of_other_ranks()
         self._warn_of_lost_gradients()
         if self.runner.val_loop is not None:  # rather than after hours of training

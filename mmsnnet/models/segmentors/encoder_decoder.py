@@ -22,15 +22,16 @@ class _WholePatches:
     backbone's ``padded_size``, and logits (B, K, H', W') become (B, K, H, W). So every head, whole images, windows of
     slide inference and images smaller than a window are right, and images of whole patches run as in mmseg.
 
-    In training, label maps are padded with the preprocessor's ``seg_pad_val``, which losses ignore.
+    In training, label maps are padded with ``OUTSIDE``, which losses leave out. A backbone without ``padded_size`` gets
+    images as they are.
     """
 
     backbone: Any
-    data_preprocessor: Any
+    OUTSIDE = 255
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         height, width = inputs.shape[-2:]
-        padded = torch.Size(self.backbone.padded_size((height, width)))
+        padded = self._padded_size(inputs)
         if padded == (height, width):
             return super().encode_decode(inputs, batch_img_metas)
         inputs = F.pad(inputs, (0, padded[1] - width, 0, padded[0] - height))
@@ -39,11 +40,14 @@ class _WholePatches:
         return super().encode_decode(inputs, metas)[..., :height, :width]
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
-        padded = self.backbone.padded_size(tuple(inputs.shape[-2:]))
-        if padded != tuple(inputs.shape[-2:]):
-            outside = self.data_preprocessor.seg_pad_val
-            inputs, data_samples = stack_batch(list(inputs), data_samples, size=padded, seg_pad_val=outside)
+        padded = self._padded_size(inputs)
+        if padded != inputs.shape[-2:]:
+            inputs, data_samples = stack_batch(list(inputs), data_samples, size=padded, seg_pad_val=self.OUTSIDE)
         return super().loss(inputs, data_samples)
+
+    def _padded_size(self, inputs: Tensor) -> torch.Size:
+        size = (inputs.shape[-2], inputs.shape[-1])
+        return torch.Size(self.backbone.padded_size(size) if hasattr(self.backbone, "padded_size") else size)
 
 
 @MODELS.register_module()
@@ -59,3 +63,5 @@ class CascadeEncoderDecoder(_WholePatches, segmentors.CascadeEncoderDecoder):
 @MODELS.register_module()
 class DepthEstimator(_WholePatches, segmentors.DepthEstimator):
     """mmseg's ``DepthEstimator``, right for images that are not whole patches; see :class:`_WholePatches`."""
+
+    OUTSIDE = 0  # not measured
