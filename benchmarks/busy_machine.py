@@ -21,13 +21,15 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
-# What says how OpenMP waits, and how many threads it has.
+# The tools set GOMP_SPINCOUNT=4000. What says how OpenMP waits, and how many threads it has.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 VARIANTS: dict[str, dict[str, str]] = {
     "OpenMP's default": {},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
-    "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
+    "GOMP_SPINCOUNT=2000": {"GOMP_SPINCOUNT": "2000"},
+    "GOMP_SPINCOUNT=4000": {"GOMP_SPINCOUNT": "4000"},
+    "GOMP_SPINCOUNT=8000": {"GOMP_SPINCOUNT": "8000"},
     "OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
 }
 

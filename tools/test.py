@@ -2,8 +2,9 @@
 
 import os
 
-# Read when torch is loaded: threads of OpenMP that wait must not keep other processes from the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP reads it when torch is loaded: threads that wait sleep soon, and leave their cores to other processes.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 import argparse
 import re
