@@ -207,6 +207,37 @@ def test_the_root_of_a_real_config_in_a_file_of_ones_own(write_config: WriteConf
     assert {config[f"{split}_dataloader"].dataset.data_root for split in ("train", "val", "test")} == {"/datasets/ade"}
 
 
+def test_segmentors_of_new_style_configs(write_config: WriteConfig) -> None:
+    head = "from mmseg.models import EncoderDecoder\nfrom mmsnnet.models import StitchedViT\n"
+    config = load_config(write_config(f"{head}model = dict(type=EncoderDecoder, backbone=dict(type=StitchedViT))"))
+    assert config.model.type == "mmsnnet.EncoderDecoder"
+    other = load_config(
+        write_config(
+            "default_scope = 'mmdet'\nmodel = dict(type='EncoderDecoder', backbone=dict(type='mmsnnet.StitchedViT'))"
+        )
+    )
+    assert other.model.type == "EncoderDecoder"
+
+
+@pytest.mark.parametrize("root", ["''", "'./'", "'.'"])
+def test_a_root_that_is_the_working_folder_moves_nothing(root: str, write_config: WriteConfig) -> None:
+    dataset = f"dict(data_root={root}, ann_file='', data_prefix=dict(img=''))"
+    base = write_config(f"data_root = {root}\ntrain_dataloader = dict(dataset={dataset})")
+    child = base.with_name("child.py")
+    child.write_text("_base_ = 'config.py'\nwork_dir = 'w'")
+    assert load_config(child).train_dataloader.dataset.ann_file == ""
+
+
+def test_a_root_in_paths_alone(write_config: WriteConfig) -> None:
+    path = write_config(
+        "data_root = '/a'\ntrain_dataloader = dict(dataset=dict(img_dir=data_root + '/img'))\n"
+        "val_dataloader = dict(dataset=dict(data_root='/b'))"
+    )
+    assert load_config(path).val_dataloader.dataset.data_root == "/b"
+    moved = load_config(path, {"data_root": "/new"})
+    assert (moved.train_dataloader.dataset.img_dir, moved.val_dataloader.dataset.data_root) == ("/new/img", "/b")
+
+
 def test_the_users_folder_may_be_written_as_in_a_shell(
     write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.registry import init_default_scope
+from mmseg.datasets import BaseSegDataset
 
 from mmsnnet.datasets import check_folders, write_shapes
 
@@ -115,6 +116,20 @@ def test_images_of_another_suffix_alone_are_named(shapes: Path, options: dict) -
     with pytest.raises(FileNotFoundError, match=r"images/training ends in .*dataset\.img_suffix='\.jpg'.* 3 \.JPG"):
         check_folders(config(train=segmentation(shapes, **options)))
     check_folders(config(train=segmentation(shapes, **options) | dict(img_suffix=".JPG")))
+
+
+def test_a_class_that_lists_files_in_its_own_way_is_left_alone(shapes: Path) -> None:
+    init_default_scope("mmseg")
+
+    class Arrays(BaseSegDataset):
+        def load_data_list(self) -> list[dict]:
+            return []
+
+    for path in (shapes / "images/training").iterdir():
+        path.rename(path.with_suffix(".npy"))
+    check_folders(config(train=segmentation(shapes, type=Arrays)))
+    with pytest.raises(FileNotFoundError, match=r"img_suffix='\.jpg'"):
+        check_folders(config(train=segmentation(shapes, type=BaseSegDataset)))
 
 
 def test_images_that_are_left_out_are_warned_of(shapes: Path, caplog: pytest.LogCaptureFixture) -> None:

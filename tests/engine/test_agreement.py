@@ -1,6 +1,8 @@
 """Numbers that stand in several places, compared before the first iteration."""
 
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,14 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.dataset import DefaultSampler, pseudo_collate
 from mmengine.registry import init_default_scope
-from mmseg.datasets import BaseSegDataset
+from mmseg.models.decode_heads import FCNHead
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmsnnet.apis import load_config
+from mmsnnet.apis.model import build_without_weights
 from mmsnnet.datasets import write_shapes
 from mmsnnet.engine.agreement import check_loader, sizes_explained
 from mmsnnet.errors import DataError, MissingFileError, SettingError
@@ -65,6 +69,7 @@ def make_loader(root: Path) -> Callable[..., DataLoader]:
 @pytest.fixture
 def make_model(segmentor_config: Callable[..., dict[str, Any]]) -> Callable[..., nn.Module]:
     def make(backbone: dict[str, Any] | None = None, **changes: Any) -> nn.Module:
+        init_default_scope("mmseg")
         config = segmentor_config(**(backbone or {}))
         for place, value in changes.items():
             part, name = place.split("__")
@@ -131,6 +136,75 @@ def test_classes_of_detectors_and_classifiers(make_loader: Callable[..., DataLoa
     classifier.num_classes = 1000
     with pytest.raises(SettingError, match=r"2 classes \(x, y\), and model\.num_classes is 1000"):
         check_loader(classifier, loader, "val_dataloader")
+
+
+@pytest.mark.parametrize("name", ["vit-s_setr_shapes-64x64", "stitched-vit-s-l_setr_shapes-64x64"])
+@pytest.mark.parametrize(("classes", "refused"), [(8, False), (2, True)])
+def test_heads_of_real_configs(name: str, classes: int, refused: bool) -> None:
+    model = build_without_weights(load_config(REPOSITORY / f"configs/quickstart/{name}.py"))
+    loader = DataLoader(Listed([dict()], classes=tuple("abcdefgh"[:classes])), batch_size=1)
+    with pytest.raises(SettingError) if refused else nullcontext():
+        check_loader(model, loader, "val_dataloader", load=False)
+
+
+@pytest.mark.parametrize("task", ["mask-rcnn", "faster-rcnn", "rtmdet"])
+def test_heads_of_real_detectors(task: str) -> None:
+    model = build_without_weights(
+        load_config(REPOSITORY / f"configs/coco/stitched-deit3-s-l_{task}_8xb8-100e_coco-1024x1024.py")
+    )
+    loader = DataLoader(Listed([dict()], classes=tuple(map(str, range(80)))), batch_size=1)
+    check_loader(model, loader, "val_dataloader", load=False)
+    other = DataLoader(Listed([dict()], classes=("cat", "dog")), batch_size=1)
+    with pytest.raises(SettingError, match=r"2 classes \(cat, dog\), and model\.\S+head\S*num_classes is 80"):
+        check_loader(model, other, "val_dataloader", load=False)
+
+
+def test_heads_that_may_have_other_numbers(make_model: Callable[..., nn.Module]) -> None:
+    """One output for two classes; heads for some of the classes; an auxiliary head with a loss of its own; depth."""
+    two = DataLoader(Listed([dict()], classes=("background", "road")), batch_size=1)
+    binary = dict(num_classes=2, out_channels=1, threshold=0.3, loss_decode=BINARY)
+    binary = {f"{head}__{key}": value for head in ("decode_head", "auxiliary_head") for key, value in binary.items()}
+    check_loader(make_model(**binary), two, "val_dataloader", load=False)
+    with pytest.raises(SettingError, match=r"decode_head\.num_classes is 8"):
+        check_loader(make_model(), two, "val_dataloader", load=False)
+    panoptic = make_model()
+    panoptic.semantic_head = nn.Identity()
+    check_loader(panoptic, two, "val_dataloader", load=False)
+
+    class Edges(FCNHead):
+        def loss_by_feat(self, *args: Any) -> dict[str, Any]:
+            return {}
+
+    model = make_model(decode_head__num_classes=2)
+    model.auxiliary_head = Edges(in_channels=48, channels=8, num_classes=1, out_channels=1)
+    check_loader(model, two, "val_dataloader", load=False)
+    depth = load_config(REPOSITORY / "configs/nyu/stitched-deit3-s-l_dpt_8xb2-24e_nyu-416x544.py")
+    check_loader(build_without_weights(depth), two, "val_dataloader", load=False)
+
+
+BINARY = dict(type="CrossEntropyLoss", use_sigmoid=True)
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_files_elsewhere_are_not_looked_for(
+    make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
+) -> None:
+    loader = make_loader()
+    for dataset in (loader.dataset,):
+        dataset.data_list = [info | dict(img_path="gone.jpg") for info in map(dataset.get_data_info, range(6))]
+        dataset.serialize_data = False
+    with pytest.raises(MissingFileError, match=r"6 of 12 files are missing, 'gone\.jpg' the first"):
+        check_loader(make_model(), loader, "train_dataloader", load=False)
+    loader.dataset.backend_args = dict(backend="petrel", path_mapping={"./": "s3://bucket"})
+    check_loader(make_model(), loader, "train_dataloader", load=False)
+
+
+def test_errors_of_batches_of_another_kind_pass(make_model: Callable[..., nn.Module]) -> None:
+    """Those of test-time augmentation are lists of lists."""
+    batch = dict(inputs=[[torch.zeros(3, 8, 8)], [torch.zeros(3, 8, 8)]], data_samples=[[None], [None]])
+    for error in (RuntimeError("out of memory"), SettingError("said already")):
+        with pytest.raises(type(error), match=str(error)), sizes_explained(make_model(), batch, False, "x"):
+            raise error
 
 
 class Listed:
@@ -261,19 +335,27 @@ def test_a_batch_that_cannot_be_stacked_is_explained(
 def test_few_files_of_a_large_set_are_opened(
     tmp_path: Path, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader], root: Path
 ) -> None:
-    image, labels = (root / f"{part}/training/ADE_train_00000001.{kind}" for part, kind in FILES)
-    for folder, source in (("images/training", image), ("annotations/training", labels)):
-        (tmp_path / folder).mkdir(parents=True)
-        for number in range(300):
-            (tmp_path / folder / f"{number:05}{source.suffix}").hardlink_to(source)
-    opened: list[Any] = []
-    loader = make_loader(data_root=str(tmp_path))
-    load, read = BaseSegDataset.__getitem__, Image.open
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BaseSegDataset, "__getitem__", lambda self, index: (opened.append(index), load(self, index))[1])
-        patch.setattr(Image, "open", lambda *args: (opened.append(args), read(*args))[1])
-        check_loader(make_model(), loader, "train_dataloader", training=True)
-    assert 0 < len(opened) <= 80
+    """As many as ADE20K has; every way to open one counts."""
+    for part, suffix in (("images", ".jpg"), ("annotations", ".png")):
+        (tmp_path / f"{part}/training").mkdir(parents=True)
+        source = root / f"{part}/training/ADE_train_00000001{suffix}"
+        for number in range(20_000):
+            (tmp_path / f"{part}/training/{number:05}{suffix}").hardlink_to(source)
+    loader, model = make_loader(data_root=str(tmp_path)), make_model()
+    opened: list[str] = []
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open" and str(args[0]).startswith(str(tmp_path)):
+            opened.append(str(args[0]))
+
+    watching.append(watch)
+    try:
+        check_loader(model, loader, "train_dataloader", training=True)
+    finally:
+        watching.clear()
+    assert 0 < len(opened) <= 100
 
 
-FILES = (("images", "jpg"), ("annotations", "png"))
+# Python keeps a hook for its audit events for good.
+watching: list[Callable[[str, tuple[Any, ...]], None]] = []
+sys.addaudithook(lambda event, args: watching[0](event, args) if watching else None)

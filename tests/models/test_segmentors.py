@@ -128,6 +128,32 @@ def test_losses_are_those_of_the_padded_images_with_nothing_to_learn_outside(
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
+def test_depth_outside_of_the_image_is_not_measured(
+    make_images: Callable[..., Tensor], make: Callable[..., Any]
+) -> None:
+    head = dict(type="mmsnnet.DPTDepthHead", in_channels=48, channels=8, post_process_channels=(4, 8, 8, 16))
+    model = make("mmsnnet.DepthEstimator", out_indices=(0, 1, 2, 3), decode_head=head, auxiliary_head=None)
+    seen: list[Tensor] = []
+    model.decode_head.loss = lambda inputs, samples, _: seen.extend(s.gt_depth_map.data for s in samples) or {}
+    sample = SegDataSample(gt_depth_map=PixelData(data=torch.ones(1, 20, 30)))
+    model.loss(make_images(1, 20, 30), [sample])
+    assert seen[0].shape == (1, 32, 32) and seen[0][:, :20, :30].all() and seen[0].sum() == 20 * 30
+
+
+def test_another_backbone_gets_images_as_they_are(make: Callable[..., Any], make_images: Callable[..., Tensor]) -> None:
+    model = make()
+
+    class Plain(torch.nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            assert images.shape[-2:] == (33, 47)
+            return (F.adaptive_avg_pool2d(images, 4).repeat(1, 16, 1, 1),) * 2
+
+    model.backbone = Plain()
+    images = make_images(1, 33, 47)
+    with torch.no_grad():
+        assert model.inference(images, metas(images)).shape == (1, 8, 33, 47)
+
+
 def test_whole_patches_are_as_in_mmseg(make: Callable[..., Any], make_images: Callable[..., Tensor]) -> None:
     ours, stock = make(), make(type="mmseg.EncoderDecoder")
     stock.load_state_dict(ours.state_dict())
