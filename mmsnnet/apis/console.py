@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
-# How messages begin that only the log file gets: long, or about what no user can change.
+# Patterns of messages that are kept off the console: long ones, and those about what no user can change.
 LOG_FILE_ONLY = re.compile(
     r"\s*(?:"
     + "|".join(

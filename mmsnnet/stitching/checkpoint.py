@@ -163,7 +163,7 @@ def not_finite(weights: Mapping[str, Any]) -> list[str]:
 
 
 def listed(names: Sequence[str], most: int = MOST_LISTED) -> str:
-    """Names in a row, of which so many are written out."""
+    """Join names with commas; show at most ``most`` and count the rest."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -40,7 +40,7 @@ class ResumeHook(Hook):
 
     - ``--resume``: what the run cannot go on with is refused. Each other difference is one warning that says whose
       value is used. A run without a difference logs nothing.
-    - ``load_from`` alone: a checkpoint of which nothing fits the model is refused; what is not loaded is one warning.
+    - ``load_from`` alone: refuses a checkpoint without any fitting tensor; one warning lists what is not loaded.
 
     Raises:
         SettingError: the checkpoint does not fit the run; the message lists all differences that keep it from fitting.

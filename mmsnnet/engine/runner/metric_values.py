@@ -1,4 +1,4 @@
-"""What metrics give: numbers, and values that are none."""
+"""Split metric values into numbers and other values."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def absent_classes(metric: BaseMetric, stage: str) -> str | None:
 
 
 def empty_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
-    """A warning of stitches of which no metric has a value: each is NaN, or COCO's -1. None if there are none.
+    """Warn of stitches whose metrics are all NaN, or -1 as of COCO: each is NaN, or COCO's -1. None if there are none.
 
     Args:
         metrics: by the stitch's name, its metrics that are numbers.
