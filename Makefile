@@ -17,7 +17,7 @@ quickstart: setup
 	@PATH="$(abspath $(BIN)):$$PATH" bash configs/quickstart/run.sh
 
 test: setup-full lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup-full
 	$(BIN)/ruff check .
