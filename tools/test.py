@@ -30,8 +30,10 @@ from mmsnnet.visualization import operating_points_table, print_table
 
 def parser() -> argparse.ArgumentParser:
     described = LaunchedParser(description=__doc__)
-    described.add_argument("config", help="config file")
-    described.add_argument("checkpoint", help="checkpoint file, published folder, URL or hf-hub:owner/name")
+    described.add_argument("config", type=os.path.expanduser, help="config file")
+    described.add_argument(
+        "checkpoint", type=os.path.expanduser, help="checkpoint file, published folder, URL or hf-hub:owner/name"
+    )
     described.add_argument(
         "--stitches",
         metavar="WHICH",
@@ -39,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     described.add_argument(
         "--out",
+        type=os.path.expanduser,
         metavar="FILE.json",
         help="file of operating points (default: operating_points.json in the work folder)",
     )
@@ -49,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
         "--no-prefix-reuse", action="store_true", help="run every stitch from the start: slower, the same figures"
     )
     described.add_argument("--metric", help="metric of the Pareto front in the table (default: the task's own)")
-    described.add_argument("--work-dir", metavar="D", help="folder for logs (default: the config's)")
+    described.add_argument(
+        "--work-dir", type=os.path.expanduser, metavar="D", help="folder for logs (default: the config's)"
+    )
     described.add_argument(
         "--quiet", action="store_true", help="show progress, the table and warnings; the log file has everything"
     )

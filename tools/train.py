@@ -32,8 +32,13 @@ from mmsnnet.registry import MODELS
 
 def parser() -> argparse.ArgumentParser:
     described = LaunchedParser(description=__doc__)
-    described.add_argument("config", help="config file")
-    described.add_argument("--work-dir", metavar="D", help="folder for logs and checkpoints (default: the config's)")
+    described.add_argument("config", type=os.path.expanduser, help="config file")
+    described.add_argument(
+        "--work-dir",
+        type=os.path.expanduser,
+        metavar="D",
+        help="folder for logs and checkpoints (default: the config's)",
+    )
     described.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of the work folder")
     described.add_argument("--amp", action="store_true", help="train with automatic mixed precision")
     described.add_argument(
@@ -52,6 +57,10 @@ def parser() -> argparse.ArgumentParser:
 
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
+    if lacking := [
+        name for name in ("model", "train_dataloader", "train_cfg", "optim_wrapper") if not config.get(name)
+    ]:
+        raise ValueError(f"{args.config} is no config to train with: it lacks {', '.join(lacking)}")
     check_sync_bn(config, args.launcher)
     if args.amp:
         config.optim_wrapper.type = "AmpOptimWrapper"
@@ -68,8 +77,8 @@ def train(args: argparse.Namespace) -> None:
         model = MODELS.build(config.model)
         check_channels(config, model)
         check_data_parallel(config, args.launcher, model)
-    config.resume, begins_with = args.resume, None
-    if args.resume and "load_from" not in (args.cfg_options or {}):
+    config.resume, begins_with = args.resume or bool(config.get("resume")), None
+    if config.resume and "load_from" not in (args.cfg_options or {}):
         # What a config begins with is no place to go on from, but where the work folder has nothing yet.
         begins_with, config.load_from = config.get("load_from"), None
     runner = build_runner(config, args.launcher, args.work_dir, args.quiet)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import traceback
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from mmengine.config import DictAction as MMEngineDictAction
 from mmengine.registry import init_default_scope
 
 from mmsnnet.datasets.folders import LOADERS
-from mmsnnet.errors import SettingError
+from mmsnnet.errors import MissingFileError, SettingError
 
 __all__ = ["DictAction", "load_config"]
 
@@ -76,7 +77,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         raise FileNotFoundError(f"there is no config {str(path)!r} (working folder {Path.cwd()})")
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(f"{str(path)!r} is no config: the name of one ends in {', '.join(SUFFIXES)}")
-    config = Config.fromfile(path)
+    config = _parsed(path)
     _move_data(config, str(path), _inherited(Path(path)))
     if options:
         before = _Roots.of(config)
@@ -95,22 +96,45 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     return config
 
 
+def _parsed(path: str | Path) -> Config:
+    try:
+        return Config.fromfile(path)
+    except OSError as error:
+        raise MissingFileError(f"config {str(path)!r} cannot be read: {error}") from error
+    except ImportError:
+        raise
+    except Exception as error:  # a config is a program, and may raise anything
+        place = (
+            "" if isinstance(error, SyntaxError) else f", line {_line_of(error, path)}" * bool(_line_of(error, path))
+        )
+        text = " ".join(str(error).split())
+        raise SettingError(f"config {str(path)!r} cannot be read ({type(error).__name__}: {text}{place})") from error
+
+
+def _line_of(error: Exception, path: str | Path) -> int | None:
+    """The line of a config at which it raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno for frame in reversed(frames) if Path(frame.filename).name == Path(path).name), None)
+
+
 @dataclass(frozen=True)
 class _Roots:
     """The ``data_root`` of one or several configs, and what their loaders and metrics have as text."""
 
     roots: frozenset[str] = frozenset()
     texts: frozenset[str] = frozenset()
+    has_data: bool = False
 
     @classmethod
     def of(cls, config: Config) -> _Roots:
         root = config.get("data_root")
         texts = frozenset(text for name in READERS for text in _texts(config.get(name)) if text)
         is_folder = root is not None and os.path.normpath(root) != "."
-        return cls(frozenset({str(root)}) if is_folder else frozenset(), texts)
+        has_data = any(config.get(loader) for loader in LOADERS)
+        return cls(frozenset({os.fspath(root)}) if is_folder else frozenset(), texts, has_data)
 
     def __or__(self, other: _Roots) -> _Roots:
-        return _Roots(self.roots | other.roots, self.texts | other.texts)
+        return _Roots(self.roots | other.roots, self.texts | other.texts, self.has_data or other.has_data)
 
 
 def _inherited(path: Path) -> _Roots:
@@ -131,14 +155,19 @@ def _move_data(config: Config, source: str, before: _Roots) -> None:
     Raises:
         SettingError: no data set lies in ``data_root``, though ``source`` sets it.
     """
-    root = config.get("data_root")
-    if root is None:
+    if config.get("data_root") is None:
         return
+    root = os.fspath(config.data_root)
     moved = {text: new for text in before.texts if (new := _in_new_root(text, before.roots, root)) is not None}
     for name in READERS if moved else ():
         if name in config:
             config[name] = _replaced(config[name], moved)
     found = sorted({data_root for loader in LOADERS for data_root in _data_roots(config.get(loader))})
+    if not found and before.has_data and root not in before.roots:
+        raise SettingError(
+            f"{source}: data_root={root!r} moves no data set, for none has a data_root: set data_root of "
+            "train_dataloader.dataset and the like to it"
+        )
     if not found or any(_lies_in(text, root) for name in READERS for text in _texts(config.get(name)) if text):
         return
     if root not in before.roots:
@@ -173,12 +202,12 @@ def _replaced(setting: Any, replacements: Mapping[str, str]) -> Any:
         return type(setting)({key: _replaced(value, replacements) for key, value in setting.items()})
     if isinstance(setting, list | tuple):
         return type(setting)(_replaced(value, replacements) for value in setting)
-    return replacements.get(setting, setting) if isinstance(setting, str) else setting
+    return replacements.get(os.fspath(setting), setting) if isinstance(setting, str | os.PathLike) else setting
 
 
 def _texts(setting: Any) -> Iterator[str]:
-    if isinstance(setting, str):
-        yield setting
+    if isinstance(setting, str | os.PathLike):
+        yield os.fspath(setting)
     inside = setting.values() if isinstance(setting, Mapping) else setting
     for inner in inside if isinstance(setting, Mapping | list | tuple) else ():
         yield from _texts(inner)

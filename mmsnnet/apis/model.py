@@ -55,6 +55,10 @@ def check_preprocessor(config: Config) -> None:
     Raises:
         SettingError: they have other numbers of values than the toolboxes' preprocessors take.
     """
+    if not config.get("model"):
+        raise SettingError(
+            f"config {str(config.filename)!r} has no model: set model, or _base_ to a config that has one"
+        )
     preprocessor = config.model.get("data_preprocessor") or {}
     kind = preprocessor.get("type")
     if isinstance(kind, str):

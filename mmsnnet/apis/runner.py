@@ -35,7 +35,9 @@ def build_runner(
         OSError: the work folder cannot be written to.
     """
     prepare_launch(config, launcher)
-    default = config.get("work_dir") or str(Path("work_dirs") / Path(config.filename).stem)
+    path = Path(config.filename)
+    name = path.resolve().parent.name if path.name == "config.py" else path.stem  # of a published model, its folder's
+    default = config.get("work_dir") or str(Path("work_dirs") / name)
     config.work_dir = os.path.expanduser(work_dir or default)
     _check_work_folder(config.work_dir)
     import_toolbox(config)

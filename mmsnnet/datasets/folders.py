@@ -33,7 +33,8 @@ def check_folders(config: Mapping[str, Any], loaders: Sequence[str] = LOADERS) -
     for loader in loaders:
         if config.get(loader):
             for setting, dataset in _datasets(config[loader].get("dataset"), f"{loader}.dataset"):
-                _check(setting, dataset, LABELS if _only_writes(config, loader) else ())
+                needed = _loads_labels(dataset) and not _only_writes(config, loader)
+                _check(setting, dataset, () if needed else LABELS)
 
 
 def _datasets(dataset: Mapping[str, Any] | None, setting: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -54,9 +55,11 @@ def _check_suffix(setting: str, dataset: Mapping[str, Any], folder: str, labels_
     suffix = _image_suffix(dataset)
     if suffix is None:
         return
-    names = [name for _, _, files in os.walk(folder) for name in files if not name.startswith(".")]
+    names = [name for _, _, files in os.walk(folder, followlinks=True) for name in files if not name.startswith(".")]
     others = Counter(Path(name).suffix or "without suffix" for name in names if not name.endswith(suffix))
     kinds = ", ".join(f"{number} {kind}" for kind, number in others.most_common(3))
+    if not names:
+        raise MissingFileError(f"the folder {folder} holds no image, from {setting}.data_root and data_prefix.img_path")
     if sum(others.values()) == len(names):
         raise MissingFileError(
             f"no file in {folder} ends in {setting}.img_suffix={suffix!r}; it holds {kinds}: set img_suffix to what "
@@ -65,8 +68,12 @@ def _check_suffix(setting: str, dataset: Mapping[str, Any], folder: str, labels_
     left_out = {kind: number for kind, number in others.items() if kind.lower() in IMAGE_SUFFIXES}
     if left_out and not labels_beside:
         kinds = ", ".join(f"{number} {kind}" for kind, number in left_out.items())
-        logging.getLogger("mmsnnet").warning(
-            f"{folder}: {kinds} of {len(names)} files are left out, because {setting}.img_suffix is {suffix!r}"
+        from mmengine.logging import print_log
+
+        print_log(
+            f"{folder}: {kinds} of {len(names)} files are left out, because {setting}.img_suffix is {suffix!r}",
+            logger="current",
+            level=logging.WARNING,
         )
 
 
@@ -87,6 +94,14 @@ def _image_suffix(dataset: Mapping[str, Any]) -> str | None:
         return dataset["img_suffix"]
     parameter = inspect.signature(kind).parameters.get("img_suffix")
     return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
+
+
+def _loads_labels(dataset: Mapping[str, Any]) -> bool:
+    """Whether a data set's pipeline loads labels, as far as the names of its transforms tell."""
+    kinds = [step.get("type") for step in dataset.get("pipeline") or () if isinstance(step, Mapping)]
+    names = [kind if isinstance(kind, str) else getattr(kind, "__name__", "") for kind in kinds]
+    loaders = [name for name in names if "Load" in name]
+    return not loaders or any("Image" not in name for name in loaders)
 
 
 def _only_writes(config: Mapping[str, Any], loader: str) -> bool:
@@ -117,7 +132,7 @@ def _check(setting: str, dataset: Mapping[str, Any], left_out: Sequence[str] = (
         said = f"from {setting}.data_root and {name}; docs/datasets.md shows the layout"
         if not Path(folder).is_dir():
             raise MissingFileError(f"there is no folder {folder}, {said}")
-        if not any(path.is_file() for path in Path(folder).rglob("*")):
+        if not any(files for _, _, files in os.walk(folder, followlinks=True)):
             raise MissingFileError(f"the folder {folder} holds no file, {said}")
         if name == "data_prefix.img_path" and not dataset.get("ann_file"):
             labels = os.path.join(root, folders.get("data_prefix.seg_map_path") or "")

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -74,6 +75,25 @@ def check_loader(model: nn.Module, loader: DataLoader, setting: str, training: b
         for _, dataset in parts:
             _check_image(model, dataset, setting)
             _check_sizes(model, loader, dataset, setting, training)
+
+
+def check_same_classes(first: DataLoader, second: DataLoader) -> None:
+    """Compare the classes of the training set with those of the validation set, whose labels mean the same.
+
+    Raises:
+        SettingError: they have the same names in another order.
+    """
+    names = []
+    for loader in (first, second):
+        _, dataset = next(_parts(loader.dataset, ""))
+        names.append(list(map(str, (getattr(dataset, "metainfo", None) or {}).get("classes") or ())))
+    if names[0] == names[1] or not all(names):
+        return
+    one, other = next(pair for pair in zip_longest(*names) if pair[0] != pair[1])
+    text = f"the classes of train_dataloader.dataset and val_dataloader.dataset differ: {one!r} there is {other!r} here"
+    if sorted(names[0]) == sorted(names[1]) or len(names[0]) != len(names[1]):
+        raise SettingError(f"{text}; give both the same metainfo.classes, in one order")
+    print_log(f"{text}: a label has to mean the same in both", logger="current", level=logging.WARNING)
 
 
 def first_sample(dataset: Any) -> Any:
@@ -141,22 +161,33 @@ def _check_image(model: nn.Module, dataset: Any, setting: str) -> None:
 def _check_classes(model: nn.Module, dataset: Any, place: str) -> None:
     """Compare the classes of a data set with those of its label loader and of the model's heads."""
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
-    if classes is None or _is_a(model, "DepthEstimator"):  # NYUv2's classes are kinds of rooms
+    if _is_a(model, "DepthEstimator"):  # NYUv2's classes are kinds of rooms
+        return
+    if isinstance(classes, str) or (classes is None and _is_a(dataset, "BaseSegDataset")):
+        raise SettingError(
+            f"{place}.metainfo.classes is a list of names, such as ('background', 'road'); got {classes!r}"
+        )
+    if classes is None:
         return
     named = f"{place}: the data set has {len(classes)} classes ({listed(list(map(str, classes)), 3)})"
-    cure = f"set it to {len(classes)}, or metainfo.classes to the names of all classes"
+    cure = f"set it to {len(classes)}, or {place}.metainfo.classes to the names of all classes"
     chosen = getattr(dataset, "label_map", None)  # of the classes in its files, whose number only the loader knows
     for step in _steps(dataset):
         if _is_a(step, "LoadSegLabels") and not chosen and step.num_classes != len(classes):
             raise SettingError(f"{named}, and LoadSegLabels.num_classes of its pipeline is {step.num_classes}: {cure}")
-    for name, number, outputs in _heads(model):
-        one_output = len(classes) == 2 and outputs == 1  # tells the second class from the first
+    for name, number, head in _heads(model):
+        one_output = len(classes) == 2 and getattr(head, "out_channels", None) == 1  # of the second class
+        if one_output and getattr(getattr(head, "loss_decode", None), "use_sigmoid", True) is False:
+            raise SettingError(
+                f"{named}, and {name} has one output, which needs {name}.loss_decode.use_sigmoid=True: set it, or "
+                f"{name}.num_classes=2 and {name}.out_channels=2"
+            )
         if number != len(classes) and not one_output:
             raise SettingError(f"{named}, and {name}.num_classes is {number}: {cure}")
 
 
-def _heads(model: nn.Module) -> Iterator[tuple[str, int, int | None]]:
-    """Each setting of a model that says how many classes there are, with its number and that of the head's outputs."""
+def _heads(model: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:
+    """Each setting of a model that says how many classes there are, with its number and its module."""
     named = [
         (name, next((part for part in reversed(name.split(".")) if not part.isdigit()), ""))
         for name, _ in model.named_modules()
@@ -172,9 +203,9 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, int, int | None]]:
         if kind not in HEADS or not isinstance(number, int) or getattr(head, "class_agnostic", False) or other_task:
             continue
         found = True
-        yield f"model.{name}", number, getattr(head, "out_channels", None)
+        yield f"model.{name}", number, head
     if not found and isinstance(number := getattr(model, "num_classes", None), int):
-        yield "model", number, None
+        yield "model", number, model
 
 
 def _learns_labels(head: nn.Module) -> bool:

@@ -19,8 +19,10 @@ from functools import cached_property
 from itertools import pairwise
 from string import ascii_uppercase
 
+from mmsnnet.errors import UserError
 
-class UnknownStitchError(KeyError, ValueError):
+
+class UnknownStitchError(UserError, KeyError, ValueError):
     """A stitch was asked for that the space does not have."""
 
     __str__ = Exception.__str__

@@ -200,7 +200,12 @@ def _refusal(anchor: Anchor, fitted: FittedWeights, wanted: Mapping[str, Tensor]
     given = {name: value for name, value in fitted.sized.items() if name in wanted or not _of_no_use(name)}
     wrong = misfits(shapes(given), shapes(wanted), most=MOST_NAMES)
     if not wrong:
-        return ""
+        kinds = [
+            f"{name} ({str(value.dtype).removeprefix('torch.')})"
+            for name, value in given.items()
+            if name in wanted and wanted[name].is_floating_point() and not value.is_floating_point()
+        ]
+        return f"has weights that are no real numbers: {listed(kinds, MOST_NAMES)}" if kinds else ""
     refusal = f"does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). "
     if not fitted.matching:
         names = list(fitted.in_file)

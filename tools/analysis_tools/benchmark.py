@@ -32,9 +32,12 @@ from mmsnnet.visualization import print_table
 def parser() -> argparse.ArgumentParser:
     defaults = BenchmarkSettings()
     described = argparse.ArgumentParser(description=__doc__)
-    described.add_argument("config", help="config file")
+    described.add_argument("config", type=os.path.expanduser, help="config file")
     described.add_argument(
-        "--checkpoint", metavar="C", help="file, published folder, URL or hf-hub:owner/name (default: random weights)"
+        "--checkpoint",
+        type=os.path.expanduser,
+        metavar="C",
+        help="file, published folder, URL or hf-hub:owner/name (default: random weights)",
     )
     described.add_argument(
         "--stitches",
@@ -42,7 +45,10 @@ def parser() -> argparse.ArgumentParser:
         help="all, anchors, or ids and names, such as 57,80 or S4-L10 (default: those in FILE.json, or all)",
     )
     described.add_argument(
-        "--out", metavar="FILE.json", help="file of operating points; if it exists, all else in it is kept"
+        "--out",
+        type=os.path.expanduser,
+        metavar="FILE.json",
+        help="file of operating points; if it exists, all else in it is kept",
     )
     described.add_argument(
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="input size (default: the backbone's img_size)"

@@ -1,6 +1,7 @@
 """Counts FLOPs (multiply-accumulates) and parameters of a stitched model at every stitch, without running them."""
 
 import argparse
+import os
 import time
 
 from mmsnnet.apis import DictAction, build_uninitialized, check_channels, load_config, mistakes_answered
@@ -11,14 +12,16 @@ from mmsnnet.visualization import operating_points_table, print_table
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
+    parser.add_argument("config", type=os.path.expanduser, help="config file")
     parser.add_argument(
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="input size (default: the backbone's img_size)"
     )
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
     )
-    parser.add_argument("--out", metavar="FILE.json", help="write the counts as a file of operating points")
+    parser.add_argument(
+        "--out", type=os.path.expanduser, metavar="FILE.json", help="write the counts as a file of operating points"
+    )
     args = parser.parse_args()
     with mistakes_answered(parser):
         args.config = load_config(args.config, args.cfg_options)

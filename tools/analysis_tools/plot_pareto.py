@@ -20,8 +20,20 @@ from mmsnnet.visualization.references import REFERENCES, SOURCE
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="what tools/test.py --out wrote")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE.png", help="the picture: .png, .svg or .html")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=lambda path: Path(path).expanduser(),
+        metavar="FILE.json",
+        help="what tools/test.py --out wrote",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=lambda path: Path(path).expanduser(),
+        metavar="FILE.png",
+        help="the picture: .png, .svg or .html",
+    )
     parser.add_argument("--metric", help="the metric to draw (default: the one that the task is known by)")
     parser.add_argument("--cost", choices=("flops", "latency_ms"), default="flops", help="default: %(default)s")
     parser.add_argument("--better", choices=("higher", "lower"), help="for a metric that is not known by its name")

@@ -7,6 +7,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from mmsnnet.apis import DictAction, load_config, mistakes_answered
@@ -17,11 +18,13 @@ from mmsnnet.visualization import plot_routes
 
 def parser() -> argparse.ArgumentParser:
     described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    described.add_argument("config", help="config file")
+    described.add_argument("config", type=os.path.expanduser, help="config file")
     described.add_argument(
         "stitches", metavar="STITCH[,STITCH...]", help="ids and names, such as 57,80 or S4-L10; or anchors; or all"
     )
-    described.add_argument("--out", required=True, metavar="FILE.png", help="the picture: .png or .svg")
+    described.add_argument(
+        "--out", type=os.path.expanduser, required=True, metavar="FILE.png", help="the picture: .png or .svg"
+    )
     described.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
     )

@@ -18,7 +18,9 @@ from mmsnnet.visualization import operating_points_table, print_table
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, metavar="FILE.json", help="what tools/test.py --out wrote")
+    parser.add_argument(
+        "file", type=lambda path: Path(path).expanduser(), metavar="FILE.json", help="what tools/test.py --out wrote"
+    )
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--max-gflops", type=float, metavar="X", help="at most X 1e9 multiply-accumulates")
     budget.add_argument(
@@ -27,7 +29,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metric", help="the metric to choose by (default: the one that the task is known by)")
     parser.add_argument("--better", choices=("higher", "lower"), help="for a metric that is not known by its name")
     parser.add_argument(
-        "--out", type=Path, metavar="FRONT.json", help="write the Pareto front, from which a model can choose by itself"
+        "--out",
+        type=lambda path: Path(path).expanduser(),
+        metavar="FRONT.json",
+        help="write the Pareto front, from which a model can choose by itself",
     )
     return parser.parse_args(argv)
 

@@ -8,10 +8,18 @@ from mmsnnet.apis import DictAction, extract_stitch, load_config, mistakes_answe
 
 def parser() -> argparse.ArgumentParser:
     described = argparse.ArgumentParser(description=__doc__)
-    described.add_argument("config", help="config file of the whole model")
-    described.add_argument("checkpoint", help="its checkpoint: a file, folder, URL or hf-hub:owner/name")
+    described.add_argument("config", type=os.path.expanduser, help="config file of the whole model")
+    described.add_argument(
+        "checkpoint", type=os.path.expanduser, help="its checkpoint: a file, folder, URL or hf-hub:owner/name"
+    )
     described.add_argument("stitch", metavar="STITCH", help="id or name of the stitch, such as 57 or S4-L10")
-    described.add_argument("--out", required=True, metavar="DIR", help="folder to make; it must not exist, or be empty")
+    described.add_argument(
+        "--out",
+        type=os.path.expanduser,
+        required=True,
+        metavar="DIR",
+        help="folder to make; it must not exist, or be empty",
+    )
     described.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
     )

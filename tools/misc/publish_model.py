@@ -8,11 +8,16 @@ from mmsnnet.apis import DictAction, load_config, mistakes_answered, publish_mod
 
 def parser() -> argparse.ArgumentParser:
     described = argparse.ArgumentParser(description=__doc__)
-    described.add_argument("config", help="config file")
-    described.add_argument("checkpoint", help="its checkpoint: a file, folder, URL or hf-hub:owner/name")
-    described.add_argument("out", metavar="OUT", help="folder to make; it must not exist, or be empty")
+    described.add_argument("config", type=os.path.expanduser, help="config file")
+    described.add_argument(
+        "checkpoint", type=os.path.expanduser, help="its checkpoint: a file, folder, URL or hf-hub:owner/name"
+    )
+    described.add_argument(
+        "out", type=os.path.expanduser, metavar="OUT", help="folder to make; it must not exist, or be empty"
+    )
     described.add_argument(
         "--points",
+        type=os.path.expanduser,
         metavar="FILE.json",
         help="what tools/test.py --out wrote: its Pareto front goes with the model, for StitchedViT's budget",
     )

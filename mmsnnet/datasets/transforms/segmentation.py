@@ -145,6 +145,11 @@ class LoadSegLabels(LoadAnnotations):
             raise MissingFileError(f"there is no label map {path} for the image {image}") from None
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error}): expected {expected}") from error
+        if content[:2] == b"\xff\xd8":
+            raise DataError(
+                f"{path} is a JPEG, which does not keep the values of a label map: write label maps as PNG, from the "
+                "original labels, and set seg_map_suffix"
+            )
         header = read_header(content, path)
         values = decode(content, header, path, self.imdecode_backend, "unchanged", expected)
         if values.ndim == 3 and values.shape[2] == 1:

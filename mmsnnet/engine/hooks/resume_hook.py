@@ -20,11 +20,14 @@ from mmsnnet.engine.resuming import (
     compare_weights,
     describe_run,
     drop_functions,
+    lay_out_states,
+    named_wrappers,
     noted,
     summarize_partial_load,
 )
 from mmsnnet.errors import SettingError
 from mmsnnet.registry import HOOKS
+from mmsnnet.stitching.checkpoint import listed, not_finite
 
 AnyRunner = Runner | FlexibleRunner
 
@@ -64,6 +67,8 @@ class ResumeHook(Hook):
         if not isinstance(runner._train_loop, BaseLoop):  # it does not train
             return
         source = _source(runner)
+        if bad := not_finite(checkpoint.get("state_dict", {})):
+            raise SettingError(f"checkpoint {source!r} has NaN or infinity in {listed(bad, 3)}: choose another one")
         if not runner._resume:
             if summary := summarize_partial_load(runner.model, checkpoint, source):
                 runner.logger.warning(summary)
@@ -81,6 +86,9 @@ class ResumeHook(Hook):
             runner.logger.warning(difference.text)
         if any(difference.verdict is Verdict.KEPT for difference in differences):
             runner.logger.warning(f"To train with the config's values instead: {new_run}")
+        for setting, wrapper in named_wrappers(runner.optim_wrapper).items():
+            state = checkpoint["optimizer"]
+            lay_out_states(wrapper.optimizer, state if setting == "optim_wrapper" else state[setting.partition(".")[2]])
         if "ema_state_dict" in checkpoint and not _has_averages(runner):
             _take_trained_weights(checkpoint)
 

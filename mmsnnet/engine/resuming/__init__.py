@@ -6,7 +6,7 @@ run is refused, or it goes on with the checkpoint's value, or with the config's.
 """
 
 from mmsnnet.engine.resuming.difference import Difference, Verdict, noted
-from mmsnnet.engine.resuming.optimizers import compare_optimizers
+from mmsnnet.engine.resuming.optimizers import compare_optimizers, lay_out_states, named_wrappers
 from mmsnnet.engine.resuming.records import compare_classes, compare_records, compare_seed, describe_run
 from mmsnnet.engine.resuming.schedules import compare_progress, compare_schedules, drop_functions
 from mmsnnet.engine.resuming.settings import compare_settings
@@ -26,6 +26,8 @@ __all__ = [
     "compare_weights",
     "describe_run",
     "drop_functions",
+    "lay_out_states",
+    "named_wrappers",
     "noted",
     "summarize_partial_load",
 ]

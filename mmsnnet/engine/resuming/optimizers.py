@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import torch
@@ -115,18 +116,44 @@ def _compare_states(
                 f"{len(own['params'])} by the config (see paramwise_cfg, constructor and frozen_stages)"
             )
             return
+    keys = [key for group in groups for key in group["params"]]
+    if len(set(keys)) < len(keys) or not all(isinstance(group.get("lr"), Real | Tensor) for group in groups):
+        yield refused(f"{setting}: the checkpoint's groups of parameters are damaged (a parameter twice, or no lr)")
+        return
     probe = _Probe(optimizer)
+    if probe.names and keys and not any(key in state_dict["state"] for key in keys):
+        yield refused(f"{setting}: the checkpoint has no optimizer state ({', '.join(sorted(probe.names))})")
+        return
     wrong = []
     for index, (group, own) in enumerate(zip(groups, own_groups, strict=True)):
         for key, at_place in zip(group["params"], own["params"], strict=True):
             parameter = parameters.by_name.get(key, at_place) if isinstance(key, str) else at_place
-            shape = parameters.shape(parameter)
-            for name, value in (state_dict["state"].get(key) or {}).items():
-                if isinstance(value, Tensor) and not probe.fits(index, parameter, shape, name, tuple(value.shape)):
-                    wrong.append(f"{name} {tuple(value.shape)} for {parameters.name(parameter)} {shape}")
+            shape, state = parameters.shape(parameter), state_dict["state"].get(key, {})
+            wrong += [
+                f"{fault} for {parameters.name(parameter)} {shape}"
+                for fault in probe.faults(index, parameter, shape, state)
+            ]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         yield refused(f"{setting}: optimizer state in the checkpoint is not of its parameter's shape: {wrong[0]}{more}")
+
+
+def lay_out_states(optimizer: Optimizer, state_dict: Group) -> None:
+    """Copy state tensors that lie in memory otherwise than their parameters, in place.
+
+    A fused kernel walks both in the order of memory. A checkpoint keeps the order that it was saved with: another one
+    after ``channels_last``, or one element for all of an expanded tensor.
+    """
+    for group, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+        for key, parameter in zip(group["params"], own["params"], strict=True):
+            state = state_dict["state"].get(key, {})
+            for name, value in state.items():
+                if not isinstance(value, Tensor):
+                    continue
+                if value.shape != parameter.shape:  # a scalar, a factor, or of a parameter in shards
+                    state[name] = value.contiguous()
+                elif value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _foreign_keys(groups: Sequence[Group], own_groups: Sequence[Group]) -> list[str]:
@@ -155,6 +182,22 @@ class _Probe:
         first = next(((index, group["params"][0]) for index, group in groups if group["params"]), None)
         small = {} if first is None else self._shapes(*first, (2, 3))
         self._scalars = {name for name, shape in small.items() if shape in ((), (1,))} if small else {"step"}
+        # The tensors that a parameter has once it has been trained.
+        self.names = frozenset(small)
+
+    def faults(self, index: int, parameter: nn.Parameter, shape: tuple[int, ...], state: Any) -> Iterator[str]:
+        """What is wrong with the state of one parameter; a parameter that no step has trained yet has none."""
+        if not isinstance(state, Mapping):
+            yield f"a {type(state).__name__}"
+            return
+        for name in sorted(self.names) if state else ():
+            value = state.get(name)
+            is_count = name in self._scalars and isinstance(value, Real)
+            if not is_count and not (isinstance(value, Tensor) and value.layout == torch.strided):
+                yield f"{name} is {'missing' if name not in state else f'no dense tensor ({type(value).__name__})'}"
+        for name, value in state.items():
+            if isinstance(value, Tensor) and not self.fits(index, parameter, shape, name, tuple(value.shape)):
+                yield f"{name} {tuple(value.shape)}"
 
     def fits(
         self, index: int, parameter: nn.Parameter, shape: tuple[int, ...], name: str, found: tuple[int, ...]

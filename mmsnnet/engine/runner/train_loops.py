@@ -16,7 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmsnnet.engine.agreement import check_loader, sizes_explained
+from mmsnnet.engine.agreement import check_loader, check_same_classes, sizes_explained
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.ranks import fail_together
@@ -82,6 +82,7 @@ class _StitchTrainLoop:
             check_loader(self.runner.model, self.dataloader, "train_dataloader", training=True)
             if self.runner.val_loop is not None:  # rather than after hours of training
                 check_loader(self.runner.model, self.runner.val_loop.dataloader, "val_dataloader")
+                check_same_classes(self.dataloader, self.runner.val_loop.dataloader)
         self._warn_of_other_ranks()
         self._warn_of_lost_gradients()
         if self.runner.val_loop is not None:  # rather than after hours of training

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from mmengine.evaluator import BaseMetric
 
+from mmsnnet.errors import SettingError
 from mmsnnet.registry import METRICS
 
 
@@ -31,7 +32,7 @@ class Accuracy(BaseMetric):
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
         if not self.topk or min(self.topk) < 1:
-            raise ValueError(f"topk names at least one k, each at least 1; got {topk}")
+            raise SettingError(f"topk names at least one k, each at least 1; got {topk}")
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Notes for each sample, with ``logits`` (K,) and ``gt_label``, whether it counts for each ``k``.
@@ -41,7 +42,7 @@ class Accuracy(BaseMetric):
         """
         logits = torch.stack([sample["logits"] for sample in data_samples])
         if max(self.topk) > logits.shape[1]:
-            raise ValueError(
+            raise SettingError(
                 f"top-{max(self.topk)} accuracy needs as many classes, the model has {logits.shape[1]}: set topk of "
                 "val_evaluator and test_evaluator"
             )

@@ -10,6 +10,7 @@ from mmdet.evaluation import CocoMetric as _CocoMetric
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
+from mmsnnet.errors import SettingError
 from mmsnnet.registry import METRICS
 
 ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
@@ -45,14 +46,14 @@ class CocoMetric(_CocoMetric):
     def _read_ground_truth_of(self, sample: dict[str, Any]) -> None:
         file = sample.get("ann_file")
         if file is None and "instances" not in sample:  # mmdet's own way: the ground truth in the samples
-            raise ValueError(
+            raise SettingError(
                 "CocoMetric finds no ground truth: add 'ann_file' to meta_keys of PackDetInputs in the test pipeline, "
                 "with a data set of type mmsnnet.CocoDataset, or set ann_file of the evaluator"
             )
         if file == self._found:
             return
         if self._found is not None:
-            raise ValueError(
+            raise SettingError(
                 f"CocoMetric measures against one annotation file, the data set has samples of {self._found} and "
                 f"{file}: set ann_file of the evaluator to a file of all of them, or evaluate one at a time"
             )

@@ -12,6 +12,7 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from mmsnnet.errors import SettingError
 from mmsnnet.registry import MODELS
 
 
@@ -48,7 +49,7 @@ class StitchedClassifier(BaseModel):
         self.num_classes = num_classes
         self.mixing = None if mixing is None else Mixup(**mixing, num_classes=num_classes)
         if self.mixing and self.mixing.mix_prob > 0 >= max(self.mixing.mixup_alpha, self.mixing.cutmix_alpha):
-            raise ValueError(
+            raise SettingError(
                 f"mixing needs mixup_alpha or cutmix_alpha above 0, or prob=0.0 for label smoothing alone; got {mixing}"
             )
         self.criterion = nn.CrossEntropyLoss() if mixing is None else SoftTargetCrossEntropy()
@@ -74,7 +75,7 @@ class StitchedClassifier(BaseModel):
         """
         self._check(data_samples)
         if self.mixing and len(inputs) % 2:
-            raise ValueError(
+            raise SettingError(
                 f"mixing takes batches of an even size, got one of {len(inputs)}: change train_dataloader.batch_size, "
                 "or set train_dataloader.drop_last=True"
             )
@@ -102,7 +103,7 @@ class StitchedClassifier(BaseModel):
         for sample in data_samples:
             classes = sample.get("num_classes", self.num_classes)
             if classes != self.num_classes:
-                raise ValueError(
+                raise SettingError(
                     f"the data set has {classes} classes ({sample.get('img_path')} is one of its images), the model "
                     f"{self.num_classes}: set model.num_classes, or data_root to the folder meant"
                 )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmseg.models import segmentors
 from mmseg.utils import stack_batch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsnnet.registry import MODELS
 
@@ -22,12 +22,12 @@ class _WholePatches:
     backbone's ``padded_size``, and logits (B, K, H', W') become (B, K, H, W). So every head, whole images, windows of
     slide inference and images smaller than a window are right, and images of whole patches run as in mmseg.
 
-    In training, label maps are padded with ``OUTSIDE``, which losses leave out. A backbone without ``padded_size`` gets
-    images as they are.
+    In training, label maps are padded with what losses leave out: the decode head's ``ignore_index``. A backbone
+    without ``padded_size`` gets images as they are.
     """
 
     backbone: Any
-    OUTSIDE = 255
+    decode_head: Any
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         height, width = inputs.shape[-2:]
@@ -42,8 +42,12 @@ class _WholePatches:
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         padded = self._padded_size(inputs)
         if padded != inputs.shape[-2:]:
-            inputs, data_samples = stack_batch(list(inputs), data_samples, size=padded, seg_pad_val=self.OUTSIDE)
+            inputs, data_samples = stack_batch(list(inputs), data_samples, size=padded, seg_pad_val=self._outside())
         return super().loss(inputs, data_samples)
+
+    def _outside(self) -> int:
+        heads = self.decode_head
+        return (heads[-1] if isinstance(heads, nn.ModuleList) else heads).ignore_index
 
     def _padded_size(self, inputs: Tensor) -> torch.Size:
         size = (inputs.shape[-2], inputs.shape[-1])
@@ -64,4 +68,5 @@ class CascadeEncoderDecoder(_WholePatches, segmentors.CascadeEncoderDecoder):
 class DepthEstimator(_WholePatches, segmentors.DepthEstimator):
     """mmseg's ``DepthEstimator``, right for images that are not whole patches; see :class:`_WholePatches`."""
 
-    OUTSIDE = 0  # not measured
+    def _outside(self) -> int:
+        return 0  # not measured
