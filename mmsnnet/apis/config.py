@@ -129,9 +129,8 @@ class _Roots:
     def of(cls, config: Config) -> _Roots:
         root = config.get("data_root")
         texts = frozenset(text for name in READERS for text in _texts(config.get(name)) if text)
-        is_folder = root is not None and os.path.normpath(root) != "."
         has_data = any(config.get(loader) for loader in LOADERS)
-        return cls(frozenset({os.fspath(root)}) if is_folder else frozenset(), texts, has_data)
+        return cls(frozenset() if root is None else frozenset({os.fspath(root)}), texts, has_data)
 
     def __or__(self, other: _Roots) -> _Roots:
         return _Roots(self.roots | other.roots, self.texts | other.texts, self.has_data or other.has_data)
@@ -185,7 +184,7 @@ def _move_data(config: Config, source: str, before: _Roots) -> None:
 def _in_new_root(text: str, old_roots: Collection[str], new_root: str) -> str | None:
     """A path in one of the old roots as a path in the new one; None for any other text."""
     for root in sorted(old_roots, key=len, reverse=True):
-        if _lies_in(text, root):
+        if os.path.normpath(root) != "." and _lies_in(text, root):  # all relative paths lie in the working folder
             rest = os.path.relpath(text, root)
             return new_root if rest == "." else os.path.join(new_root, rest)
     return None

@@ -47,7 +47,7 @@ def binary_mask_warning(dataset: Any) -> str | None:
         return None
     zero = "0 and 255 both mean" if samples[0].get("reduce_zero_label") else "255 means"
     return (
-        f"all {len(samples)} label maps that were looked at, of {len(dataset)}, hold nothing but 0 and 255 "
-        f"({samples[0]['seg_map_path']}), and {zero} 'no label': the classes from 1 on are never seen; for masks of 0 "
-        "and 255 set values=(0, 255) of LoadSegLabels, and reduce_zero_label=False of the data set"
+        f"{samples[0]['seg_map_path']} and all {len(samples) - 1} others that were looked at, of {len(dataset)} label "
+        f"maps, hold nothing but 0 and 255, and {zero} 'no label': the classes from 1 on are never seen; for masks of "
+        "0 and 255 set values=(0, 255) of LoadSegLabels, and reduce_zero_label=False of the data set"
     )

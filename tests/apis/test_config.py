@@ -9,7 +9,7 @@ import pytest
 from mmengine.registry import DefaultScope
 
 from mmsnnet.apis import DictAction, load_config
-from mmsnnet.errors import SettingError
+from mmsnnet.errors import SettingError, UserError
 
 WriteConfig = Callable[[str], Path]
 Uninstall = Callable[..., None]
@@ -205,6 +205,38 @@ def test_the_root_of_a_real_config_in_a_file_of_ones_own(write_config: WriteConf
     real = REPOSITORY / "configs/ade20k/stitched-deit3-s-l_setr-naive_8xb2-160k_ade20k-512x512.py"
     config = load_config(write_config(f"_base_ = {str(real)!r}\ndata_root = '/datasets/ade'"))
     assert {config[f"{split}_dataloader"].dataset.data_root for split in ("train", "val", "test")} == {"/datasets/ade"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("c.py", "x = (", "SyntaxError"),
+        ("c.py", "a = 1\nb = c", "NameError: name 'c' is not defined, line 2"),
+        ("c.json", "{", "JSONDecodeError"),
+        ("c.yaml", "a: [1", "ParserError"),
+        ("c.py", "_base_ = 'nowhere.py'", "nowhere.py"),
+    ],
+)
+def test_configs_that_cannot_be_read_are_named(name: str, text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("root", ["''", "None"])
+def test_an_option_for_data_sets_without_a_root_is_refused(root: str, write_config: WriteConfig) -> None:
+    path = write_config(f"data_root = {root}\ntrain_dataloader = dict(dataset=dict(data_root={root}, ann_file='x'))")
+    with pytest.raises(SettingError, match="moves no data set"):
+        load_config(path, {"data_root": "/new"})
+
+
+def test_roots_may_be_paths(write_config: WriteConfig) -> None:
+    base = write_config(
+        "from pathlib import Path\ndata_root = Path('/a')\ntrain_dataloader = dict(dataset=dict(data_root=data_root))"
+    )
+    assert load_config(base).train_dataloader.dataset.data_root == Path("/a")
+    assert load_config(base, {"data_root": "/b"}).train_dataloader.dataset.data_root == "/b"
 
 
 def test_segmentors_of_new_style_configs(write_config: WriteConfig) -> None:

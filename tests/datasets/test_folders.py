@@ -132,9 +132,40 @@ def test_a_class_that_lists_files_in_its_own_way_is_left_alone(shapes: Path) -> 
         check_folders(config(train=segmentation(shapes, type=BaseSegDataset)))
 
 
+def test_folders_of_links_are_looked_into(shapes: Path, tmp_path: Path) -> None:
+    """As Cityscapes is often laid out: a link for each city."""
+    init_default_scope("mmseg")
+    for part in ("images", "annotations"):
+        (shapes / f"{part}/training").rename(tmp_path / part)
+        (shapes / f"{part}/training").mkdir()
+        (shapes / f"{part}/training/city").symlink_to(tmp_path / part)
+    check_folders(config(train=segmentation(shapes, img_suffix=".jpg")))
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_label_folders_are_needed_where_labels_are_loaded(shapes: Path, loads: bool) -> None:
+    init_default_scope("mmseg")
+    for path in (shapes / "annotations/training").iterdir():
+        path.unlink()
+    (shapes / "annotations/training").rmdir()
+    pipeline = [
+        dict(type="LoadImageFromFile"),
+        *[dict(type="mmsnnet.LoadSegLabels")] * loads,
+        dict(type="PackSegInputs"),
+    ]
+    data = config(test=segmentation(shapes, pipeline=pipeline))
+    if loads:
+        with pytest.raises(FileNotFoundError, match="seg_map_path"):
+            check_folders(data)
+    else:
+        check_folders(data)
+
+
 def test_images_that_are_left_out_are_warned_of(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("mmengine.logging.print_log", lambda text, **_: said.append(text))
+    monkeypatch.setattr(
+        "mmengine.logging.print_log", lambda text, **_: said.append(text) if "left out" in text else None
+    )
     first, *_ = sorted((shapes / "images/training").iterdir())
     first.rename(first.with_suffix(".jpeg"))
     (shapes / "images/training/notes.txt").touch()

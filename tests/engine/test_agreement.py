@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from mmsnnet.apis import load_config
 from mmsnnet.apis.model import build_without_weights
 from mmsnnet.datasets import write_shapes
-from mmsnnet.engine.agreement import check_loader, sizes_explained
+from mmsnnet.engine.agreement import check_loader, check_same_classes, sizes_explained
 from mmsnnet.errors import DataError, MissingFileError, SettingError
 
 CLASSES = tuple("abcdefgh")
@@ -218,6 +218,41 @@ class Listed:
 
     def __getitem__(self, index: int) -> Any:
         return self.samples[index]
+
+
+@pytest.mark.parametrize(
+    ("classes", "refused", "warned"),
+    [("ab", False, 0), ("ba", True, 0), ("abc", True, 0), ("aB", False, 1)],
+)
+def test_classes_of_training_and_validation(
+    classes: str, refused: bool, warned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same names in another order would count right predictions as wrong; other spellings are only warned of."""
+    said: list[str] = []
+    monkeypatch.setattr("mmsnnet.engine.agreement.print_log", lambda text, **_: said.append(text))
+    train, val = (DataLoader(Listed([dict()], classes=tuple(names))) for names in ("ab", classes))
+    with (
+        pytest.raises(SettingError, match=r"train_dataloader\.dataset and val_dataloader") if refused else nullcontext()
+    ):
+        check_same_classes(train, val)
+    assert len(said) == warned
+
+
+@pytest.mark.parametrize("classes", [None, "road"])
+def test_classes_are_a_list_of_names(
+    classes: Any, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
+) -> None:
+    with pytest.raises(SettingError, match=r"train_dataloader\.dataset\.metainfo\.classes is a list of names"):
+        check_loader(
+            make_model(), make_loader(metainfo=dict(classes=classes) if classes else dict()), "train_dataloader"
+        )
+
+
+def test_one_output_needs_a_sigmoid(make_model: Callable[..., nn.Module]) -> None:
+    two = DataLoader(Listed([dict()], classes=("background", "road")), batch_size=1)
+    model = make_model(decode_head__num_classes=2, decode_head__out_channels=1, decode_head__threshold=0.5)
+    with pytest.raises(SettingError, match=r"decode_head has one output, .*loss_decode\.use_sigmoid=True"):
+        check_loader(model, two, "val_dataloader", load=False)
 
 
 @pytest.mark.parametrize("values", [2, 4])

@@ -140,6 +140,21 @@ def test_depth_outside_of_the_image_is_not_measured(
     assert seen[0].shape == (1, 32, 32) and seen[0][:, :20, :30].all() and seen[0].sum() == 20 * 30
 
 
+def test_labels_outside_of_the_image_are_what_the_head_ignores(
+    make: Callable[..., Any], make_images: Callable[..., Tensor]
+) -> None:
+    model = make()
+    model.decode_head.ignore_index = model.auxiliary_head.ignore_index = 3
+    images, labels = (
+        make_images(1, 20, 30),
+        torch.randint(0, 3, (1, 20, 30), generator=torch.Generator().manual_seed(1)),
+    )
+    found = model.loss(images, [SegDataSample(gt_sem_seg=PixelData(data=labels))])
+    outside = SegDataSample(gt_sem_seg=PixelData(data=F.pad(labels, (0, 2, 0, 12), value=3)))
+    expected = model.loss(padded(images), [outside])
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
 def test_another_backbone_gets_images_as_they_are(make: Callable[..., Any], make_images: Callable[..., Tensor]) -> None:
     model = make()
 

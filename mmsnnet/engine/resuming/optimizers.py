@@ -34,12 +34,14 @@ def compare_optimizers(
     optim_wrapper: OptimWrapper | OptimWrapperDict,
     state_dict: Mapping[str, Any] | None,
     types: Mapping[str, str],
+    iterations: int = 0,
 ) -> Iterator[Difference]:
     """Compare the optimizer state in a checkpoint with the optimizers of a run.
 
     Args:
         state_dict: the ``optimizer`` of the checkpoint; None where there is none.
         types: the types of the optimizers that the checkpoint records, by their settings; of an older one, empty.
+        iterations: how many the checkpoint was trained for.
     """
     if not state_dict:
         yield refused(
@@ -61,6 +63,8 @@ def compare_optimizers(
     for setting, wrapper in wrappers.items():
         state = states[setting]
         differences = list(_compare_states(setting, wrapper.optimizer, state, types.get(setting), parameters))
+        if not differences and iterations:
+            differences += _lacking_state(setting, wrapper.optimizer, state)
         yield from differences
         if any(difference.verdict is Verdict.REFUSED for difference in differences):
             continue
@@ -121,9 +125,6 @@ def _compare_states(
         yield refused(f"{setting}: the checkpoint's groups of parameters are damaged (a parameter twice, or no lr)")
         return
     probe = _Probe(optimizer)
-    if probe.names and keys and not any(key in state_dict["state"] for key in keys):
-        yield refused(f"{setting}: the checkpoint has no optimizer state ({', '.join(sorted(probe.names))})")
-        return
     wrong = []
     for index, (group, own) in enumerate(zip(groups, own_groups, strict=True)):
         for key, at_place in zip(group["params"], own["params"], strict=True):
@@ -136,6 +137,15 @@ def _compare_states(
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         yield refused(f"{setting}: optimizer state in the checkpoint is not of its parameter's shape: {wrong[0]}{more}")
+
+
+def _lacking_state(setting: str, optimizer: Optimizer, state_dict: Group) -> list[Difference]:
+    """Refuse a state without entries, of an optimizer that has them once it has made a step."""
+    names = _Probe(optimizer).names
+    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+    if not names or not keys or any(key in state_dict["state"] for key in keys):
+        return []
+    return [refused(f"{setting}: the checkpoint has no optimizer state ({', '.join(sorted(names))})")]
 
 
 def lay_out_states(optimizer: Optimizer, state_dict: Group) -> None:
@@ -193,8 +203,12 @@ class _Probe:
         for name in sorted(self.names) if state else ():
             value = state.get(name)
             is_count = name in self._scalars and isinstance(value, Real)
-            if not is_count and not (isinstance(value, Tensor) and value.layout == torch.strided):
-                yield f"{name} is {'missing' if name not in state else f'no dense tensor ({type(value).__name__})'}"
+            if is_count or (isinstance(value, Tensor) and value.layout == torch.strided):
+                continue
+            if name in state:
+                yield f"{name} is no dense tensor ({type(value).__name__})"
+            elif name in self._shapes(index, parameter, shape):  # others have factored moments in its place
+                yield f"{name} is missing"
         for name, value in state.items():
             if isinstance(value, Tensor) and not self.fits(index, parameter, shape, name, tuple(value.shape)):
                 yield f"{name} {tuple(value.shape)}"

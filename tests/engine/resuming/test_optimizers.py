@@ -10,7 +10,7 @@ import torch
 from mmengine.optim import LinearMomentum, OptimWrapper
 from torch import nn, optim
 
-from mmsnnet.engine.resuming import Verdict, compare_optimizers
+from mmsnnet.engine.resuming import Verdict, compare_optimizers, lay_out_states
 
 OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
     "AdamW": lambda parameters: optim.AdamW(parameters, lr=0.1),
@@ -51,6 +51,77 @@ def trained(model: nn.Module, make: Callable[[Any], optim.Optimizer]) -> dict[st
 
 def compare(model: nn.Module, optimizer: optim.Optimizer, state: dict[str, Any], **types: str) -> list[Any]:
     return list(compare_optimizers(model, OptimWrapper(optimizer), state, types))
+
+
+@pytest.mark.parametrize("expanded", [True, False])
+def test_a_state_that_lies_otherwise_in_memory_is_laid_out_as_its_parameter(expanded: bool) -> None:
+    """A fused kernel walks both in the order of memory: of one element for all it would read beyond the end."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.LazyLinear(2))
+    make, images = OPTIMIZERS["AdamW fused"], torch.randn(2, 3, 4, 4)
+    model(images)
+    state, weight = trained_on(model, make, images), model[0].weight
+    other = copy.deepcopy(state)
+    moment = other["state"][0]["exp_avg"]
+    if expanded:
+        other["state"][0]["exp_avg"] = state["state"][0]["exp_avg"] = torch.ones(1).expand(moment.shape)
+        state["state"][0]["exp_avg"] = torch.ones(moment.shape)
+    else:
+        other["state"][0]["exp_avg"] = moment.contiguous(memory_format=torch.channels_last)
+    assert other["state"][0]["exp_avg"].stride() != weight.stride()
+    assert compare(model, make(model.parameters()), other) == []
+    results = []
+    for loaded in (state, other):
+        copied = copy.deepcopy(model)
+        optimizer = make(copied.parameters())
+        lay_out_states(optimizer, loaded)
+        optimizer.load_state_dict(loaded)
+        copied(images).square().sum().backward()
+        optimizer.step()
+        results.append(copied[0].weight)
+    assert torch.equal(*results)
+
+
+def trained_on(model: nn.Module, make: Callable[[Any], optim.Optimizer], images: torch.Tensor) -> dict[str, Any]:
+    model = copy.deepcopy(model)
+    optimizer = make(model.parameters())
+    model(images).square().sum().backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def damage(state: dict[str, Any], what: str) -> None:
+    entries, groups = state["state"], state["param_groups"]
+    if what == "no state":
+        entries.clear()
+    elif what == "a moment is missing":
+        del entries[0]["exp_avg"]
+    elif what == "a moment is None":
+        entries[0]["exp_avg"] = None
+    elif what == "a moment is sparse":
+        entries[0]["exp_avg"] = entries[0]["exp_avg"].to_sparse()
+    elif what == "an entry is a list":
+        entries[0] = [1, 2]
+    elif what == "no lr":
+        del groups[0]["lr"]
+    elif what == "a parameter twice":
+        groups[0]["params"][1] = groups[0]["params"][0]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("no state", "a moment is missing", "a moment is None", "a moment is sparse", "an entry is a list"),
+        *("no lr", "a parameter twice"),
+    ],
+)
+def test_a_damaged_state_is_refused(what: str, model: nn.Module) -> None:
+    make = OPTIMIZERS["AdamW fused"]
+    state = trained(model, make)
+    damage(state, what)
+    wrapper = OptimWrapper(make(model.parameters()))
+    differences = list(compare_optimizers(model, wrapper, state, {}, iterations=2))
+    assert [difference.verdict for difference in differences] == [Verdict.REFUSED]
+    assert list(compare_optimizers(model, wrapper, trained(model, make), {}, iterations=2)) == []
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
