@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from mmseg.datasets.transforms import LoadAnnotations
 
 from mmsnnet.datasets.transforms.segmentation import IGNORED, LoadSegLabels
+from mmsnnet.errors import DataError
 
 SAMPLES = 8
 """Label maps that are read of a set."""
@@ -19,8 +21,8 @@ def binary_mask_warning(dataset: Any) -> str | None:
     over the set.
 
     Args:
-        dataset: a built data set of mmseg's, or a wrapper of such sets. One of a single class, or whose pipeline has no
-            ``LoadSegLabels``, or has one with ``values``, is passed over.
+        dataset: a built data set of mmseg's, or a wrapper of such sets. One of a single class, or whose pipeline
+            loads no labels, or by ``LoadSegLabels`` with ``values``, is passed over.
 
     Raises:
         MissingFileError: there is no such label map.
@@ -30,7 +32,12 @@ def binary_mask_warning(dataset: Any) -> str | None:
     if inner:
         return next((warning for member in inner if (warning := binary_mask_warning(member))), None)
     transforms = getattr(getattr(dataset, "pipeline", None), "transforms", ())
-    loader = next((transform for transform in transforms if isinstance(transform, LoadSegLabels)), None)
+    stock = next((transform for transform in transforms if isinstance(transform, LoadAnnotations)), None)
+    classes = (getattr(dataset, "metainfo", None) or {}).get("classes") or ()
+    if isinstance(stock, LoadSegLabels):
+        loader: LoadSegLabels | None = stock
+    else:  # mmseg's own takes 255 for "no label" as well
+        loader = None if stock is None or not classes else LoadSegLabels(num_classes=min(len(classes), 254))
     if loader is None or loader.values is not None or loader.num_classes < 2:
         return None
     numbers = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).round().astype(int))
@@ -38,7 +45,12 @@ def binary_mask_warning(dataset: Any) -> str | None:
     samples = [sample for sample in samples if sample.get("seg_map_path")]
     found = set()
     for sample in samples:
-        values = loader.stored_values(sample["seg_map_path"], sample["img_path"])
+        try:
+            values = loader.stored_values(sample["seg_map_path"], sample["img_path"])
+        except DataError:
+            if loader is stock:
+                raise
+            return None  # mmseg's loader has rules of its own
         present = {value for value in (0, IGNORED) if (values == value).any()}
         if not np.isin(values, (0, IGNORED)).all():
             return None
@@ -49,5 +61,5 @@ def binary_mask_warning(dataset: Any) -> str | None:
     return (
         f"{samples[0]['seg_map_path']} and all {len(samples) - 1} others that were looked at, of {len(dataset)} label "
         f"maps, hold nothing but 0 and 255, and {zero} 'no label': the classes from 1 on are never seen; for masks of "
-        "0 and 255 set values=(0, 255) of LoadSegLabels, and reduce_zero_label=False of the data set"
+        "0 and 255 set values=(0, 255) of mmsnnet.LoadSegLabels, and reduce_zero_label=False of the data set"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
@@ -60,6 +60,7 @@ def check_loader(model: nn.Module, loader: DataLoader, setting: str, training: b
     """
     model = unwrapped_model(model)
     _check_channels(model)
+    _check_inference(model)
     if not len(loader.dataset) or not len(loader):
         raise SettingError(
             f"{setting} has no batch to give: its data set has {len(loader.dataset)} samples, "
@@ -145,6 +146,26 @@ def _check_channels(model: nn.Module) -> None:
             )
 
 
+def _check_inference(model: nn.Module) -> None:
+    """Check ``test_cfg`` of one of mmseg's segmentors, which reads it at the first image of an evaluation."""
+    settings = getattr(model, "test_cfg", None)
+    if not _is_a(model, "BaseSegmentor") or not isinstance(settings, Mapping):
+        return
+    mode = settings.get("mode", "whole")
+    modes = ("whole", "slide", "slide_flip") if _is_a(model, "DepthEstimator") else ("whole", "slide")
+    if mode not in modes:
+        raise SettingError(f"model.test_cfg.mode is one of {', '.join(modes)}; got {mode!r}")
+    if mode == "whole":
+        return
+    pairs = [settings.get(name) for name in ("crop_size", "stride")]
+    numbers = all(isinstance(pair, list | tuple) and len(pair) == 2 and min(pair) > 0 for pair in pairs)
+    if not numbers or any(step > side for side, step in zip(*pairs, strict=True)):
+        raise SettingError(
+            "model.test_cfg with mode='slide' has crop_size and stride, each (height, width) in pixels, the stride at "
+            f"most the crop; got crop_size={pairs[0]} and stride={pairs[1]}"
+        )
+
+
 def _check_image(model: nn.Module, dataset: Any, setting: str) -> None:
     """Load the first sample, and compare its channels with those that the anchors take."""
     sample = first_sample(dataset)
@@ -184,6 +205,9 @@ def _check_classes(model: nn.Module, dataset: Any, place: str) -> None:
             )
         if number != len(classes) and not one_output:
             raise SettingError(f"{named}, and {name}.num_classes is {number}: {cure}")
+        weights = getattr(getattr(head, "loss_decode", None), "class_weight", None)
+        if isinstance(weights, list | tuple) and len(weights) != number:
+            raise SettingError(f"{named}, and {name}.loss_decode.class_weight has {len(weights)} values: give {number}")
 
 
 def _heads(model: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:
@@ -218,7 +242,8 @@ def _warn_of_binary_masks(parts: Sequence[tuple[str, Any]], setting: str) -> Non
     """Warn of label maps that hold nothing but 0 and 255, which is "no label"."""
     # Imported here, because it builds on mmseg, which another task need not have.
     for _, dataset in parts:
-        if any(_is_a(step, "LoadSegLabels") for step in _steps(dataset)):
+        kinds = [kind for step in _steps(dataset) for kind in type(step).__mro__]
+        if any(kind.__name__ == "LoadAnnotations" and kind.__module__.startswith("mmseg.") for kind in kinds):
             from mmsnnet.datasets.binary_labels import binary_mask_warning
 
             if warning := binary_mask_warning(dataset):
@@ -272,6 +297,10 @@ def _why_missing(dataset: Any, missing: Sequence[str]) -> str:
 def _check_sizes(model: nn.Module, loader: DataLoader, dataset: Any, setting: str, training: bool) -> None:
     """Look whether images can be put together in a batch, where mmseg's preprocessor does so."""
     preprocessor = getattr(model, "data_preprocessor", None)
+    if training and _is_mmsegs(preprocessor) and preprocessor.size is None and preprocessor.size_divisor is None:
+        raise SettingError(
+            "model.data_preprocessor has neither size nor size_divisor, to which training images are padded: set one"
+        )
     if not _is_mmsegs(preprocessor) or not hasattr(dataset, "get_data_info") or (loader.batch_size or 1) < 2:
         return
     sizes: dict[tuple[int, int], int] = {}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
 from mmsnnet.datasets.binary_labels import SAMPLES, binary_mask_warning
@@ -45,6 +46,15 @@ def test_masks_of_0_and_255_are_told_in_one_line(tmp_path):
     assert "255 means 'no label'" in warning and "values=(0, 255)" in warning
     for wrapped in (ConcatDataset([dataset, dataset]), RepeatDataset(dataset, 2)):
         assert binary_mask_warning(wrapped) == warning
+
+
+def test_masks_that_mmseg_loads_itself(tmp_path):
+    dataset = make_set(tmp_path / "set", [mask(0, 255)])
+    dataset.pipeline.transforms[1] = LoadAnnotations()
+    assert "values=(0, 255) of mmsnnet.LoadSegLabels" in binary_mask_warning(dataset)
+    other = make_set(tmp_path / "other", [mask(0, 255, 1)])
+    other.pipeline.transforms[1] = LoadAnnotations()
+    assert binary_mask_warning(other) is None
 
 
 def test_with_the_cure_the_second_class_is_seen(tmp_path):

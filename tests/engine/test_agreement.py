@@ -248,6 +248,46 @@ def test_classes_are_a_list_of_names(
         )
 
 
+@pytest.mark.parametrize(
+    ("test_cfg", "right"),
+    [
+        (dict(mode="whole"), True),
+        (dict(mode="slide", crop_size=(32, 32), stride=(21, 32)), True),
+        (dict(mode="foo"), False),
+        (dict(mode="slide_flip", crop_size=(32, 32), stride=(16, 16)), False),
+        (dict(mode="slide"), False),
+        (dict(mode="slide", crop_size=32, stride=16), False),
+        (dict(mode="slide", crop_size=(32, 32), stride=(0, 16)), False),
+        (dict(mode="slide", crop_size=(16, 16), stride=(24, 24)), False),
+    ],
+)
+def test_how_a_segmentor_infers(
+    test_cfg: dict[str, Any],
+    right: bool,
+    make_model: Callable[..., nn.Module],
+    make_loader: Callable[..., DataLoader],
+) -> None:
+    model = make_model()
+    model.test_cfg = test_cfg
+    with nullcontext() if right else pytest.raises(SettingError, match=r"model\.test_cfg"):
+        check_loader(model, make_loader(), "val_dataloader")
+
+
+def test_weights_of_classes(make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]) -> None:
+    loss = dict(type="CrossEntropyLoss", class_weight=[1.0, 2.0])
+    with pytest.raises(SettingError, match=r"decode_head\.loss_decode\.class_weight has 2 values: give 8"):
+        check_loader(make_model(decode_head__loss_decode=loss), make_loader(), "train_dataloader")
+
+
+def test_training_images_need_a_size_to_be_padded_to(
+    make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
+) -> None:
+    model = make_model(data_preprocessor__size=None)
+    check_loader(model, make_loader(), "val_dataloader")
+    with pytest.raises(SettingError, match="neither size nor size_divisor"):
+        check_loader(model, make_loader(), "train_dataloader", training=True)
+
+
 def test_one_output_needs_a_sigmoid(make_model: Callable[..., nn.Module]) -> None:
     two = DataLoader(Listed([dict()], classes=("background", "road")), batch_size=1)
     model = make_model(decode_head__num_classes=2, decode_head__out_channels=1, decode_head__threshold=0.5)

@@ -123,7 +123,7 @@ def test_a_stitch_that_is_not_validated() -> None:
         (CocoMetric(classwise=True), "coco/road_precision", "coco/car_precision"),
         (CocoMetric(metric=["bbox", "segm"]), "coco/segm_mAP_50", "coco/segm_mAP_60"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_names_of_each_task(metric: BaseMetric, good: str, bad: str) -> None:
     for loop, stitch in ((ours(metric), "L/"), (stock(metric), "")):

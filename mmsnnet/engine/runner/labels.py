@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -59,8 +60,12 @@ def check_labels(loop: BaseLoop, stage: str) -> None:
         stage: ``'val'`` or ``'test'``, by which settings are named.
 
     Raises:
-        SettingError: the data set has no labels, or a metric that only writes predictions has no place to write to.
+        SettingError: the data set has no labels, a metric that only writes predictions has no place to write to, or two
+            metrics have the same names.
     """
+    names = Counter(name for metric in loop.evaluator.metrics for name in known_names(metric) or ())
+    if twice := [name for name, number in names.items() if number > 1]:
+        raise SettingError(f"{stage}_evaluator: two metrics give {twice[0]}: set prefix of one of them")
     for metric, labels in _comparing(loop, stage):
         dataset = loop.dataloader.dataset
         if not hasattr(dataset, "get_data_info"):

@@ -23,6 +23,7 @@ from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.loading import seeded_loader
 from mmsnnet.engine.runner.stitch_passes import refuse_uneven_batches
 from mmsnnet.engine.strategies import FSDPStrategy
+from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import LOOPS
@@ -83,6 +84,8 @@ class _StitchTrainLoop:
             if self.runner.val_loop is not None:  # rather than after hours of training
                 check_loader(self.runner.model, self.runner.val_loop.dataloader, "val_dataloader")
                 check_same_classes(self.dataloader, self.runner.val_loop.dataloader)
+            if self._max_iters < 1:
+                raise SettingError("train_cfg has no iteration to train: set max_iters, or max_epochs, to 1 or more")
         self._warn_of_other_ranks()
         self._warn_of_lost_gradients()
         if self.runner.val_loop is not None:  # rather than after hours of training
