@@ -23,6 +23,7 @@ from mmsnnet.apis import (
     mistakes_answered,
     short_console,
 )
+from mmsnnet.apis.console import import_toolbox
 from mmsnnet.datasets import check_folders
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.visualization import operating_points_table, print_table
@@ -73,6 +74,7 @@ def test(args: argparse.Namespace) -> None:
     if not re.match(r"\w+://|hf-hub:", args.checkpoint) and not Path(args.checkpoint).expanduser().exists():
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint!r}")
     config = load_config(args.config, args.cfg_options)
+    import_toolbox(config)
     config.load_from = args.checkpoint
     # What was trained in shards is whole in its checkpoint: it is tested by mmengine's ordinary runner.
     config.pop("runner_type", None)

@@ -26,6 +26,7 @@ from mmsnnet.apis import (
     mistakes_answered,
     short_console,
 )
+from mmsnnet.apis.console import import_toolbox
 from mmsnnet.datasets import check_folders
 from mmsnnet.registry import MODELS
 
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 def train(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
+    import_toolbox(config)
     if lacking := [
         name for name in ("model", "train_dataloader", "train_cfg", "optim_wrapper") if not config.get(name)
     ]:

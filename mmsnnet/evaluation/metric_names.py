@@ -66,7 +66,8 @@ def known_names(metric: Any) -> tuple[str, ...] | None:
     if names is None:
         return None
     found = () if getattr(metric, "format_only", False) else dict.fromkeys(names(metric))
-    return tuple(f"{metric.prefix}/{name}" if metric.prefix else name for name in found)
+    prefix = getattr(metric, "prefix", None)
+    return tuple(f"{prefix}/{name}" if prefix else name for name in found)
 
 
 def _path(cls: type) -> str:

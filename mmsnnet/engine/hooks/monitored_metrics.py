@@ -53,8 +53,9 @@ class ExpectedMetrics:
             stitches = tuple(stitch.name for stitch in loop.stitches)
         elif not isinstance(loop, ValLoop) or type(loop).run is not ValLoop.run:
             return None
-        if type(loop.evaluator).evaluate is not Evaluator.evaluate:  # it may name metrics otherwise
-            return None
+        evaluator = loop.evaluator
+        if isinstance(evaluator, Evaluator) and type(evaluator).evaluate is not Evaluator.evaluate:
+            return None  # it may name metrics otherwise
         own: list[str] = []
         prefixes: list[tuple[str, str]] = []
         for metric in loop.evaluator.metrics:
@@ -121,8 +122,8 @@ def check_monitors(runner: Runner | FlexibleRunner) -> None:
         rule = better_rule(monitor.metric)
         if None not in (rule, monitor.rule) and rule != monitor.rule:
             raise SettingError(
-                f"{monitor.setting}: of {monitor.metric} the {rule} values are better, and rule={monitor.rule!r} keeps "
-                f"the others: set rule={rule!r}"
+                f"{monitor.setting}: {'higher' if rule == 'greater' else 'lower'} values of {monitor.metric} are better, "
+                f"and rule={monitor.rule!r} keeps the others: set rule={rule!r}"
             )
 
 
