@@ -177,7 +177,7 @@ def test_rules_the_wrong_way_about(kind: str) -> None:
         (DepthMetric(), "S/rmse", "less", "greater"),
     ):
         check_monitors(monitoring(kind, ours(metric), name, right))
-        with pytest.raises(SettingError, match=f"{name} is better the {right} it is.*set rule='{right}'"):
+        with pytest.raises(SettingError, match=f"values of {name} are better.*set rule='{right}'"):
             check_monitors(monitoring(kind, ours(metric), name, wrong))
     if kind == "plateau":  # whose rule is 'less' unless it is given
         with pytest.raises(SettingError, match="set rule='greater'"):

@@ -121,9 +121,10 @@ def check_monitors(runner: Runner | FlexibleRunner) -> None:
             )
         rule = better_rule(monitor.metric)
         if None not in (rule, monitor.rule) and rule != monitor.rule:
+            better = "higher" if rule == "greater" else "lower"
             raise SettingError(
-                f"{monitor.setting}: {'higher' if rule == 'greater' else 'lower'} values of {monitor.metric} are better, "
-                f"and rule={monitor.rule!r} keeps the others: set rule={rule!r}"
+                f"{monitor.setting}: {better} values of {monitor.metric} are better, and rule={monitor.rule!r} keeps the "
+                f"others: set rule={rule!r}"
             )
 
 
