@@ -123,8 +123,8 @@ def check_monitors(runner: Runner | FlexibleRunner) -> None:
         if None not in (rule, monitor.rule) and rule != monitor.rule:
             better = "higher" if rule == "greater" else "lower"
             raise SettingError(
-                f"{monitor.setting}: {better} values of {monitor.metric} are better, and rule={monitor.rule!r} keeps the "
-                f"others: set rule={rule!r}"
+                f"{monitor.setting}: {better} values of {monitor.metric} are better, and rule={monitor.rule!r} keeps "
+                f"the others: set rule={rule!r}"
             )
 
 
