@@ -2,7 +2,7 @@
 
 Each row is built at its real size, with memory but no weights. FLOPs are multiply-accumulates, as fvcore counts them,
 of the backbone alone for an image of 512 x 512, with one tap at the last block. `FAMILIES` is the one list of what is
-checked: tests/stitching/test_families.py holds each of its models against timm's own forward.
+checked: tests/stitching/anchors/test_families.py holds each of its models against timm's own forward.
 
     python benchmarks/anchors.py
 """

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmsnnet.datasets import write_shapes
-from mmsnnet.datasets.shapes import CLASSES, PALETTE
+from mmsnnet.datasets.procedural.shapes import CLASSES, PALETTE
 from mmsnnet.models import model_costs
 
 

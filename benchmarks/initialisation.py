@@ -15,7 +15,7 @@ import time
 import torch
 from torch import Tensor
 
-from mmsnnet.stitching.init import solve_normal_equations, with_one
+from mmsnnet.stitching.least_squares import solve_normal_equations, with_one
 
 WIDTHS = (384, 1024)
 TOKENS = 1025

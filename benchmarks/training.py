@@ -1,7 +1,7 @@
 """Training a stitched model against training each of its anchors alone, in the same harness and the same run.
 
 mmseg segmentors with the same head do real steps (``train_step`` of mmengine: forward, losses, backward, optimizer) on
-random images; an anchor alone is a StitchedViT of one anchor. They take turns: each round does one step of each anchor
+random images; an anchor alone is a backbone of one anchor. They take turns: each round does one step of each anchor
 and one of the stitched model, which draws its stitches as in training, so that a drift of the machine hits all alike.
 
 What the stitched model's steps should cost is the sum, over the stitches drawn, of the anchors' times interpolated

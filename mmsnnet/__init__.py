@@ -1,23 +1,21 @@
-"""Stitched vision transformers (SN-Netv2) for OpenMMLab.
+"""Stitched vision transformers (SN-Net, SN-Netv2) for OpenMMLab.
 
-Importing the package registers its modules with mmengine, under the scope ``mmsnnet``. Where OpenMMLab's packages are
-missing, :mod:`mmsnnet.stitching` works all the same; anything else says what to install.
+``import mmsnnet`` loads neither torch nor mmengine. mmengine imports a module of ours when a config names it
+(``mmsnnet.StitchedViT``), by the ``locations`` of the registries. Without OpenMMLab, :mod:`mmsnnet.stitching` works all
+the same; anything else says what to install.
 """
 
-from importlib.util import find_spec
-from typing import Any
+from importlib import import_module
+from types import ModuleType
 
 from mmsnnet.version import __version__
 
 __all__ = ["__version__"]
 
-if find_spec("mmengine") is not None:
-    from mmsnnet import engine, models
+PACKAGES = ("apis", "datasets", "engine", "evaluation", "models", "registry", "stitching", "visualization")
 
-    __all__ += ["engine", "models"]
-else:
 
-    def __getattr__(name: str) -> Any:
-        if name in ("engine", "models", "registry", "apis"):
-            from mmsnnet.registry import MODELS  # noqa: F401  raises the error that says what to install
-        raise AttributeError(f"module 'mmsnnet' has no attribute {name!r}")
+def __getattr__(name: str) -> ModuleType:
+    if name in PACKAGES:
+        return import_module(f"mmsnnet.{name}")
+    raise AttributeError(f"module 'mmsnnet' has no attribute {name!r}")

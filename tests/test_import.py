@@ -15,15 +15,13 @@ PACKAGE = REPOSITORY / "mmsnnet"
 TOOLBOXES = {"mmengine", "mmcv", "mmseg", "mmdet"}
 
 # Each part may import those named here; the root and the registry import no part, but for what the root registers.
-MAY_IMPORT = {
-    "stitching": set(),
-    "evaluation": {"stitching", "registry"},
-    "models": {"stitching", "evaluation", "registry"},
-    "engine": {"stitching", "evaluation", "models", "datasets", "registry"},
-    "datasets": {"stitching", "evaluation", "registry"},
-    "visualization": {"stitching", "evaluation", "datasets"},
-    "apis": {"stitching", "evaluation", "models", "engine", "datasets", "visualization", "registry"},
-}
+ORDER = (
+    *("files", "stitching", "evaluation", "datasets", "models", "engine", "visualization", "apis", "converters", "cli"),
+)
+MAY_IMPORT = {part: {*ORDER[:place], "registry"} for place, part in enumerate(ORDER)}
+MAY_IMPORT["files"] = set()
+MAY_IMPORT["stitching"] = {"files"}
+MAY_IMPORT["visualization"] -= {"models", "engine", "registry"}
 
 # Makes packages look as if they were not installed: neither importable nor to be found.
 WITHOUT = """
@@ -82,7 +80,7 @@ print(json.dumps([heavy, names]))
     heavy, names = found
     assert heavy == []
     assert names == {
-        "StitchedViT": [True, "mmsnnet.models.backbones.stitched_vit", False],
+        "StitchedViT": [True, "mmsnnet.models.backbones.stitched_backbone", False],
         "StitchInitHook": [True, "mmsnnet.engine.hooks.stitch_init_hook", False],
         "StitchLogHook": [True, "mmsnnet.engine.hooks.stitch_log_hook", False],
         "ConsistencyHook": [True, "mmsnnet.engine.hooks.consistency_hook", False],

@@ -13,17 +13,12 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mmsnnet.apis import (
-    DictAction,
-    LaunchedParser,
-    build_runner,
-    build_space,
-    launched,
-    load_config,
-    mistakes_answered,
-    short_console,
-)
-from mmsnnet.apis.console import import_toolbox
+from mmsnnet.apis import build_space, load_config
+from mmsnnet.cli.arguments import DictAction, LaunchedParser
+from mmsnnet.cli.console import import_toolbox, short_console
+from mmsnnet.cli.errors import mistakes_answered
+from mmsnnet.cli.launching import launched
+from mmsnnet.cli.runner import build_runner
 from mmsnnet.datasets import check_folders
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.visualization import operating_points_table, print_table

@@ -13,20 +13,13 @@ import torch
 from mmengine.device import get_device
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mmsnnet.apis import (
-    DictAction,
-    LaunchedParser,
-    build_runner,
-    check_channels,
-    check_data_parallel,
-    check_preprocessor,
-    check_sync_bn,
-    launched,
-    load_config,
-    mistakes_answered,
-    short_console,
-)
-from mmsnnet.apis.console import import_toolbox
+from mmsnnet.apis import load_config
+from mmsnnet.apis.model import check_channels, check_preprocessor
+from mmsnnet.cli.arguments import DictAction, LaunchedParser
+from mmsnnet.cli.console import import_toolbox, short_console
+from mmsnnet.cli.errors import mistakes_answered
+from mmsnnet.cli.launching import check_data_parallel, check_sync_bn, launched
+from mmsnnet.cli.runner import build_runner
 from mmsnnet.datasets import check_folders
 from mmsnnet.registry import MODELS
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmsnnet.evaluation import OperatingPoints
 from mmsnnet.models import find_stitched_backbone
-from mmsnnet.models.backbones import StitchedViT
+from mmsnnet.models.backbones import StitchedBackbone
 from mmsnnet.stitching import Stitch
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -311,7 +311,7 @@ def _peak_memory(run: Run, device: torch.device, before: int) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _captured(backbone: StitchedViT, runs: Mapping[Stitch, Run]) -> tuple[dict[Stitch, Run], str | None]:
+def _captured(backbone: StitchedBackbone, runs: Mapping[Stitch, Run]) -> tuple[dict[Stitch, Run], str | None]:
     """Each run as the replay of a CUDA graph and None; or, if one cannot be captured, the runs as they are, so that all
     are measured alike, and why."""
     replays: dict[Stitch, Run] = {}
@@ -354,7 +354,7 @@ def _capture(run: Run, pool: Any) -> Run:
 
 
 def _in_turns(
-    backbone: StitchedViT,
+    backbone: StitchedBackbone,
     runs: Mapping[Stitch, Run],
     settings: BenchmarkSettings,
     time_ms: Callable[[Run], float],

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.config import DictAction as MMEngineDictAction
 from mmengine.registry import init_default_scope
 
 from mmsnnet.datasets.folders import LOADERS
 from mmsnnet.errors import MissingFileError, SettingError
-
-__all__ = ["DictAction", "load_config"]
 
 # What to install for the toolbox that a config's default_scope names.
 TOOLBOXES = {
@@ -32,25 +27,6 @@ SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder", "DepthEstimator")
 READERS = (*LOADERS, "val_evaluator", "test_evaluator")
 
 SUFFIXES = (".py", ".yml", ".yaml", ".json")
-
-
-class DictAction(MMEngineDictAction):
-    """mmengine's ``KEY=VALUE`` options, with a command line's answer to what is none."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        for value in values:
-            if not re.match("[^=]+=", value):
-                raise argparse.ArgumentError(self, f"{value!r} is not KEY=VALUE")
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except AssertionError as error:  # of brackets that do not match
-            raise argparse.ArgumentError(self, str(error)) from error
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
@@ -241,5 +217,5 @@ def _use_own_segmentor(config: Config) -> None:
     else:
         name = str(kind) if config.get("default_scope", "mmseg") == "mmseg" else ""
         name = name.removeprefix("mmseg.")
-    if name in SEGMENTORS and "StitchedViT" in str(backbone):
+    if name in SEGMENTORS and any(name in str(backbone) for name in ("StitchedBackbone", "StitchedViT")):
         model["type"] = f"mmsnnet.{name}"

@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from mmsnnet.apis.model import build_without_weights
 from mmsnnet.apis.publish import Published, new_folder, published_config, write_folder
-from mmsnnet.models import StitchedViT, find_stitched_backbone, read_weights
+from mmsnnet.models import StitchedBackbone, find_stitched_backbone, read_weights
 from mmsnnet.stitching import Stitch
 
 # What keeps a checkpoint, stops a run or lowers a rate by a metric, which loops name <stitch>/<metric>.
@@ -20,7 +20,7 @@ def extract_stitch(
 ) -> Published:
     """Writes one stitch of a model as a model of its own, in a folder as :func:`mmsnnet.apis.publish_model` writes it.
     It has the weights alone that the stitch uses in evaluation mode, with low-rank updates merged; auxiliary heads are
-    left out. Its config builds a space of one stitch (``StitchedViT(only=...)``), for evaluation and for fine-tuning.
+    left out. Its config builds a space of one stitch (``only`` of the backbone), for evaluation and for fine-tuning.
 
     Args:
         config: of the whole model, as :func:`mmsnnet.apis.load_config` returns it.
@@ -48,7 +48,7 @@ def extract_stitch(
     return write_folder(out, config, find_stitched_backbone(extracted), used)
 
 
-def extracted_config(config: Config, backbone: StitchedViT, stitch: Stitch) -> Config:
+def extracted_config(config: Config, backbone: StitchedBackbone, stitch: Stitch) -> Config:
     """The config of one stitch of the model that ``config`` describes and whose backbone this is."""
     settings = config.to_dict()
     model = settings["model"]
@@ -66,7 +66,7 @@ def extracted_config(config: Config, backbone: StitchedViT, stitch: Stitch) -> C
     return published_config(Config(_monitoring(settings, backbone, stitch)))
 
 
-def _monitoring(setting: Any, backbone: StitchedViT, stitch: Stitch, monitor: bool = False) -> Any:
+def _monitoring(setting: Any, backbone: StitchedBackbone, stitch: Stitch, monitor: bool = False) -> Any:
     """A setting that goes by the metric of ``stitch`` wherever it went by that of another one; ``monitor`` says that
     it names such metrics."""
     if isinstance(setting, Mapping):

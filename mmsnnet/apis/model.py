@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from mmsnnet.errors import SettingError
-from mmsnnet.models import StitchedViT, find_stitched_backbone, read_weights
+from mmsnnet.models import StitchedBackbone, find_stitched_backbone, read_weights
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
 
@@ -84,7 +84,7 @@ def check_channels(config: Config, model: nn.Module) -> None:
     Raises:
         ValueError: they differ; the message names the setting.
     """
-    backbones = [module for module in model.modules() if isinstance(module, StitchedViT)]
+    backbones = [module for module in model.modules() if isinstance(module, StitchedBackbone)]
     if not backbones:
         return
     width = backbones[0].network.anchor(-1).width

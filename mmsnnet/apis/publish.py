@@ -16,7 +16,7 @@ from torch import Tensor
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
 from mmsnnet.evaluation import OperatingPoints, compact_front
-from mmsnnet.models import StitchedViT, check_weights, find_stitched_backbone, read_weights
+from mmsnnet.models import StitchedBackbone, check_weights, find_stitched_backbone, read_weights
 from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.version import __version__
 
@@ -64,7 +64,7 @@ def publish_model(
 ) -> Published:
     """Writes a model as a folder in the Hugging Face hub's layout: ``model.safetensors`` with the weights alone,
     ``config.py``, which builds the model from nothing but itself, and a short ``README.md``; with ``points`` also
-    ``front.json``, from which :meth:`StitchedViT.set_budget` chooses. The folder appears as a whole or not at all.
+    ``front.json``, from which :meth:`StitchedBackbone.set_budget` chooses. The folder appears as a whole or not at all.
 
     Args:
         config: as :func:`mmsnnet.apis.load_config` returns it.
@@ -102,7 +102,7 @@ def new_folder(out: str | os.PathLike[str]) -> Path:
 def write_folder(
     out: Path,
     config: Config,
-    backbone: StitchedViT,
+    backbone: StitchedBackbone,
     weights: Mapping[str, Tensor],
     front: OperatingPoints | None = None,
 ) -> Published:

@@ -1,9 +1,9 @@
 """What the toolboxes lack: small procedural sets in the folders and file names of the real ones, and checks of data."""
 
 from mmsnnet.datasets.folders import check_folders
-from mmsnnet.datasets.layouts import LAYOUTS, SPLITS, scene_rng, write_shapes
-from mmsnnet.datasets.rooms import make_room
-from mmsnnet.datasets.shapes import CLASSES, MIN_SIDE, PALETTE, make_scene
+from mmsnnet.datasets.procedural.layouts import LAYOUTS, SPLITS, scene_rng, write_shapes
+from mmsnnet.datasets.procedural.rooms import make_room
+from mmsnnet.datasets.procedural.shapes import CLASSES, MIN_SIDE, PALETTE, make_scene
 
 __all__ = [
     "CLASSES",

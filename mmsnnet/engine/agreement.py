@@ -22,11 +22,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.randomness import kept_generators, seed_generators
-from mmsnnet.engine.runner.loading import SeededDataset
+from mmsnnet.engine.runner.seeded_loading import SeededDataset
 from mmsnnet.errors import DataError, MissingFileError, SettingError, UserError
-from mmsnnet.models import StitchedViT
+from mmsnnet.files.reading import listed
+from mmsnnet.models import StitchedBackbone
 from mmsnnet.models.checkpoint import unwrapped_model
-from mmsnnet.stitching.checkpoint import listed
 
 # How many images are looked at for their sizes, evenly spaced, and at most how many entries for their files.
 IMAGES = 64
@@ -136,7 +136,7 @@ def _is_a(module: Any, *names: str) -> bool:
 def _check_channels(model: nn.Module) -> None:
     """Compare the channels that anchors take with those that the preprocessor normalises."""
     mean = getattr(getattr(model, "data_preprocessor", None), "mean", None)
-    for backbone in (module for module in model.modules() if isinstance(module, StitchedViT)):
+    for backbone in (module for module in model.modules() if isinstance(module, StitchedBackbone)):
         channels = backbone.network.anchor(0).in_chans
         if isinstance(mean, torch.Tensor) and mean.numel() not in (1, channels):
             raise SettingError(
@@ -170,7 +170,7 @@ def _check_image(model: nn.Module, dataset: Any, setting: str) -> None:
     """Load the first sample, and compare its channels with those that the anchors take."""
     sample = first_sample(dataset)
     image = sample.get("inputs") if isinstance(sample, dict) else None
-    for backbone in (module for module in model.modules() if isinstance(module, StitchedViT)):
+    for backbone in (module for module in model.modules() if isinstance(module, StitchedBackbone)):
         channels = backbone.network.anchor(0).in_chans
         if isinstance(image, torch.Tensor) and image.ndim == 3 and len(image) != channels:
             raise SettingError(

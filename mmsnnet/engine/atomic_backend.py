@@ -13,11 +13,11 @@ from pathlib import Path
 from mmengine.fileio import FileClient, LocalBackend, register_backend
 from mmengine.fileio.io import backend_instances
 
-from mmsnnet.evaluation.atomic_files import write_atomically
+from mmsnnet.files.writing import write_atomically
 
 
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's ``LocalBackend`` that writes by :func:`mmsnnet.evaluation.atomic_files.write_atomically`."""
+    """mmengine's ``LocalBackend`` that writes by :func:`mmsnnet.files.writing.write_atomically`."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         if _is_special(filepath):

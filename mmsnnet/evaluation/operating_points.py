@@ -15,8 +15,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mmsnnet.evaluation.atomic_files import write_atomically
 from mmsnnet.evaluation.metric_names import higher_is_better, main_metric
+from mmsnnet.files.writing import write_atomically
 
 CostName = Literal["flops", "latency_ms"]
 MEASURED_COSTS = ("latency_ms", "throughput", "peak_memory")

@@ -22,11 +22,11 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from mmsnnet.errors import DataError
+from mmsnnet.files.reading import listed, misfits, not_finite, read_checkpoint, shapes, unwrapped
 from mmsnnet.stitching import Anchor
-from mmsnnet.stitching.anchors import GRID
-from mmsnnet.stitching.checkpoint import listed, misfits, not_finite, read_checkpoint, shapes, unwrapped
+from mmsnnet.stitching.anchors.base import GRID
 
-# Where the state dict of a StitchedViT has the number of draws so far, which training alone needs.
+# Where the state dict of a StitchedBackbone has the number of draws so far, which training alone needs.
 DRAWS = "draws"
 # How mmengine's loss history names the methods that compute its statistics.
 HISTORY_METHODS = {name: method for name, method in getmembers(HistoryBuffer, isfunction) if name[0] != "_"}
@@ -76,7 +76,7 @@ class _OfNoRun(dict[str, Any]):
 
 
 def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what :func:`mmsnnet.stitching.checkpoint.read_checkpoint` reads, checkpoints of mmengine's runner with
+    """Reads what :func:`mmsnnet.files.reading.read_checkpoint` reads, checkpoints of mmengine's runner with
     their loss history included. Weights that lie in the file as they are come under ``state_dict``, where hooks of
     mmengine look for them, with an empty ``meta``, which mmseg reads; a config in ``meta`` is left out. Weights without
     what a run needs to go on have a ``meta`` that says so where it is asked for ``epoch`` or ``iter``. Tensors are on

@@ -1,16 +1,16 @@
 """Stitching of vision transformers: pure PyTorch and timm, of use without OpenMMLab."""
 
-from mmsnnet.stitching.anchors import Anchor
+from mmsnnet.stitching.anchors.base import Anchor
+from mmsnnet.stitching.anchors.factory import create_anchor
+from mmsnnet.stitching.anchors.pretrained import LoadReport, load_pretrained
 from mmsnnet.stitching.cost import Cost, CostModel, cost_model, count_flops
-from mmsnnet.stitching.factory import create_anchor
-from mmsnnet.stitching.init import NormalEquations, solve_normal_equations
-from mmsnnet.stitching.layers import StitchingLayer
+from mmsnnet.stitching.least_squares import NormalEquations, solve_normal_equations
 from mmsnnet.stitching.network import StitchedNetwork
-from mmsnnet.stitching.parts import Component
 from mmsnnet.stitching.prefix import PrefixPlan, SharedPrefixes, prefix_order
-from mmsnnet.stitching.pretrained import LoadReport, load_pretrained
+from mmsnnet.stitching.route_parts import Component
 from mmsnnet.stitching.sampling import StitchSampler, flops_bins
 from mmsnnet.stitching.space import LayerKey, Segment, Stitch, StitchSpace, Tap, UnknownStitchError
+from mmsnnet.stitching.stitching_layer import StitchingLayer
 
 __all__ = [
     "Anchor",

@@ -15,7 +15,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from mmsnnet.stitching.anchors import Anchor
+from mmsnnet.stitching.anchors.base import Anchor
 
 _numbers = count()
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmsnnet.stitching.anchors import Anchor
-from mmsnnet.stitching.layers import StitchingLayer
+from mmsnnet.stitching.anchors.base import Anchor
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
-from mmsnnet.stitching.parts import Component, Part, classifier_parts, part_parameters, tap_parts
+from mmsnnet.stitching.route_parts import Component, Part, classifier_parts, part_parameters, tap_parts
 from mmsnnet.stitching.space import Stitch, StitchSpace
+from mmsnnet.stitching.stitching_layer import StitchingLayer
 from mmsnnet.stitching.windows import tokens_of
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mmsnnet.errors import SettingError
-from mmsnnet.stitching.anchors import Anchor
+from mmsnnet.stitching.anchors.base import Anchor
 from mmsnnet.stitching.compilation import compile_blocks
-from mmsnnet.stitching.layers import StitchingLayer
 from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
+from mmsnnet.stitching.stitching_layer import StitchingLayer
 
 LayerPath = tuple[LayerKey, ...]
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsnnet.evaluation.atomic_files import write_atomically
 from mmsnnet.evaluation.operating_points import CostName, OperatingPoint, OperatingPoints
+from mmsnnet.files.writing import write_atomically
 from mmsnnet.visualization.chart import Chart, make_chart
-from mmsnnet.visualization.files import check_suffix, render
+from mmsnnet.visualization.figures import check_suffix, render
 from mmsnnet.visualization.page import render_page
 from mmsnnet.visualization.references import SOURCE, Reference
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsnnet.evaluation.atomic_files import write_atomically
+from mmsnnet.files.writing import write_atomically
 from mmsnnet.stitching.space import Stitch, StitchSpace, Tap
-from mmsnnet.visualization.files import check_suffix, render
+from mmsnnet.visualization.figures import check_suffix, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

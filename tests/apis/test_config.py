@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from mmengine.registry import DefaultScope
 
-from mmsnnet.apis import DictAction, load_config
+from mmsnnet.apis import load_config
+from mmsnnet.cli.arguments import DictAction
 from mmsnnet.errors import SettingError, UserError
 
 WriteConfig = Callable[[str], Path]
@@ -240,8 +241,8 @@ def test_roots_may_be_paths(write_config: WriteConfig) -> None:
 
 
 def test_segmentors_of_new_style_configs(write_config: WriteConfig) -> None:
-    head = "from mmseg.models import EncoderDecoder\nfrom mmsnnet.models import StitchedViT\n"
-    config = load_config(write_config(f"{head}model = dict(type=EncoderDecoder, backbone=dict(type=StitchedViT))"))
+    head = "from mmseg.models import EncoderDecoder\nfrom mmsnnet.models import StitchedBackbone\n"
+    config = load_config(write_config(f"{head}model = dict(type=EncoderDecoder, backbone=dict(type=StitchedBackbone))"))
     assert config.model.type == "mmsnnet.EncoderDecoder"
     other = load_config(
         write_config(

@@ -7,7 +7,8 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmsnnet.apis import build_model, build_space, check_channels, load_config
+from mmsnnet.apis import build_model, build_space, load_config
+from mmsnnet.apis.model import check_channels
 
 MakeImages = Callable[..., Tensor]
 REPOSITORY = Path(__file__).parents[2]

@@ -63,7 +63,7 @@ def counted_once() -> Iterator[None]:
         return counted[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmsnnet.models.backbones.stitched_vit.cost_model", count_once)
+        patch.setattr("mmsnnet.models.backbones.stitched_backbone.cost_model", count_once)
         yield
 
 

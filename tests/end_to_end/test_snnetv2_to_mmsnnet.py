@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.apis.published_snnetv2 import Published, released_weights
+from tests.converters.published_snnetv2 import Published, released_weights
 
 CONVERTER = "model_converters/snnetv2_to_mmsnnet"
 MODEL = Published(depths=(2, 4), widths=(16, 24), heads=(2, 3), grid=(2, 2), rank=3)

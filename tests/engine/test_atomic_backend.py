@@ -14,8 +14,8 @@ from mmengine.fileio import FileClient, get_file_backend
 from mmengine.runner import save_checkpoint
 
 from mmsnnet.engine.atomic_backend import AtomicLocalBackend
-from mmsnnet.evaluation import atomic_files
-from mmsnnet.evaluation.atomic_files import abandoned_files, write_atomically
+from mmsnnet.files import writing
+from mmsnnet.files.writing import abandoned_files, write_atomically
 from tests.conftest import ending
 
 OLD, NEW = b"old" * 1000, b"newer" * 100_000
@@ -81,7 +81,7 @@ def test_all_local_paths_are_written_so(path: Path, monkeypatch: pytest.MonkeyPa
     for arguments in (dict(uri=path), dict(file_client_args=dict(backend="disk"))):
         assert type(FileClient.infer_client(**arguments).client) is AtomicLocalBackend
     written = []
-    monkeypatch.setattr(atomic_files.os, "replace", lambda _, target: written.append(target))
+    monkeypatch.setattr(writing.os, "replace", lambda _, target: written.append(target))
     mmengine.dump({}, path, file_format="json")
     save_checkpoint({}, str(path))
     assert written == [path, path]

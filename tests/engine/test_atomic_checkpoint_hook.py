@@ -22,13 +22,13 @@ from mmengine.model import BaseModel
 from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor, nn
 
-from mmsnnet.apis.mistakes import is_mistake
+from mmsnnet.cli.errors import is_mistake
 from mmsnnet.engine import atomic_backend
 from mmsnnet.engine.atomic_backend import AtomicLocalBackend
 from mmsnnet.engine.hooks import atomic_checkpoint_hook
 from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError, CheckpointWriteError
 from mmsnnet.engine.latest_checkpoint import choose_checkpoint, damage, latest_checkpoint
-from mmsnnet.evaluation.atomic_files import abandoned_files
+from mmsnnet.files.writing import abandoned_files
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmsnnet.engine import ConsistencyHook
 from mmsnnet.engine.hooks import consistency_hook
 from mmsnnet.engine.hooks.consistency_hook import bit_checksum
-from mmsnnet.models import StitchedViT
+from mmsnnet.models import StitchedBackbone
 
 # The checksum
 
@@ -105,7 +105,7 @@ def test_any_tensor_has_one_whatever_its_strides(tensor: Tensor) -> None:
 
 
 @pytest.fixture
-def runner(make_backbone: Callable[..., StitchedViT]) -> SimpleNamespace:
+def runner(make_backbone: Callable[..., StitchedBackbone]) -> SimpleNamespace:
     """What the hook needs of a runner, ``step`` to run one iteration."""
     backbone = make_backbone(flops_step=1e5)
     runner = SimpleNamespace(model=nn.ModuleDict(dict(backbone=backbone)), iter=0, logger=None)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mmsnnet.engine import StitchInitHook
-from mmsnnet.models import StitchedViT
+from mmsnnet.models import StitchedBackbone
 from mmsnnet.stitching import NormalEquations
 
 # Patches of 8: eight images of 32 pixels give 136 tokens, more than the widest anchor has channels.
@@ -50,7 +50,7 @@ class Noisy(Dataset):
 def make_runner(length: int = 20, rank: int = 0) -> SimpleNamespace:
     """What the hook needs of a runner: the same anchors whatever the rank, and other stitching layers."""
     torch.manual_seed(0)
-    backbone = StitchedViT(ANCHORS, img_size=32, rank=2)
+    backbone = StitchedBackbone(ANCHORS, img_size=32, rank=2)
     torch.manual_seed(1 + rank)
     for parameter in backbone.network.layers.parameters():
         nn.init.normal_(parameter)

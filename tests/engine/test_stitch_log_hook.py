@@ -9,14 +9,14 @@ from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from mmsnnet.engine import StitchLogHook
-from mmsnnet.models import StitchedViT
+from mmsnnet.models import StitchedBackbone
 from mmsnnet.stitching import count_flops
 
 
 class Deployed(nn.Module):
     """One stitch with the taps of training, its low-rank updates merged."""
 
-    def __init__(self, backbone: StitchedViT, stitch: Any) -> None:
+    def __init__(self, backbone: StitchedBackbone, stitch: Any) -> None:
         super().__init__()
         self.network, self.stitch, self.taps = backbone.network.merged().eval(), stitch, (1, 3)
 
@@ -25,7 +25,7 @@ class Deployed(nn.Module):
 
 
 def test_the_share_of_the_drawn_stitch(
-    make_backbone: Callable[..., StitchedViT], make_images: Callable[..., Tensor]
+    make_backbone: Callable[..., StitchedBackbone], make_images: Callable[..., Tensor]
 ) -> None:
     backbone, images = make_backbone(out_indices=dict(train=(1, 3), test=(3,))), make_images(1)
     flops = {stitch.id: count_flops(Deployed(backbone, stitch), images) for stitch in backbone.space}

@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import nn
 
 from mmsnnet.datasets import write_shapes
-from mmsnnet.datasets.shapes import CLASSES, PALETTE
+from mmsnnet.datasets.procedural.shapes import CLASSES, PALETTE
 from mmsnnet.engine import StitchTestLoop, StitchValLoop
 from mmsnnet.engine.runner import CannotResumeError, stitch_passes
 from mmsnnet.engine.runner.stitch_loops import checked_loading

@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
 import mmsnnet.engine.optimizers.stitch_optim_wrapper_constructor as module
-from mmsnnet.models import StitchedViT
+from mmsnnet.models import StitchedBackbone
 
 Make = Callable[..., Any]
 LR, DECAY = 2.0, 0.5
@@ -20,7 +20,7 @@ LR, DECAY = 2.0, 0.5
 class Detector(nn.Module):
     """A backbone, a neck and a head under names of their own: no toolbox's model."""
 
-    def __init__(self, backbone: StitchedViT) -> None:
+    def __init__(self, backbone: StitchedBackbone) -> None:
         super().__init__()
         self.trunk = backbone
         self.neck = nn.Sequential(nn.Conv2d(48, 8, 1), nn.GroupNorm(2, 8))
@@ -48,7 +48,7 @@ def settings(model: nn.Module, wrapper: OptimWrapper) -> dict[str, tuple[float, 
 
 
 @pytest.fixture(params=["plain", "bias and windows", "tokens and layer scale", "learned rotations", "frozen"])
-def backbone(request: pytest.FixtureRequest, make_backbone: Make) -> StitchedViT:
+def backbone(request: pytest.FixtureRequest, make_backbone: Make) -> StitchedBackbone:
     anchors = {
         "bias and windows": dict(rel_pos_bias=True, window_size=1),
         "learned rotations": dict(model="vit_base_patch16_rope_mixed_ape_224"),
@@ -59,13 +59,13 @@ def backbone(request: pytest.FixtureRequest, make_backbone: Make) -> StitchedViT
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])
-def test_every_trainable_parameter_is_in_one_group(backbone: StitchedViT, rate: float) -> None:
+def test_every_trainable_parameter_is_in_one_group(backbone: StitchedBackbone, rate: float) -> None:
     model = Detector(backbone)
     found = settings(model, build(model, layer_decay_rate=rate))
     assert found.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_what_is_not_decayed(backbone: StitchedViT) -> None:
+def test_what_is_not_decayed(backbone: StitchedBackbone) -> None:
     """By the names that timm gives to matrices and kernels: all else is spared."""
     model = Detector(backbone)
     decayed = {name for name, (_, decay) in settings(model, build(model)).items() if decay}

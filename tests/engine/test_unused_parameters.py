@@ -9,7 +9,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from mmsnnet.models import StitchedViT
+from mmsnnet.models import StitchedBackbone
 
 Make = Callable[..., Any]
 
@@ -23,7 +23,7 @@ OPTIMIZERS = {
 }
 
 
-def build(backbone: StitchedViT, optimizer: dict[str, Any], **wrapper: Any) -> OptimWrapper:
+def build(backbone: StitchedBackbone, optimizer: dict[str, Any], **wrapper: Any) -> OptimWrapper:
     from mmengine.optim import build_optim_wrapper
 
     constructor = "mmsnnet.StitchOptimWrapperConstructor"
@@ -31,7 +31,7 @@ def build(backbone: StitchedViT, optimizer: dict[str, Any], **wrapper: Any) -> O
     return build_optim_wrapper(backbone, config)
 
 
-def loss_of(backbone: StitchedViT, images: Tensor) -> Tensor:
+def loss_of(backbone: StitchedBackbone, images: Tensor) -> Tensor:
     (found,) = backbone.train()(images)
     return found.square().mean()
 

@@ -14,13 +14,13 @@ import pytest
 from mmsnnet.evaluation import (
     OperatingPoint,
     OperatingPoints,
-    atomic_files,
     default_metric,
     higher_is_better,
     metric_names,
     operating_points,
     pareto_front,
 )
+from mmsnnet.files import writing
 
 
 def point(id_: int, flops: int, quality: float | None = None, **kwargs: object) -> OperatingPoint:
@@ -408,10 +408,10 @@ def test_points_are_values() -> None:
     ] * 2
 
 
-@pytest.mark.parametrize("module", [operating_points, atomic_files, metric_names])
+@pytest.mark.parametrize("module", [operating_points, writing, metric_names])
 def test_the_module_is_data_alone(module: ModuleType) -> None:
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    own = {atomic_files.__name__, metric_names.__name__}
+    own = {writing.__name__, metric_names.__name__}
     assert {name.split(".")[0] for name in imported - own} <= set(sys.stdlib_module_names)

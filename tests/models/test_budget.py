@@ -1,4 +1,4 @@
-"""``StitchedViT(budget=...)``: the route of evaluation mode chosen by what was measured."""
+"""``StitchedBackbone(budget=...)``: the route of evaluation mode chosen by what was measured."""
 
 import copy
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from mmsnnet.apis import build_model, build_space, load_config
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints, compact_front
-from mmsnnet.models import StitchedViT
+from mmsnnet.models import StitchedBackbone
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
 
 Config_ = Callable[..., dict[str, Any]]
-MakeBackbone = Callable[..., StitchedViT]
+MakeBackbone = Callable[..., StitchedBackbone]
 MakeImages = Callable[..., Tensor]
 
 REPOSITORY = Path(__file__).parents[2]

@@ -21,11 +21,11 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmsnnet.errors import DataError
-from mmsnnet.models import StitchedViT, check_weights, model_weights, read_model_checkpoint, read_weights
-from mmsnnet.stitching.attention import resize_table
+from mmsnnet.models import StitchedBackbone, check_weights, model_weights, read_model_checkpoint, read_weights
+from mmsnnet.stitching.anchors.attention import resize_table
 from tests.conftest import RunsCode
 
-MakeBackbone = Callable[..., StitchedViT]
+MakeBackbone = Callable[..., StitchedBackbone]
 
 
 class Toy(BaseModel):
@@ -407,14 +407,14 @@ def test_mmengine_says_which_loader_reads(trained: Path, caplog: pytest.LogCaptu
     assert re.search(r"by local backend from path: .*epoch_1\.pth", caplog.text)
 
 
-def other_size(make_backbone: MakeBackbone) -> tuple[StitchedViT, StitchedViT]:
+def other_size(make_backbone: MakeBackbone) -> tuple[StitchedBackbone, StitchedBackbone]:
     """Two backbones with position biases, for 4 x 2 patches and for 2 x 4."""
     bias = dict(rel_pos_bias=True)
     one, other = (make_backbone(small=bias, large=bias, img_size=size) for size in ((64, 32), (32, 64)))
     return one, other
 
 
-def is_resampled(found: StitchedViT, source: StitchedViT) -> None:
+def is_resampled(found: StitchedBackbone, source: StitchedBackbone) -> None:
     for own, other in zip(found.network.anchors, source.network.anchors, strict=True):
         expected = resample_abs_pos_embed(other.model.pos_embed, [2, 4], [4, 2], num_prefix_tokens=1)
         torch.testing.assert_close(own.model.pos_embed.data, expected.data)

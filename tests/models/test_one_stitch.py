@@ -1,4 +1,4 @@
-"""``StitchedViT(only=...)``: what one stitch runs and no more, with what it gives and costs in the whole backbone."""
+"""``only`` of the backbone: what one stitch runs and no more, with what it gives and costs in the whole backbone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmsnnet.models import StitchedViT
+from mmsnnet.models import StitchedBackbone
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import NormalEquations, UnknownStitchError
 
-MakeBackbone = Callable[..., StitchedViT]
+MakeBackbone = Callable[..., StitchedBackbone]
 Config = Callable[..., dict[str, Any]]
 
 WINDOWS = dict(rel_pos_bias=True, window_size=2, global_blocks=(1,))
@@ -30,7 +30,7 @@ WHOLE = {
 }
 
 
-def cut(whole: StitchedViT, config: dict[str, Any], stitch: str) -> StitchedViT:
+def cut(whole: StitchedBackbone, config: dict[str, Any], stitch: str) -> StitchedBackbone:
     """One stitch of a backbone, with its weights: those of the same names, once updates are merged."""
     taps = {} if whole.num_classes is not None else dict(out_indices=whole.test_out_indices)
     one = MODELS.build(config | taps | dict(only=stitch, rank=0))

@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from mmsnnet.models.backbones import StitchedViT
+from mmsnnet.models.backbones import StitchedBackbone
 
 # Sizes around whole patches of 16 (the tiny anchors'), also below the window of slide inference and below one patch.
 SIZES = [(32, 32), (33, 32), (47, 64), (20, 90), (7, 33)]
@@ -181,7 +181,7 @@ def test_a_stock_segmentor_is_warned_of_once(
     make: Callable[..., Any], make_images: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("mmsnnet.models.backbones.stitched_vit.print_log", lambda text, **_: said.append(text))
+    monkeypatch.setattr("mmsnnet.models.backbones.stitched_backbone.print_log", lambda text, **_: said.append(text))
     stock, ours = make(type="mmseg.EncoderDecoder"), make()
     for model in (ours, stock):
         for size in ((48, 64), (33, 64), (20, 20)):
@@ -208,6 +208,6 @@ def test_a_stock_segmentor_is_right_where_its_preprocessor_pads(
     assert torch.equal(*found)
 
 
-def test_size_to_which_images_are_padded(make_backbone: Callable[..., StitchedViT]) -> None:
+def test_size_to_which_images_are_padded(make_backbone: Callable[..., StitchedBackbone]) -> None:
     backbone = make_backbone()
     assert [backbone.padded_size(size) for size in ((1, 16), (17, 32), (512, 683))] == [(16, 16), (32, 32), (512, 688)]

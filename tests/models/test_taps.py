@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mmsnnet.models import StitchedViT, Taps
+from mmsnnet.models import StitchedBackbone, Taps
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 PER_MODE = dict(train=(1, 3), test=(3,))
@@ -25,7 +25,7 @@ def equal(found: Any, expected: Any) -> bool:
 
 
 @pytest.fixture
-def taps(make_backbone: Callable[..., StitchedViT], make_images: Callable[..., Tensor]) -> Taps:
+def taps(make_backbone: Callable[..., StitchedBackbone], make_images: Callable[..., Tensor]) -> Taps:
     with torch.no_grad():
         return make_backbone(out_indices=PER_MODE).eval()(make_images())
 
@@ -46,7 +46,7 @@ def test_copies_and_pickles_keep_class_tokens(taps: Taps) -> None:
 
 @pytest.mark.parametrize("out_indices", [None, PER_MODE, (0, 3)])
 def test_a_backbone_is_traced(
-    out_indices: Any, make_backbone: Callable[..., StitchedViT], make_images: Callable[..., Tensor]
+    out_indices: Any, make_backbone: Callable[..., StitchedBackbone], make_images: Callable[..., Tensor]
 ) -> None:
     backbone, images = make_backbone(out_indices=out_indices).eval(), make_images()
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_a_backbone_is_traced(
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_backbone_is_exported_and_saved(
-    strict: bool, make_backbone: Callable[..., StitchedViT], make_images: Callable[..., Tensor]
+    strict: bool, make_backbone: Callable[..., StitchedBackbone], make_images: Callable[..., Tensor]
 ) -> None:
     backbone, images = make_backbone(out_indices=PER_MODE).eval(), make_images()
     buffer = io.BytesIO()
@@ -88,7 +88,7 @@ def test_no_property_of_a_module_computes_or_traces(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a property computes")
 
-    monkeypatch.setattr("mmsnnet.models.backbones.stitched_vit.cost_model", refuse)
+    monkeypatch.setattr("mmsnnet.models.backbones.stitched_backbone.cost_model", refuse)
     with monkeypatch.context() as patch:
         patch.setattr(nn.Module, "__call__", refuse)
         for module in model.modules():

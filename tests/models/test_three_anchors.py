@@ -1,4 +1,4 @@
-"""``StitchedViT`` with three anchors: drawn, optimised, frozen and saved as with two."""
+"""``StitchedBackbone`` with three anchors: drawn, optimised, frozen and saved as with two."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,11 +11,11 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from mmsnnet.engine import StitchLogHook
-from mmsnnet.models import StitchedViT
+from mmsnnet.models import StitchedBackbone
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
 
-MakeBackbone = Callable[..., StitchedViT]
+MakeBackbone = Callable[..., StitchedBackbone]
 MakeImages = Callable[..., Tensor]
 
 DEPTHS, WIDTHS = (2, 3, 6), (32, 48, 64)
@@ -26,11 +26,11 @@ ANCHORS = [
 
 
 @pytest.fixture
-def backbone(make_backbone: MakeBackbone) -> StitchedViT:
+def backbone(make_backbone: MakeBackbone) -> StitchedBackbone:
     return make_backbone(anchors=ANCHORS, out_indices=dict(train=(0, 3, 5), test=(5,)))
 
 
-def test_every_stitch_in_evaluation_mode(backbone: StitchedViT, make_images: MakeImages) -> None:
+def test_every_stitch_in_evaluation_mode(backbone: StitchedBackbone, make_images: MakeImages) -> None:
     assert backbone.space == StitchSpace.two_way(DEPTHS)
     assert backbone.stitch.name == "L", "the largest anchor by default"
     backbone.eval()
@@ -41,7 +41,7 @@ def test_every_stitch_in_evaluation_mode(backbone: StitchedViT, make_images: Mak
         assert maps.class_tokens[2].shape == (2, 64)
 
 
-def test_training_draws_every_stitch_and_trains_its_layers(backbone: StitchedViT, make_images: MakeImages) -> None:
+def test_training_draws_every_stitch_and_trains_its_layers(backbone: StitchedBackbone, make_images: MakeImages) -> None:
     drawn = set()
     for _ in range(60):
         backbone.zero_grad(set_to_none=True)
@@ -55,7 +55,7 @@ def test_training_draws_every_stitch_and_trains_its_layers(backbone: StitchedViT
     assert drawn == {stitch.id for stitch in backbone.space}
 
 
-def test_the_share_of_flops_that_is_logged(backbone: StitchedViT, make_images: MakeImages) -> None:
+def test_the_share_of_flops_that_is_logged(backbone: StitchedBackbone, make_images: MakeImages) -> None:
     runner, hook = SimpleNamespace(model=backbone, message_hub=MessageHub("three anchors")), StitchLogHook()
     hook.before_train(runner)
     costs = backbone.training_costs()
@@ -88,7 +88,7 @@ def test_frozen_parts(settings: dict[str, Any], first: tuple[int, ...], make_bac
         assert any(p.requires_grad for p in anchor.stem_parameters()) == (start < 0)
 
 
-def test_groups_of_parameters_with_decay_over_layers(backbone: StitchedViT) -> None:
+def test_groups_of_parameters_with_decay_over_layers(backbone: StitchedBackbone) -> None:
     config = dict(
         type="OptimWrapper",
         constructor="mmsnnet.StitchOptimWrapperConstructor",
@@ -107,7 +107,7 @@ def test_groups_of_parameters_with_decay_over_layers(backbone: StitchedViT) -> N
     assert rate_of[model[1].weight] == 6.0
 
 
-def test_a_state_dict_goes_to_another_backbone_of_three(backbone: StitchedViT, make_images: MakeImages) -> None:
+def test_a_state_dict_goes_to_another_backbone_of_three(backbone: StitchedBackbone, make_images: MakeImages) -> None:
     other = MODELS.build(
         dict(type="mmsnnet.StitchedViT", anchors=ANCHORS, img_size=32, rank=2, out_indices=(0, 3, 5), flops_step=2e4)
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmsnnet.apis import launch
+from mmsnnet.cli import launching as launch
 
 REPOSITORY = Path(__file__).parents[2]
 # Both heads have synchronised batch norms.

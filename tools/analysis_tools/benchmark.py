@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mmsnnet.apis import DictAction, build_model, check_channels, load_config, mistakes_answered
+from mmsnnet.apis import build_model, load_config
 from mmsnnet.apis.benchmark import (
     Benchmark,
     BenchmarkSettings,
@@ -24,6 +24,9 @@ from mmsnnet.apis.benchmark import (
     points_to_time,
     with_latencies,
 )
+from mmsnnet.apis.model import check_channels
+from mmsnnet.cli.arguments import DictAction
+from mmsnnet.cli.errors import mistakes_answered
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.visualization import print_table

@@ -4,7 +4,10 @@ import argparse
 import os
 import time
 
-from mmsnnet.apis import DictAction, build_uninitialized, check_channels, load_config, mistakes_answered
+from mmsnnet.apis import build_uninitialized, load_config
+from mmsnnet.apis.model import check_channels
+from mmsnnet.cli.arguments import DictAction
+from mmsnnet.cli.errors import mistakes_answered
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.visualization import operating_points_table, print_table

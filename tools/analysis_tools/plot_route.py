@@ -10,8 +10,10 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from mmsnnet.apis import DictAction, load_config, mistakes_answered
+from mmsnnet.apis import load_config
 from mmsnnet.apis.model import build_without_weights
+from mmsnnet.cli.arguments import DictAction
+from mmsnnet.cli.errors import mistakes_answered
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.visualization import plot_routes
 

@@ -3,7 +3,9 @@
 import argparse
 import os
 
-from mmsnnet.apis import DictAction, extract_stitch, load_config, mistakes_answered
+from mmsnnet.apis import extract_stitch, load_config
+from mmsnnet.cli.arguments import DictAction
+from mmsnnet.cli.errors import mistakes_answered
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,7 +3,9 @@
 import argparse
 import os
 
-from mmsnnet.apis import DictAction, load_config, mistakes_answered, publish_model
+from mmsnnet.apis import load_config, publish_model
+from mmsnnet.cli.arguments import DictAction
+from mmsnnet.cli.errors import mistakes_answered
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,8 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mmsnnet.apis import convert_snnetv2, mistakes_answered
-from mmsnnet.apis.snnetv2 import Conversion
+from mmsnnet.cli.errors import mistakes_answered
+from mmsnnet.converters import convert_snnetv2
+from mmsnnet.converters.snnetv2 import Conversion
 from mmsnnet.visualization import print_table
 
 

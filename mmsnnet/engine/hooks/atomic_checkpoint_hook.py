@@ -35,7 +35,7 @@ from mmsnnet.engine.latest_checkpoint import (
 )
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.errors import UserError
-from mmsnnet.evaluation.atomic_files import abandoned_files, write_atomically
+from mmsnnet.files.writing import abandoned_files, write_atomically
 from mmsnnet.registry import HOOKS
 
 AnyRunner = Runner | FlexibleRunner

@@ -26,8 +26,8 @@ from mmsnnet.engine.resuming import (
     summarize_partial_load,
 )
 from mmsnnet.errors import SettingError
+from mmsnnet.files.reading import listed, not_finite
 from mmsnnet.registry import HOOKS
-from mmsnnet.stitching.checkpoint import listed, not_finite
 
 AnyRunner = Runner | FlexibleRunner
 

@@ -13,7 +13,7 @@ from mmsnnet.engine.resuming.difference import Difference, kept, refused, replac
 from mmsnnet.engine.resuming.optimizers import named_wrappers
 from mmsnnet.engine.resuming.schedules import scheduler_types
 from mmsnnet.engine.resuming.settings import describe_settings
-from mmsnnet.models import StitchedViT
+from mmsnnet.models import StitchedBackbone
 
 AnyRunner = Runner | FlexibleRunner
 Record = dict[str, Any]
@@ -106,7 +106,7 @@ def _facts(runner: AnyRunner) -> Record:
         facts[f"{setting}.accumulative_counts"] = wrapper._accumulative_counts
         facts[f"{setting}.clip_grad"] = str(dict(clip)) if clip else "none"
     for module in runner.model.modules():
-        if isinstance(module, StitchedViT) and len(module.space) > 1:
+        if isinstance(module, StitchedBackbone) and len(module.space) > 1:
             facts["model.backbone.seed"] = module.seed
             facts["model.backbone.flops_step"] = _described_bins(module)
     return {setting: value for setting, value in facts.items() if value is not None}
@@ -141,7 +141,7 @@ def _described_sampler(loader: DataLoader) -> str | None:
     return type(sampler).__name__ + ("" if shuffle is None else f"(shuffle={bool(shuffle)})")
 
 
-def _described_bins(backbone: StitchedViT) -> str:
+def _described_bins(backbone: StitchedBackbone) -> str:
     """The bins that stitches are drawn from, with a digest that tells which stitch is in which."""
     bins = backbone.sampler().bins
     return f"{len(bins)} bin{'s' * (len(bins) != 1)} of {len(backbone.space)} stitches ({_digest(map(repr, bins))})"

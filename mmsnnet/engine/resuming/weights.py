@@ -8,11 +8,11 @@ from torch.distributed.fsdp._common_utils import clean_tensor_name
 
 from mmsnnet.engine.resuming.difference import Difference, refused
 from mmsnnet.errors import SettingError
+from mmsnnet.files.reading import listed, misfits, shapes
 from mmsnnet.models import StitchedFullyShardedDataParallel
 from mmsnnet.models.checkpoint import DRAWS, model_weights, unwrapped_model
 from mmsnnet.stitching import Anchor
-from mmsnnet.stitching.anchors import GRID, recorded_grid
-from mmsnnet.stitching.checkpoint import listed, misfits, shapes
+from mmsnnet.stitching.anchors.base import GRID, recorded_grid
 
 Shapes = dict[str, object]
 

@@ -131,7 +131,7 @@ def _fingerprint(loop: StitchTestLoop, model: nn.Module) -> dict[str, str]:
 def _decisive(setting: Any) -> Any:
     """A model's config without the settings that change no figure."""
     if isinstance(setting, Mapping):
-        is_backbone = str(setting.get("type")).rpartition(".")[2] == "StitchedViT"
+        is_backbone = str(setting.get("type")).rpartition(".")[2] in ("StitchedBackbone", "StitchedViT")
         left_out = TRAINING_ONLY + (BACKBONE_ONLY if is_backbone else ())
         return {name: _decisive(value) for name, value in setting.items() if name not in left_out}
     return [_decisive(value) for value in setting] if isinstance(setting, list | tuple) else setting

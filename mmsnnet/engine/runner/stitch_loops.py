@@ -29,11 +29,11 @@ from mmsnnet.engine.runner.resume import start
 from mmsnnet.engine.runner.stitch_files import output_paths
 from mmsnnet.engine.runner.stitch_passes import StitchPass, needs_own_pass
 from mmsnnet.evaluation import OperatingPoint
-from mmsnnet.models import StitchedViT, find_stitched_backbone, model_costs
+from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import LOOPS
 from mmsnnet.stitching import LayerKey, Stitch
-from mmsnnet.stitching.parts import classifier_parts, tap_parts
+from mmsnnet.stitching.route_parts import classifier_parts, tap_parts
 
 
 def checked_loading(dataloader: DataLoader | dict) -> DataLoader | dict:
@@ -64,7 +64,7 @@ class StitchTestLoop(TestLoop):
     """Tests a stitched model at each of the chosen stitches and writes the file of operating points.
 
     A pass over the data serves many stitches: each batch is loaded and preprocessed once and walked through them, and
-    they share the blocks that they have in common (:meth:`StitchedViT.reuse_prefixes`). The file is written anew,
+    they share the blocks that they have in common (:meth:`StitchedBackbone.reuse_prefixes`). The file is written anew,
     atomically, after each pass. Hooks see one test epoch, whose metrics are named ``<stitch>/<metric>``, with an
     iteration for each batch and stitch. Metrics that are no numbers go to the log and to the hooks, not to the file.
 
@@ -150,7 +150,7 @@ class StitchValLoop(ValLoop):
     Args:
         runner, dataloader, evaluator, fp16: as of mmengine's ``ValLoop``.
         stitches: as of :class:`StitchTestLoop`, or ``'spread'`` for the anchors and some stitches between them
-            (:meth:`StitchedViT.spread`).
+            (:meth:`StitchedBackbone.spread`).
         prefix_reuse, stitches_per_pass: as of :class:`StitchTestLoop`.
     """
 
@@ -174,7 +174,7 @@ class StitchValLoop(ValLoop):
             _ = self.stitches
 
     @cached_property
-    def backbone(self) -> StitchedViT:
+    def backbone(self) -> StitchedBackbone:
         """The stitched backbone of the runner's model."""
         return find_stitched_backbone(self.runner.model)
 
@@ -292,7 +292,7 @@ def _named(stitches: Sequence[Stitch], metrics: Mapping[int, Mapping[str, Any]])
     return {f"{stitch.name}/{name}": value for stitch in stitches for name, value in metrics[stitch.id].items()}
 
 
-def _check_initialized(backbone: StitchedViT, stitches: Sequence[Stitch]) -> None:
+def _check_initialized(backbone: StitchedBackbone, stitches: Sequence[Stitch]) -> None:
     network = backbone.network
 
     def layers(stitch: Stitch) -> list[LayerKey]:

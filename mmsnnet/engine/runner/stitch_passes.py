@@ -25,7 +25,7 @@ from mmsnnet.engine.agreement import sizes_explained
 from mmsnnet.engine.runner.labels import check_first_batch, keeps_nothing
 from mmsnnet.engine.runner.metric_warnings import absent_classes
 from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths
-from mmsnnet.models import StitchedFullyShardedDataParallel, StitchedViT
+from mmsnnet.models import StitchedBackbone, StitchedFullyShardedDataParallel
 from mmsnnet.stitching import Stitch
 
 # What the metrics of one pass may keep in host memory, in bytes, unless the number of stitches is given.
@@ -65,7 +65,7 @@ class StitchPass:
         self,
         loop: BaseLoop,
         stage: str,
-        backbone: StitchedViT,
+        backbone: StitchedBackbone,
         stitches: Sequence[Stitch],
         reuse: bool = True,
         bounded: bool = True,

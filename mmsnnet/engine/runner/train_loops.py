@@ -20,7 +20,7 @@ from mmsnnet.engine.agreement import check_loader, check_same_classes, sizes_exp
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.ranks import fail_together
-from mmsnnet.engine.runner.loading import seeded_loader
+from mmsnnet.engine.runner.seeded_loading import seeded_loader
 from mmsnnet.engine.runner.stitch_passes import refuse_uneven_batches
 from mmsnnet.engine.strategies import FSDPStrategy
 from mmsnnet.errors import SettingError
@@ -39,8 +39,8 @@ class _StitchTrainLoop:
     - each iteration starts from states seeded by the run's seed, the rank and the iteration's number, whatever
       validation, hooks or the loading of data drew before it;
     - each training sample starts from states seeded by the run's seed, the epoch and the sample's number over all ranks
-      (:mod:`mmsnnet.engine.runner.loading`), so that neither the number of workers nor how samples are shared out over
-      ranks matters;
+      (:mod:`mmsnnet.engine.runner.seeded_loading`), so that neither the number of workers nor how samples are shared
+      out over ranks matters;
     - a resumed run draws the indices that were trained with again, without loading them, in the middle of an epoch too,
       and with the seed that the checkpoint recorded, where the config has none.
 
@@ -173,8 +173,8 @@ class StitchIterBasedTrainLoop(_StitchTrainLoop, IterBasedTrainLoop):
             still updated every ``accumulative_counts`` iterations.
 
     Raises:
-        TypeError, ValueError: what :func:`mmsnnet.engine.runner.loading.seeded_loader` refuses; ``stitches_per_step``
-            is below 1, or an optimizer wrapper cannot add up gradients.
+        TypeError, ValueError: what :func:`mmsnnet.engine.runner.seeded_loading.seeded_loader` refuses;
+            ``stitches_per_step`` is below 1, or an optimizer wrapper cannot add up gradients.
     """
 
     def __init__(

@@ -1,3 +1,3 @@
-from mmsnnet.models.backbones.stitched_vit import StitchedViT, Taps, find_stitched_backbone
+from mmsnnet.models.backbones.stitched_backbone import StitchedBackbone, Taps, find_stitched_backbone
 
-__all__ = ["StitchedViT", "Taps", "find_stitched_backbone"]
+__all__ = ["StitchedBackbone", "Taps", "find_stitched_backbone"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.autograd import Variable
 
-from mmsnnet.models.backbones import StitchedViT, find_stitched_backbone
+from mmsnnet.models.backbones import StitchedBackbone, find_stitched_backbone
 from mmsnnet.registry import MODEL_WRAPPERS
 from mmsnnet.stitching import Stitch
 
@@ -24,7 +24,7 @@ class StitchedDataParallel(nn.Module):
     """Averages gradients over the ranks as ``DistributedDataParallel`` does, but only of what drawn stitches have used.
 
     All ranks draw the same stitch, so all know which parameters a forward has used without searching the graph or
-    telling each other: those of :meth:`StitchedViT.trained_parameters`, and all outside the backbone. Their gradients
+    telling each other: those of ``trained_parameters`` of the backbone, and all outside the backbone. Their gradients
     are gathered in buckets during the backward pass, in the order in which they arrive, and each full bucket is reduced
     while the backward pass goes on. Afterwards each gradient is a view of its bucket. Of what no stitch has used
     nothing is allocated, copied or sent.
@@ -43,7 +43,7 @@ class StitchedDataParallel(nn.Module):
     and checkpointing is with ``use_reentrant=False``.
 
     Args:
-        module: a model of mmengine's with one ``StitchedViT`` in it, on its device.
+        module: a model of mmengine's with one ``StitchedBackbone`` in it, on its device.
         bucket_cap_mb: the size from which on a bucket is full, in MiB.
 
     Raises:
@@ -71,7 +71,7 @@ class StitchedDataParallel(nn.Module):
 
     # A submodule under a second name would be in the state dict twice; a cached property is none.
     @cached_property
-    def backbone(self) -> StitchedViT:
+    def backbone(self) -> StitchedBackbone:
         """The stitched backbone inside the model."""
         return find_stitched_backbone(self.module)
 

@@ -14,10 +14,10 @@ from mmengine.model.wrappers import MMFullyShardedDataParallel
 from torch import nn
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
-from mmsnnet.models.backbones import StitchedViT, find_stitched_backbone
+from mmsnnet.models.backbones import StitchedBackbone, find_stitched_backbone
 from mmsnnet.registry import MODEL_WRAPPERS
 from mmsnnet.stitching import Anchor, Stitch
-from mmsnnet.stitching.attention import AnchorAttention
+from mmsnnet.stitching.anchors.attention import AnchorAttention
 
 
 @MODEL_WRAPPERS.register_module()
@@ -68,7 +68,7 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
         backbone.register_forward_pre_hook(self._before_backbone)
 
     @cached_property
-    def backbone(self) -> StitchedViT:
+    def backbone(self) -> StitchedBackbone:
         """The stitched backbone inside."""
         return find_stitched_backbone(self.module)
 
@@ -150,7 +150,7 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
             yield
 
 
-def sharded_units(backbone: StitchedViT) -> Iterator[nn.Module]:
+def sharded_units(backbone: StitchedBackbone) -> Iterator[nn.Module]:
     """The modules of a backbone that are gathered one by one: the blocks of its anchors; of a block with a relative
     position bias, which is read from outside, its parts."""
     for anchor in backbone.network.anchors:

@@ -1,0 +1,116 @@
+"""Making anchors from the names of timm's models."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+
+from mmsnnet.stitching.anchors.attention import AnchorAttention
+from mmsnnet.stitching.anchors.base import Anchor, adapter_of
+
+
+def create_anchor(
+    model: str,
+    img_size: int | tuple[int, int],
+    classifier: bool = False,
+    rel_pos_bias: bool = False,
+    window_size: int | None = None,
+    global_blocks: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> Anchor:
+    """Builds an anchor, without pretrained weights, from the name of a timm model.
+
+    Args:
+        model: name of a plain ViT in timm, with or without a tag.
+        img_size: height and width (or the side) that the position embedding is stored for; need not be square.
+        classifier: keep the classifier, see :class:`Anchor`.
+        rel_pos_bias: give every block a learned relative position bias, zero at first, as the segmentation models of
+            SN-Netv2 have. It is stored for ``img_size`` and interpolated for others.
+        window_size: side in patches of the windows that blocks attend within, as in ViTDet (arXiv 2203.16527); None
+            lets every block attend over the whole image.
+        global_blocks: with ``window_size``, the blocks that attend over the whole image all the same; the last of each
+            quarter of the blocks by default.
+        kwargs: go to ``timm.create_model`` (``drop_path_rate``, ``embed_dim``, ``depth``, ``num_heads``, ...).
+
+    Raises:
+        ValueError: timm knows no such model (near names are listed) or no such keyword, or windows are out of range.
+        TypeError: the model is not a plain ViT.
+    """
+    if reading := {"pretrained", "checkpoint_path"} & set(kwargs):
+        raise ValueError(
+            f"anchor {model!r}: create_anchor reads no weights, leave out {', '.join(sorted(reading))}: they go into a "
+            "backbone's anchors as pretrained=..., or through load_pretrained"
+        )
+    if not timm.is_model(model.split(".")[0]):
+        near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
+        raise ValueError(
+            f"timm knows no model {model!r}; "
+            + (f"near names are {', '.join(near)}" if near else "timm.list_models() lists them")
+        )
+    dynamic = dict(dynamic_img_size=True, dynamic_img_pad=True)
+    head = {} if classifier else dict(num_classes=0)
+    attention = dict(attn_layer=AnchorAttention) if rel_pos_bias or window_size is not None else {}
+    if attention and "attn_layer" in kwargs:
+        raise ValueError(
+            f"anchor {model!r}: rel_pos_bias and window_size go with timm's plain attention, no attn_layer"
+        )
+    try:
+        net = timm.create_model(model, img_size=img_size, **{**dynamic, **head, **attention, **kwargs})
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument(?:\(s\): \[)? ?'(\w+)'", str(error))
+        if unknown is None:
+            raise
+        if unknown[1] in attention:
+            raise ValueError(
+                f"anchor {model!r}: rel_pos_bias and window_size are for models of timm's VisionTransformer class"
+            ) from error
+        if unknown[1] in ("img_size", *dynamic):
+            raise TypeError(
+                f"timm's {model!r} has no {unknown[1]}: an anchor is a plain ViT (deit3_*, vit_*, eva02_*, ...)"
+            ) from error
+        raise ValueError(
+            f"anchor {model!r}: unknown key {unknown[1]!r}; keys beside 'model', 'pretrained', 'rel_pos_bias', "
+            "'window_size' and 'global_blocks' are those of timm.create_model"
+        ) from error
+    except RuntimeError as error:
+        if "pretrained tag" not in str(error):
+            raise
+        tags = timm.list_pretrained(f"{model.split('.')[0]}.*")
+        raise ValueError(f"timm knows no weights {model!r}; there are {', '.join(tags)}") from error
+    except AssertionError as error:
+        raise ValueError(f"anchor {model!r} cannot be built: {error}") from error
+    try:
+        adapter = adapter_of(net)
+        # Images are padded to whole patches: positions are stored for those, not resampled at each forward.
+        patch_size = tuple(net.patch_embed.patch_size)
+        whole = tuple(-(-side // patch) * patch for side, patch in zip(_pair(img_size), patch_size, strict=True))
+        if whole != tuple(net.patch_embed.img_size):
+            net.set_input_size(img_size=whole)
+        windows = _windows(len(net.blocks), window_size, global_blocks)
+        return adapter(net, classifier=classifier, windows=windows, rel_pos_bias=rel_pos_bias)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"anchor {model!r}: {error}") from error
+
+
+def _windows(depth: int, window_size: int | None, global_blocks: Sequence[int] | None) -> tuple[int, ...]:
+    """The window's side for each block, 0 for the whole image."""
+    if window_size is None:
+        if global_blocks is not None:
+            raise ValueError(f"global_blocks={tuple(global_blocks)} goes with window_size, which is not set")
+        return (0,) * depth
+    if window_size < 1:
+        raise ValueError(f"window_size is the side of a window in patches, at least 1; got {window_size}")
+    if global_blocks is None:
+        global_blocks = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4) if depth * quarter // 4 > 0]
+    wrong = [block for block in global_blocks if not 0 <= block < depth]
+    if wrong:
+        raise ValueError(f"global_blocks are blocks of the anchor, 0 to {depth - 1}; got {wrong}")
+    return tuple(0 if block in global_blocks else window_size for block in range(depth))
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)

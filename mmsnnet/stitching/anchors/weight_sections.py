@@ -1,0 +1,149 @@
+"""Sections of a weights file that may hold a whole model: dicts within dicts, and prefixes of names.
+
+A training program keeps a model wherever it likes: ``{'teacher': {'backbone.cls_token': ...}}``. A section is what lies
+below one such place, and its address is the path to it: ``teacher.backbone.``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from mmsnnet.stitching.anchors.base import GRID
+
+# How deep dicts lie within dicts, and prefixes within prefixes. A pickle can nest them, and let them share, without
+# end: each dict is visited once, and each name counted at most this often.
+MOST_DICTS = 3
+MOST_PREFIXES = 8
+# What torch.compile, FSDP and activation checkpointing insert into names, wherever they wrap a module.
+INSERTED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Where a backbone of ours has an anchor's model.
+ANCHOR_MODEL = re.compile(r"(?:.*\.)?anchors\.(\d+)\.model\.")
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Weights at one place of a file.
+
+    Attributes:
+        dicts: the keys of the dicts that lead there.
+        prefix: what all names begin with there.
+        weights: the tensors by their names without the prefix. I-JEPA's files, which timm's filter takes apart itself,
+            have dicts of tensors here.
+        grid: what an anchor's state dict records beside its model, see :class:`Anchor`.
+    """
+
+    dicts: tuple[str, ...]
+    prefix: str
+    weights: dict[str, Any]
+    grid: Any = None
+
+    @property
+    def address(self) -> str:
+        """The path from the root of the file, ``teacher.backbone.``; empty for the root itself."""
+        return "".join(f"{key}." for key in self.dicts) + self.prefix
+
+    def lies_in(self, other: Section) -> bool:
+        """Whether this section is a part of another one."""
+        return self.dicts == other.dicts and self.prefix != other.prefix and self.prefix.startswith(other.prefix)
+
+    def without(self, part: Section) -> Section:
+        """This section without a part of it."""
+        below = part.prefix.removeprefix(self.prefix)
+        return replace(self, weights={key: value for key, value in self.weights.items() if not key.startswith(below)})
+
+
+def find_sections(file: Mapping[str, Any], least: int) -> list[Section]:
+    """The sections of a file that may hold a model, outer ones first.
+
+    Args:
+        file: what :func:`mmsnnet.files.reading.read_checkpoint` returned.
+        least: how many tensors the model has at least. Outermost sections are given whatever they hold.
+    """
+    sections = []
+    for dicts, table in _tables(file):
+        weights = _tensors(table)
+        by_prefix: dict[str, dict[str, Any]] = {prefix: {} for prefix in _stem_prefixes(weights)}
+        for name, value in weights.items():
+            for prefix in _prefixes(name):
+                if prefix in by_prefix:
+                    by_prefix[prefix][name[len(prefix) :]] = value
+        for prefix, below in by_prefix.items():
+            if prefix == "" or len(below) >= least:
+                owner = prefix.removesuffix("model.")
+                sections.append(Section(dicts, prefix, below, None if owner == prefix else weights.get(owner + GRID)))
+    return sections
+
+
+def anchors_in(section: Section) -> set[str]:
+    """The indices of the anchors of a stitched network within a section."""
+    return {match[1] for name in section.weights if (match := ANCHOR_MODEL.match(section.prefix + name))}
+
+
+def tensors_of(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a section by their names, those of an inner dict under its key."""
+    tensors = {}
+    for key, value in weights.items():
+        if isinstance(value, Tensor):
+            tensors[key] = value
+        else:
+            tensors |= {f"{key}.{name}": tensor for name, tensor in value.items()}
+    return tensors
+
+
+def _tables(file: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """Each dict of a file that has weights, outer ones first, with the keys that lead to it."""
+    seen = {id(file)}
+    rest: deque[tuple[tuple[str, ...], Mapping[str, Any]]] = deque([((), file)])
+    while rest:
+        dicts, table = rest.popleft()
+        if _is_ijepa(table) or any(isinstance(value, Tensor) for value in table.values()):
+            yield dicts, table
+        for key, value in table.items():
+            if len(dicts) < MOST_DICTS and isinstance(key, str) and isinstance(value, dict) and id(value) not in seen:
+                seen.add(id(value))
+                rest.append(((*dicts, key), value))
+
+
+def _is_ijepa(table: Mapping[str, Any]) -> bool:
+    return isinstance(table.get("encoder"), dict)
+
+
+def _tensors(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of a dict by their names, without what wrapping modules insert.
+
+    Tensors that share storage are cloned, so that a tensor can be identified by its data pointer after timm has renamed
+    it.
+    """
+    tensors: dict[str, Any] = {}
+    for name, value in table.items():
+        if not isinstance(name, str):
+            continue
+        if isinstance(value, Tensor):
+            shares = value.untyped_storage().nbytes() != value.nbytes
+            bare = INSERTED.sub("", name)
+            tensors[name if bare in table else bare] = value.clone() if shares else value
+        elif isinstance(value, dict) and _is_ijepa(table):
+            inner = {key: one for key, one in value.items() if isinstance(one, Tensor)}
+            tensors[name] = _tensors(inner)
+    return tensors
+
+
+def _stem_prefixes(weights: Mapping[str, Any]) -> list[str]:
+    """The prefixes below which a patch embedding lies, the empty one among them."""
+    found = {"": None}
+    for name, value in weights.items():
+        if isinstance(value, Tensor) and (value.ndim == 4 or "patch_embed" in name):
+            found |= dict.fromkeys(_prefixes(name))
+    return list(found)
+
+
+def _prefixes(name: str) -> list[str]:
+    """``['', 'a.', 'a.b.']`` for ``a.b.c``."""
+    parts = name.split(".", MOST_PREFIXES)[:-1]
+    return ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts) + 1)]

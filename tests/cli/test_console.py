@@ -1,0 +1,120 @@
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.logging import MMLogger
+from mmengine.runner import FlexibleRunner, Runner
+
+from mmsnnet.apis import load_config
+from mmsnnet.cli.console import LOG_FILE_ONLY, ConsoleFilter, short_console
+from mmsnnet.cli.runner import build_runner
+
+CONFIG = Path(__file__).parents[2] / "configs/quickstart/vit-s_setr_shapes-64x64.py"
+NOTICE = "Default ``avg_non_ignore`` is False, if you would like to ignore the certain label and average loss"
+MATTERS = "train_dataloader.batch_size is 1: batch norms need more"
+
+
+@pytest.fixture(autouse=True)
+def loggers_of_their_own() -> Iterator[None]:
+    """Loggers made here write to this test's streams, and are gone after it."""
+    before = MMLogger._instance_dict.copy()
+    MMLogger._instance_dict.clear()
+    yield
+    MMLogger._instance_dict.clear()
+    MMLogger._instance_dict.update(before)
+
+
+def build(tmp_path: Path, runner_type: str = "Runner", **kwargs: Any) -> Runner | FlexibleRunner:
+    config = load_config(CONFIG, {"experiment_name": tmp_path.name})
+    if runner_type != "Runner":
+        config.runner_type = runner_type
+    return build_runner(config, work_dir=str(tmp_path), **kwargs)
+
+
+def log(runner: Runner | FlexibleRunner) -> str:
+    return Path(runner.logger.log_file).read_text()
+
+
+@pytest.mark.parametrize("runner_type", ["Runner", "FlexibleRunner"])
+def test_environment_and_config_are_in_the_log_file_alone(
+    runner_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner = build(tmp_path, runner_type)
+    shown = capsys.readouterr().out
+    for text in ("System environment:", "Config:", "data_preprocessor", "Hooks will be executed"):
+        assert text in log(runner) and text not in shown
+    assert runner.logger.log_file in shown and len(shown.splitlines()) < 10
+    assert isinstance(runner, FlexibleRunner if runner_type == "FlexibleRunner" else Runner)
+
+
+def test_what_is_logged_otherwise_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = build(tmp_path)
+    for level, message in ((logging.INFO, "Iter(train) [50/800]"), (logging.WARNING, MATTERS)):
+        runner.logger.log(level, message)
+        assert message in capsys.readouterr().out and message in log(runner)
+
+
+def test_quiet_runners_show_warnings_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = build(tmp_path, quiet=True)
+    runner.logger.info("Iter(train) [50/800]")
+    assert capsys.readouterr().out == "" and "Iter(train) [50/800]" in log(runner)
+    runner.logger.warning(MATTERS)
+    assert MATTERS in capsys.readouterr().out
+    assert [hook for hook in runner.hooks if type(hook).__name__ == "ProgressHook"]
+
+
+def test_warnings_reach_the_log_file_and_those_that_matter_the_console(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before there is a runner, too."""
+    warned: list[str] = []  # what Python would print; pytest keeps it from the console
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *args: warned.append(str(message)))
+    with short_console():
+        warnings.simplefilter("always")
+        warnings.warn(f"{NOTICE} 1", stacklevel=1)
+        warnings.warn(f"{MATTERS} 1", stacklevel=1)
+        MMLogger.get_current_instance().warning(f"shapes is not a meta file, simply parsed as meta information {1}")
+        runner = build(tmp_path)
+        warnings.warn(f"{NOTICE} 2", stacklevel=1)
+        warnings.warn(f"{MATTERS} 2", stacklevel=1)
+    shown = capsys.readouterr().out
+    assert NOTICE not in shown and "not a meta file" not in shown
+    assert [message for message in warned if message.startswith((NOTICE, MATTERS))] == [f"{MATTERS} 1", f"{MATTERS} 2"]
+    for number in (1, 2):
+        assert log(runner).count(f"{MATTERS} {number}") == 1 and log(runner).count(f"{NOTICE} {number}") == 1
+    assert log(runner).count("not a meta file") == 1
+
+
+def test_outside_of_it_warnings_are_pythons(capsys: pytest.CaptureFixture[str]) -> None:
+    before = warnings.showwarning
+    with short_console():
+        assert warnings.showwarning is not before
+    assert warnings.showwarning is before
+    logger = MMLogger.get_instance("mmengine")
+    assert [kept for handler in logger.handlers for kept in handler.filters if isinstance(kept, ConsoleFilter)] == []
+    logger.warning(NOTICE)
+    assert NOTICE in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Checkpoints will be saved to /tmp/run.",
+        "The config asks for what is not there: Config: x",
+        "Load checkpoint from x.pth",
+        "mIoU is NaN for all classes",
+        "Configuration of the data is odd",
+    ],
+)
+def test_messages_that_only_resemble_notices_are_shown(message: str) -> None:
+    assert LOG_FILE_ONLY.match(message) is None
+
+
+def test_errors_are_shown_whatever_they_say() -> None:
+    record = logging.LogRecord("mmengine", logging.ERROR, "", 0, NOTICE, None, None)
+    assert ConsoleFilter().filter(record)
+    record.levelno = logging.WARNING
+    assert not ConsoleFilter().filter(record)

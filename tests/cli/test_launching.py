@@ -1,0 +1,357 @@
+"""What a process of a distributed run finds out about itself, what it changes in a config, and who speaks when."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_world_size, is_distributed
+from torch import distributed, nn
+
+from mmsnnet.cli import launching as launch
+from mmsnnet.cli.arguments import LaunchedParser
+from mmsnnet.cli.launching import Process, check_data_parallel, check_sync_bn, launched, prepare_launch
+
+PREFIXES = ("SLURM_", "OMPI_", "TORCHELASTIC_", "MASTER_", "GLOO_")
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+Environment = Callable[..., None]
+
+
+@pytest.fixture
+def environment() -> Iterator[Environment]:
+    """``environment(**variables)``: these and none else of what launchers set. What a test sets itself is undone."""
+
+    def choose(**variables: object) -> None:
+        for name in [name for name in os.environ if name.startswith(PREFIXES) or name in NAMES]:
+            del os.environ[name]
+        os.environ.update({name: str(value) for name, value in variables.items()})
+
+    before = dict(os.environ)
+    choose()
+    yield choose
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine without a GPU; the process group of a test ends with it."""
+    monkeypatch.setattr(launch, "get_device", lambda: "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that were waited, which take no time."""
+    waited: list[float] = []
+    monkeypatch.setattr(launch.time, "sleep", waited.append)
+    return waited
+
+
+def one_process() -> dict[str, object]:
+    """What torchrun says to the one process of a run; rank 0 listens on any free port."""
+    ranks = dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, LOCAL_WORLD_SIZE=1)
+    return ranks | dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=0)
+
+
+def slurm(rank: int = 3, nodes: int = 2, **others: object) -> dict[str, object]:
+    """What srun says to one of four tasks."""
+    ranks = dict(SLURM_PROCID=rank, SLURM_STEP_NUM_TASKS=4, SLURM_LOCALID=rank % (4 // nodes))
+    return ranks | dict(SLURM_STEP_NUM_NODES=nodes, SLURM_STEP_NODELIST="node[1-2]") | others
+
+
+@pytest.mark.parametrize(
+    ("launcher", "variables", "expected"),
+    [
+        ("pytorch", dict(RANK=5, WORLD_SIZE=8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4), Process(5, 8, 1, 4)),
+        ("pytorch", dict(RANK=5, WORLD_SIZE=8, LOCAL_RANK=1), Process(5, 8, 1, None)),
+        ("slurm", slurm(), Process(3, 4, 1, None)),
+        ("slurm", slurm(nodes=1), Process(3, 4, 3, 4)),
+        # The job is larger than the step.
+        ("slurm", slurm(SLURM_NTASKS=16), Process(3, 4, 1, None)),
+        (
+            "mpi",
+            dict(OMPI_COMM_WORLD_RANK=1, OMPI_COMM_WORLD_SIZE=2, OMPI_COMM_WORLD_LOCAL_RANK=1)
+            | dict(OMPI_COMM_WORLD_LOCAL_SIZE=2),
+            Process(1, 2, 1, 2),
+        ),
+    ],
+)
+def test_a_process_knows_its_place(
+    environment: Environment, launcher: str, variables: Mapping[str, object], expected: Process
+) -> None:
+    environment(**variables)
+    found = Process.started_by(launcher)
+    assert found == expected
+    assert found.is_beside_all_others == (expected.local_world_size == expected.world_size)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "variables", "cure"),
+    [
+        ("pytorch", {}, "tools/dist_train.sh"),
+        ("pytorch", dict(RANK=0, WORLD_SIZE=2), "LOCAL_RANK: bash"),
+        ("slurm", {}, "tools/slurm_train.sh"),
+        # A batch script that calls Python without srun is one process, which would wait for the others in vain.
+        ("slurm", dict(SLURM_PROCID=0, SLURM_NTASKS=8, SLURM_LOCALID=0), "srun .* SLURM_STEP_NUM_TASKS"),
+        ("mpi", {}, "mpirun"),
+    ],
+)
+def test_a_process_that_its_launcher_has_not_started(
+    environment: Environment, launcher: str, variables: Mapping[str, object], cure: str
+) -> None:
+    environment(**variables)
+    with pytest.raises(ValueError, match=f"--launcher {launcher} .*{cure}"):
+        prepare_launch(Config({}), launcher)
+
+
+def test_torchrun_without_a_launcher_is_refused(environment: Environment) -> None:
+    """Each process would train alone, over the other's files."""
+    environment(TORCHELASTIC_RUN_ID="none", RANK=1, WORLD_SIZE=2)
+    with pytest.raises(ValueError, match="--launcher pytorch"):
+        prepare_launch(Config({}), "none")
+    # A container's own variables are no launch.
+    environment(RANK=1, WORLD_SIZE=2)
+    prepare_launch(Config({}), "none")
+
+
+@pytest.fixture
+def scontrol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A stand-in for Slurm's, the only program there is."""
+    path = tmp_path / "bin/scontrol"
+    path.parent.mkdir()
+    path.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && echo node1 && echo node2\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent))
+    return path
+
+
+def test_slurm_says_where_rank_0_listens(environment: Environment, scontrol: Path) -> None:
+    found = []
+    for job, step, rank in ((7, 0, 0), (7, 0, 3), (7, 1, 0), (8, 0, 0)):
+        environment(**slurm(rank, SLURM_JOB_ID=job, SLURM_STEP_ID=step))
+        Process.started_by("slurm").introduce("slurm")
+        found.append([os.environ[name] for name in (*NAMES[:3], "MASTER_ADDR", "MASTER_PORT")])
+    ranks, hosts, ports = ([row[:3] for row in found], {row[3] for row in found}, [row[4] for row in found])
+    assert ranks[:2] == [["0", "4", "0"], ["3", "4", "1"]] and hosts == {"node1"}
+    # All tasks of a step agree; other steps and jobs on the machine have ports of their own.
+    assert ports[0] == ports[1] and len(set(ports)) == 3 and all(1024 < int(port) < 32768 for port in ports)
+
+
+def test_what_the_user_has_set_goes_before_what_slurm_says(environment: Environment, scontrol: Path) -> None:
+    environment(**slurm(MASTER_ADDR="10.0.0.1", MASTER_PORT=1234))
+    Process.started_by("slurm").introduce("slurm", port=5678)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.1", "1234")
+    environment(**slurm())
+    Process.started_by("slurm").introduce("slurm", port=5678)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node1", "5678")
+
+
+@pytest.mark.parametrize("script", [None, "#!/bin/sh\nexit 1\n"])
+def test_without_scontrol_several_nodes_need_an_address(
+    environment: Environment, scontrol: Path, script: str | None
+) -> None:
+    """As in a container. One node needs none."""
+    scontrol.unlink() if script is None else scontrol.write_text(script)
+    environment(**slurm(nodes=1))
+    Process.started_by("slurm").introduce("slurm")
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+    environment(**slurm(nodes=2))
+    with pytest.raises(ValueError, match=r"set MASTER_ADDR .*scontrol"):
+        Process.started_by("slurm").introduce("slurm")
+
+
+@pytest.mark.parametrize("timeout", [None, 77, 0.5])
+def test_without_a_gpu_the_group_is_gloo_with_the_timeout_of_the_config(
+    environment: Environment, on_cpu: None, timeout: float | None
+) -> None:
+    environment(**one_process())
+    settings: dict[str, Any] = dict(backend="nccl") | ({} if timeout is None else dict(timeout=timeout))
+    config = Config(dict(env_cfg=dict(dist_cfg=settings)))
+    prepare_launch(config, "pytorch")
+    assert distributed.get_backend() == "gloo" == config.env_cfg.dist_cfg.backend and get_world_size() == 1
+    gloo = distributed.group.WORLD._get_backend(torch.device("cpu"))
+    assert gloo.options._timeout == timedelta(seconds=timeout or 1800)
+    # All are on this machine: its name need not lead anywhere.
+    assert os.environ["GLOO_SOCKET_IFNAME"].startswith("lo")
+
+
+@pytest.mark.parametrize("timeout", ["30", 0, -1, True])
+def test_a_timeout_that_is_none(environment: Environment, on_cpu: None, timeout: object) -> None:
+    environment(**one_process())
+    with pytest.raises(ValueError, match="timeout is in seconds"):
+        prepare_launch(Config(dict(env_cfg=dict(dist_cfg=dict(timeout=timeout)))), "pytorch")
+
+
+def test_slurm_becomes_torchs_launcher(environment: Environment, on_cpu: None) -> None:
+    environment(SLURM_PROCID=0, SLURM_STEP_NUM_TASKS=1, SLURM_LOCALID=0, SLURM_STEP_NUM_NODES=1)
+    config = Config(dict(env_cfg=dict(dist_cfg=dict(backend="nccl", port=0))))
+    prepare_launch(config, "slurm")
+    assert config.launcher == "pytorch" and config.env_cfg.dist_cfg == dict(backend="gloo")
+    assert is_distributed()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # What mmengine does by itself, but for the GPU.
+        (
+            dict(find_unused_parameters=True),
+            dict(type="MMDistributedDataParallel", broadcast_buffers=False, find_unused_parameters=True),
+        ),
+        (dict(model_wrapper_cfg=dict(static_graph=True)), dict(type="MMDistributedDataParallel", static_graph=True)),
+        (
+            dict(model_wrapper_cfg=dict(type="MMSeparateDistributedDataParallel", device_ids=[0])),
+            dict(type="MMSeparateDistributedDataParallel"),
+        ),
+    ],
+)
+def test_data_parallelism_on_cpus_has_no_gpus(
+    environment: Environment, on_cpu: None, settings: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    environment(**one_process())
+    config = Config(settings)
+    prepare_launch(config, "pytorch")
+    assert config.model_wrapper_cfg == expected | dict(device_ids=None)
+
+
+def test_other_wrappers_are_left_alone(environment: Environment, on_cpu: None) -> None:
+    environment(**one_process())
+    config = Config(dict(model_wrapper_cfg=dict(type="MMFullyShardedDataParallel")))
+    prepare_launch(config, "pytorch")
+    assert config.model_wrapper_cfg == dict(type="MMFullyShardedDataParallel")
+
+
+UNUSED = dict(find_unused_parameters=True)
+OURS = dict(type="mmsnnet.StitchedDataParallel")
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({}, True),
+        (dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", broadcast_buffers=False)), True),
+        (dict(model_wrapper_cfg=dict(type="MMSeparateDistributedDataParallel")), True),
+        # That of the wrapper counts where there is one.
+        (dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel"), **UNUSED), True),
+        (UNUSED, False),
+        (dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", **UNUSED)), False),
+        (dict(model_wrapper_cfg=OURS), False),
+        (dict(runner_type="FlexibleRunner"), False),
+    ],
+)
+def test_data_parallelism_that_waits_for_what_a_stitch_leaves_out(
+    make_backbone: Callable[..., nn.Module], settings: dict[str, Any], refused: bool
+) -> None:
+    config = Config(settings)
+    model = nn.Sequential(make_backbone(initialized=False))
+    for launcher in ("pytorch", "slurm", "mpi"):
+        with pytest.raises(ValueError, match=r"mmsnnet\.StitchedDataParallel") if refused else nullcontext():
+            check_data_parallel(config, launcher, model)
+    check_data_parallel(config, "none", model)
+    check_data_parallel(config, "pytorch", nn.Linear(1, 1))
+    if refused:
+        config.model_wrapper_cfg = OURS
+        check_data_parallel(config, "pytorch", model)  # what it says is the cure
+
+
+@pytest.mark.parametrize(("local_rank", "local_world_size"), [(0, 4), (3, 4), (2, None)])
+def test_more_processes_than_gpus(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, local_rank: int, local_world_size: int | None
+) -> None:
+    """Every rank that can know it says so, before it takes a GPU."""
+    monkeypatch.setattr(launch, "get_device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    here = {} if local_world_size is None else dict(LOCAL_WORLD_SIZE=local_world_size)
+    environment(RANK=local_rank, WORLD_SIZE=4, LOCAL_RANK=local_rank, **here)
+    with pytest.raises(ValueError, match=r"shows each 2 GPUs: .*CUDA_VISIBLE_DEVICES"):
+        prepare_launch(Config({}), "pytorch")
+    environment(RANK=0, WORLD_SIZE=4, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2)
+    config = Config(dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel")))
+    prepare_launch(config, "pytorch")
+    # The group, and what GPU a rank has, are left to mmengine.
+    assert not is_distributed() and config.model_wrapper_cfg == dict(type="MMDistributedDataParallel")
+
+
+def test_synchronised_batch_norms_are_refused_on_cpus(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = dict(type="SyncBN", requires_grad=True)
+    heads = [dict(norm_cfg=dict(type="MMSyncBN")), dict(norm_cfg=dict(type="BN"))]
+    config = Config(dict(model=dict(decode_head=dict(norm_cfg=norm), auxiliary_head=heads), sync_bn="torch"))
+    cure = "--cfg-options model.decode_head.norm_cfg.type=BN model.auxiliary_head.0.norm_cfg.type=BN sync_bn=None"
+    with pytest.raises(ValueError, match=f"{cure}$"):
+        check_sync_bn(config, "pytorch")
+    # What it says is the cure.
+    config.merge_from_dict(dict(option.split("=") for option in cure.split()[1:]) | dict(sync_bn=None))
+    check_sync_bn(config, "pytorch")
+    config.model.decode_head.norm_cfg.type = "SyncBN"
+    check_sync_bn(config, "none")  # mmengine makes BN of it
+    monkeypatch.setattr(launch, "get_device", lambda: "cuda")
+    check_sync_bn(config, "pytorch")
+
+
+@pytest.mark.parametrize("variables", [{}, dict(RANK=0), dict(SLURM_PROCID=0)])
+def test_rank_0_says_what_is_wrong_at_once(
+    environment: Environment, naps: list[float], capsys: pytest.CaptureFixture[str], variables: Mapping[str, object]
+) -> None:
+    environment(**variables)
+    with pytest.raises(SystemExit, match="2"):
+        LaunchedParser(prog="tool").error("no such thing")
+    assert capsys.readouterr().err.splitlines()[-1] == "tool: error: no such thing" and naps == []
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
+def test_another_rank_speaks_where_rank_0_has_found_nothing(
+    environment: Environment, naps: list[float], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    environment(**{name: 3})
+    with pytest.raises(SystemExit, match="2"):
+        LaunchedParser(prog="tool").error("no such thing")
+    assert capsys.readouterr().err.splitlines()[-1] == "tool: error: rank 3: no such thing"
+    assert naps == [launch.HEAD_START]
+
+
+def test_torchruns_summary_has_the_message(environment: Environment, tmp_path: Path) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    environment(RANK=0, TORCHELASTIC_ERROR_FILE=tmp_path / "error.json")
+    with pytest.raises(SystemExit):
+        LaunchedParser(prog="tool").error("no such thing")
+    assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == "no such thing"
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
+    assert "traceback : no such thing" in str(ChildFailedError("tool", {0: failure}))
+
+
+def test_who_has_lost_a_connection_leaves_it_to_the_other_to_say_why(naps: list[float]) -> None:
+    lost = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:58057: Connection reset"
+    for error in (RuntimeError(lost), distributed.DistBackendError("NCCL error: remote process exited")):
+        with pytest.raises(RuntimeError, match="another process of this run") as found, launched():
+            raise error
+        assert found.value.__cause__ is error and str(error) in str(found.value)
+    assert naps == [launch.HEAD_START] * 2
+    others = [
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        ValueError("gloo/transport"),
+        distributed.DistNetworkError("failed to listen, name: EADDRINUSE, message: address already in use"),
+    ]
+    for error in others:
+        with pytest.raises(type(error)), launched():
+            raise error
+    assert len(naps) == 2
+
+
+def test_the_group_ends_with_the_work(environment: Environment, on_cpu: None) -> None:
+    environment(**one_process())
+    with launched():
+        prepare_launch(Config({}), "pytorch")
+        assert is_distributed()
+    assert not is_distributed()

@@ -1,0 +1,53 @@
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from mmsnnet.apis import load_config
+from mmsnnet.cli import runner
+from mmsnnet.cli.errors import is_mistake
+from mmsnnet.cli.runner import build_runner
+
+REPOSITORY = Path(__file__).parents[2]
+# Its anchors have been trained alone before, in work_dirs/.
+CONFIG = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("runner_type", ["Runner", "FlexibleRunner"])
+def test_a_resumed_run_does_without_the_anchors_files(
+    runner_type: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be gone by then; a run that finds nothing to resume from begins with them."""
+    monkeypatch.chdir(tmp_path)
+    if there:
+        torch.save({}, tmp_path / "iter_8.pth")
+    config = load_config(CONFIG, {"resume": True, "experiment_name": f"{runner_type}-{there}"})
+    if runner_type == "FlexibleRunner":
+        config.runner_type = runner_type
+    built = build_runner(config, work_dir=str(tmp_path))
+    if isinstance(built, Runner):
+        pretrained = built.model.backbone.pretrained
+    else:
+        pretrained = [anchor["pretrained"] for anchor in built.model["backbone"]["anchors"]]
+    assert [source is None for source in pretrained] == [there, there]
+
+
+def test_a_work_folder_that_cannot_be_written_to_is_named_with_a_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is built."""
+
+    def read_only(**kwargs: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / "file").touch()
+    for folder, why in ((tmp_path / "file/x", "Not a directory"), (tmp_path, "Read-only file system")):
+        with pytest.raises(OSError, match=rf"{folder} cannot be written to \({why}\): .*--work-dir") as found:
+            build_runner(load_config(CONFIG), work_dir=str(folder))
+        assert is_mistake(found.value)
+        monkeypatch.setattr(runner.tempfile, "TemporaryFile", read_only)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

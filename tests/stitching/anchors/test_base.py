@@ -1,0 +1,408 @@
+"""Anchors against timm's own forward, and what they are made of."""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from mmsnnet.stitching import Anchor, create_anchor
+from mmsnnet.stitching.anchors.attention import resize_table
+from mmsnnet.stitching.anchors.base import VisionTransformerAnchor, adapter_of
+
+MakeAnchor = Callable[..., Anchor]
+
+FAMILIES = {
+    "deit3": dict(model="deit3_small_patch16_224"),  # class token, layer scale, positions without the class token
+    "vit": dict(model="vit_tiny_patch16_224"),  # positions with the class token
+    "no class token": dict(model="vit_base_patch16_gap_224"),
+    "registers": dict(model="vit_little_patch16_reg4_gap_256"),
+    "class token and registers": dict(model="vit_small_patch14_reg4_dinov2", patch_size=16),
+    "pre-norm": dict(model="vit_base_patch16_clip_224"),
+    "patch 8": dict(model="vit_base_patch8_224"),
+    "patch 32": dict(model="vit_small_patch32_224", img_size=64),
+    "EVA-02": dict(model="eva02_small_patch14_224", patch_size=16),  # rotary and absolute positions
+    "DINOv3": dict(model="vit_small_patch16_dinov3"),  # rotary positions, class token, four registers
+    "learned rotations": dict(model="vit_base_patch16_rope_mixed_224"),
+    "parallel blocks": dict(model="vit_base_patch16_18x2_224"),
+    "rectangular": dict(model="deit3_small_patch16_224", img_size=(32, 64)),
+}
+SIZES = [(32, 32), (64, 64), (32, 96), (64, 32), (40, 71)]
+
+
+# Running
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_stem_and_blocks_are_timms(
+    family: str, size: tuple[int, int], make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
+) -> None:
+    anchor = make_anchor(depth=2, **FAMILIES[family])
+    images = make_images(2, *size)
+    has_prefix = anchor.num_prefix_tokens > 0
+    _, left = anchor.model.forward_intermediates(images, return_prefix_tokens=has_prefix)
+    patches, prefix = zip(*left, strict=True) if has_prefix else (left, [torch.zeros(2, 0, 32)] * 2)
+    grid = anchor.grid(size)
+    assert grid == tuple(-(-side // patch) for side, patch in zip(size, anchor.patch_size, strict=True))
+    for block, tokens, _ in anchor.run(anchor.stem(images), grid):
+        torch.testing.assert_close(anchor.to_map(tokens, grid), patches[block])
+        torch.testing.assert_close(tokens[:, : anchor.num_prefix_tokens], prefix[block])
+        assert anchor.to_map(tokens, grid).shape == (2, 32, *grid)
+        assert anchor.to_map(tokens, grid).is_contiguous()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_classify_is_timms_forward(family: str, make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
+    anchor = make_anchor(depth=2, classifier=True, num_classes=5, **FAMILIES[family])
+    images = make_images(2, 32, 64)
+    *_, (_, tokens, _) = anchor.run(anchor.stem(images), anchor.grid((32, 64)))
+    logits = anchor.classify(tokens)
+    assert logits.shape == (2, 5)
+    torch.testing.assert_close(logits, anchor.model(images))
+
+
+@torch.no_grad()
+def test_the_position_embedding_is_resampled_to_the_input(
+    make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
+) -> None:
+    """By hand: patches of a padded image, positions resampled from 2 x 2 to 3 x 5, class token first."""
+    anchor = make_anchor()
+    images = make_images(1, 40, 71)
+    model = anchor.model
+    patches = model.patch_embed.proj(nn.functional.pad(images, (0, 80 - 71, 0, 48 - 40))).flatten(2).transpose(1, 2)
+    grid = model.pos_embed.unflatten(1, (2, 2)).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, (3, 5), mode="bicubic", antialias=True)
+    expected = torch.cat([model.cls_token, patches + grid.flatten(2).transpose(1, 2)], dim=1)
+    torch.testing.assert_close(anchor.stem(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "patch", "prefix"),
+    [
+        ("deit3", 16, 1),
+        ("no class token", 16, 0),
+        ("registers", 16, 4),
+        ("class token and registers", 16, 5),
+        ("patch 8", 8, 1),
+        ("patch 32", 32, 1),
+        ("EVA-02", 16, 1),
+        ("DINOv3", 16, 5),
+    ],
+)
+def test_what_an_anchor_says_of_itself(family: str, patch: int, prefix: int, make_anchor: MakeAnchor) -> None:
+    anchor = make_anchor(depth=3, width=64, **FAMILIES[family])
+    assert (anchor.depth, anchor.width, anchor.widths) == (3, 64, (64, 64, 64))
+    assert (anchor.patch_size, anchor.num_prefix_tokens) == ((patch, patch), prefix)
+    side = FAMILIES[family].get("img_size", 32)
+    assert anchor.img_size == (side, side)
+
+
+def test_recomputing_changes_no_gradient(make_anchor: MakeAnchor) -> None:
+    anchor = make_anchor()
+    gradients = []
+    for recompute in (False, True):
+        tokens = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        anchor.zero_grad()
+        [(_, left, _)] = anchor.run(tokens, (2, 2), stop=1, recompute=recompute)
+        left.square().sum().backward()
+        gradients.append([tokens.grad, *(p.grad for p in anchor.model.blocks[0].parameters())])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("classifier", [False, True])
+def test_parameters_by_their_use(family: str, classifier: bool, make_anchor: MakeAnchor) -> None:
+    """Stem, positions, blocks and classifier share out all parameters; those of the first two are what these depend
+    on."""
+    anchor = make_anchor(classifier=classifier, **FAMILIES[family])
+    stem, positions = anchor.stem_parameters(), anchor.position_parameters()
+    parts = [stem, positions, list(anchor.model.blocks.parameters()), anchor.classifier_parameters()]
+    shared_out = [id(p) for part in parts for p in part]
+    assert sorted(shared_out) == sorted(id(p) for p in anchor.parameters())
+    assert bool(parts[3]) == classifier
+    anchor.stem(torch.randn(1, 3, 32, 32)).square().sum().backward()
+    assert {id(p) for p in stem} == {id(p) for p in anchor.parameters() if p.grad is not None}
+    anchor.zero_grad()
+    told = [p for p in anchor.positions((2, 2)) if p is not None and p.requires_grad]
+    if told:
+        sum(tensor.square().sum() for tensor in told).backward()
+    assert {id(p) for p in positions} == {id(p) for p in anchor.parameters() if p.grad is not None}
+
+
+# Rotary positions
+
+
+@torch.no_grad()
+def test_rotations_are_those_of_the_grid(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
+    """The same patches, in the same order, on another grid: a plain ViT without positions could not tell."""
+    anchor = make_anchor(model="vit_small_patch16_dinov3")
+    tokens = anchor.stem(make_images(1, 32, 64))
+    left = [list(anchor.run(tokens, grid))[-1][1] for grid in ((2, 4), (4, 2), (2, 4))]
+    assert not torch.allclose(left[0], left[1], atol=1e-3)
+    assert torch.equal(left[0], left[2])
+
+
+def test_rotations_are_computed_once_for_a_grid(make_anchor: MakeAnchor) -> None:
+    anchor = make_anchor(model="vit_small_patch16_dinov3", depth=3)
+    with torch.inference_mode():
+        first = anchor.positions((2, 3))
+    assert len(first) == 3 and all(p is first[0] for p in (*first, *anchor.positions((2, 3))))
+    assert anchor.positions((3, 2))[0] is not first[0]
+    anchor.train()
+    [(_, left, _)] = anchor.run(torch.randn(1, 11, 32), (2, 3), stop=1)  # what inference kept serves training
+    left.sum().backward()
+
+
+def test_learned_rotations_get_gradients(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
+    anchor = make_anchor(model="vit_base_patch16_rope_mixed_224")
+    for _ in range(2):
+        *_, (_, tokens, _) = anchor.run(anchor.stem(make_images()), (2, 2))
+        tokens.square().sum().backward()
+    assert anchor.model.rope.freqs.grad.abs().sum() > 0
+
+
+def test_rotations_drawn_anew_are_refused(make_anchor: MakeAnchor) -> None:
+    with pytest.raises(ValueError, match=r"rope_rescale_coords=1\.0"):
+        make_anchor(model="vit_small_patch16_dinov3", rope_rescale_coords=2.0)
+    make_anchor(
+        model="vit_small_patch16_dinov3", rope_shift_coords=0.0, rope_jitter_coords=1.0, rope_rescale_coords=1.0
+    )
+
+
+@pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2, global_blocks=())])
+def test_windows_and_bias_need_one_attention(settings: dict[str, object], make_anchor: MakeAnchor) -> None:
+    with pytest.raises(ValueError, match="one attention"):
+        make_anchor(model="vit_base_patch16_18x2_224", **settings)
+
+
+@pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2)])
+def test_windows_and_bias_need_timms_plain_attention(settings: dict[str, object], make_anchor: MakeAnchor) -> None:
+    with pytest.raises(ValueError, match=r"vit_small_patch16_dinov3.*VisionTransformer"):
+        make_anchor(model="vit_small_patch16_dinov3", **settings)
+
+
+# Leaving out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("stem", "blocks"), [(True, (0,)), (False, (1,)), (False, (0, 1)), (False, ())])
+def test_what_is_kept_is_what_it_was(
+    family: str, stem: bool, blocks: tuple[int, ...], make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
+) -> None:
+    anchor = make_anchor(classifier=True, **FAMILIES[family])
+    facts = ("depth", "widths", "patch_size", "num_prefix_tokens", "has_class_token", "img_size", "in_chans", "windows")
+    said = [getattr(anchor, name) for name in facts]
+    images, tokens = make_images(1), torch.randn(1, anchor.num_prefix_tokens + 4, anchor.width)
+    before = anchor.state_dict()
+    expected = [anchor.stem(images)] if stem else []
+    if blocks:
+        expected += [left for _, left, _ in anchor.run(tokens, (2, 2), blocks[0], blocks[-1] + 1)]
+    anchor.keep(stem, blocks, classifier=False)
+    found = [anchor.stem(images)] if stem else []
+    if blocks:
+        found += [left for _, left, _ in anchor.run(tokens, (2, 2), blocks[0], blocks[-1] + 1)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert [getattr(anchor, name) for name in facts] == said
+    assert (anchor.has_stem, anchor.blocks, anchor.classifier) == (stem, blocks, False)
+    after = anchor.state_dict()
+    assert all(after[name] is not None and torch.equal(after[name], before[name]) for name in after)
+    kept = {name.split(".")[2] for name in after if name.startswith("model.blocks.")}
+    assert kept == {str(block) for block in blocks}
+    assert bool(anchor.stem_parameters()) == stem and anchor.classifier_parameters() == []
+    if not stem and not blocks:
+        assert [*anchor.parameters(), *anchor.buffers()] == []
+
+
+# Freezing
+
+
+@pytest.mark.parametrize("family", ["deit3", "registers", "pre-norm"])
+@pytest.mark.parametrize("blocks", [0, 1, None])
+@pytest.mark.parametrize("mode", [True, False])
+def test_freeze(family: str, blocks: int | None, mode: bool, make_anchor: MakeAnchor) -> None:
+    anchor = make_anchor(depth=3, classifier=True, drop_path_rate=0.1, proj_drop_rate=0.1, **FAMILIES[family])
+    anchor.train(mode)
+    anchor.freeze(blocks)
+    model = anchor.model
+    frozen_blocks = 3 if blocks is None else blocks
+    for repeat in range(2):
+        for index, block in enumerate(model.blocks):
+            frozen = index < frozen_blocks
+            assert {p.requires_grad for p in block.parameters()} == {not frozen}
+            assert {m.training for m in block.modules()} == {mode and not frozen}
+        assert not any(p.requires_grad for p in anchor.stem_parameters())
+        for module in (model.patch_embed, model.pos_drop, model.norm_pre):
+            assert not module.training
+        assert {p.requires_grad for p in anchor.classifier_parameters()} == {blocks is not None}
+        assert model.head.training == (mode and blocks is not None)
+        mode = not mode
+        anchor.train(mode)
+        assert repeat or anchor.training == mode
+
+
+def test_frozen_parts_get_no_gradient(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
+    anchor = make_anchor(depth=3)
+    anchor.freeze(1)
+    *_, (_, tokens, _) = anchor.run(anchor.stem(make_images()), (2, 2))
+    tokens.sum().backward()
+    with_gradient = {name for name, p in anchor.model.named_parameters() if p.grad is not None}
+    assert with_gradient == {
+        name for name, _ in anchor.model.named_parameters() if name.startswith(("blocks.1", "blocks.2"))
+    }
+
+
+# Making
+
+
+@pytest.mark.parametrize("name", ["deit3_smal_patch16_224", "deit3_small_patch16_22.fb_in1k"])
+def test_unknown_model_with_near_names(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}.*deit3_small_patch16_224"):
+        create_anchor(name, 32)
+
+
+def test_unknown_model_like_no_other() -> None:
+    with pytest.raises(ValueError, match="list_models"):
+        create_anchor("@@@", 32)
+
+
+def test_unknown_key() -> None:
+    with pytest.raises(ValueError, match="unknown key 'embed_dims'"):
+        create_anchor("deit3_small_patch16_224", 32, embed_dims=64)
+
+
+@pytest.mark.parametrize("reading", [dict(pretrained=True), dict(checkpoint_path="weights.pth")])
+def test_no_weights_are_read(reading: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"leave out .* load_pretrained"):
+        create_anchor("deit3_small_patch16_224", 32, **reading)
+
+
+def test_an_unknown_tag_lists_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"fb_in22k'; there are .*deit3_small_patch16_224\.fb_in22k_ft_in1k"):
+        create_anchor("deit3_small_patch16_224.fb_in22k", 32, embed_dim=32, depth=2, num_heads=2)
+
+
+@pytest.mark.parametrize("name", ["naflexvit_base_patch16_gap", "vit_small_r26_s32_224"])
+def test_almost_a_plain_vit(name: str) -> None:
+    with pytest.raises(TypeError, match="plain ViT"):
+        create_anchor(name, 64)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+def test_not_a_plain_vit(name: str) -> None:
+    with pytest.raises(TypeError, match="plain ViT"):
+        create_anchor(name, 64)
+    with pytest.raises(TypeError, match="VisionTransformer"):
+        adapter_of(timm.create_model(name))
+
+
+def test_dropping_patches() -> None:
+    with pytest.raises(ValueError, match="patch_drop_rate"):
+        create_anchor("deit3_small_patch16_224", 32, embed_dim=32, depth=2, num_heads=2, patch_drop_rate=0.5)
+
+
+def test_a_model_of_one_input_size() -> None:
+    model = timm.create_model("deit3_small_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2)
+    with pytest.raises(ValueError, match="dynamic_img_size"):
+        VisionTransformerAnchor(model)
+
+
+def test_no_classifier(make_anchor: MakeAnchor) -> None:
+    anchor = make_anchor()
+    with pytest.raises(ValueError, match="classifier=True"):
+        anchor.classify(torch.zeros(1, 5, 32))
+    assert not any(name.startswith(("norm.", "head", "fc_norm")) for name in anchor.model.state_dict())
+
+
+def test_the_state_dict_tells_the_grid(make_anchor: MakeAnchor) -> None:
+    """Where there is something for it; an image of half a patch more has a patch more."""
+    anchor = make_anchor(img_size=(40, 64))
+    assert anchor.state_dict()["grid"].tolist() == [3, 4] and anchor.state_dict()["grid"].dtype == torch.int64
+    assert "grid" not in make_anchor(model="vit_small_patch16_dinov3").state_dict()
+    biased = make_anchor(img_size=(40, 64), rel_pos_bias=True)
+    biased.keep(stem=False, blocks=[1], classifier=False)
+    assert biased.state_dict()["grid"].tolist() == [3, 4]
+    for blocks, own in (([], biased), ([1], anchor)):
+        own.keep(stem=False, blocks=blocks, classifier=False)
+        assert "grid" not in own.state_dict()
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("prefix", ["", "0."])
+def test_a_state_dict_of_another_grid_is_resampled(
+    prefix: str, assign: bool, make_anchor: MakeAnchor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As timm does it, also where the numbers of patches are the same; what is within windows stays."""
+    settings = dict(rel_pos_bias=True, window_size=4, global_blocks=[1])
+    source = make_anchor(img_size=(96, 64), **settings)
+    anchor = make_anchor(img_size=(64, 96), **settings)
+    weights = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
+    before = {key: value.clone() for key, value in weights.items()}
+    (nn.Sequential(anchor) if prefix else anchor).load_state_dict(weights, strict=True, assign=assign)
+    assert weights.keys() == before.keys() and all(torch.equal(weights[key], before[key]) for key in before)
+    position = source.model.pos_embed
+    expected = resample_abs_pos_embed(position, [4, 6], [6, 4], num_prefix_tokens=0)
+    torch.testing.assert_close(anchor.model.pos_embed.data, expected.data)
+    name = "relative_position_bias_table"
+    one, other = (getattr(a.model.blocks[1].attn, name) for a in (anchor, source))
+    torch.testing.assert_close(one.data, resize_table(other, (6, 4), (4, 6)).data)
+    assert torch.equal(*(getattr(a.model.blocks[0].attn, name) for a in (anchor, source)))
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("mmsnnet", "WARNING")
+    assert "6 x 4 patches" in record.getMessage() and "4 x 6" in record.getMessage()
+    assert anchor.state_dict()["grid"].tolist() == [4, 6]
+
+
+def test_a_state_dict_of_the_same_grid_or_none_is_loaded_as_it_is(
+    make_anchor: MakeAnchor, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, anchor = (make_anchor(img_size=(96, 64), rel_pos_bias=True) for _ in range(2))
+    weights = source.state_dict()
+    anchor.load_state_dict(weights, strict=True)
+    assert torch.equal(anchor.model.pos_embed, source.model.pos_embed)
+    del weights["grid"]
+    turned = make_anchor(img_size=(64, 96), rel_pos_bias=True)
+    turned.load_state_dict(weights, strict=True)
+    assert torch.equal(turned.model.pos_embed, source.model.pos_embed) and not caplog.records
+    with pytest.raises(RuntimeError, match=r"size mismatch for model\.pos_embed"):
+        make_anchor(img_size=64).load_state_dict(weights)
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*: "grid"'):
+        anchor.load_state_dict(weights | {"grid": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("how", ["compile", "export", "trace"])
+def test_the_count_of_channels_breaks_no_graph(
+    how: str, make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
+) -> None:
+    """The stem stays one graph, and its trace does not warn of the comparison."""
+
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchor = make_anchor()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.anchor.stem(images)
+
+    stem, images = Stem().eval(), make_images(2, 32, 32)
+    expected = stem(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message=".*channels.*|.*Python boolean.*anchors.py")
+        if how == "compile":
+            other = torch.compile(stem, fullgraph=True, backend="eager")
+        elif how == "export":
+            batch = torch.export.Dim("batch", min=2, max=8)
+            other = torch.export.export(stem, (images,), dynamic_shapes=({0: batch},)).module()
+        else:
+            other = torch.jit.trace(stem, images)
+    torch.testing.assert_close(other(images), expected)
+    if how == "compile":
+        with pytest.raises(Exception, match="in every anchor, or load images with"):
+            other(torch.randn(2, 4, 32, 32))
