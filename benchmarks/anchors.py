@@ -150,7 +150,7 @@ def row(family: Family) -> str:
         ", ".join(f"`{model}`" for model in family.models),
         type(first.model).__name__,
         f"{first.patch_size[0]}" if family.patch_size is None else f"{first.patch_size[0]}, set",
-        first.num_prefix_tokens,
+        first.layout().prefix,
         ", ".join(str(anchor.width) for anchor in anchors),
         ", ".join(str(anchor.depth) for anchor in anchors),
         len(network.space),

@@ -18,9 +18,8 @@ from mmsnnet.stitching import Anchor, create_anchor
 
 
 def forward(anchor: Anchor, images: Tensor) -> Tensor:
-    grid = anchor.grid((images.shape[-2], images.shape[-1]))
-    *_, (_, tokens, window) = anchor.run(anchor.stem(images), grid)
-    return anchor.arrange(tokens, grid, window, 0)
+    *_, (_, features) = anchor.run(anchor.stem(images))
+    return features.to(anchor.layout()).data
 
 
 def seconds(anchor: Anchor, images: Tensor, train: bool) -> float:

@@ -59,7 +59,7 @@ def extracted_config(config: Config, backbone: StitchedBackbone, stitch: Stitch)
     if set(backbone.out_indices) != set(backbone.test_out_indices):
         # Those that only auxiliary heads read leave their places empty: in_index of the other heads holds.
         tested = backbone.test_out_indices
-        model["backbone"]["out_indices"] = tuple(index if index in tested else None for index in backbone.places)
+        model["backbone"]["out_indices"] = tuple(index if index in tested else None for index in backbone.taps.places)
     for loop in ("val_cfg", "test_cfg"):
         if "stitches" in (settings.get(loop) or {}):
             settings[loop]["stitches"] = "all"

@@ -87,7 +87,7 @@ def check_channels(config: Config, model: nn.Module) -> None:
     backbones = [module for module in model.modules() if isinstance(module, StitchedBackbone)]
     if not backbones:
         return
-    width = backbones[0].network.anchor(-1).width
+    width = backbones[0].network.anchor(-1).widths[-1]
     # Of a cascade of decode heads, the first alone reads the backbone's maps for certain.
     heads = {"decode_head": _listed(config.model.get("decode_head"))[:1]}
     heads["auxiliary_head"] = _listed(config.model.get("auxiliary_head"))

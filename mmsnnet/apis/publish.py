@@ -17,6 +17,7 @@ from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
 from mmsnnet.evaluation import OperatingPoints, compact_front
 from mmsnnet.models import StitchedBackbone, check_weights, find_stitched_backbone, read_weights
+from mmsnnet.models.backbones.budget import check_points
 from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.version import __version__
 
@@ -83,7 +84,7 @@ def publish_model(
     backbone = find_stitched_backbone(model)
     front = None if points is None else compact_front(OperatingPoints.load(points), metric)
     if front is not None:
-        backbone.check_points(front)
+        check_points(front, backbone.space)
     return write_folder(out, config, backbone, read_weights(model, checkpoint), front)
 
 

@@ -29,7 +29,7 @@ from mmsnnet.models import check_weights, find_stitched_backbone, read_model_che
 from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.stitching import StitchSpace
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE, position_index
-from mmsnnet.stitching.anchors.base import GRID, recorded_grid
+from mmsnnet.stitching.anchors.positions import GRID, recorded_grid
 from mmsnnet.stitching.windows import Grid
 from mmsnnet.version import __version__
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from mmsnnet.errors import DataError
 from mmsnnet.files.reading import listed, misfits, not_finite, read_checkpoint, shapes, unwrapped
-from mmsnnet.stitching import Anchor
-from mmsnnet.stitching.anchors.base import GRID
+from mmsnnet.stitching.anchors.plain import PlainAnchor
+from mmsnnet.stitching.anchors.positions import GRID
 
 # Where the state dict of a StitchedBackbone has the number of draws so far, which training alone needs.
 DRAWS = "draws"
@@ -178,9 +178,9 @@ def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str |
     model = unwrapped_model(model)
     weights, own = model_weights(checkpoint, source), model.state_dict()
     for name, module in model.named_modules():
-        if isinstance(module, Anchor):
+        if isinstance(module, PlainAnchor):
             prefix = f"{name}." if name else ""
-            module.take_grid(weights, prefix)
+            module.positions.take_grid(weights, prefix)
             own.pop(prefix + GRID, None)
     given, wanted = (
         shapes({name: value for name, value in tensors.items() if name.rpartition(".")[2] != DRAWS})

@@ -32,6 +32,7 @@ def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) ->
     """
     backbone = find_stitched_backbone(model)
     shape = backbone.img_size if input_shape is None else input_shape
+    costs = backbone.costs(shape)
     image = next(model.parameters()).new_zeros(1, backbone.network.anchor(0).in_chans, *shape)
     used: set[nn.Parameter] = set()
     with (
@@ -41,7 +42,7 @@ def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) ->
         _countable_attention(),
     ):
         rest = Cost(count_flops(_TensorMode(model, read, used), image), sum(parameter.numel() for parameter in used))
-    return {id_: cost + rest for id_, cost in backbone.costs(shape).items()}
+    return {id_: cost + rest for id_, cost in costs.items()}
 
 
 class _TensorMode(nn.Module):

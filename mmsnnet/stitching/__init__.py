@@ -1,13 +1,14 @@
 """Stitching of vision transformers: pure PyTorch and timm, of use without OpenMMLab."""
 
-from mmsnnet.stitching.anchors.base import Anchor
+from mmsnnet.stitching.anchors.base import Anchor, Component
 from mmsnnet.stitching.anchors.factory import create_anchor
 from mmsnnet.stitching.anchors.pretrained import LoadReport, load_pretrained
 from mmsnnet.stitching.cost import Cost, CostModel, cost_model, count_flops
+from mmsnnet.stitching.factory import create_stitched
+from mmsnnet.stitching.features import Features, Layout
 from mmsnnet.stitching.least_squares import NormalEquations, solve_normal_equations
 from mmsnnet.stitching.network import StitchedNetwork
 from mmsnnet.stitching.prefix import PrefixPlan, SharedPrefixes, prefix_order
-from mmsnnet.stitching.route_parts import Component
 from mmsnnet.stitching.sampling import StitchSampler, flops_bins
 from mmsnnet.stitching.space import LayerKey, Segment, Stitch, StitchSpace, Tap, UnknownStitchError
 from mmsnnet.stitching.stitching_layer import StitchingLayer
@@ -17,7 +18,9 @@ __all__ = [
     "Component",
     "Cost",
     "CostModel",
+    "Features",
     "LayerKey",
+    "Layout",
     "LoadReport",
     "NormalEquations",
     "PrefixPlan",
@@ -33,6 +36,7 @@ __all__ = [
     "cost_model",
     "count_flops",
     "create_anchor",
+    "create_stitched",
     "flops_bins",
     "load_pretrained",
     "prefix_order",

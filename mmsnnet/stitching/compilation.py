@@ -50,8 +50,7 @@ def compile_blocks(anchors: Sequence[Anchor], **options: Any) -> None:
         _share_stochastic_depth(blocks)
         alike: dict[object, Callable[..., Tensor]] = {}
         for index, block in zip(anchor.blocks, blocks, strict=True):
-            shapes = tuple((name, parameter.shape) for name, parameter in block.named_parameters())
-            kind = type(block), anchor.windows[index], shapes
+            kind = anchor.kind(index)
             if kind not in alike:
                 alike[kind] = _own_code(type(block).forward)
             block.forward = types.MethodType(alike[kind], block)

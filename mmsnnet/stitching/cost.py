@@ -1,27 +1,25 @@
 """FLOPs and parameters, counted once per component and composed per stitch.
 
-FLOPs are multiply-accumulates as fvcore counts them (and as the papers print them) for one image. fvcore counts
-scaled-dot-product attention as 0, so it is given a handle here. Blocks and stitching layers are counted on the meta
-device: nothing is computed. Stitching layers count as deployed, with their low-rank update merged.
+FLOPs are multiply-accumulates for one image, as fvcore counts them and as the papers print them. fvcore counts fused
+attention as 0, so it gets a handle here. All but the stems is counted on the meta device, where nothing is computed.
+Stitching layers count as deployed, with their low-rank update merged.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from mmsnnet.stitching.anchors.base import Anchor
+from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Anchor, Component
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
-from mmsnnet.stitching.route_parts import Component, Part, classifier_parts, part_parameters, tap_parts
+from mmsnnet.stitching.route_parts import AnchorPart, Part, classifier_parts, tap_parts
 from mmsnnet.stitching.space import Stitch, StitchSpace
 from mmsnnet.stitching.stitching_layer import StitchingLayer
-from mmsnnet.stitching.windows import tokens_of
 
 
 @dataclass(frozen=True)
@@ -51,65 +49,68 @@ class CostModel:
         """The cost of a route that ends in a classifier: what :meth:`StitchedNetwork.classify` runs."""
         return self._total(classifier_parts(stitch))
 
+    def stitches(self, out_indices: Sequence[int] | None) -> dict[int, Cost]:
+        """The cost of each stitch by its id: with taps at ``out_indices``, or into a classifier if they are None."""
+        if out_indices is None:
+            return {stitch.id: self.classifier(stitch) for stitch in self.space}
+        return {stitch.id: self.stitch(stitch, out_indices) for stitch in self.space}
+
     def _total(self, parts: Sequence[Part]) -> Cost:
         return sum((self.parts[part] for part in dict.fromkeys(parts)), Cost())
 
 
 @torch.no_grad()
 def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostModel:
-    """Counts each component of ``network`` once, for one image of ``input_shape`` (height, width); what has been left
-    out of an anchor (:meth:`Anchor.keep`) is in no stitch and not counted."""
+    """Count each component of ``network`` once, for one image of ``input_shape`` (height, width).
+
+    Components that an anchor has dropped (:meth:`Anchor.keep`) are in no stitch and not counted.
+    """
     parts: dict[Part, Cost] = {}
-    dtype = next(network.parameters()).dtype
     for index in range(len(network.anchors)):
         anchor = network.anchor(index)
-        if anchor.has_stem:
-            image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
-            with evaluation_mode(anchor), torch.autocast(image.device.type, enabled=False):
-                stem_flops = count_flops(_Call(anchor, anchor.stem), image)
-            stem = Component("stem", index)
-            parts[stem] = Cost(stem_flops, _numel(part_parameters(network, stem)))
-        if not anchor.blocks:
-            continue
-        told = Component("positions", index)
-        parts[told] = Cost(0, _numel(part_parameters(network, told)))
-        positions = anchor.positions(anchor.grid(input_shape))
-        # timm makes all blocks of a ViT by one rule: those with the same parameters and windows are alike.
-        alike: dict[object, Cost] = {}
-        for block in anchor.blocks:
-            module = anchor.block(block)
-            kind = (anchor.windows[block], *((name, p.shape) for name, p in module.named_parameters()))
-            if kind not in alike:
-                flops = count_flops(
-                    _BlockCall(anchor, block, positions[block], input_shape),
-                    _arranged(anchor, block, input_shape, dtype),
-                )
-                alike[kind] = Cost(flops, _numel(module.parameters()))
-            parts[Component("block", index, block)] = alike[kind]
-        if anchor.classifier:
-            number = tokens_of(anchor.grid(input_shape), 0, anchor.num_prefix_tokens)
-            tokens = next(anchor.parameters()).new_zeros(1, number, anchor.width)
-            classifier = Component("classifier", index)
-            parts[classifier] = Cost(
-                count_flops(_Call(anchor, anchor.classify), tokens), _numel(part_parameters(network, classifier))
-            )
+        if anchor.components:
+            costs = _anchor_costs(anchor, input_shape)
+            parts |= {AnchorPart(index, component): cost for component, cost in costs.items()}
     layers: dict[object, Cost] = {}
     for key in network.space.layers:
         layer = network.layer(key)
-        tokens = _arranged(network.anchor(key.source), key.source_block, input_shape, dtype)
-        size = (tokens.shape, layer.out_features)
+        features = network.anchor(key.source).geometry(input_shape)[key.source_block + 1]
+        size = (features.data.shape, layer.out_features)
         if size not in layers:
             with torch.device("meta"):
-                merged = StitchingLayer(layer.in_features, layer.out_features, rank=0).to(tokens.dtype)
-            layers[size] = Cost(count_flops(merged, tokens), _numel(merged.parameters()))
+                merged = StitchingLayer(layer.in_features, layer.out_features, rank=0).to(features.data.dtype)
+            layers[size] = Cost(count_flops(merged, features.data), _numel(merged.parameters()))
         parts[key] = layers[size]
     return CostModel(network.space, input_shape, parts)
 
 
-def _arranged(anchor: Anchor, block: int, input_shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """Tokens of one image on the meta device, arranged as ``block`` takes and gives them."""
-    number = tokens_of(anchor.grid(input_shape), anchor.windows[block], anchor.num_prefix_tokens)
-    return torch.empty(1, number, anchor.width, device="meta", dtype=dtype)
+def _anchor_costs(anchor: Anchor, input_shape: tuple[int, int]) -> dict[Component, Cost]:
+    """The cost of each component that an anchor has."""
+    geometry, outline = anchor.geometry(input_shape), anchor.outline()
+    costs = {SHARED: Cost(0, _numel(anchor.parameters_of(SHARED)))}
+    alike: dict[Hashable, Cost] = {}
+    for component in anchor.components:
+        params = _numel(anchor.parameters_of(component))
+        if component == STEM:
+            # fvcore cannot trace a convolution on the meta device: the stem is counted where it is.
+            image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
+            with evaluation_mode(anchor), torch.autocast(image.device.type, enabled=False):
+                costs[STEM] = Cost(count_flops(_Call(lambda images: anchor.stem(images).data, anchor), image), params)
+        elif component == CLASSIFIER:
+            features = geometry[-1]
+            call = _Call(lambda data, of=features: outline.classify(of.with_data(data)), outline)
+            costs[CLASSIFIER] = Cost(count_flops(call, features.data), params)
+        elif component.role == "block":
+            block = component.block
+            kind = anchor.kind(block)
+            if kind not in alike:
+                entering = geometry[block].to(outline.layout(block))
+                call = _Call(
+                    lambda data, of=entering, b=block: outline.call(b, of.with_data(data)).data, outline.block(block)
+                )
+                alike[kind] = Cost(count_flops(call, entering.data), params)
+            costs[component] = alike[kind]
+    return costs
 
 
 def count_flops(module: nn.Module, *inputs: Any) -> int:
@@ -130,32 +131,16 @@ def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-class _BlockCall(nn.Module):
-    """A block of an anchor on images of one size, on the meta device, for fvcore to trace."""
-
-    def __init__(
-        self, anchor: Anchor, block: int, positions: torch.Tensor | None, input_shape: tuple[int, int]
-    ) -> None:
-        super().__init__()
-        self.block = copy.deepcopy(anchor.block(block)).to("meta")
-        self.positions = None if positions is None else positions.to("meta")
-        self.grid = anchor.grid(input_shape)
-        self.call_block = anchor.call_block
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.call_block(self.block, tokens, self.grid, self.positions)
-
-
 class _Call(nn.Module):
-    """A method of a module as a module, for fvcore to trace."""
+    """A function that runs a module, as a module for fvcore to trace."""
 
-    def __init__(self, owner: nn.Module, method: Any) -> None:
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], module: nn.Module) -> None:
         super().__init__()
-        self.owner = owner
-        self.method = method
+        self.function = function
+        self.module = module
 
-    def forward(self, *inputs: Any) -> Any:
-        return self.method(*inputs)
+    def forward(self, data: torch.Tensor) -> torch.Tensor:
+        return self.function(data)
 
 
 def _numel(parameters: Any) -> int:

@@ -74,14 +74,12 @@ class NormalEquations:
             pending = set(self.crosses)
             for index in range(len(self.network.anchors)):
                 anchor = self.network.anchor(index)
-                grid = anchor.grid((images.shape[-2], images.shape[-1]))
-                for block, tokens, window in anchor.run(anchor.stem(images), grid):
+                for block, features in anchor.run(anchor.stem(images)):
                     site = Site(index, block)
                     pairs = [pair for pair in pending if site in pair]
                     if not pairs:
                         continue
-                    # Row by row the tokens of both anchors correspond, whatever windows they have.
-                    kept[site] = with_one(anchor.rows(anchor.arrange(tokens, grid, window, 0)))
+                    kept[site] = with_one(features.rows())
                     if site in self.grams:
                         self.grams[site].addmm_(kept[site].T, kept[site])
                     for source, target in pairs:

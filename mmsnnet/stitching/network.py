@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmsnnet.errors import SettingError
 from mmsnnet.stitching.anchors.base import Anchor
 from mmsnnet.stitching.compilation import compile_blocks
+from mmsnnet.stitching.features import Features
 from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
 from mmsnnet.stitching.stitching_layer import StitchingLayer
 
@@ -21,20 +22,26 @@ LayerPath = tuple[LayerKey, ...]
 
 
 class Leaving(NamedTuple):
-    """Tokens that leave ``block`` of ``anchor``, arranged in windows of side ``window``; ``projected`` has them under
-    the empty path, and what stitching layers make of them."""
+    """What leaves ``block`` of ``anchor``: under the empty path as it is, under others what stitching layers make of
+    it."""
 
     anchor: int
     block: int
-    window: int
-    projected: dict[LayerPath, Tensor]
+    projected: dict[LayerPath, Features]
+
+
+class Walker(Protocol):
+    """An object that runs the blocks of a route: a :class:`StitchedNetwork`, or one with prefix reuse."""
+
+    def walk(self, images: Tensor, stitch: Stitch) -> Iterator[Leaving]:
+        """What leaves the blocks of a route, in their order; at least of those that are tapped."""
 
 
 class StitchedNetwork(nn.Module):
     """Anchors joined by stitching layers.
 
     Args:
-        anchors: from the smallest to the largest, of the same patch size, prefix tokens and channels of images.
+        anchors: from the smallest to the largest, of one family.
         space: the stitches over anchors of these depths.
         rank: of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
@@ -84,38 +91,38 @@ class StitchedNetwork(nn.Module):
         Raises:
             ValueError: an index is not a block of the largest anchor.
         """
-        grid = self._grid(images)
-        return tuple(self.anchor(-1).to_map(tokens, grid) for tokens in self.tokens(images, stitch, out_indices))
+        return tuple(tap.map() for tap in self.taps(images, stitch, out_indices))
 
-    def tokens(
-        self, images: Tensor, stitch: Stitch, out_indices: Sequence[int], walk: Iterable[Leaving] | None = None
-    ) -> tuple[Tensor, ...]:
-        """The taps of a route as tokens (B, N, C), prefix tokens first; otherwise as :meth:`forward`. ``walk`` gives
-        what leaves the route's blocks where somebody else runs them."""
-        grid = self._grid(images)
+    def taps(
+        self, images: Tensor, stitch: Stitch, out_indices: Sequence[int], walker: Walker | None = None
+    ) -> tuple[Features, ...]:
+        """The taps of a route as features in the layout of the largest anchor's stem; otherwise as :meth:`forward`.
+
+        Args:
+            walker: runs the blocks; the network itself by default.
+        """
         taps = self.space.taps(stitch, out_indices)
-        found: dict[object, Tensor] = {}
-        for leaving in self.walk(images, stitch) if walk is None else walk:
+        layout = self.anchor(-1).layout()
+        found: dict[object, Features] = {}
+        for leaving in (walker or self).walk(images, stitch):
             for tap in taps:
                 if (tap.anchor, tap.block) == (leaving.anchor, leaving.block) and tap not in found:
-                    tokens = self._project(leaving.projected, tap.layers)
-                    found[tap] = self.anchor(-1).arrange(tokens, grid, leaving.window, 0)
+                    found[tap] = self._project(leaving.projected, tap.layers).to(layout)
             if len(found) == len(set(taps)):
                 break
         return tuple(found[tap] for tap in taps)
 
-    def classify(self, images: Tensor, stitch: Stitch, walk: Iterable[Leaving] | None = None) -> Tensor:
-        """Logits (B, classes) of a route over images (B, 3, H, W), by the classifier of the anchor that it ends in.
-        ``walk`` as of :meth:`tokens`."""
-        for leaving in self.walk(images, stitch) if walk is None else walk:
+    def classify(self, images: Tensor, stitch: Stitch, walker: Walker | None = None) -> Tensor:
+        """Logits (B, classes) of a route over images (B, 3, H, W), by the classifier of the anchor that it ends in;
+        ``walker`` as of :meth:`taps`."""
+        for leaving in (walker or self).walk(images, stitch):
             last = leaving
-        anchor = self.anchor(last.anchor)
-        return anchor.classify(anchor.arrange(last.projected[()], self._grid(images), last.window, 0))
+        return self.anchor(last.anchor).classify(last.projected[()])
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compiles every block for training mode, in place; names in the state dict stay. Blocks of one anchor (with
-        windows of one size) share what is compiled, whatever their rates of stochastic depth, whose draws are others
-        than without.
+        """Compile every block for training mode, in place; names in the state dict stay. Blocks of one kind share
+        compiled code, whatever their rates of stochastic depth. The draws of stochastic depth differ from those of
+        blocks that are not compiled.
 
         Evaluation mode runs as before, so that what is measured does not depend on a compiler. Copies, merged ones and
         pickled ones included, are not compiled.
@@ -138,46 +145,41 @@ class StitchedNetwork(nn.Module):
             merged.layers[str(key)] = self.layer(key).merged().train(self.training)
         return merged
 
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        return self.anchor(-1).grid((images.shape[-2], images.shape[-1]))
+    def walk(self, images: Tensor, stitch: Stitch, start: Leaving | None = None, done: int = 0) -> Iterator[Leaving]:
+        """Run a route block by block and give what leaves each of them.
 
-    def walk(
-        self, images: Tensor, stitch: Stitch, start: Leaving | None = None, position: int = 0
-    ) -> Iterator[Leaving]:
-        """Runs a route block by block and gives what leaves each of them; from the stem, or from ``start``, what left
-        the block before ``position``, counted along the route.
+        A crossing uses what a tap has already projected.
 
-        A crossing uses what a tap has already projected. Tokens are rearranged where a block's windows differ from
-        those of the block before it, in whichever anchor.
+        Args:
+            start: what left block number ``done`` of the route, counted from 1; None to begin with the stem.
         """
         recompute = self.with_cp and self.training and torch.is_grad_enabled()
-        grid = self._grid(images)
         if start is None:
-            tokens, window = self.anchor(stitch.segments[0].anchor).stem(images), 0
+            features = self.anchor(stitch.segments[0].anchor).stem(images)
         else:
-            leaving, tokens, window = start, start.projected[()], start.window
+            leaving, features = start, start.projected[()]
         for crossing, segment in zip((None, *stitch.layers), stitch.segments, strict=True):
-            run = min(position, len(segment))
-            position -= run
-            if run == len(segment):
+            skipped = min(done, len(segment))
+            done -= skipped
+            if skipped == len(segment):
                 continue
-            if crossing is not None and run == 0:
-                tokens = self._project(leaving.projected, (crossing,))
+            if crossing is not None and skipped == 0:
+                features = self._project(leaving.projected, (crossing,))
             anchor = self.anchor(segment.anchor)
-            running = anchor.run(tokens, grid, segment.start + run, segment.stop, window, recompute)
-            for block, tokens, window in running:
-                leaving = Leaving(segment.anchor, block, window, {(): tokens})
+            running = anchor.run(features, segment.start + skipped, segment.stop, recompute)
+            for block, features in running:
+                leaving = Leaving(segment.anchor, block, {(): features})
                 yield leaving
 
-    def _project(self, projected: dict[LayerPath, Tensor], path: LayerPath) -> Tensor:
+    def _project(self, projected: dict[LayerPath, Features], path: LayerPath) -> Features:
         if path not in projected:
-            projected[path] = self.layer(path[-1])(self._project(projected, path[:-1]))
+            projected[path] = self._project(projected, path[:-1]).project(self.layer(path[-1]))
         return projected[path]
 
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Puts a module into evaluation mode, and each of its submodules back into the mode that it was in."""
+    """Put a module into evaluation mode, and each of its submodules back into the mode that it was in."""
     modes = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
     try:
@@ -191,24 +193,26 @@ def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:
     depths = tuple(anchor.depth for anchor in anchors)
     if depths != space.depths:
         raise SettingError(f"the space is over anchors of depths {space.depths}, the anchors have {depths}")
-    for what in ("patch_size", "num_prefix_tokens", "img_size"):
-        values = [getattr(anchor, what) for anchor in anchors]
+    for name in dict.fromkeys(name for anchor in anchors for name in anchor.agreement):
+        values = [anchor.agreement.get(name) for anchor in anchors]
         if len(set(values)) > 1:
             raise SettingError(
-                f"anchors must agree in {what}, so that their tokens correspond one to one; got "
-                + " and ".join(map(str, values))
-                + ": choose models of one family"
+                f"anchors must agree in {name}, so that their features correspond one to one; got {_joined(values)}: "
+                "choose models of one family"
             )
     channels = [anchor.in_chans for anchor in anchors]
     if len(set(channels)) > 1:
         raise SettingError(
-            "anchors must agree in in_chans, the channels of their images; got "
-            + " and ".join(map(str, channels))
-            + ": set in_chans to one number in every anchor"
+            f"anchors must agree in in_chans, the channels of their images; got {_joined(channels)}: set in_chans to "
+            "one number in every anchor"
         )
     for index, (first, second) in enumerate(pairwise(anchors)):
-        if first.width > second.width:
+        if first.widths[-1] > second.widths[-1]:
             raise SettingError(
-                f"anchors go from the smallest to the largest: anchor {index} is {first.width} wide and anchor "
-                f"{index + 1} {second.width}"
+                f"anchors go from the smallest to the largest: anchor {index} is {first.widths[-1]} wide and anchor "
+                f"{index + 1} {second.widths[-1]}"
             )
+
+
+def _joined(values: Iterable[object]) -> str:
+    return " and ".join(map(str, values))

@@ -1,4 +1,4 @@
-"""Prefix reuse: stitches that begin alike run what they share once.
+"""Prefix reuse: stitches that start with the same blocks compute those blocks once per batch.
 
 Seen from the stem, the routes of a stitch space are a tree: a node is a block together with all that ran before it.
 Walked in the order of :func:`prefix_order`, each node runs once, and what leaves it is kept no longer than a later
@@ -126,15 +126,15 @@ class SharedPrefixes:
             yield from self.network.walk(images, stitch)
             return
         turn, path, reads = self.plan.paths[stitch.id]
-        position = _reach(path, reads, call.leavings)
+        done = _reach(path, reads, call.leavings)
         start = None
-        for node in path[:position]:
-            if node in reads or node == path[position - 1]:
+        for node in path[:done]:
+            if node in reads or node == path[done - 1]:
                 start = call.leavings[node]
                 if self.plan.last_use[node] <= turn:
                     del call.leavings[node]
                 yield start
-        for node, leaving in zip(path[position:], self.network.walk(images, stitch, start, position), strict=False):
+        for node, leaving in zip(path[done:], self.network.walk(images, stitch, start, done), strict=False):
             if self.plan.last_use[node] > turn:
                 call.leavings[node] = leaving
             yield leaving
@@ -168,9 +168,9 @@ def _tapped(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int]) -> s
 def _reach(path: Sequence[int], reads: frozenset[int], leavings: dict[int, Leaving]) -> int:
     """How many blocks of a path need not run: there is what leaves the last of them, and all that is tapped before."""
     reach = 0
-    for position, node in enumerate(path, start=1):
+    for done, node in enumerate(path, start=1):
         if node in leavings:
-            reach = position
+            reach = done
         elif node in reads:
             break
     return reach

@@ -1,36 +1,34 @@
-"""What a route is made of: the parts of a stitched network that it runs, in order, and the parameters of each."""
+"""The parts of a stitched network that a route runs, in order, and the parameters of each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
+from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Component
 from mmsnnet.stitching.network import StitchedNetwork
 from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
 
 
-@dataclass(frozen=True)
-class Component:
-    """A part of an anchor: its stem, the positions that its blocks are told (a rotary embedding's learned frequencies),
-    one of its blocks, or its classifier."""
+class AnchorPart(NamedTuple):
+    """A component of one of the anchors."""
 
-    kind: str
     anchor: int
-    block: int = 0
+    component: Component
 
 
-Part = Component | LayerKey
+Part = AnchorPart | LayerKey
 
 
 def route_parts(stitch: Stitch) -> Iterator[Part]:
     """The parts that a route runs from end to end, in order."""
-    yield Component("stem", stitch.segments[0].anchor)
+    yield AnchorPart(stitch.segments[0].anchor, STEM)
     for segment, crossing in zip(stitch.segments, (*stitch.layers, None), strict=True):
-        yield Component("positions", segment.anchor)
+        yield AnchorPart(segment.anchor, SHARED)
         for block in range(segment.start, segment.stop):
-            yield Component("block", segment.anchor, block)
+            yield AnchorPart(segment.anchor, Component("block", block))
         if crossing is not None:
             yield crossing
 
@@ -39,7 +37,7 @@ def tap_parts(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int]) ->
     """The parts that a route runs to hand out its taps, in order: up to the last one, and the layers that project them.
     A layer that both a tap and a crossing use is there twice, and run once."""
     waiting: dict[Part, tuple[LayerKey, ...]] = {
-        Component("block", tap.anchor, tap.block): tap.layers for tap in space.taps(stitch, out_indices)
+        AnchorPart(tap.anchor, Component("block", tap.block)): tap.layers for tap in space.taps(stitch, out_indices)
     }
     parts: list[Part] = []
     for part in route_parts(stitch):
@@ -51,19 +49,16 @@ def tap_parts(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int]) ->
 
 def classifier_parts(stitch: Stitch) -> list[Part]:
     """The parts that a route runs to end in the classifier of its last anchor."""
-    return [*route_parts(stitch), Component("classifier", stitch.segments[-1].anchor)]
+    return [*route_parts(stitch), AnchorPart(stitch.segments[-1].anchor, CLASSIFIER)]
+
+
+def parts_run(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int] | None) -> list[Part]:
+    """The parts that a route runs, in order: up to its last tap, or into a classifier if ``out_indices`` is None."""
+    return classifier_parts(stitch) if out_indices is None else tap_parts(space, stitch, out_indices)
 
 
 def part_parameters(network: StitchedNetwork, part: Part) -> list[nn.Parameter]:
     """The parameters that a part of ``network`` uses, frozen ones included."""
     if isinstance(part, LayerKey):
         return list(network.layer(part).parameters())
-    anchor = network.anchor(part.anchor)
-    if part.kind == "block":
-        return list(anchor.block(part.block).parameters())
-    of_kind = {
-        "stem": anchor.stem_parameters,
-        "positions": anchor.position_parameters,
-        "classifier": anchor.classifier_parameters,
-    }
-    return of_kind[part.kind]()
+    return network.anchor(part.anchor).parameters_of(part.component)

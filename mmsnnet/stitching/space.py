@@ -148,6 +148,18 @@ class StitchSpace:
             raise ValueError(f"an anchor needs at least one block, got depth {depth}")
         return cls((depth,), "single", (Stitch(0, "A", "A", (Segment(0, 0, depth),)),))
 
+    @classmethod
+    def of(cls, scheme: str, depths: Sequence[int]) -> StitchSpace:
+        """The space of a scheme by its name, ``'two_way'`` or ``'one_way'``; one anchor alone makes a :meth:`single`.
+
+        Raises:
+            ValueError: there is no such scheme, or as :meth:`two_way`.
+        """
+        schemes = {"two_way": cls.two_way, "one_way": cls.one_way}
+        if scheme not in schemes:
+            raise ValueError(f"scheme is one of {', '.join(schemes)}; got {scheme!r}")
+        return cls.single(depths[0]) if len(depths) == 1 else schemes[scheme](depths)
+
     def only(self, key: int | str, layers: Collection[LayerKey]) -> StitchSpace:
         """The space of one stitch of this one, under its id and name, with no other stitching layers than ``layers``:
         those that it crosses and that its taps need.

@@ -28,6 +28,7 @@ from mmsnnet.stitching import (
     count_flops,
     flops_bins,
 )
+from mmsnnet.stitching.anchors.base import STEM
 
 Config = Callable[..., dict[str, Any]]
 MakeBackbone = Callable[..., StitchedBackbone]
@@ -429,7 +430,7 @@ def test_autocast_from_the_first_forward_on(
         maps = backbone(images)
         maps[0].float().square().mean().backward()
     assert backbone.drawn.id == expected[0]
-    stem = backbone.network.anchor(backbone.drawn.segments[0].anchor).stem_parameters()
+    stem = backbone.network.anchor(backbone.drawn.segments[0].anchor).parameters_of(STEM)
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in stem)
 
 

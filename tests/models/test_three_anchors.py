@@ -14,6 +14,7 @@ from mmsnnet.engine import StitchLogHook
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
+from mmsnnet.stitching.anchors.base import STEM
 
 MakeBackbone = Callable[..., StitchedBackbone]
 MakeImages = Callable[..., Tensor]
@@ -85,7 +86,7 @@ def test_frozen_parts(settings: dict[str, Any], first: tuple[int, ...], make_bac
         anchor = backbone.network.anchor(index)
         trained = [any(p.requires_grad for p in anchor.block(b).parameters()) for b in range(anchor.depth)]
         assert trained == [block >= start for block in range(anchor.depth)]
-        assert any(p.requires_grad for p in anchor.stem_parameters()) == (start < 0)
+        assert any(p.requires_grad for p in anchor.parameters_of(STEM)) == (start < 0)
 
 
 def test_groups_of_parameters_with_decay_over_layers(backbone: StitchedBackbone) -> None:

@@ -20,6 +20,8 @@ from mmsnnet.stitching import (
     count_flops,
     create_anchor,
 )
+from mmsnnet.stitching.anchors.base import SHARED, STEM
+from mmsnnet.stitching.route_parts import AnchorPart
 from mmsnnet.stitching.space import Stitch
 
 MakeNetwork = Callable[..., StitchedNetwork]
@@ -116,7 +118,9 @@ def test_windowed_attention_by_hand() -> None:
         for kind in (dict(window_size=2, global_blocks=()), {})
     )
     block = [
-        cost_model(StitchedNetwork([anchor], StitchSpace.single(1)), (64, 80)).parts[Component("block", 0, 0)]
+        cost_model(StitchedNetwork([anchor], StitchSpace.single(1)), (64, 80)).parts[
+            AnchorPart(0, Component("block", 0))
+        ]
         for anchor in (windowed, plain)
     ]
     per_token = 12 * 32 * 32 + 2 * 5 * 32
@@ -190,10 +194,10 @@ def test_cross_attention_by_hand() -> None:
 def test_components(make_anchor: Callable[..., Anchor]) -> None:
     anchor = make_anchor(depth=2, width=32)
     costs = cost_model(StitchedNetwork([anchor], StitchSpace.single(2)), (32, 64))
-    components = (("stem", 0), ("positions", 0), ("block", 0, 0), ("block", 0, 1))
-    assert set(costs.parts) == {Component(*component) for component in components}
+    components = (STEM, SHARED, Component("block", 0), Component("block", 1))
+    assert set(costs.parts) == {AnchorPart(0, component) for component in components}
     patches = 2 * 4
-    assert costs.parts[Component("stem", 0)] == Cost(
+    assert costs.parts[AnchorPart(0, STEM)] == Cost(
         flops=patches * 3 * 16 * 16 * 32, params=3 * 16 * 16 * 32 + 32 + 4 * 32 + 32
     )
     assert costs.input_shape == (32, 64)

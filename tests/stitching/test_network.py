@@ -69,13 +69,13 @@ def test_taps_as_tokens(make_network: MakeNetwork, make_images: MakeImages) -> N
     """The class token of an anchor alone is timm's, and the maps are the patches among the tokens."""
     network, images = make_network(depths=(2, 4), widths=(32, 48)), make_images(2, 32, 64)
     for stitch in network.space:
-        tokens = network.tokens(images, stitch, (1, 3))
-        for tap, found in zip(tokens, network(images, stitch, (1, 3)), strict=True):
+        taps = [tap.data for tap in network.taps(images, stitch, (1, 3))]
+        for tap, found in zip(taps, network(images, stitch, (1, 3)), strict=True):
             assert tap.shape == (2, 1 + 2 * 4, 48)
             assert torch.equal(tap[:, 1:].transpose(1, 2).reshape(2, 48, 2, 4), found)
     large = network.anchor(1).model.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
-    tokens = network.tokens(images, network.space["L"], range(4))
-    for tap, prefix in zip(tokens, large["image_intermediates_prefix"], strict=True):
+    taps = [tap.data for tap in network.taps(images, network.space["L"], range(4))]
+    for tap, prefix in zip(taps, large["image_intermediates_prefix"], strict=True):
         torch.testing.assert_close(tap[:, :1], prefix)
 
 

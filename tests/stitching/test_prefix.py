@@ -11,6 +11,7 @@ from torch import Tensor
 from mmsnnet.stitching import (
     Anchor,
     Component,
+    Features,
     PrefixPlan,
     SharedPrefixes,
     Stitch,
@@ -20,6 +21,7 @@ from mmsnnet.stitching import (
     create_anchor,
     prefix_order,
 )
+from mmsnnet.stitching.route_parts import AnchorPart
 
 MakeNetwork = Callable[..., StitchedNetwork]
 MakeImages = Callable[..., Tensor]
@@ -64,8 +66,8 @@ def count_blocks(network: StitchedNetwork) -> list[int]:
     return calls
 
 
-def equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+def equal(a: Sequence[Features], b: Sequence[Features]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x.data, y.data) for x, y in zip(a, b, strict=True))
 
 
 # Properties
@@ -85,8 +87,8 @@ def test_taps_are_the_same_to_the_bit(network: StitchedNetwork, ordered: bool, m
         for stitch in stitches:
             shared.begin()
             for images in batches:
-                found = network.tokens(images.clone(), stitch, out_indices, shared.walk(images.clone(), stitch))
-                assert equal(found, network.tokens(images, stitch, out_indices)), stitch
+                found = network.taps(images.clone(), stitch, out_indices, shared)
+                assert equal(found, network.taps(images, stitch, out_indices)), stitch
 
 
 @pytest.mark.parametrize("out_indices", [(3,), (1, 3), (2,), None])
@@ -104,10 +106,10 @@ def test_each_shared_prefix_runs_once_and_is_freed(
     for stitch in stitches:
         shared.begin()
         if out_indices is None:
-            network.classify(images, stitch, shared.walk(images, stitch))
+            network.classify(images, stitch, shared)
             blocks = route(stitch)
         else:
-            network.tokens(images, stitch, out_indices, shared.walk(images, stitch))
+            network.taps(images, stitch, out_indices, shared)
             taps = [(tap.anchor, tap.block) for tap in space.taps(stitch, out_indices)]
             blocks = route(stitch)[: 1 + max(map(route(stitch).index, taps))]
         beginnings |= {blocks[: length + 1] for length in range(len(blocks))}
@@ -124,8 +126,8 @@ def test_three_anchors(three_anchors: StitchedNetwork, make_images: MakeImages) 
     shared = SharedPrefixes(three_anchors, PrefixPlan(space, stitches, (1, 3)))
     for stitch in stitches:
         shared.begin()
-        found = three_anchors.tokens(images, stitch, (1, 3), shared.walk(images, stitch))
-        assert equal(found, three_anchors.tokens(images, stitch, (1, 3)))
+        found = three_anchors.taps(images, stitch, (1, 3), shared)
+        assert equal(found, three_anchors.taps(images, stitch, (1, 3)))
     assert not shared._calls[0].leavings
 
 
@@ -136,7 +138,7 @@ def test_logits_are_the_same_to_the_bit(make_network: MakeNetwork, make_images: 
     shared = SharedPrefixes(network, PrefixPlan(network.space, stitches, None))
     for stitch in stitches:
         shared.begin()
-        logits = network.classify(images, stitch, shared.walk(images, stitch))
+        logits = network.classify(images, stitch, shared)
         assert torch.equal(logits, network.classify(images, stitch))
 
 
@@ -148,8 +150,8 @@ def test_stitches_out_of_turn_or_beyond_the_plan(make_network: MakeNetwork, make
     others = network.space.stitches[2:5]
     for stitch in (*reversed(planned), *others, planned[1], planned[1]):
         shared.begin()
-        found = network.tokens(images, stitch, (3,), shared.walk(images, stitch))
-        assert equal(found, network.tokens(images, stitch, (3,)))
+        found = network.taps(images, stitch, (3,), shared)
+        assert equal(found, network.taps(images, stitch, (3,)))
 
 
 # Examples
@@ -175,7 +177,7 @@ def test_the_share_of_the_published_pair() -> None:
         anchors = [create_anchor(f"deit3_{size}_patch16_224", 512) for size in ("small", "large")]
         network = StitchedNetwork(anchors, StitchSpace.two_way((12, 24)))
     costs = cost_model(network.to_empty(device="cpu"), (512, 512)).parts
-    flops = [costs[Component("block", anchor)].flops for anchor in (0, 1)]
+    flops = [costs[AnchorPart(anchor, Component("block", 0))].flops for anchor in (0, 1)]
     routes = [route(stitch) for stitch in network.space]
     alone = sum(flops[anchor] for blocks in routes for anchor, _ in blocks)
     together = sum(flops[node[-1][0]] for node in {r[: k + 1] for r in routes for k in range(len(r))})

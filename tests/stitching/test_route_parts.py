@@ -8,7 +8,8 @@ import pytest
 from torch import Tensor, nn
 
 from mmsnnet.stitching import Component, Stitch, StitchedNetwork
-from mmsnnet.stitching.route_parts import Part, classifier_parts, part_parameters, route_parts, tap_parts
+from mmsnnet.stitching.anchors.base import SHARED, STEM
+from mmsnnet.stitching.route_parts import AnchorPart, Part, classifier_parts, part_parameters, route_parts, tap_parts
 
 EVA = dict(model="vit_small_patch16_rope_mixed_224", num_heads=2)
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -85,18 +86,20 @@ def test_a_parameter_belongs_to_one_part(make_network: Callable[..., StitchedNet
 def test_a_tap_uses_its_layers_where_it_is(make_network: Callable[..., StitchedNetwork]) -> None:
     space = make_network(depths=(2, 4)).space
     layers = space.layers
-    stem, told = Component("stem", 0), Component("positions", 0)
-    blocks = [Component("block", 0, block) for block in range(2)]
-    assert list(route_parts(space["S"])) == [stem, told, *blocks]
-    assert tap_parts(space, space["S"], (1, 3)) == [stem, told, blocks[0], layers[0], blocks[1], layers[1]]
-    assert tap_parts(space, space["S"], (1,)) == [stem, told, blocks[0], layers[0]]
+    stem, shared = AnchorPart(0, STEM), AnchorPart(0, SHARED)
+    blocks = [AnchorPart(0, Component("block", block)) for block in range(2)]
+    assert list(route_parts(space["S"])) == [stem, shared, *blocks]
+    assert tap_parts(space, space["S"], (1, 3)) == [stem, shared, blocks[0], layers[0], blocks[1], layers[1]]
+    assert tap_parts(space, space["S"], (1,)) == [stem, shared, blocks[0], layers[0]]
     crossed = tap_parts(space, space["S0-L2"], (1, 3))
-    assert crossed[:5] == [stem, told, blocks[0], layers[0], layers[0]] and crossed[-1] == Component("block", 1, 3)
+    assert crossed[:5] == [stem, shared, blocks[0], layers[0], layers[0]] and crossed[-1] == AnchorPart(
+        1, Component("block", 3)
+    )
 
 
 def test_a_part_has_its_frozen_parameters_too(make_backbone: Callable[..., Any]) -> None:
     backbone = make_backbone(frozen_anchors=(0, 1))
-    assert part_parameters(backbone.network, Component("block", 0, 1))
+    assert part_parameters(backbone.network, AnchorPart(0, Component("block", 1)))
     assert backbone.trained_parameters(backbone.space["L"]) == ()
     crossing = backbone.network.layer(backbone.space["S0-L2"].layers[0])
     assert set(backbone.trained_parameters(backbone.space["S0-L2"])) == set(crossing.parameters()) - {crossing.weight}

@@ -97,5 +97,5 @@ def _run_anchors(network: StitchedNetwork, images: Tensor) -> None:
     with evaluation_mode(network):
         for index in range(len(network.anchors)):
             anchor = network.anchor(index)
-            for _ in anchor.run(anchor.stem(images), anchor.grid((images.shape[-2], images.shape[-1]))):
+            for _ in anchor.run(anchor.stem(images)):
                 pass

@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone
 from mmsnnet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmsnnet.stitching import Anchor, StitchedNetwork
-from mmsnnet.stitching.anchors.base import CLASSIFIER_MODULES
+from mmsnnet.stitching.anchors.plain import CLASSIFIER_MODULES
 
 DEFAULTS = dict(anchor_lr_mult=1.0, stitching_lr_mult=1.0, head_lr_mult=1.0, layer_decay_rate=1.0)
 # Parameters of more than one dimension that are not decayed either, by the last part of their name.

@@ -11,8 +11,8 @@ from mmsnnet.errors import SettingError
 from mmsnnet.files.reading import listed, misfits, shapes
 from mmsnnet.models import StitchedFullyShardedDataParallel
 from mmsnnet.models.checkpoint import DRAWS, model_weights, unwrapped_model
-from mmsnnet.stitching import Anchor
-from mmsnnet.stitching.anchors.base import GRID, recorded_grid
+from mmsnnet.stitching.anchors.plain import PlainAnchor
+from mmsnnet.stitching.anchors.positions import GRID, recorded_grid
 
 Shapes = dict[str, object]
 
@@ -32,13 +32,13 @@ def compare_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str
     by_setting: dict[str, str] = {}
     for name, anchor in _anchors(model).items():
         recorded = recorded_grid(weights.get(f"{name}.{GRID}"))
-        if recorded is None or not anchor.grids() or recorded == anchor.stored_grid:
+        if recorded is None or not anchor.positions.grids() or recorded == anchor.positions.grid:
             continue
-        explained |= {f"{name}.model.{table}" for table in anchor.grids()}
+        explained |= {f"{name}.model.{table}" for table in anchor.positions.grids()}
         by_setting.setdefault(
             f"{_backbone(name)}.img_size",
             f"the checkpoint's position embeddings are for {_times(recorded)} patches, the config's for "
-            f"{_times(anchor.stored_grid)}",
+            f"{_times(anchor.positions.grid)}",
         )
     modules = {clean_tensor_name(name): module for name, module in unwrapped_model(model).named_modules()}
     by_owner: dict[str, dict[str, int | None]] = {}
@@ -80,7 +80,7 @@ def summarize_partial_load(model: nn.Module, checkpoint: Mapping[str, Any], sour
     given, wanted = _without_records(shapes(weights)), weight_shapes(model)
     for name, anchor in _anchors(model).items():
         if recorded_grid(weights.get(f"{name}.{GRID}")) is not None:  # loading resamples them
-            for table in anchor.grids():
+            for table in anchor.positions.grids():
                 key = f"{name}.model.{table}"
                 if key in given and key in wanted:
                     given[key] = wanted[key]
@@ -114,10 +114,10 @@ def _without_records(named: Mapping[str, object]) -> Shapes:
     return {name: shape for name, shape in named.items() if name.rpartition(".")[2] not in (DRAWS, GRID)}
 
 
-def _anchors(model: nn.Module) -> dict[str, Anchor]:
+def _anchors(model: nn.Module) -> dict[str, PlainAnchor]:
     """The anchors by their names in the state dict."""
     modules = unwrapped_model(model).named_modules()
-    return {clean_tensor_name(name): module for name, module in modules if isinstance(module, Anchor)}
+    return {clean_tensor_name(name): module for name, module in modules if isinstance(module, PlainAnchor)}
 
 
 def _backbone(name: str) -> str:

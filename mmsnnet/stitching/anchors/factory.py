@@ -10,7 +10,8 @@ from typing import Any
 import timm
 
 from mmsnnet.stitching.anchors.attention import AnchorAttention
-from mmsnnet.stitching.anchors.base import Anchor, adapter_of
+from mmsnnet.stitching.anchors.base import Anchor
+from mmsnnet.stitching.anchors.plain import adapter_of
 
 
 def create_anchor(

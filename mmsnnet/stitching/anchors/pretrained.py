@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mmsnnet.errors import DataError, SettingError
 from mmsnnet.files.reading import SafeGlobal, listed, not_finite, read_checkpoint, unwrapped
-from mmsnnet.stitching.anchors.base import GRID, POSITION, Anchor
+from mmsnnet.stitching.anchors.plain import PlainAnchor
+from mmsnnet.stitching.anchors.positions import GRID, POSITION
 from mmsnnet.stitching.anchors.weight_fitting import MOST_NAMES, PATCH_WEIGHT, FittedWeights, fit
 from mmsnnet.stitching.anchors.weight_sections import ANCHOR_MODEL, MOST_DICTS, Section, anchors_in, find_sections
 
@@ -63,7 +64,7 @@ class LoadReport:
 
 
 def load_pretrained(
-    anchor: Anchor,
+    anchor: PlainAnchor,
     source: str | os.PathLike[str] | bool,
     safe_globals: Iterable[SafeGlobal] = (),
     prefix: str | None = None,
@@ -178,7 +179,7 @@ def _address(prefix: str) -> str:
     return prefix if prefix.endswith(".") or not prefix else f"{prefix}."
 
 
-def _fit_each(anchor: Anchor, own: Mapping[str, Tensor], sections: Sequence[Section]) -> list[FittedWeights]:
+def _fit_each(anchor: PlainAnchor, own: Mapping[str, Tensor], sections: Sequence[Section]) -> list[FittedWeights]:
     """Fit each section.
 
     A section that holds a model, and another one below ``ema.``, fits when the other one is taken out of it.

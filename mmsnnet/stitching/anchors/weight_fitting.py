@@ -16,8 +16,9 @@ from torch import Tensor
 
 from mmsnnet.files.reading import listed, misfits, shapes
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE
-from mmsnnet.stitching.anchors.base import CLASSIFIER_MODULES, POSITION, Anchor, recorded_grid
 from mmsnnet.stitching.anchors.foreign_names import rename
+from mmsnnet.stitching.anchors.plain import CLASSIFIER_MODULES, PlainAnchor
+from mmsnnet.stitching.anchors.positions import POSITION, recorded_grid
 from mmsnnet.stitching.anchors.weight_sections import Section, tensors_of
 from mmsnnet.stitching.windows import Grid
 
@@ -109,7 +110,7 @@ class FittedWeights:
         ]
 
 
-def fit(anchor: Anchor, own: Mapping[str, Tensor], section: Section) -> FittedWeights:
+def fit(anchor: PlainAnchor, own: Mapping[str, Tensor], section: Section) -> FittedWeights:
     """Fit a section of a weights file to an anchor, which is left as it is; ``own`` is its model's state dict."""
     fitted = FittedWeights(section, grid=recorded_grid(section.grid))
     weights = section.weights
@@ -134,7 +135,7 @@ def fit(anchor: Anchor, own: Mapping[str, Tensor], section: Section) -> FittedWe
     return fitted
 
 
-def _in_timm_names(anchor: Anchor, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+def _in_timm_names(anchor: PlainAnchor, weights: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights under timm's names, the patch embedding resampled to the anchor's patches."""
     model = anchor.model
     # From a model without a position embedding, timm's filter lets the file's pass as it is: it cannot tell apart two
@@ -148,17 +149,17 @@ def _in_timm_names(anchor: Anchor, weights: Mapping[str, Any]) -> dict[str, Tens
 
 
 def _in_anchors_size(
-    anchor: Anchor, named: Mapping[str, Tensor], grid: Grid | None
+    anchor: PlainAnchor, named: Mapping[str, Tensor], grid: Grid | None
 ) -> tuple[dict[str, Tensor], frozenset[str]]:
     """The weights with position embedding and bias tables resampled to the anchor's input size, and the names of those
     that are of no known grid; ``grid`` is the recorded one."""
     sized, unknown = dict(named), set()
-    for name, own in anchor.grids().items():
+    for name, own in anchor.positions.grids().items():
         if name not in named:
             continue
-        found = [one for one in _grids(name, named[name], grid, own) if anchor.is_for(name, named[name], one)]
+        found = [one for one in _grids(name, named[name], grid, own) if anchor.positions.fits(name, named[name], one)]
         if found:
-            sized[name] = anchor.resample(name, named[name], found[0])
+            sized[name] = anchor.positions.resample(name, named[name], found[0])
         else:
             unknown.add(name)
     return sized, frozenset(unknown)
@@ -195,7 +196,7 @@ def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
     return kept
 
 
-def _refusal(anchor: Anchor, fitted: FittedWeights, wanted: Mapping[str, Tensor]) -> str:
+def _refusal(anchor: PlainAnchor, fitted: FittedWeights, wanted: Mapping[str, Tensor]) -> str:
     """Why weights do not fit an anchor that wants these; empty where they do."""
     given = {name: value for name, value in fitted.sized.items() if name in wanted or not _of_no_use(name)}
     wrong = misfits(shapes(given), shapes(wanted), most=MOST_NAMES)
@@ -230,7 +231,7 @@ def _refusal(anchor: Anchor, fitted: FittedWeights, wanted: Mapping[str, Tensor]
     if fitted.grid is None and not misfits(known, own):
         wrong += (
             ". The file does not tell of what grid of patches these are, which is neither a square nor this "
-            f"anchor's {' x '.join(map(str, anchor.stored_grid))}: load it into a model at the img_size that it "
+            f"anchor's {' x '.join(map(str, anchor.positions.grid))}: load it into a model at the img_size that it "
             "was made at, and give the checkpoint of that model, which records the grid"
         )
     return refusal + wrong

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmsnnet.stitching.anchors.base import GRID
+from mmsnnet.stitching.anchors.positions import GRID
 
 # How deep dicts lie within dicts, and prefixes within prefixes. A pickle can nest them, and let them share, without
 # end: each dict is visited once, and each name counted at most this often.

@@ -18,8 +18,11 @@ CPU = torch.device("cpu")
 
 def run(anchor: Anchor, images: Tensor) -> list[Tensor]:
     """The tokens leaving each block, arranged as those of the whole image."""
-    grid = anchor.grid(tuple(images.shape[-2:]))
-    return [anchor.arrange(tokens, grid, window, 0) for _, tokens, window in anchor.run(anchor.stem(images), grid)]
+    return [features.to(anchor.layout()).data for _, features in anchor.run(anchor.stem(images))]
+
+
+def windows(anchor: Anchor) -> tuple[int, ...]:
+    return tuple(anchor.layout(block).window for block in range(anchor.depth))
 
 
 def attend(block: torch.nn.Module, tokens: Tensor, bias: Tensor | float = 0.0) -> Tensor:
@@ -51,9 +54,9 @@ def test_the_index_by_hand() -> None:
 @torch.no_grad()
 def test_blocks_are_timms_with_its_bias_as_mask(model: str, make_anchor: MakeAnchor, make_images: MakeImages) -> None:
     anchor, images = make_anchor(model=model, img_size=64, rel_pos_bias=True), make_images(2, 64, 64)
-    tokens = anchor.stem(images)
+    tokens = anchor.stem(images).data
     for block, left in zip(anchor.model.blocks, run(anchor, images), strict=True):
-        bias = RelPosBias((4, 4), 2, prefix_tokens=anchor.num_prefix_tokens)
+        bias = RelPosBias((4, 4), 2, prefix_tokens=anchor.layout().prefix)
         bias.relative_position_bias_table.copy_(block.attn.relative_position_bias_table)
         plain = block(tokens)
         tokens = block(tokens, attn_mask=bias.get_bias())
@@ -101,7 +104,7 @@ def test_another_input_size_runs_with_the_resized_table(make_anchor: MakeAnchor,
     block = anchor.model.blocks[0]
     table = resize_table(block.attn.relative_position_bias_table, (2, 2), (3, 5))
     bias = table[position_index((3, 5), 1, CPU)].permute(2, 0, 1)
-    tokens = anchor.stem(images)
+    tokens = anchor.stem(images).data
     tokens = tokens + block.ls1(attend(block, tokens, bias))
     expected = tokens + block.ls2(block.mlp(block.norm2(tokens)))
     torch.testing.assert_close(run(anchor, images)[0], expected)
@@ -139,7 +142,7 @@ def test_one_window_over_the_image_is_plain_attention(
     )
     plain = make_anchor(depth=3, model=model, img_size=64, rel_pos_bias=rel_pos_bias)
     plain.load_state_dict(windowed.state_dict())
-    assert (windowed.windows, plain.windows) == ((4, 0, 4), (0, 0, 0))
+    assert (windows(windowed), windows(plain)) == ((4, 0, 4), (0, 0, 0))
     for a, b in zip(run(windowed, make_images(2, *size)), run(plain, make_images(2, *size)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -154,7 +157,7 @@ def test_windows_are_images_of_their_own(
     anchor = make_anchor(depth=1, img_size=64, window_size=2, global_blocks=(), rel_pos_bias=rel_pos_bias)
     images, block = make_images(2, *size), anchor.model.blocks[0]
     grid = anchor.grid(size)
-    tokens = anchor.stem(images)
+    tokens = anchor.stem(images).data
     (left,) = run(anchor, images)
     patches = tokens[:, 1:].unflatten(1, grid)
     found = left[:, 1:].unflatten(1, grid)
@@ -178,20 +181,17 @@ def test_windows_are_images_of_their_own(
 def test_tokens_are_rearranged_only_where_windows_change(
     make_anchor: MakeAnchor, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmsnnet.stitching import StitchedNetwork, StitchSpace, anchors
+    from mmsnnet.stitching import StitchedNetwork, StitchSpace, features
 
     calls = []
     for name in ("to_windows", "from_windows"):
-        original = getattr(anchors, name)
-        monkeypatch.setattr(anchors, name, lambda *args, n=name, f=original: calls.append(n) or f(*args))
-    pair = [make_anchor(depth, width, img_size=64, window_size=2) for depth, width in ((4, 32), (8, 48))]
-    assert pair[0].windows == (0, 0, 0, 0) and pair[1].windows == (2, 0, 2, 0, 2, 0, 2, 0)
-    pair[0].windows = (2, 2, 2, 0)
-    for block in pair[0].model.blocks[:3]:
-        block.attn.set_window(2, 1)
-    pair[1].windows = (2, 2, 2, 2, 2, 2, 2, 0)
-    for block in pair[1].model.blocks[:7]:
-        block.attn.set_window(2, 1)
+        original = getattr(features, name)
+        monkeypatch.setattr(features, name, lambda *args, n=name, f=original: calls.append(n) or f(*args))
+    pair = [
+        make_anchor(depth, width, img_size=64, window_size=2, global_blocks=(depth - 1,))
+        for depth, width in ((4, 32), (8, 48))
+    ]
+    assert windows(pair[0]) == (2, 2, 2, 0) and windows(pair[1]) == (2,) * 7 + (0,)
     network = StitchedNetwork(pair, StitchSpace.two_way((4, 8)), rank=2).eval()
     for stitch in network.space:
         calls.clear()
@@ -200,7 +200,7 @@ def test_tokens_are_rearranged_only_where_windows_change(
 
 
 @pytest.mark.parametrize(
-    ("depth", "settings", "windows"),
+    ("depth", "settings", "expected"),
     [
         (12, dict(window_size=14), [2, 5, 8, 11]),
         (24, dict(window_size=14), [5, 11, 17, 23]),
@@ -209,10 +209,10 @@ def test_tokens_are_rearranged_only_where_windows_change(
         (4, dict(window_size=3, global_blocks=()), []),
     ],
 )
-def test_which_blocks_are_global(depth: int, settings: dict, windows: list[int], make_anchor: MakeAnchor) -> None:
+def test_which_blocks_are_global(depth: int, settings: dict, expected: list[int], make_anchor: MakeAnchor) -> None:
     anchor = make_anchor(depth, **settings)
-    assert [block for block in range(depth) if anchor.windows[block] == 0] == windows
-    assert set(anchor.windows) <= {0, settings["window_size"]}
+    assert [block for block in range(depth) if windows(anchor)[block] == 0] == expected
+    assert set(windows(anchor)) <= {0, settings["window_size"]}
 
 
 @pytest.mark.parametrize(

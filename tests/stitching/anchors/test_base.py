@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from mmsnnet.stitching import Anchor, create_anchor
 from mmsnnet.stitching.anchors.attention import resize_table
-from mmsnnet.stitching.anchors.base import VisionTransformerAnchor, adapter_of
+from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Component
+from mmsnnet.stitching.anchors.plain import VisionTransformerAnchor, adapter_of
+from mmsnnet.stitching.features import Features, Layout
 
 MakeAnchor = Callable[..., Anchor]
 
@@ -44,16 +46,17 @@ def test_stem_and_blocks_are_timms(
 ) -> None:
     anchor = make_anchor(depth=2, **FAMILIES[family])
     images = make_images(2, *size)
-    has_prefix = anchor.num_prefix_tokens > 0
+    has_prefix = anchor.layout().prefix > 0
     _, left = anchor.model.forward_intermediates(images, return_prefix_tokens=has_prefix)
     patches, prefix = zip(*left, strict=True) if has_prefix else (left, [torch.zeros(2, 0, 32)] * 2)
     grid = anchor.grid(size)
     assert grid == tuple(-(-side // patch) for side, patch in zip(size, anchor.patch_size, strict=True))
-    for block, tokens, _ in anchor.run(anchor.stem(images), grid):
-        torch.testing.assert_close(anchor.to_map(tokens, grid), patches[block])
-        torch.testing.assert_close(tokens[:, : anchor.num_prefix_tokens], prefix[block])
-        assert anchor.to_map(tokens, grid).shape == (2, 32, *grid)
-        assert anchor.to_map(tokens, grid).is_contiguous()
+    for block, features in anchor.run(anchor.stem(images)):
+        assert features.grid == grid
+        torch.testing.assert_close(features.map(), patches[block])
+        torch.testing.assert_close(features.data[:, : anchor.layout().prefix], prefix[block])
+        assert features.map().shape == (2, 32, *grid)
+        assert features.map().is_contiguous()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,8 +64,8 @@ def test_stem_and_blocks_are_timms(
 def test_classify_is_timms_forward(family: str, make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
     anchor = make_anchor(depth=2, classifier=True, num_classes=5, **FAMILIES[family])
     images = make_images(2, 32, 64)
-    *_, (_, tokens, _) = anchor.run(anchor.stem(images), anchor.grid((32, 64)))
-    logits = anchor.classify(tokens)
+    *_, (_, features) = anchor.run(anchor.stem(images))
+    logits = anchor.classify(features)
     assert logits.shape == (2, 5)
     torch.testing.assert_close(logits, anchor.model(images))
 
@@ -79,7 +82,7 @@ def test_the_position_embedding_is_resampled_to_the_input(
     grid = model.pos_embed.unflatten(1, (2, 2)).permute(0, 3, 1, 2)
     grid = nn.functional.interpolate(grid, (3, 5), mode="bicubic", antialias=True)
     expected = torch.cat([model.cls_token, patches + grid.flatten(2).transpose(1, 2)], dim=1)
-    torch.testing.assert_close(anchor.stem(images), expected)
+    torch.testing.assert_close(anchor.stem(images).data, expected)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def test_the_position_embedding_is_resampled_to_the_input(
 def test_what_an_anchor_says_of_itself(family: str, patch: int, prefix: int, make_anchor: MakeAnchor) -> None:
     anchor = make_anchor(depth=3, width=64, **FAMILIES[family])
     assert (anchor.depth, anchor.width, anchor.widths) == (3, 64, (64, 64, 64))
-    assert (anchor.patch_size, anchor.num_prefix_tokens) == ((patch, patch), prefix)
+    assert (anchor.patch_size, anchor.layout().prefix) == ((patch, patch), prefix)
     side = FAMILIES[family].get("img_size", 32)
     assert anchor.img_size == (side, side)
 
@@ -109,8 +112,8 @@ def test_recomputing_changes_no_gradient(make_anchor: MakeAnchor) -> None:
     for recompute in (False, True):
         tokens = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
         anchor.zero_grad()
-        [(_, left, _)] = anchor.run(tokens, (2, 2), stop=1, recompute=recompute)
-        left.square().sum().backward()
+        [(_, left)] = anchor.run(Features(tokens, anchor.layout(), (2, 2)), stop=1, recompute=recompute)
+        left.data.square().sum().backward()
         gradients.append([tokens.grad, *(p.grad for p in anchor.model.blocks[0].parameters())])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
@@ -119,21 +122,22 @@ def test_recomputing_changes_no_gradient(make_anchor: MakeAnchor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("classifier", [False, True])
 def test_parameters_by_their_use(family: str, classifier: bool, make_anchor: MakeAnchor) -> None:
-    """Stem, positions, blocks and classifier share out all parameters; those of the first two are what these depend
-    on."""
+    """Stem, shared parameters, blocks and classifier share out all parameters; the stem depends on its own, and blocks
+    on the shared ones."""
     anchor = make_anchor(classifier=classifier, **FAMILIES[family])
-    stem, positions = anchor.stem_parameters(), anchor.position_parameters()
-    parts = [stem, positions, list(anchor.model.blocks.parameters()), anchor.classifier_parameters()]
+    stem, positions = anchor.parameters_of(STEM), anchor.parameters_of(SHARED)
+    parts = [stem, positions, list(anchor.model.blocks.parameters()), anchor.parameters_of(CLASSIFIER)]
+    assert parts[2] == [p for index in anchor.blocks for p in anchor.parameters_of(Component("block", index))]
+    assert (CLASSIFIER in anchor.components) == classifier
     shared_out = [id(p) for part in parts for p in part]
     assert sorted(shared_out) == sorted(id(p) for p in anchor.parameters())
     assert bool(parts[3]) == classifier
-    anchor.stem(torch.randn(1, 3, 32, 32)).square().sum().backward()
+    anchor.stem(torch.randn(1, 3, 32, 32)).data.square().sum().backward()
     assert {id(p) for p in stem} == {id(p) for p in anchor.parameters() if p.grad is not None}
     anchor.zero_grad()
-    told = [p for p in anchor.positions((2, 2)) if p is not None and p.requires_grad]
-    if told:
-        sum(tensor.square().sum() for tensor in told).backward()
-    assert {id(p) for p in positions} == {id(p) for p in anchor.parameters() if p.grad is not None}
+    *_, (_, features) = anchor.run(anchor.stem(torch.randn(1, 3, 64, 64)))
+    features.data.square().sum().backward()
+    assert all(p.grad is not None for p in positions)
 
 
 # Rotary positions
@@ -143,28 +147,34 @@ def test_parameters_by_their_use(family: str, classifier: bool, make_anchor: Mak
 def test_rotations_are_those_of_the_grid(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
     """The same patches, in the same order, on another grid: a plain ViT without positions could not tell."""
     anchor = make_anchor(model="vit_small_patch16_dinov3")
-    tokens = anchor.stem(make_images(1, 32, 64))
-    left = [list(anchor.run(tokens, grid))[-1][1] for grid in ((2, 4), (4, 2), (2, 4))]
+    tokens = anchor.stem(make_images(1, 32, 64)).data
+    grids = ((2, 4), (4, 2), (2, 4))
+    left = [list(anchor.run(Features(tokens, anchor.layout(), grid)))[-1][1].data for grid in grids]
     assert not torch.allclose(left[0], left[1], atol=1e-3)
     assert torch.equal(left[0], left[2])
 
 
 def test_rotations_are_computed_once_for_a_grid(make_anchor: MakeAnchor) -> None:
     anchor = make_anchor(model="vit_small_patch16_dinov3", depth=3)
+    calls = []
+    embed = anchor.model.rope.get_embed
+    anchor.model.rope.get_embed = lambda *args, **kwargs: calls.append(args) or embed(*args, **kwargs)
+    features = {grid: Features(torch.randn(1, 11, 32), anchor.layout(), grid) for grid in ((2, 3), (3, 2))}
     with torch.inference_mode():
-        first = anchor.positions((2, 3))
-    assert len(first) == 3 and all(p is first[0] for p in (*first, *anchor.positions((2, 3))))
-    assert anchor.positions((3, 2))[0] is not first[0]
+        list(anchor.run(features[2, 3]))
     anchor.train()
-    [(_, left, _)] = anchor.run(torch.randn(1, 11, 32), (2, 3), stop=1)  # what inference kept serves training
-    left.sum().backward()
+    [(_, left)] = anchor.run(features[2, 3], stop=1)  # what inference kept serves training
+    left.data.sum().backward()
+    assert len(calls) == 1
+    list(anchor.run(features[3, 2]))
+    assert len(calls) == 2
 
 
 def test_learned_rotations_get_gradients(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
     anchor = make_anchor(model="vit_base_patch16_rope_mixed_224")
     for _ in range(2):
-        *_, (_, tokens, _) = anchor.run(anchor.stem(make_images()), (2, 2))
-        tokens.square().sum().backward()
+        *_, (_, features) = anchor.run(anchor.stem(make_images()))
+        features.data.square().sum().backward()
     assert anchor.model.rope.freqs.grad.abs().sum() > 0
 
 
@@ -197,25 +207,31 @@ def test_what_is_kept_is_what_it_was(
     family: str, stem: bool, blocks: tuple[int, ...], make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
 ) -> None:
     anchor = make_anchor(classifier=True, **FAMILIES[family])
-    facts = ("depth", "widths", "patch_size", "num_prefix_tokens", "has_class_token", "img_size", "in_chans", "windows")
-    said = [getattr(anchor, name) for name in facts]
-    images, tokens = make_images(1), torch.randn(1, anchor.num_prefix_tokens + 4, anchor.width)
+    names = ("depth", "widths", "patch_size", "img_size", "in_chans", "agreement")
+    facts = [getattr(anchor, name) for name in names]
+    images = make_images(1)
+    features = Features(torch.randn(1, anchor.layout().prefix + 4, anchor.width), anchor.layout(), (2, 2))
+    shapes = [left.data.shape for left in anchor.geometry((32, 64))]
     before = anchor.state_dict()
-    expected = [anchor.stem(images)] if stem else []
-    if blocks:
-        expected += [left for _, left, _ in anchor.run(tokens, (2, 2), blocks[0], blocks[-1] + 1)]
-    anchor.keep(stem, blocks, classifier=False)
-    found = [anchor.stem(images)] if stem else []
-    if blocks:
-        found += [left for _, left, _ in anchor.run(tokens, (2, 2), blocks[0], blocks[-1] + 1)]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert [getattr(anchor, name) for name in facts] == said
-    assert (anchor.has_stem, anchor.blocks, anchor.classifier) == (stem, blocks, False)
+
+    def outputs() -> list[Tensor]:
+        outputs = [anchor.stem(images).data] if stem else []
+        if blocks:
+            outputs += [left.data for _, left in anchor.run(features, blocks[0], blocks[-1] + 1)]
+        return outputs
+
+    expected = outputs()
+    components = {Component("block", block) for block in blocks} | ({SHARED} if blocks else set())
+    anchor.keep(components | ({STEM} if stem else set()))
+    assert all(torch.equal(a, b) for a, b in zip(outputs(), expected, strict=True))
+    assert [getattr(anchor, name) for name in names] == facts
+    assert [left.data.shape for left in anchor.geometry((32, 64))] == shapes
+    assert (STEM in anchor.components, anchor.blocks, CLASSIFIER in anchor.components) == (stem, blocks, False)
     after = anchor.state_dict()
     assert all(after[name] is not None and torch.equal(after[name], before[name]) for name in after)
     kept = {name.split(".")[2] for name in after if name.startswith("model.blocks.")}
     assert kept == {str(block) for block in blocks}
-    assert bool(anchor.stem_parameters()) == stem and anchor.classifier_parameters() == []
+    assert bool(anchor.parameters_of(STEM)) == stem and anchor.parameters_of(CLASSIFIER) == []
     if not stem and not blocks:
         assert [*anchor.parameters(), *anchor.buffers()] == []
 
@@ -237,10 +253,10 @@ def test_freeze(family: str, blocks: int | None, mode: bool, make_anchor: MakeAn
             frozen = index < frozen_blocks
             assert {p.requires_grad for p in block.parameters()} == {not frozen}
             assert {m.training for m in block.modules()} == {mode and not frozen}
-        assert not any(p.requires_grad for p in anchor.stem_parameters())
+        assert not any(p.requires_grad for p in anchor.parameters_of(STEM))
         for module in (model.patch_embed, model.pos_drop, model.norm_pre):
             assert not module.training
-        assert {p.requires_grad for p in anchor.classifier_parameters()} == {blocks is not None}
+        assert {p.requires_grad for p in anchor.parameters_of(CLASSIFIER)} == {blocks is not None}
         assert model.head.training == (mode and blocks is not None)
         mode = not mode
         anchor.train(mode)
@@ -250,8 +266,8 @@ def test_freeze(family: str, blocks: int | None, mode: bool, make_anchor: MakeAn
 def test_frozen_parts_get_no_gradient(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
     anchor = make_anchor(depth=3)
     anchor.freeze(1)
-    *_, (_, tokens, _) = anchor.run(anchor.stem(make_images()), (2, 2))
-    tokens.sum().backward()
+    *_, (_, features) = anchor.run(anchor.stem(make_images()))
+    features.data.sum().backward()
     with_gradient = {name for name, p in anchor.model.named_parameters() if p.grad is not None}
     assert with_gradient == {
         name for name, _ in anchor.model.named_parameters() if name.startswith(("blocks.1", "blocks.2"))
@@ -316,7 +332,7 @@ def test_a_model_of_one_input_size() -> None:
 def test_no_classifier(make_anchor: MakeAnchor) -> None:
     anchor = make_anchor()
     with pytest.raises(ValueError, match="classifier=True"):
-        anchor.classify(torch.zeros(1, 5, 32))
+        anchor.classify(Features(torch.zeros(1, 5, 32), Layout(1, True), (2, 2)))
     assert not any(name.startswith(("norm.", "head", "fc_norm")) for name in anchor.model.state_dict())
 
 
@@ -326,11 +342,11 @@ def test_the_state_dict_tells_the_grid(make_anchor: MakeAnchor) -> None:
     assert anchor.state_dict()["grid"].tolist() == [3, 4] and anchor.state_dict()["grid"].dtype == torch.int64
     assert "grid" not in make_anchor(model="vit_small_patch16_dinov3").state_dict()
     biased = make_anchor(img_size=(40, 64), rel_pos_bias=True)
-    biased.keep(stem=False, blocks=[1], classifier=False)
+    biased.keep([Component("block", 1)])
     assert biased.state_dict()["grid"].tolist() == [3, 4]
-    for blocks, own in (([], biased), ([1], anchor)):
-        own.keep(stem=False, blocks=blocks, classifier=False)
-        assert "grid" not in own.state_dict()
+    for kept, cut in (([], biased), ([Component("block", 1)], anchor)):
+        cut.keep(kept)
+        assert "grid" not in cut.state_dict()
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -388,13 +404,13 @@ def test_the_count_of_channels_breaks_no_graph(
             self.anchor = make_anchor()
 
         def forward(self, images: Tensor) -> Tensor:
-            return self.anchor.stem(images)
+            return self.anchor.stem(images).data
 
     stem, images = Stem().eval(), make_images(2, 32, 32)
     expected = stem(images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", message=".*channels.*|.*Python boolean.*anchors.py")
+        warnings.filterwarnings("error", message=".*channels.*|.*Python boolean.*base.py")
         if how == "compile":
             other = torch.compile(stem, fullgraph=True, backend="eager")
         elif how == "export":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmsnnet.stitching import (
     Anchor,
+    Features,
     NormalEquations,
     StitchedNetwork,
     StitchSpace,
@@ -72,6 +73,10 @@ def timms_taps(reference: nn.Module, images: Tensor) -> list[Tensor]:
     return [torch.cat([tap[1], tap[0]], dim=1) if prefix else tap for tap in taps]
 
 
+def tokens(network: StitchedNetwork, images: Tensor, stitch: Stitch) -> tuple[Tensor, ...]:
+    return tuple(tap.data for tap in network.taps(images, stitch, TAPS))
+
+
 def saved(reference: nn.Module, folder: Path) -> str:
     torch.save(reference.state_dict(), folder / "weights.pth")
     return str(folder / "weights.pth")
@@ -100,14 +105,14 @@ def test_an_anchor_alone_gives_what_timms_model_gives(
     (stitch,) = network.space
 
     images = make_images(1, *size)
-    assert_taps(network.tokens(images, stitch, TAPS), timms_taps(reference, images))
+    assert_taps(tokens(network, images, stitch), timms_taps(reference, images))
 
     # A network for the native size takes a rectangular image as timm's dynamic model does.
     patch = anchor.patch_size[0]
     dynamic = timm.create_model(model, **TINY, dynamic_img_size=True).eval()
     dynamic.load_state_dict(reference.state_dict())
     images = make_images(1, 5 * patch, 3 * patch)
-    assert_taps(network.tokens(images, stitch, TAPS), timms_taps(dynamic, images))
+    assert_taps(tokens(network, images, stitch), timms_taps(dynamic, images))
 
 
 def assert_the_same_at(
@@ -294,7 +299,7 @@ def make_rotary(randomise: Randomise) -> Callable[[str], Anchor]:
 
 def leaving(anchor: Anchor, tokens: Tensor, grid: tuple[int, int]) -> list[Tensor]:
     """What leaves each block."""
-    return [left for _, left, _ in anchor.run(tokens, grid)]
+    return [left.data for _, left in anchor.run(Features(tokens, anchor.layout(), grid))]
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (2, 4), (4, 2)])
@@ -303,9 +308,9 @@ def test_dinov3_turns_patches_by_their_place_and_leaves_prefix_tokens(
     grid: tuple[int, int], make_rotary: Callable[[str], Anchor], make_images: MakeImages
 ) -> None:
     anchor = make_rotary("vit_small_patch16_dinov3")
-    expected = tokens = anchor.stem(make_images(2, 16 * grid[0], 16 * grid[1]))
+    expected = tokens = anchor.stem(make_images(2, 16 * grid[0], 16 * grid[1])).data
     for index, found in enumerate(leaving(anchor, tokens, grid)):
-        expected = dinov3_block(anchor.block(index), expected, grid, anchor.num_prefix_tokens)
+        expected = dinov3_block(anchor.block(index), expected, grid, anchor.layout().prefix)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -323,7 +328,7 @@ def test_the_same_tokens_on_another_grid_are_another_image(model: str, make_rota
     """Rotary positions know the grid, where absolute ones are in the tokens; one grid leaves nothing behind for the
     next."""
     anchor = make_rotary(model)
-    tokens = torch.randn(1, anchor.num_prefix_tokens + 8, anchor.width)
+    tokens = torch.randn(1, anchor.layout().prefix + 8, anchor.width)
     wide, tall, again = (leaving(anchor, tokens, grid)[-1] for grid in ((2, 4), (4, 2), (2, 4)))
     assert (wide - tall).abs().max() > 1e-3
     assert torch.equal(wide, again)
@@ -332,7 +337,7 @@ def test_the_same_tokens_on_another_grid_are_another_image(model: str, make_rota
 @torch.no_grad()
 def test_learned_rotations_are_each_blocks_own(make_rotary: Callable[[str], Anchor]) -> None:
     anchor = make_rotary("vit_small_patch16_rope_mixed_224")
-    tokens = torch.randn(1, anchor.num_prefix_tokens + 8, anchor.width)
+    tokens = torch.randn(1, anchor.layout().prefix + 8, anchor.width)
     before = leaving(anchor, tokens, (2, 4))
     anchor.model.rope.freqs[:, 1] += 1.0
     after = leaving(anchor, tokens, (2, 4))

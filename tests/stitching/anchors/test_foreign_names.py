@@ -333,9 +333,8 @@ def test_names_of_other_libraries(
     assert report.library == library and f"by the names of {library}" in str(report)
     assert report.loaded == len(anchor.model.state_dict()) and not report.kept and not report.resized
     images = make_images(2, 32, 32)
-    for tokens in (one for _, one, _ in anchor.run(anchor.stem(images), (2, 2))):
-        last = tokens
-    torch.testing.assert_close(last, last_tokens(source.model, images), rtol=0, atol=1e-6)
+    *_, (_, features) = anchor.run(anchor.stem(images))
+    torch.testing.assert_close(features.data, last_tokens(source.model, images), rtol=0, atol=1e-6)
     suffixes = ("mask_token", "position_ids", "probe")
     for name in report.left_out:
         assert any(key.endswith(name) for key in file)
@@ -386,9 +385,8 @@ def test_a_model_that_mmseg_made(
     anchor, images = make_anchor(**VIT), make_images(2, 32, 32)
     torch.save({"state_dict": {f"backbone.{k}": v for k, v in theirs.state_dict().items()}}, tmp_path / "w.pth")
     load_pretrained(anchor, tmp_path / "w.pth")
-    for tokens in (one for _, one, _ in anchor.run(anchor.stem(images), (2, 2))):
-        last = tokens
-    torch.testing.assert_close(anchor.to_map(last, (2, 2)), theirs(images)[0], rtol=1e-5, atol=1e-5)
+    *_, (_, features) = anchor.run(anchor.stem(images))
+    torch.testing.assert_close(features.map(), theirs(images)[0], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

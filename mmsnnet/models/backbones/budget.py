@@ -1,0 +1,63 @@
+"""Choose the stitch of a backbone by what was measured of its stitches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mmsnnet.evaluation import OperatingPoint, read_points, select_stitch
+from mmsnnet.evaluation.selection import Points
+from mmsnnet.stitching import StitchSpace
+
+
+class Budget:
+    """The operating points of a backbone, kept from one choice to the next.
+
+    Args:
+        space: the stitch space of the backbone.
+    """
+
+    def __init__(self, space: StitchSpace) -> None:
+        self.space = space
+        self._points: tuple[OperatingPoint, ...] | None = None
+        self._metric: str | None = None
+
+    def choose(
+        self,
+        points: Points | None = None,
+        metric: str | None = None,
+        *,
+        max_gflops: float | None = None,
+        max_latency_ms: float | None = None,
+        higher: bool | None = None,
+    ) -> OperatingPoint:
+        """The best operating point within a budget; see :meth:`StitchedBackbone.set_budget`."""
+        if points is not None:
+            candidates = read_points(points)
+            check_points(candidates, self.space)
+        elif self._points is not None:
+            candidates, metric = self._points, self._metric if metric is None else metric
+        else:
+            raise ValueError(
+                "a budget needs points to choose from: the file of operating points that tools/test.py --out wrote"
+            )
+        chosen = select_stitch(
+            candidates, max_gflops=max_gflops, max_latency_ms=max_latency_ms, metric=metric, higher=higher
+        )
+        self._points, self._metric = candidates, metric
+        return chosen
+
+
+def check_points(points: Iterable[OperatingPoint], space: StitchSpace) -> None:
+    """Check that operating points are of this stitch space, by their ids and names.
+
+    Raises:
+        ValueError: they are of another one.
+    """
+    for point in points:
+        if point.id not in space:
+            reason = f"stitch {point} is not in this one, of {len(space)} stitches"
+        elif (stitch := space[point.id]).name != point.name:
+            reason = f"id {point.id} is {point.name} there, and {stitch.name} here"
+        else:
+            continue
+        raise ValueError(f"the operating points are of another stitch space: {reason}")

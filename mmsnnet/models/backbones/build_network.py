@@ -1,0 +1,126 @@
+"""Build the stitched network of a config: anchors, space and stitching layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+
+from mmsnnet.errors import SettingError
+from mmsnnet.models.backbones.taps import OutIndices
+from mmsnnet.stitching import Anchor, LayerKey, StitchedNetwork, StitchSpace, create_anchor
+from mmsnnet.stitching.route_parts import AnchorPart, Part, parts_run
+
+
+def build_network(
+    anchors: Sequence[Mapping[str, Any]],
+    img_size: tuple[int, int],
+    out_indices: Any = None,
+    num_classes: int | None = None,
+    scheme: str = "two_way",
+    rank: int = 16,
+    only: int | str | None = None,
+    with_cp: bool = False,
+    compile: bool | Mapping[str, Any] = False,
+    frozen_stages: int = -1,
+    frozen_anchors: Sequence[int] = (),
+) -> tuple[StitchedNetwork, OutIndices, list[Any]]:
+    """Build a network, without pretrained weights, from the settings of :class:`StitchedBackbone`.
+
+    Returns:
+        The network, the taps that ``out_indices`` stands for, and the ``pretrained`` of each anchor.
+
+    Raises:
+        ValueError, TypeError: a setting is wrong; the message names it.
+    """
+    if isinstance(anchors, Mapping | str) or not all(isinstance(config, Mapping) for config in anchors):
+        raise TypeError(f"anchors is a list of dicts, each with 'model', the name of a timm model; got {anchors!r}")
+    if num_classes is not None and out_indices is not None:
+        raise ValueError("a backbone with num_classes gives logits: out_indices does not go with it")
+    if not isinstance(compile, bool | Mapping):
+        raise TypeError(f"compile is True, False or a dict of torch.compile's arguments; got {compile!r}")
+    classifier = {} if num_classes is None else dict(classifier=True, num_classes=num_classes)
+    pretrained = [_pretrained(config) for config in anchors]
+    makers = [_maker(config, img_size, classifier) for config in anchors]
+    if only is not None and any(pretrained):
+        raise ValueError(
+            f"only={only!r} builds what one stitch runs, whose weights come from its checkpoint: leave out "
+            "'pretrained' of the anchors"
+        )
+    with nullcontext() if only is None else torch.device("meta"):
+        built = [make() for make in makers]
+    space = StitchSpace.of(scheme, [anchor.depth for anchor in built])
+    taps = OutIndices.parse(out_indices, built[-1].depth)
+    if only is not None:
+        parts = parts_run(space, space[only], None if num_classes is not None else taps.train)
+        built = [_with_parts(index, parts, outline, makers[index]) for index, outline in enumerate(built)]
+        space = space.only(only, [part for part in parts if isinstance(part, LayerKey)])
+    network = StitchedNetwork(built, space, rank=rank, with_cp=with_cp)
+    if compile is not False:
+        network.compile_blocks(**({} if compile is True else compile))
+    _freeze(network, frozen_stages, frozen_anchors)
+    return network, taps, pretrained
+
+
+def _freeze(network: StitchedNetwork, stages: int, anchors: Sequence[int]) -> None:
+    """Freeze whole anchors, and of the others the stem and the first ``stages`` blocks."""
+    depths = network.space.depths
+    if not -1 <= stages <= depths[-1]:
+        raise ValueError(f"frozen_stages is -1 to {depths[-1]}, the blocks of the largest anchor; got {stages}")
+    if any(not 0 <= index < len(depths) for index in anchors):
+        raise ValueError(f"frozen_anchors are indices of the {len(depths)} anchors; got {tuple(anchors)}")
+    for index in range(len(depths)):
+        if index in anchors:
+            network.anchor(index).freeze()
+        elif stages >= 0:
+            network.anchor(index).freeze(network.space.corresponding_block(index, stages))
+
+
+def _maker(config: Mapping[str, Any], img_size: tuple[int, int], classifier: Mapping[str, Any]) -> Callable[[], Anchor]:
+    settings = dict(config)
+    settings.pop("pretrained", None)
+    model = settings.pop("model")
+    if "img_size" in settings:
+        raise ValueError("img_size is set once, for the backbone, not for an anchor")
+    if reserved := {"classifier", "num_classes"} & set(settings):
+        raise ValueError(
+            f"{', '.join(sorted(reserved))} is no key of an anchor: num_classes is set once, for the backbone"
+        )
+    return partial(create_anchor, model, img_size, **classifier, **settings)
+
+
+def _pretrained(config: Mapping[str, Any]) -> Any:
+    """The ``pretrained`` of an anchor's config, refused if it names no source."""
+    if "model" not in config:
+        raise ValueError(f"an anchor needs 'model', the name of a timm model; got {dict(config)}")
+    model, pretrained = config["model"], config.get("pretrained")
+    source = pretrained
+    if isinstance(pretrained, Mapping):
+        if unknown := sorted(set(pretrained) - {"source", "prefix"}):
+            raise SettingError(
+                f"pretrained of anchor {model!r} is a source or dict(source=..., prefix=...), got {', '.join(unknown)}"
+            )
+        source = pretrained.get("source") or ""
+    if source == "":
+        raise SettingError(f"pretrained of anchor {model!r} is empty: name a source, or None for none")
+    return pretrained
+
+
+def _with_parts(index: int, parts: Sequence[Part], outline: Anchor, make: Callable[[], Anchor]) -> Anchor:
+    """Anchor ``index`` with those components alone that are among ``parts``. An anchor without any stays an outline on
+    the meta device, whose weights are never drawn."""
+    components = [part.component for part in parts if isinstance(part, AnchorPart) and part.anchor == index]
+    anchor = make() if components else outline
+    anchor.keep(components)
+    return anchor
+
+
+def parse_image_size(size: float | Sequence[float]) -> tuple[int, int]:
+    """Height and width from a setting; one number stands for both."""
+    sides = (size, size) if isinstance(size, int | float) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int | float) and side == int(side) > 0 for side in sides):
+        raise ValueError(f"img_size is the height and width of images in pixels, or the side of a square; got {size!r}")
+    return int(sides[0]), int(sides[1])

@@ -1,0 +1,266 @@
+"""Plain ViTs of timm as anchors: ``VisionTransformer`` (DeiT, CLIP, DINOv2, ...) and ``Eva`` (EVA-02, DINOv3, ...)."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.layers import HybridEmbed, get_mixed_freqs
+from timm.layers.pos_embed_sincos import get_mixed_grid
+from timm.models import eva, vision_transformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mmsnnet.files.reading import listed
+from mmsnnet.stitching.anchors.attention import AnchorAttention
+from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Anchor, Component
+from mmsnnet.stitching.anchors.positions import GRID, StoredPositions
+from mmsnnet.stitching.features import Features, Layout
+from mmsnnet.stitching.windows import Grid
+
+CLASSIFIER_MODULES = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
+
+
+class PlainAnchor(Anchor):
+    """A plain ViT: patch and position embedding, blocks of one width, and a classifier.
+
+    The model takes any input size: positions are resampled, and images padded to whole patches. The grid that its
+    positions are stored for is in the anchor's state dict; a state dict of another grid is resampled when it is loaded
+    (:class:`StoredPositions`), one without a record is taken to be of the anchor's grid.
+
+    Args:
+        model: timm's model, made with ``dynamic_img_size=True, dynamic_img_pad=True``; see :func:`create_anchor`.
+        classifier: as of :class:`Anchor`.
+        windows: for each block, the side in patches of the windows that it attends within, 0 for the whole image; None
+            for a plain ViT.
+
+    Raises:
+        TypeError: a convolutional network makes the model's patches (a hybrid).
+        ValueError: the model drops patches, so that its tokens form no map, or takes images of one size only.
+    """
+
+    _block_list = "blocks"
+
+    def __init__(
+        self, model: VisionTransformer | Eva, classifier: bool = False, windows: Sequence[int] | None = None
+    ) -> None:
+        if isinstance(model.patch_embed, HybridEmbed):
+            raise TypeError(
+                "a hybrid, whose patches a convolutional network makes, is no plain ViT (deit3_*, vit_*, ...)"
+            )
+        if not isinstance(model.patch_drop, nn.Identity | None):
+            raise ValueError("an anchor needs all its patches to form a map: leave out patch_drop_rate")
+        if not (model.dynamic_img_size and model.patch_embed.dynamic_img_pad):
+            raise ValueError("an anchor's model is made with dynamic_img_size=True and dynamic_img_pad=True")
+        super().__init__(model, classifier)
+        windows = (0,) * self.depth if windows is None else tuple(windows)
+        prefix, has_class_token = model.num_prefix_tokens, model.cls_token is not None
+        self._layouts = tuple(Layout(prefix, has_class_token, window) for window in windows)
+        self.positions = StoredPositions(model, prefix)
+        self.register_state_dict_post_hook(_save_grid)
+
+    @staticmethod
+    def _component_of(name: str) -> Component:
+        first, _, rest = name.partition(".")
+        if first == "blocks":
+            return Component("block", int(rest))
+        return {"rope": SHARED, **dict.fromkeys(CLASSIFIER_MODULES, CLASSIFIER)}.get(first, STEM)
+
+    @property
+    def width(self) -> int:
+        """Channels of the tokens."""
+        return self.model.embed_dim
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.width,) * self.depth
+
+    @property
+    def in_chans(self) -> int:
+        return self.model.patch_embed.proj.in_channels
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Input size (height, width) that the position embedding is stored for."""
+        return tuple(self.model.patch_embed.img_size)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return tuple(self.model.patch_embed.patch_size)
+
+    @property
+    def agreement(self) -> Mapping[str, object]:
+        return dict(patch_size=self.patch_size, num_prefix_tokens=self.model.num_prefix_tokens, img_size=self.img_size)
+
+    def layout(self, block: int | None = None) -> Layout:
+        if block is not None:
+            return self._layouts[block]
+        return Layout(self.model.num_prefix_tokens, self.model.cls_token is not None)
+
+    def grid(self, image_size: tuple[int, int]) -> Grid:
+        """Height and width in patches of images of ``image_size`` (height, width)."""
+        return self.model.patch_embed.dynamic_feat_size(image_size)
+
+    def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        (rows, columns), (height, width) = self.grid(image_size), self.patch_size
+        return rows * height, columns * width
+
+    def _embed(self, images: Tensor) -> Features:
+        tokens = self.model.norm_pre(self.embed_positions(self.model.patch_embed(images)))
+        return Features(tokens, self.layout(), self.grid((images.shape[-2], images.shape[-1])))
+
+    def _classify(self, features: Features) -> Tensor:
+        return self.model.forward_head(self.model.norm(features.data))
+
+    @abstractmethod
+    def embed_positions(self, patches: Tensor) -> Tensor:
+        """Add the position embedding to patches (B, h, w, C): tokens (B, N, C), prefix tokens first."""
+
+    @abstractmethod
+    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Translate published weights to the model's names by timm's filter, and resample what depends on patch or
+        input size."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        taken = self.positions.take_grid(state_dict, prefix)
+        if taken is not None and taken[1]:
+            grid, names = taken
+            stored = self.positions.grid
+            logging.getLogger("mmsnnet").warning(
+                f"{prefix.rstrip('.') or 'anchor'}: from a checkpoint for {grid[0]} x {grid[1]} patches, resampled to "
+                f"the {stored[0]} x {stored[1]} of this anchor's img_size: {listed(names, 2)}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class VisionTransformerAnchor(PlainAnchor):
+    """An anchor of timm's ``VisionTransformer``: DeiT, DeiT-III, AugReg, MAE, CLIP, SigLIP, DINO, DINOv2, ...
+
+    Args:
+        model, classifier, windows: as of :class:`PlainAnchor`. Windows, like a bias, need a model made with
+            ``attn_layer=AnchorAttention``.
+        rel_pos_bias: give every block a learned relative position bias.
+
+    Raises:
+        ValueError: blocks have no plain attention, but windows or a bias are asked for.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        classifier: bool = False,
+        windows: Sequence[int] | None = None,
+        rel_pos_bias: bool = False,
+    ) -> None:
+        super().__init__(model, classifier, windows)
+        if not rel_pos_bias and not any(layout.window for layout in self._layouts):
+            return
+        if not all(isinstance(getattr(block, "attn", None), AnchorAttention) for block in model.blocks):
+            raise ValueError("rel_pos_bias and window_size are for blocks with one attention of timm's plain kind")
+        for block, layout in zip(model.blocks, self._layouts, strict=True):
+            block.attn.set_window(layout.window, layout.prefix)
+            if rel_pos_bias:
+                block.attn.add_position_bias(model.patch_embed.grid_size, layout.prefix)
+
+    def embed_positions(self, patches: Tensor) -> Tensor:
+        return self.model._pos_embed(patches)
+
+    def call(self, block: int, features: Features) -> Features:
+        module = self.block(block)
+        attention = getattr(module, "attn", None)  # timm's parallel blocks have several
+        mask = attention.mask(features.grid) if isinstance(attention, AnchorAttention) else None
+        data = features.data
+        return features.with_data(module(data) if mask is None else module(data, attn_mask=mask))
+
+    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return vision_transformer.checkpoint_filter_fn(dict(state_dict), self.model, adapt_layer_scale=True)
+
+
+class EvaAnchor(PlainAnchor):
+    """An anchor of timm's ``Eva``: EVA-02, DINOv3 and others, whose blocks take a rotary position embedding.
+
+    The embedding depends on the grid alone. It is computed once for each grid, unless its frequencies are learned.
+
+    Raises:
+        ValueError: windows or a relative position bias are asked for, or positions that are drawn anew at each forward.
+    """
+
+    def __init__(
+        self,
+        model: Eva,
+        classifier: bool = False,
+        windows: Sequence[int] | None = None,
+        rel_pos_bias: bool = False,
+    ) -> None:
+        super().__init__(model, classifier, windows)
+        if rel_pos_bias or any(layout.window for layout in self._layouts):
+            raise ValueError(
+                "rel_pos_bias and window_size are for anchors of timm's VisionTransformer class, not of its Eva"
+            )
+        unvaried = dict(shift_coords=0.0, jitter_coords=1.0, rescale_coords=1.0)
+        if any((getattr(model.rope, name, None) or none) != none for name, none in unvaried.items()):
+            raise ValueError(
+                "an anchor's rotary positions are those of its grid, the same in all anchors of a route: set "
+                "rope_shift_coords=0.0, rope_jitter_coords=1.0 and rope_rescale_coords=1.0, which draw nothing"
+            )
+        # What depends on the grid alone, of the last grid: a whole embedding, or the coordinates of patches.
+        self._rotations: dict[tuple[Grid, torch.device], Any] = {}
+
+    def embed_positions(self, patches: Tensor) -> Tensor:
+        return self.model._pos_embed(patches)[0]
+
+    def call(self, block: int, features: Features) -> Features:
+        return features.with_data(self.block(block)(features.data, rope=self._rotation(block, features.grid)))
+
+    def _rotation(self, block: int, grid: Grid) -> Tensor | None:
+        """The rotary embedding of a block, sines and cosines in one tensor; None if the model has none."""
+        rope = self.model.rope
+        if rope is None:
+            return None
+        mixed = self.model.rope_mixed
+        device = rope.freqs.device if mixed else next(rope.buffers()).device
+        key = grid, device
+        if key not in self._rotations:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+                self._rotations = {
+                    key: get_mixed_grid(list(grid), grid_indexing=rope.grid_indexing, device=device)
+                    if mixed
+                    else rope.get_embed(shape=grid)
+                }
+        kept = self._rotations[key]
+        return get_mixed_freqs(rope.freqs[:, block], *kept) if mixed else kept
+
+    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return eva.checkpoint_filter_fn(dict(state_dict), self.model)
+
+
+def _save_grid(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    assert isinstance(module, PlainAnchor)
+    if module.positions.grids():
+        state_dict[prefix + GRID] = torch.tensor(module.positions.grid, device="cpu")
+
+
+ADAPTERS: Mapping[type[nn.Module], type[VisionTransformerAnchor] | type[EvaAnchor]] = {
+    VisionTransformer: VisionTransformerAnchor,
+    Eva: EvaAnchor,
+}
+
+
+def adapter_of(model: nn.Module) -> type[VisionTransformerAnchor] | type[EvaAnchor]:
+    """The adapter for the class of a timm model.
+
+    Raises:
+        TypeError: there is none.
+    """
+    for model_class, adapter in ADAPTERS.items():
+        if isinstance(model, model_class):
+            return adapter
+    raise TypeError(
+        f"an anchor is a model of timm's {' or '.join(c.__name__ for c in ADAPTERS)} class, got "
+        f"{type(model).__name__}: choose a plain ViT (deit3_*, vit_*, eva02_*, ...)"
+    )
