@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import NormalEquations, UnknownStitchError
+from mmsnnet.stitching.anchors.base import CLASSIFIER, STEM
 
 MakeBackbone = Callable[..., StitchedBackbone]
 Config = Callable[..., dict[str, Any]]
@@ -124,7 +125,8 @@ def test_what_is_left_of_a_small_large_route(backbone_config: Config) -> None:
     Tap 1 is in the group of the small anchor's block 0, and uses the layer of the crossing."""
     one = MODELS.build(backbone_config(only="S0-L2", out_indices=(1, 3)))
     small, large = one.network.anchor(0), one.network.anchor(1)
-    assert (small.has_stem, small.blocks, large.has_stem, large.blocks) == (True, (0,), False, (2, 3))
+    assert (small.blocks, large.blocks) == ((0,), (2, 3))
+    assert STEM in small.components and STEM not in large.components
     names = {name.removeprefix("network.") for name in one.state_dict()}
     kept = {name.split(".")[1] + "." + ".".join(name.split(".")[3:5]) for name in names if ".model." in name}
     assert kept == {"0.pos_embed", "0.cls_token", "0.patch_embed.proj", "0.blocks.0", "1.blocks.2", "1.blocks.3"}
@@ -136,7 +138,8 @@ def test_what_is_left_of_a_small_large_route(backbone_config: Config) -> None:
 @pytest.mark.parametrize(("stitch", "anchor"), [("S", 0), ("L", 1)])
 def test_of_an_anchor_alone_the_classifier_is_its_own(stitch: str, anchor: int, backbone_config: Config) -> None:
     one = MODELS.build(backbone_config(only=stitch, num_classes=5))
-    assert [one.network.anchor(index).classifier for index in (0, 1)] == [anchor == 0, anchor == 1]
+    has_classifier = [CLASSIFIER in one.network.anchor(index).components for index in (0, 1)]
+    assert has_classifier == [anchor == 0, anchor == 1]
     assert len(one.network.layers) == 0
     assert {name.split(".")[2] for name, _ in one.named_parameters()} == {str(anchor)}
 
