@@ -9,7 +9,7 @@ from mmsnnet.stitching.features import Features, Layout
 from mmsnnet.stitching.least_squares import NormalEquations, solve_normal_equations
 from mmsnnet.stitching.network import StitchedNetwork
 from mmsnnet.stitching.prefix import PrefixPlan, SharedPrefixes, prefix_order
-from mmsnnet.stitching.sampling import StitchSampler, flops_bins
+from mmsnnet.stitching.sampling import StitchSampler, flops_bins, spread
 from mmsnnet.stitching.space import LayerKey, Segment, Stitch, StitchSpace, Tap, UnknownStitchError
 from mmsnnet.stitching.stitching_layer import StitchingLayer
 
@@ -41,4 +41,5 @@ __all__ = [
     "load_pretrained",
     "prefix_order",
     "solve_normal_equations",
+    "spread",
 ]

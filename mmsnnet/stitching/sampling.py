@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from mmsnnet.stitching.space import Stitch, StitchSpace
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class StitchSampler:
         digest = hashlib.blake2b(f"{self.seed}:{n}".encode(), digest_size=16).digest()
         stitches = self.bins[_below(len(self.bins), digest[:8])]
         return stitches[_below(len(stitches), digest[8:])]
+
+
+def spread(space: StitchSpace, bins: Sequence[Sequence[int]], number: int = 4) -> tuple[Stitch, ...]:
+    """The anchors, and the middle stitches of up to ``number`` bins that lie evenly apart: a handful of stitches that
+    shows how the whole space trains."""
+    bins = [[id_ for id_ in bin_ if space[id_] not in space.anchors] for bin_ in bins]
+    middles = [bin_[len(bin_) // 2] for bin_ in bins if bin_]
+    number = min(number, len(middles))
+    chosen = [middles[(2 * k + 1) * len(middles) // (2 * number)] for k in range(number)]
+    return space.select([*(anchor.id for anchor in space.anchors), *chosen])
 
 
 def flops_bins(flops: Mapping[int, int], step: float) -> tuple[tuple[int, ...], ...]:

@@ -32,7 +32,7 @@ from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.registry import METRICS, TRANSFORMS
-from mmsnnet.stitching import UnknownStitchError
+from mmsnnet.stitching import UnknownStitchError, spread
 
 MakeRunner = Callable[..., Runner]
 NAMES = ("S", "L", "S0-L2", "L1-S1")
@@ -290,7 +290,11 @@ def test_validation_is_of_the_anchors_and_leaves_the_active_stitch(make_runner: 
 def test_a_spread_is_validated_by_default(make_runner: MakeRunner) -> None:
     runner = make_runner(val_cfg=dict(type="mmsnnet.StitchValLoop"))
     names = {name.partition("/")[0] for name in runner.val()}
-    assert names == {stitch.name for stitch in runner.model.backbone.spread()} == set(NAMES)
+    assert (
+        names
+        == {stitch.name for stitch in spread(runner.model.backbone.space, runner.model.backbone.sampler().bins)}
+        == set(NAMES)
+    )
 
 
 def test_validation_during_training(make_runner: MakeRunner, tmp_path: Path) -> None:

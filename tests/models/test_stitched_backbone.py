@@ -27,6 +27,7 @@ from mmsnnet.stitching import (
     UnknownStitchError,
     count_flops,
     flops_bins,
+    spread,
 )
 from mmsnnet.stitching.anchors.base import STEM
 
@@ -661,15 +662,15 @@ def test_a_spread_over_the_bins(number: int, ids: list[int], make_backbone: Make
     """By hand: the middle stitches of the bins, anchors left out, are 3, 5, 7 and 8."""
     backbone = make_backbone(small=dict(depth=3), large=dict(depth=3))
     backbone._sampler = StitchSampler(((0, 2, 3), (5,), (1,), (6, 7), (8,)))
-    assert [stitch.id for stitch in backbone.spread(number)] == ids
+    assert [stitch.id for stitch in spread(backbone.space, backbone.sampler().bins, number)] == ids
 
 
 def test_a_spread_of_few(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone()
-    assert set(backbone.spread()) == set(backbone.space)  # two anchors and two stitches
-    assert set(backbone.spread(0)) == set(backbone.space.anchors)
+    assert set(spread(backbone.space, backbone.sampler().bins)) == set(backbone.space)  # two anchors and two stitches
+    assert set(spread(backbone.space, backbone.sampler().bins, 0)) == set(backbone.space.anchors)
     alone = StitchedBackbone([dict(model="vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=2)], img_size=32)
-    assert [stitch.name for stitch in alone.spread()] == ["A"]
+    assert [stitch.name for stitch in spread(alone.space, alone.sampler().bins)] == ["A"]
 
 
 # Prefix reuse

@@ -32,7 +32,7 @@ from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import LOOPS
-from mmsnnet.stitching import LayerKey, Stitch
+from mmsnnet.stitching import LayerKey, Stitch, spread
 from mmsnnet.stitching.route_parts import classifier_parts, tap_parts
 
 
@@ -185,7 +185,10 @@ class StitchValLoop(ValLoop):
         Raises:
             UnknownStitchError: the space lacks one that was chosen.
         """
-        return self.backbone.spread() if self._chosen == "spread" else self.backbone.space.select(self._chosen)
+        backbone = self.backbone
+        if self._chosen == "spread":
+            return spread(backbone.space, backbone.sampler().bins)
+        return backbone.space.select(self._chosen)
 
     def run(self) -> dict[str, Any]:
         """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``.

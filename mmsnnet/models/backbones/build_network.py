@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 
 from mmsnnet.errors import SettingError
 from mmsnnet.models.backbones.taps import OutIndices
-from mmsnnet.stitching import Anchor, LayerKey, StitchedNetwork, StitchSpace, create_anchor
+from mmsnnet.models.checkpoint import HISTORY_GLOBALS
+from mmsnnet.stitching import Anchor, LayerKey, StitchedNetwork, StitchSpace, create_anchor, load_pretrained
 from mmsnnet.stitching.route_parts import AnchorPart, Part, parts_run
 
 
@@ -63,6 +65,15 @@ def build_network(
         network.compile_blocks(**({} if compile is True else compile))
     _freeze(network, frozen_stages, frozen_anchors)
     return network, taps, pretrained
+
+
+def load_anchors(network: StitchedNetwork, pretrained: Sequence[Any]) -> None:
+    """Load the ``pretrained`` weights of each anchor, where there are any, and log what was loaded."""
+    for index, source in enumerate(pretrained):
+        if source:  # HISTORY_GLOBALS are what a checkpoint of a run may hold beside tensors
+            place = source if isinstance(source, Mapping) else dict(source=source)
+            report = load_pretrained(network.anchor(index), safe_globals=HISTORY_GLOBALS, **place)
+            print_log(f"Anchor {index} from {report}", logger="current")
 
 
 def _freeze(network: StitchedNetwork, stages: int, anchors: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.backbones.budget import Budget
-from mmsnnet.models.backbones.build_network import build_network, parse_image_size
+from mmsnnet.models.backbones.build_network import build_network, load_anchors, parse_image_size
 from mmsnnet.models.backbones.taps import Taps
-from mmsnnet.models.checkpoint import DRAWS, HISTORY_GLOBALS
+from mmsnnet.models.checkpoint import DRAWS
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
     Cost,
@@ -31,7 +32,6 @@ from mmsnnet.stitching import (
     UnknownStitchError,
     cost_model,
     flops_bins,
-    load_pretrained,
     prefix_order,
 )
 from mmsnnet.stitching.route_parts import Part, part_parameters, parts_run
@@ -200,28 +200,14 @@ class StitchedBackbone(BaseModule):
         if self._sampler is None:
             bins = flops_bins({id_: cost.flops for id_, cost in self.training_costs().items()}, self.flops_step)
             if len(bins) == 1 < len(self.space):
-                print_log(
+                _warn(
                     f"All {len(self.space)} stitches fall into one FLOPs bin: training draws them uniformly and the "
-                    f"anchors rarely. Lower StitchedViT's flops_step, now {self.flops_step:.3g}.",
-                    logger="current",
-                    level=30,
+                    f"anchors rarely. Lower StitchedViT's flops_step, now {self.flops_step:.3g}."
                 )
             self._sampler = StitchSampler(bins, self.seed)
         if self._sampler.stitches_per_step != self.stitches_per_step:
             self._sampler = replace(self._sampler, stitches_per_step=self.stitches_per_step)
         return self._sampler
-
-    def spread(self, number: int = 4) -> tuple[Stitch, ...]:
-        """The anchors, and the middle stitches of up to ``number`` FLOPs bins that lie evenly apart.
-
-        A handful of stitches that shows how the whole space trains.
-        """
-        anchors = self.space.anchors
-        bins = [[id_ for id_ in bin_ if self.space[id_] not in anchors] for bin_ in self.sampler().bins]
-        middles = [bin_[len(bin_) // 2] for bin_ in bins if bin_]
-        number = min(number, len(middles))
-        chosen = [middles[(2 * k + 1) * len(middles) // (2 * number)] for k in range(number)]
-        return self.space.select([*(anchor.id for anchor in anchors), *chosen])
 
     def prefix_order(self, stitches: Iterable[Stitch]) -> tuple[Stitch, ...]:
         """Sort stitches so that evaluation mode can share most blocks between them."""
@@ -312,18 +298,11 @@ class StitchedBackbone(BaseModule):
             return
         try:
             if dist.is_main_process():
-                self._load_anchors()
+                load_anchors(self.network, self.pretrained)
         finally:
             dist.barrier()
         if not dist.is_main_process():
-            self._load_anchors()
-
-    def _load_anchors(self) -> None:
-        for index, source in enumerate(self.pretrained):
-            if source:  # what HISTORY_GLOBALS allow is in a checkpoint of a run
-                place = source if isinstance(source, Mapping) else dict(source=source)
-                report = load_pretrained(self.network.anchor(index), safe_globals=HISTORY_GLOBALS, **place)
-                print_log(f"Anchor {index} from {report}", logger="current")
+            load_anchors(self.network, self.pretrained)
 
     def forward(self, images: Tensor) -> Taps | Tensor:
         """Images (B, 3, H, W) to one map (B, C, h, w) for each of ``out_indices``, or to logits (B, num_classes).
@@ -355,14 +334,12 @@ class StitchedBackbone(BaseModule):
         padded = self.padded_size(image_size)
         if padded != image_size:
             self._warned_of_padding = True
-            print_log(
+            _warn(
                 f"Images of {image_size[0]} x {image_size[1]} are not whole patches: the backbone's maps cover "
                 f"{padded[0]} x {padded[1]}, and a head that resizes its maps to the image squeezes predictions. Set "
                 "model.type to mmsnnet.EncoderDecoder or mmsnnet.DepthEstimator, which pad and cut, or have the data "
                 "preprocessor pad (size_divisor, pad_size_divisor). Heads that count in strides, as detectors' do, are "
-                "right either way.",
-                logger="current",
-                level=30,
+                "right either way."
             )
 
     def zeros(self, images: Tensor) -> Taps | Tensor:
@@ -381,24 +358,26 @@ class StitchedBackbone(BaseModule):
         )
 
     def _draw(self, image_size: tuple[int, int]) -> Stitch:
-        if self.drawn is None and image_size != self.img_size:
-            print_log(
+        if self.drawn is None:
+            self._check_first_draw(image_size)
+        self.drawn = self.space[self.sampler().draw(self.draws)]
+        self.draws += 1
+        return self.drawn
+
+    def _check_first_draw(self, image_size: tuple[int, int]) -> None:
+        if image_size != self.img_size:
+            _warn(
                 f"Training on images of {' x '.join(map(str, image_size))}, while StitchedViT's img_size, for which "
                 f"position embeddings are stored and FLOPs counted, is {' x '.join(map(str, self.img_size))}: set it "
-                "to the size that the training pipeline crops or pads to.",
-                logger="current",
-                level=30,
+                "to the size that the training pipeline crops or pads to."
             )
-        if self.drawn is None and not self.network.initialized:
+        if not self.network.initialized:
             raise RuntimeError(
                 "the stitching layers have been neither initialised nor loaded, and training from random ones would "
                 "waste the anchors: add dict(type='mmsnnet.StitchInitHook') to custom_hooks, or load a checkpoint"
             )
-        if self.drawn is None and self.network.anchor(-1).compiled:
+        if self.network.anchor(-1).compiled:
             print_log("Blocks are compiled when a stitch first runs them, which takes up to minutes", logger="current")
-        self.drawn = self.space[self.sampler().draw(self.draws)]
-        self.draws += 1
-        return self.drawn
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         draws = state_dict.pop(prefix + DRAWS, None)
@@ -407,19 +386,8 @@ class StitchedBackbone(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def find_stitched_backbone(model: nn.Module) -> StitchedBackbone:
-    """The ``StitchedBackbone`` inside a model, wrapped or not.
-
-    Raises:
-        TypeError: there is none, or more than one.
-    """
-    found = [module for module in model.modules() if isinstance(module, StitchedBackbone)]
-    if len(found) != 1:
-        raise TypeError(
-            f"{type(model).__name__} has {len(found)} backbones of type mmsnnet.StitchedViT, where one is needed: set "
-            "model.backbone.type in the config"
-        )
-    return found[0]
+def _warn(text: str) -> None:
+    print_log(text, logger="current", level=logging.WARNING)
 
 
 def _save_draws(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
