@@ -26,7 +26,7 @@ from mmsnnet.datasets import write_shapes
 from mmsnnet.datasets.procedural.shapes import CLASSES, PALETTE
 from mmsnnet.engine import StitchTestLoop, StitchValLoop
 from mmsnnet.engine.runner import CannotResumeError, stitch_passes
-from mmsnnet.engine.runner.stitch_loops import checked_loading
+from mmsnnet.engine.runner.stitch_loops import use_checked_image_loader
 from mmsnnet.engine.runner.stitch_passes import kept_bytes
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
@@ -315,7 +315,7 @@ def test_validation_during_training(make_runner: MakeRunner, tmp_path: Path) -> 
 def test_nothing_but_the_image_loader_is_changed() -> None:
     pipeline = [dict(type="mmdet.LoadImageFromFile", backend_args=None), dict(type="Resize", scale=(32, 32))]
     loader = dict(batch_size=2, dataset=dict(type="RepeatDataset", dataset=dict(pipeline=pipeline)))
-    checked = checked_loading(loader)
+    checked = use_checked_image_loader(loader)
     inner = checked["dataset"]["dataset"]["pipeline"]
     assert inner == [dict(pipeline[0], type="mmsnnet.LoadImage"), pipeline[1]] and type(inner[1]["scale"]) is tuple
     assert pipeline[0]["type"] == "mmdet.LoadImageFromFile" and checked["batch_size"] == 2
@@ -327,11 +327,11 @@ def test_every_setting_of_the_image_loader_is_kept() -> None:
     )
     unset = dict(ignore_empty=False, file_client_args=None)  # what mmcv's class takes and ours does not
     for kind in ("LoadImageFromFile", "mmcv.LoadImageFromFile", LoadImageFromFile):
-        (loader,) = checked_loading(dict(pipeline=[dict(settings, type=kind, **unset)]))["pipeline"]
+        (loader,) = use_checked_image_loader(dict(pipeline=[dict(settings, type=kind, **unset)]))["pipeline"]
         assert loader == dict(settings, type="mmsnnet.LoadImage")
         built = TRANSFORMS.build(loader)
         assert {name: getattr(built, name) for name in settings} == settings
-    (loader,) = checked_loading(dict(pipeline=[dict(type="LoadImageFromFile", ignore_empty=True)]))["pipeline"]
+    (loader,) = use_checked_image_loader(dict(pipeline=[dict(type="LoadImageFromFile", ignore_empty=True)]))["pipeline"]
     with pytest.raises(TypeError, match="ignore_empty"):  # images are not skipped
         TRANSFORMS.build(loader)
 
@@ -496,7 +496,7 @@ def test_metrics_that_keep_more_than_results(kind: str, make_runner: MakeRunner,
 def test_what_metrics_only_read_is_shared() -> None:
     metric = LogitMetric()
     metric.dataset_meta, metric._coco_api = dict(classes=["a"]), object()
-    state = stitch_passes.copied_state(metric)
+    state = vars(stitch_passes.copied_metric(metric))
     assert state.keys() == vars(metric).keys() and state["means"] == metric.means
     assert {name for name in state if state[name] is not getattr(metric, name)} == {"results", "means", "last"}
 
@@ -746,7 +746,7 @@ def test_values_that_are_no_numbers(make_runner: MakeRunner, tmp_path: Path, mon
     own = {name.removeprefix("L/my/"): value for name, value in metrics.items() if name.startswith("L/my/")}
     assert own.pop("matrix").tolist() == np.eye(8).tolist() and own == dict(images=5, worst="bar", none=None)
     assert [line for line in said if "no numbers" in line] == [
-        "no numbers, and therefore in the log file alone: my/matrix, my/worst, my/odd, my/keys and 1 more"
+        "no numbers, so only in the log file: my/matrix, my/worst, my/odd, my/keys and 1 more"
     ]
     log = Path(runner._log_dir, f"{runner.timestamp}.log").read_text()
     assert "stitch S0-L2: my/matrix, which is no number: ndarray of shape (8, 8)" in log and "my/odd, which" in log
