@@ -32,7 +32,7 @@ class CannotResumeError(UserError, ValueError):
 
 
 def run_header(config: Config, backbone: StitchedBackbone, dataset: Dataset) -> OperatingPoints:
-    """The description of a run at the head of its file: operating points without points and without fingerprint."""
+    """The header of a run's file: operating points without points and without a fingerprint."""
     return OperatingPoints(
         config=config.filename and str(Path(config.filename)),
         checkpoint=config.get("load_from"),
