@@ -93,7 +93,7 @@ def check_same_classes(first: DataLoader, second: DataLoader) -> None:
     text = f"the classes of train_dataloader.dataset and val_dataloader.dataset differ: {one!r} there is {other!r} here"
     if sorted(names[0]) == sorted(names[1]) or len(names[0]) != len(names[1]):
         raise SettingError(f"{text}; give both the same metainfo.classes, in one order")
-    _warn(f"{text}: a label has to mean the same in both")
+    print_log(f"{text}: a label has to mean the same in both", logger="current", level=logging.WARNING)
 
 
 def first_sample(dataset: Any) -> Any:
@@ -124,10 +124,6 @@ def _classes(dataset: Any) -> Any:
 def _anchor_channels(model: nn.Module) -> list[int]:
     """The number of channels of images that each stitched backbone takes."""
     return [module.network.anchor(0).in_chans for module in model.modules() if isinstance(module, StitchedBackbone)]
-
-
-def _warn(text: str) -> None:
-    print_log(text, logger="current", level=logging.WARNING)
 
 
 def _check_channels(model: nn.Module) -> None:
@@ -242,7 +238,7 @@ def _warn_of_binary_masks(dataset: Any, setting: str) -> None:
         from mmsnnet.datasets.binary_labels import binary_mask_warning
 
         if warning := binary_mask_warning(dataset):
-            _warn(f"{setting}: {warning}")
+            print_log(f"{setting}: {warning}", logger="current", level=logging.WARNING)
 
 
 def _check_files(dataset: Any, place: str) -> None:

@@ -8,17 +8,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 
 # The loops over stitches average the losses of each stitch exactly as mmengine's loops do.
-from mmengine.runner.loops import _parse_losses as parse_losses
+from mmengine.runner.loops import _parse_losses as parse_losses  # noqa: F401
 from mmengine.visualization import LocalVisBackend, Visualizer
-
-__all__ = [
-    "coco_annotations",
-    "drawn_images",
-    "image_folders",
-    "parse_losses",
-    "set_drawn_images",
-    "visualizer_of",
-]
 
 
 def coco_annotations(metric: BaseMetric) -> Any | None:

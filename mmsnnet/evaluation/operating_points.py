@@ -46,31 +46,25 @@ class OperatingPoint:
     peak_memory: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("id", "flops", "params"):
-            object.__setattr__(self, key, _whole_number(key, getattr(self, key)))
+        values: dict[str, Any] = {key: _whole_number(key, getattr(self, key)) for key in ("id", "flops", "params")}
         for key in ("name", "kind"):
-            if not isinstance(getattr(self, key), str):
-                raise TypeError(f"{key}: expected a string, found {getattr(self, key)!r}")
-            if not getattr(self, key):
+            if not _of_type(key, getattr(self, key), str, "a string"):
                 raise ValueError(f"{key}: expected a string that is not empty, found ''")
         for key, unit in (("latency_ms", "a time in ms"), ("throughput", "images per second")):
             if getattr(self, key) is not None:
-                number = _number(key, getattr(self, key))
-                if not 0 <= number < math.inf:
-                    raise ValueError(f"{key}: expected {unit}, finite and not negative, found {number}")
-                object.__setattr__(self, key, number)
+                values[key] = _number(key, getattr(self, key))
+                if not 0 <= values[key] < math.inf:
+                    raise ValueError(f"{key}: expected {unit}, finite and not negative, found {values[key]}")
         if self.peak_memory is not None:
-            object.__setattr__(self, "peak_memory", _whole_number("peak_memory", self.peak_memory))
-        if not isinstance(self.metrics, Mapping):
-            raise TypeError(f"metrics: expected a mapping of names to numbers, found {self.metrics!r}")
-        metrics: dict[str, float] = {}
-        for name, value in self.metrics.items():
-            if not isinstance(name, str):
-                raise TypeError(f"metrics: expected names that are strings, found {name!r}")
+            values["peak_memory"] = _whole_number("peak_memory", self.peak_memory)
+        values["metrics"] = {}
+        for name, value in _of_type("metrics", self.metrics, Mapping, "a mapping of names to numbers").items():
+            _of_type("metrics", name, str, "names that are strings")
             number = _number(f"metrics: {name}", value)
             # JSON has no infinity: a point should equal the one that its saved file gives back.
-            metrics[name] = number if math.isfinite(number) else math.nan
-        object.__setattr__(self, "metrics", metrics)
+            values["metrics"][name] = number if math.isfinite(number) else math.nan
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
 
     def __str__(self) -> str:
         return f"{self.id} ({self.name})"
@@ -165,31 +159,25 @@ class OperatingPoints:
 
     def __post_init__(self) -> None:
         for key in ("config", "checkpoint", "dataset", "device"):
-            value = getattr(self, key)
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"{key}: expected a string or nothing, found {value!r}")
-        if not isinstance(self.fingerprint, Mapping):
-            raise TypeError(f"fingerprint: expected a mapping of names to digests, found {self.fingerprint!r}")
-        if not isinstance(self.benchmark, Mapping):
-            raise TypeError(f"benchmark: expected a mapping of settings to values, found {self.benchmark!r}")
-        if not isinstance(self.input_shape, list | tuple):
-            raise TypeError(f"input_shape: expected [height, width], found {self.input_shape!r}")
-        shape = tuple(_whole_number("input_shape", side) for side in self.input_shape)
+            _of_type(key, getattr(self, key), str | None, "a string or nothing")
+        _of_type("fingerprint", self.fingerprint, Mapping, "a mapping of names to digests")
+        _of_type("benchmark", self.benchmark, Mapping, "a mapping of settings to values")
+        sides = _of_type("input_shape", self.input_shape, list | tuple, "[height, width]")
+        shape = tuple(_whole_number("input_shape", side) for side in sides)
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"input_shape: expected [height, width], both positive, found {list(shape)}")
         object.__setattr__(self, "input_shape", shape)
         if self.depths is not None:
-            if not isinstance(self.depths, list | tuple):
-                raise TypeError(f"depths: expected the anchors' numbers of blocks, found {self.depths!r}")
-            depths = tuple(_whole_number("depths", depth) for depth in self.depths)
+            numbers = "the anchors' numbers of blocks"
+            depths = _of_type("depths", self.depths, list | tuple, numbers)
+            depths = tuple(_whole_number("depths", depth) for depth in depths)
             if not depths or 0 in depths:
-                raise ValueError(f"depths: expected the anchors' numbers of blocks, found {list(depths)}")
+                raise ValueError(f"depths: expected {numbers}, found {list(depths)}")
             object.__setattr__(self, "depths", depths)
         object.__setattr__(self, "points", tuple(self.points))
         seen: dict[int, OperatingPoint] = {}
         for point in self.points:
-            if not isinstance(point, OperatingPoint):
-                raise TypeError(f"points: expected operating points, found {point!r}")
+            _of_type("points", point, OperatingPoint, "operating points")
             if point.id in seen:
                 names = f"{seen[point.id].name} and {point.name}"
                 raise ValueError(f"expected each id once, found id {point.id} twice, for {names}")
@@ -261,8 +249,7 @@ class OperatingPoints:
         keys = ("config", "checkpoint", "dataset", "input_shape", "device", "stitches")
         _require(document, keys)
         *header, stitches = (document[key] for key in keys)
-        if not isinstance(stitches, list):
-            raise TypeError(f"stitches: expected a list, found {_shortened(stitches)}")
+        _of_type("stitches", stitches, list, "a list")
         points = []
         for index, stitch in enumerate(stitches):
             try:
@@ -344,18 +331,21 @@ def _require(entry: Mapping[str, Any], keys: Iterable[str]) -> None:
         raise ValueError(f"expected the keys {', '.join(keys)}, found no {', '.join(missing)}")
 
 
+def _of_type(key: str, value: Any, types: Any, expected: str) -> Any:
+    """The value, if it is of one of some types, which a bool never is."""
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise TypeError(f"{key}: expected {expected}, found {_shortened(value)}")
+    return value
+
+
 def _whole_number(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{key}: expected a whole number, found {_shortened(value)}")
-    if value < 0:
+    if _of_type(key, value, Integral, "a whole number") < 0:
         raise ValueError(f"{key}: expected a whole number that is not negative, found {value}")
     return int(value)
 
 
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{key}: expected a number, found {_shortened(value)}")
-    return float(value)
+    return float(_of_type(key, value, Real, "a number"))
 
 
 def _refuse_constant(name: str) -> float:

@@ -501,6 +501,23 @@ def test_what_metrics_only_read_is_shared() -> None:
     assert {name for name in state if state[name] is not getattr(metric, name)} == {"results", "means", "last"}
 
 
+def test_each_stitch_has_an_evaluator_which_hooks_see(make_runner: MakeRunner) -> None:
+    """The configured evaluator is in its place again after each iteration, and holds no results."""
+
+    class Evaluators(Hook):
+        def after_test_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+            seen.append(runner.test_evaluator)
+
+    seen: list[Any] = []
+    runner = make_runner(test_cfg=dict(stitches="S,L"))
+    runner.register_hook(Evaluators())
+    configured = runner.test_loop.evaluator
+    runner.test()
+    assert seen == seen[:2] * BATCHES and seen[0] is not seen[1] and configured not in seen
+    assert seen[0].dataset_meta is configured.dataset_meta
+    assert runner.test_loop.evaluator is configured and configured.metrics[0].results == []
+
+
 def test_losses_are_those_of_the_stock_loop(make_runner: MakeRunner) -> None:
     runner = make_runner()
     step = runner.model.test_step

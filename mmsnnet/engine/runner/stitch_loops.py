@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
@@ -27,7 +27,7 @@ from mmsnnet.engine.runner.measured_points import load_measured_points, run_fing
 from mmsnnet.engine.runner.metric_values import split_values, text_for_log, values_for_hooks
 from mmsnnet.engine.runner.metric_warnings import MOST_NAMES, empty_metrics_warning
 from mmsnnet.engine.runner.stitch_files import StitchPictures, output_paths
-from mmsnnet.engine.runner.stitch_passes import StitchPass, StitchResults, reason_for_own_pass
+from mmsnnet.engine.runner.stitch_passes import StitchPass, StitchResults, copied_metric
 from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.files.reading import listed
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs
@@ -62,18 +62,8 @@ def use_checked_image_loader(dataloader: DataLoader | dict) -> DataLoader | dict
     return checked(dataloader)
 
 
-class StitchMetrics(NamedTuple):
-    """The metrics of one stitch: the ``numbers``, and the ``others`` that hooks can handle."""
-
-    numbers: dict[str, float]
-    others: dict[str, Any]
-
-
 class _StitchLoop(BaseLoop):
-    """What testing and validation of stitches have in common.
-
-    ``stage``, ``'test'`` or ``'val'``, is how mmengine names settings and losses.
-    """
+    """Evaluation of stitches, for testing and validation; ``stage`` is ``'test'`` or ``'val'``."""
 
     stage: ClassVar[str]
     evaluator: Evaluator
@@ -84,18 +74,25 @@ class _StitchLoop(BaseLoop):
 
     def _run_batch(self, results: StitchResults, index: int, batch: Any) -> None:
         """Run mmengine's iteration with the evaluator and the losses of one stitch, which hooks then see."""
-        raise NotImplementedError
+        configured, losses = self.evaluator, self.test_loss if self.stage == "test" else self.val_loss
+        self.evaluator = results.evaluator
+        losses.update(results.losses)
+        try:
+            self.run_iter(index, batch)
+        finally:
+            self.evaluator, results.losses = configured, dict(losses)
+            losses.clear()
 
-    def _evaluate(self, stitches: Sequence[Stitch]) -> Iterator[dict[Stitch, StitchMetrics]]:
-        """Evaluate stitches; yield the metrics of each pass, which are printed after the caller has saved them.
+    def _evaluate(self, stitches: Sequence[Stitch]) -> Iterator[dict[Stitch, tuple[dict[str, float], dict[str, Any]]]]:
+        """Evaluate stitches; yield after each pass the metrics of its stitches: numbers, and others that hooks can use.
 
-        The active stitch is the same afterwards.
+        The metrics are printed after the caller has saved them. The active stitch is the same afterwards.
         """
         backbone, logger, configured = self.backbone, self.runner.logger, self.evaluator.metrics
         _check_initialized(backbone, stitches)
         waiting, per_pass = backbone.prefix_order(stitches), self.stitches_per_pass
-        if reasons := list(filter(None, map(reason_for_own_pass, configured))):
-            logger.info(f"each stitch has a pass of its own: {'; '.join(reasons)}")
+        if uncopyable := [type(metric).__name__ for metric in configured if copied_metric(metric) is None]:
+            logger.info(f"each stitch has a pass of its own: {', '.join(uncopyable)} cannot be copied")
             per_pass = 1
         has_folders = len(self.stitches) > 1
         names = [stitch.name for stitch in self.stitches]
@@ -103,9 +100,10 @@ class _StitchLoop(BaseLoop):
         # With warnings alone on the console (--quiet of the tools), a test shows its progress and a validation nothing.
         verbose = any(handler.level <= logging.INFO for handler in _console_handlers(logger))
         hidden = not is_main_process() or (self.stage == "val" and not verbose)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         active, number, numbers_by_name = backbone.stitch, 0, {}
         try:
-            with _quiet_console(logger), _progress(hidden) as progress:
+            with _quiet_console(logger), Progress(*columns, console=Console(), disable=hidden) as progress:
                 task = progress.add_task("", total=len(waiting) * len(self.dataloader))
                 while waiting:
                     start, number = time.monotonic(), number + 1
@@ -128,7 +126,7 @@ class _StitchLoop(BaseLoop):
                     if number == 1 and (warning := stitch_pass.absent_classes_warning()):
                         logger.warning(warning)
                     split = {stitch: split_values(stitch_pass.evaluate(stitch)) for stitch in list(stitch_pass.results)}
-                    yield {s: StitchMetrics(numbers, values_for_hooks(rest)) for s, (numbers, rest) in split.items()}
+                    yield {stitch: (numbers, values_for_hooks(others)) for stitch, (numbers, others) in split.items()}
                     console = progress.console if verbose and is_main_process() else None
                     for stitch, (numbers, others) in split.items():
                         _report(stitch, numbers, others, logger, console)
@@ -220,26 +218,18 @@ class StitchTestLoop(_StitchLoop, TestLoop):
         self.runner.call_hook("before_test_epoch")
         self.runner.model.eval()
         by_id = unmeasured | {point.id: point for point in points}
-        others: dict[int, dict[str, Any]] = {}
+        others_by_id: dict[int, dict[str, Any]] = {}
         for evaluated in self._evaluate([stitch for stitch in self.stitches if not by_id[stitch.id].metrics]):
-            for stitch, metrics in evaluated.items():
-                points = points.add(replace(by_id[stitch.id], metrics=metrics.numbers))
-                others[stitch.id] = metrics.others
+            for stitch, (numbers, others) in evaluated.items():
+                points = points.add(replace(by_id[stitch.id], metrics=numbers))
+                others_by_id[stitch.id] = others
             points = replace(points, points=tuple(sorted(points, key=lambda point: point.id)))
             if self.out is not None and is_main_process():
                 points.save(self.out)
-        metrics = _by_name(self.stitches, {p.id: {**p.metrics, **others.get(p.id, {})} for p in points})
+        metrics = _by_name(self.stitches, {p.id: {**p.metrics, **others_by_id.get(p.id, {})} for p in points})
         self.runner.call_hook("after_test_epoch", metrics=metrics)
         self.runner.call_hook("after_test")
         return metrics
-
-    def _run_batch(self, results: StitchResults, index: int, batch: Any) -> None:
-        configured = self.evaluator
-        self.evaluator, self.test_loss = results.evaluator, results.losses
-        try:
-            self.run_iter(index, batch)
-        finally:
-            self.evaluator, results.losses, self.test_loss = configured, self.test_loss, {}
 
 
 @LOOPS.register_module()
@@ -305,19 +295,11 @@ class StitchValLoop(_StitchLoop, ValLoop):
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
         for evaluated in self._evaluate(self.stitches):
-            by_id |= {stitch.id: {**found.numbers, **found.others} for stitch, found in evaluated.items()}
+            by_id |= {stitch.id: {**numbers, **others} for stitch, (numbers, others) in evaluated.items()}
         metrics = _by_name(self.stitches, by_id)
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
         return metrics
-
-    def _run_batch(self, results: StitchResults, index: int, batch: Any) -> None:
-        configured = self.evaluator
-        self.evaluator, self.val_loss = results.evaluator, results.losses
-        try:
-            self.run_iter(index, batch)
-        finally:
-            self.evaluator, results.losses, self.val_loss = configured, self.val_loss, {}
 
 
 def _check_stitches_per_pass(number: int | None) -> int | None:
@@ -357,11 +339,6 @@ def _report(
     logger.info(f"stitch {line}")
     for name, value in others.items():
         logger.info(f"stitch {stitch.name}: {name}, which is no number: {text_for_log(value)}")
-
-
-def _progress(hidden: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(), disable=hidden)
 
 
 @contextmanager

@@ -80,12 +80,13 @@ class StitchPass:
 
     def __post_init__(self, stitches: Sequence[Stitch]) -> None:
         self.results = {stitch: StitchResults(copied_evaluator(self.evaluator)) for stitch in stitches}
-        for stitch, results in self.results.items() if self.pictures is not None else ():
-            results.outputs = [
-                (metric, name, path)
-                for metric in results.evaluator.metrics
-                for name, path in output_paths(metric, stitch.name).items()
-            ]
+        if self.pictures is not None:
+            for stitch, results in self.results.items():
+                results.outputs = [
+                    (metric, name, path)
+                    for metric in results.evaluator.metrics
+                    for name, path in output_paths(metric, stitch.name).items()
+                ]
 
     def run(self) -> Iterator[int]:
         """Run the pass; yield after each batch how many stitches are left in it."""
@@ -180,11 +181,6 @@ def copied_metric(metric: BaseMetric) -> BaseMetric | None:
         return copy.deepcopy(metric, {id(value): value for value in shared})
     except Exception:  # the attributes of a metric may be of any class, and raise anything
         return None
-
-
-def reason_for_own_pass(metric: BaseMetric) -> str | None:
-    """Why a metric cannot serve several stitches in one pass, None if it can."""
-    return f"{type(metric).__name__} holds what cannot be copied" if copied_metric(metric) is None else None
 
 
 def fold(metric: BaseMetric) -> None:
