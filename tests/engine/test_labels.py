@@ -19,7 +19,7 @@ from mmsnnet.evaluation.metrics.accuracy import Accuracy
 
 
 class Listed:
-    """A data set that lists what it has, as mmengine's do."""
+    """A data set that lists its samples, as those of mmengine do."""
 
     def __init__(self, *infos: dict[str, Any], transforms: tuple[Any, ...] = (), packed: Any = None) -> None:
         self.infos = infos
@@ -88,7 +88,7 @@ def test_boxes(tmp_path: Path) -> None:
 
 
 def test_predictions_alone(tmp_path: Path) -> None:
-    """They need no labels, but a place to go to, and a pipeline that does not load what is not there."""
+    """Writing predictions needs no labels, but a path, and a pipeline that does not load missing labels."""
     unlisted, missing = Listed(dict()), Listed(dict(seg_map_path=str(tmp_path / "none" / "1.png")))
     metric = IoUMetric(format_only=True, output_dir=str(tmp_path))
     for dataset in (unlisted, missing):
@@ -107,7 +107,7 @@ def sample(**fields: Any) -> BaseDataElement:
 
 
 def test_the_first_batch() -> None:
-    """The pipeline loads labels, or not: known without running the model."""
+    """It shows whether the pipeline loads labels, before the model runs."""
     metrics = [IoUMetric(), Accuracy()]
     good = sample(gt_sem_seg=torch.zeros(1), gt_label=torch.zeros(1))
     for batch in (
@@ -128,7 +128,7 @@ def test_the_first_batch() -> None:
 
 
 def test_a_sample_before_training() -> None:
-    """It leaves the random states as they are."""
+    """Loading it does not change random states."""
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     with pytest.raises(SettingError, match="pipeline of val_dataloader packs no gt_sem_seg"):
         check_sample(Listed(dict(), packed=sample()), [IoUMetric()], "val")

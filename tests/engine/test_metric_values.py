@@ -1,4 +1,4 @@
-"""Numbers and other values of metrics are told apart, whatever they are."""
+"""Metric values of any type are split into numbers and others."""
 
 import json
 from collections import OrderedDict
@@ -80,7 +80,7 @@ def test_names_are_strings() -> None:
 
 
 def test_hooks_get_what_can_be_written() -> None:
-    """JSON and a checkpoint's loader take all that is left."""
+    """JSON and the loader of checkpoints accept all values for hooks."""
     endless: list[Any] = []
     endless.append(endless)
     good = dict(text="bar", none=None, flag=True, matrix=np.eye(2), grid=torch.eye(2), nested={"a": [1, (2.5, "b")]})
