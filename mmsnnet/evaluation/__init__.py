@@ -1,4 +1,4 @@
-"""Operating points: what each stitch costs and how good it is, as data, and the choice of one."""
+"""Operating points: cost and quality of each stitch as data, and the choice among them."""
 
 from mmsnnet.evaluation.metric_names import better_rule, higher_is_better, known_names, main_metric
 from mmsnnet.evaluation.operating_points import OperatingPoint, OperatingPoints, default_metric, pareto_front

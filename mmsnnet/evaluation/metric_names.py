@@ -1,6 +1,6 @@
-"""What the names of metrics say: which of them an evaluator will give, which is a task's own, and which way is better.
+"""Names of metrics: those that an evaluator gives, the main one of a task, and whether higher is better.
 
-Nothing is imported from the toolboxes: their classes are known by name.
+The classes of the toolboxes are looked up by name, so that nothing imports the toolboxes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOWER_IS_BETTER = (
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better, by the part of its name that follows the last slash (``coco/bbox_mAP``).
+    """Whether higher values of a metric are better, by its name after the last slash (``coco/bbox_mAP``).
 
     Raises:
         ValueError: the name is not known.
@@ -40,7 +40,7 @@ def higher_is_better(metric: str) -> bool:
 
 
 def better_rule(metric: str) -> str | None:
-    """mmengine's ``rule`` for a metric, ``'greater'`` or ``'less'``; None where the name is not known."""
+    """mmengine's ``rule`` for a metric, ``'greater'`` or ``'less'``; None if the name is not known."""
     try:
         return "greater" if higher_is_better(metric) else "less"
     except ValueError:
@@ -48,15 +48,18 @@ def better_rule(metric: str) -> str | None:
 
 
 def main_metric(names: Iterable[str]) -> str | None:
-    """Of these metrics the one that a task is known by, None if none is."""
+    """The first of these metrics that is the main one of a task, None if none is."""
     names = tuple(names)
     return next((name for main in MAIN_METRICS for name in names if name.rpartition("/")[2] == main), None)
 
 
 def known_names(metric: Any) -> tuple[str, ...] | None:
-    """The names that a metric of mmengine's kind will give, prefix included; None where its class is not known.
+    """The names of the values that a metric gives, with its prefix; None if its class is not known.
 
-    A subclass is known as long as it leaves ``compute_metrics`` and ``evaluate`` as they are.
+    A subclass is known as long as it overrides neither ``compute_metrics`` nor ``evaluate``.
+
+    Args:
+        metric: a ``BaseMetric`` of mmengine's.
     """
     computes = next((cls for cls in type(metric).__mro__ if "compute_metrics" in vars(cls)), None)
     evaluates = next((cls for cls in type(metric).__mro__ if "evaluate" in vars(cls)), None)
@@ -65,37 +68,37 @@ def known_names(metric: Any) -> tuple[str, ...] | None:
     names = NAMES.get(_path(computes))
     if names is None:
         return None
-    found = () if getattr(metric, "format_only", False) else dict.fromkeys(names(metric))
+    unprefixed = () if getattr(metric, "format_only", False) else dict.fromkeys(names(metric))
     prefix = getattr(metric, "prefix", None)
-    return tuple(f"{prefix}/{name}" if prefix else name for name in found)
+    return tuple(f"{prefix}/{name}" if prefix else name for name in unprefixed)
 
 
 def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _of_segmentation(metric: Any) -> Iterable[str]:
+def _names_of_segmentation(metric: Any) -> Iterable[str]:
     parts = dict(mIoU=("mIoU", "mAcc"), mDice=("mDice", "mAcc"), mFscore=("mFscore", "mPrecision", "mRecall"))
-    kinds = [metric.metrics] if isinstance(metric.metrics, str) else metric.metrics
-    return ("aAcc", *(name for kind in kinds for name in parts.get(kind, ())))
+    families = [metric.metrics] if isinstance(metric.metrics, str) else metric.metrics
+    return ("aAcc", *(name for family in families for name in parts.get(family, ())))
 
 
-def _of_coco(metric: Any) -> Iterable[str]:
+def _names_of_coco(metric: Any) -> Iterable[str]:
     classes = (metric.dataset_meta or {}).get("classes", ())
-    for kind in metric.metrics:
-        if kind == "proposal_fast":
+    for family in metric.metrics:
+        if family == "proposal_fast":
             yield from (f"AR@{number}" for number in metric.proposal_nums)
-        elif kind == "proposal":
+        elif family == "proposal":
             recalls = ("AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000")
             yield from metric.metric_items or recalls
         else:
             items = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
-            yield from (f"{kind}_{item}" for item in metric.metric_items or items)
+            yield from (f"{family}_{item}" for item in metric.metric_items or items)
             if metric.classwise:
                 yield from (f"{name}_precision" for name in classes)
 
 
-def _of_voc(metric: Any) -> Iterable[str]:
+def _names_of_voc(metric: Any) -> Iterable[str]:
     if metric.metric == "mAP":
         return ("mAP", *(f"AP{int(threshold * 100):02d}" for threshold in metric.iou_thrs))
     numbers, thresholds = metric.proposal_nums, metric.iou_thrs
@@ -103,24 +106,24 @@ def _of_voc(metric: Any) -> Iterable[str]:
     return (*recalls, *(f"AR@{number}" for number in numbers if len(thresholds) > 1))
 
 
-def _none(metric: Any) -> Iterable[str]:
+def _no_names(metric: Any) -> Iterable[str]:
     return ()
 
 
-# By the class whose ``compute_metrics`` runs, the names that it gives without a prefix.
+# The names that a class gives without a prefix, by the class that defines ``compute_metrics``.
 NAMES: Mapping[str, Callable[[Any], Iterable[str]]] = {
-    "mmengine.evaluator.metric.DumpResults": _none,
-    "mmseg.evaluation.metrics.iou_metric.IoUMetric": _of_segmentation,
+    "mmengine.evaluator.metric.DumpResults": _no_names,
+    "mmseg.evaluation.metrics.iou_metric.IoUMetric": _names_of_segmentation,
     "mmseg.evaluation.metrics.depth_metric.DepthMetric": lambda metric: metric.metrics,
     "mmseg.evaluation.metrics.citys_metric.CityscapesMetric": lambda _: (
         "averageScoreCategories",
         "averageScoreInstCategories",
     ),
-    "mmdet.evaluation.metrics.coco_metric.CocoMetric": _of_coco,
+    "mmdet.evaluation.metrics.coco_metric.CocoMetric": _names_of_coco,
     "mmdet.evaluation.metrics.cityscapes_metric.CityScapesMetric": lambda _: ("mAP", "AP@50"),
-    "mmdet.evaluation.metrics.dump_proposals_metric.DumpProposals": _none,
-    "mmdet.evaluation.metrics.faster_coco_metric.FasterCocoMetric": _of_coco,
-    "mmdet.evaluation.metrics.voc_metric.VOCMetric": _of_voc,
+    "mmdet.evaluation.metrics.dump_proposals_metric.DumpProposals": _no_names,
+    "mmdet.evaluation.metrics.faster_coco_metric.FasterCocoMetric": _names_of_coco,
+    "mmdet.evaluation.metrics.voc_metric.VOCMetric": _names_of_voc,
     "mmsnnet.evaluation.metrics.accuracy.Accuracy": lambda metric: [f"top{k}" for k in metric.topk],
-    "mmsnnet.evaluation.metrics.coco_metric.CocoMetric": _of_coco,
+    "mmsnnet.evaluation.metrics.coco_metric.CocoMetric": _names_of_coco,
 }

@@ -1,7 +1,7 @@
 """The file of operating points and their Pareto front: data only, no tensors.
 
-An operating point is a stitch with its cost and its measured quality. Everything that measures writes a file of them,
-everything that chooses or draws reads one.
+An operating point is a stitch with its cost and its measured quality. Tools that measure write a file of them; tools
+that choose or draw read it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MEASURED_COSTS = ("latency_ms", "throughput", "peak_memory")
 class OperatingPoint:
     """A stitch with its cost and its measured quality.
 
-    ``flops`` are multiply-accumulates for one input of the run's input shape, ``params`` the weights that the stitch
-    uses, ``latency_ms`` the milliseconds for one batch, ``throughput`` images per second, ``peak_memory`` bytes; these
-    three are None where they were not measured. NaN stands for a metric that was measured without a finite result.
+    ``flops`` are multiply-accumulates for one input of the run's input shape, ``params`` the number of weights that
+    the stitch uses, ``latency_ms`` the milliseconds for one batch, ``throughput`` images per second, ``peak_memory``
+    bytes; the last three are None if they were not measured. A metric without a finite result is NaN.
 
     Raises:
-        TypeError: a value of the wrong type.
-        ValueError: a negative cost, or one that is not finite; an empty name or kind.
+        TypeError: a value has a wrong type.
+        ValueError: a cost is negative or not finite, or the name or kind is empty.
     """
 
     id: int
@@ -46,42 +46,32 @@ class OperatingPoint:
     peak_memory: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("id", "flops", "params"):
-            object.__setattr__(self, key, _whole_number(key, getattr(self, key)))
+        values: dict[str, Any] = {key: _whole_number(key, getattr(self, key)) for key in ("id", "flops", "params")}
         for key in ("name", "kind"):
-            if not isinstance(getattr(self, key), str):
-                raise TypeError(f"{key}: expected a string, found {getattr(self, key)!r}")
-            if not getattr(self, key):
+            if not _of_type(key, getattr(self, key), str, "a string"):
                 raise ValueError(f"{key}: expected a string that is not empty, found ''")
-        if self.latency_ms is not None:
-            latency = _number("latency_ms", self.latency_ms)
-            if not 0 <= latency < math.inf:
-                raise ValueError(f"latency_ms: expected a time in ms, finite and not negative, found {latency}")
-            object.__setattr__(self, "latency_ms", latency)
-        if self.throughput is not None:
-            throughput = _number("throughput", self.throughput)
-            if not 0 <= throughput < math.inf:
-                raise ValueError(f"throughput: expected images per second, finite and not negative, found {throughput}")
-            object.__setattr__(self, "throughput", throughput)
+        for key, unit in (("latency_ms", "a time in ms"), ("throughput", "images per second")):
+            if getattr(self, key) is not None:
+                values[key] = _number(key, getattr(self, key))
+                if not 0 <= values[key] < math.inf:
+                    raise ValueError(f"{key}: expected {unit}, finite and not negative, found {values[key]}")
         if self.peak_memory is not None:
-            object.__setattr__(self, "peak_memory", _whole_number("peak_memory", self.peak_memory))
-        if not isinstance(self.metrics, Mapping):
-            raise TypeError(f"metrics: expected a mapping of names to numbers, found {self.metrics!r}")
-        metrics: dict[str, float] = {}
-        for name, value in self.metrics.items():
-            if not isinstance(name, str):
-                raise TypeError(f"metrics: expected names that are strings, found {name!r}")
+            values["peak_memory"] = _whole_number("peak_memory", self.peak_memory)
+        values["metrics"] = {}
+        for name, value in _of_type("metrics", self.metrics, Mapping, "a mapping of names to numbers").items():
+            _of_type("metrics", name, str, "names that are strings")
             number = _number(f"metrics: {name}", value)
-            # JSON knows no infinity either; what is held here is what a saved file gives back.
-            metrics[name] = number if math.isfinite(number) else math.nan
-        object.__setattr__(self, "metrics", metrics)
+            # JSON has no infinity: a point should equal the one that its saved file gives back.
+            values["metrics"][name] = number if math.isfinite(number) else math.nan
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
 
     def __str__(self) -> str:
         return f"{self.id} ({self.name})"
 
     @property
     def is_anchor(self) -> bool:
-        """Whether the stitch is an anchor alone: its kind is one letter."""
+        """Whether the stitch is an anchor, whose kind is a single letter."""
         return len(self.kind) == 1
 
     def cost(self, name: CostName = "flops") -> float:
@@ -91,7 +81,7 @@ class OperatingPoint:
             ValueError: no cost has this name, or the point was not measured for it.
         """
         if name not in ("flops", "latency_ms"):
-            raise ValueError(f"a cost is 'flops' or 'latency_ms', got {name!r}")
+            raise ValueError(f"the cost must be 'flops' or 'latency_ms', got {name!r}")
         value = self.flops if name == "flops" else self.latency_ms
         if value is None:
             raise ValueError(
@@ -100,7 +90,7 @@ class OperatingPoint:
         return value
 
     def metric(self, name: str) -> float:
-        """The measured value of metric ``name``, NaN where the measurement gave no finite number.
+        """The measured value of metric ``name``; NaN if the measurement gave no finite number.
 
         Raises:
             ValueError: the point was not measured for this metric.
@@ -110,7 +100,7 @@ class OperatingPoint:
         return self.metrics[name]
 
     def to_json(self) -> dict[str, Any]:
-        """The point as the file has it: NaN is None, and what was not measured is left out."""
+        """The point as the file stores it: NaN as None, without costs that were not measured."""
         entry: dict[str, Any] = {
             "id": self.id,
             "name": self.name,
@@ -124,35 +114,35 @@ class OperatingPoint:
 
     @classmethod
     def from_json(cls, entry: Any) -> OperatingPoint:
-        """The point that :meth:`to_json` gave. Keys that are not part of the schema are ignored.
+        """The point of an entry that :meth:`to_json` made. Keys outside the schema are ignored.
 
         Raises:
-            TypeError: it is no mapping, or a value has a wrong type.
+            TypeError: the entry is no mapping, or a value has a wrong type.
             ValueError: a key is missing, or a value is out of range.
         """
         if not isinstance(entry, Mapping):
             raise TypeError(f"expected an object, found {_shortened(entry)}")
         keys = ("id", "name", "kind", "flops", "params", "metrics")
         _require(entry, keys)
-        *head, metrics = (entry[key] for key in keys)
+        *values, metrics = (entry[key] for key in keys)
         if isinstance(metrics, Mapping):
             metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
-        return cls(*head, metrics, **{key: entry.get(key) for key in MEASURED_COSTS})
+        return cls(*values, metrics, **{key: entry.get(key) for key in MEASURED_COSTS})
 
 
 @dataclass(frozen=True)
 class OperatingPoints:
     """The operating points of one run: one file.
 
-    ``input_shape`` is (height, width). ``config``, ``checkpoint``, ``dataset`` and ``device`` are None where there was
-    none. ``fingerprint`` tells what was measured from what a resumed run would measure: digests by what they are of,
-    empty where nothing was. ``benchmark`` says how latencies were measured: settings by name, empty where none were.
-    ``depths`` are the anchors' numbers of blocks, smallest anchor first, None where they are not known. Iterating gives
+    ``input_shape`` is (height, width). ``config``, ``checkpoint``, ``dataset`` and ``device`` are None if the run had
+    none. ``fingerprint`` has digests of all that metrics depend on, by name, so that a resumed run can tell whether it
+    measures the same; it is empty if the run measured no metrics. ``benchmark`` has the settings of the measurement of
+    latencies, by name. ``depths`` are the anchors' numbers of blocks, smallest anchor first, or None. Iterating gives
     the points in the order in which they were added.
 
     Raises:
-        TypeError: a value of the wrong type.
-        ValueError: an input shape that is none, an anchor without blocks, or two points with one id.
+        TypeError: a value has a wrong type.
+        ValueError: the input shape is no height and width, an anchor has no blocks, or two points have one id.
     """
 
     config: str | None
@@ -169,31 +159,25 @@ class OperatingPoints:
 
     def __post_init__(self) -> None:
         for key in ("config", "checkpoint", "dataset", "device"):
-            value = getattr(self, key)
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"{key}: expected a string or nothing, found {value!r}")
-        if not isinstance(self.fingerprint, Mapping):
-            raise TypeError(f"fingerprint: expected a mapping of names to digests, found {self.fingerprint!r}")
-        if not isinstance(self.benchmark, Mapping):
-            raise TypeError(f"benchmark: expected a mapping of settings to values, found {self.benchmark!r}")
-        if not isinstance(self.input_shape, list | tuple):
-            raise TypeError(f"input_shape: expected [height, width], found {self.input_shape!r}")
-        shape = tuple(_whole_number("input_shape", side) for side in self.input_shape)
+            _of_type(key, getattr(self, key), str | None, "a string or nothing")
+        _of_type("fingerprint", self.fingerprint, Mapping, "a mapping of names to digests")
+        _of_type("benchmark", self.benchmark, Mapping, "a mapping of settings to values")
+        sides = _of_type("input_shape", self.input_shape, list | tuple, "[height, width]")
+        shape = tuple(_whole_number("input_shape", side) for side in sides)
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"input_shape: expected [height, width], both positive, found {list(shape)}")
         object.__setattr__(self, "input_shape", shape)
         if self.depths is not None:
-            if not isinstance(self.depths, list | tuple):
-                raise TypeError(f"depths: expected the anchors' numbers of blocks, found {self.depths!r}")
-            depths = tuple(_whole_number("depths", depth) for depth in self.depths)
+            numbers = "the anchors' numbers of blocks"
+            depths = _of_type("depths", self.depths, list | tuple, numbers)
+            depths = tuple(_whole_number("depths", depth) for depth in depths)
             if not depths or 0 in depths:
-                raise ValueError(f"depths: expected the anchors' numbers of blocks, found {list(depths)}")
+                raise ValueError(f"depths: expected {numbers}, found {list(depths)}")
             object.__setattr__(self, "depths", depths)
         object.__setattr__(self, "points", tuple(self.points))
         seen: dict[int, OperatingPoint] = {}
         for point in self.points:
-            if not isinstance(point, OperatingPoint):
-                raise TypeError(f"points: expected operating points, found {point!r}")
+            _of_type("points", point, OperatingPoint, "operating points")
             if point.id in seen:
                 names = f"{seen[point.id].name} and {point.name}"
                 raise ValueError(f"expected each id once, found id {point.id} twice, for {names}")
@@ -206,17 +190,17 @@ class OperatingPoints:
         return iter(self.points)
 
     def add(self, point: OperatingPoint) -> OperatingPoints:
-        """These points and ``point``: in the place of the one with the same id, or else at the end."""
+        """These points and ``point``, which replaces the one with the same id or else follows at the end."""
         if any(known.id == point.id for known in self.points):
             return replace(self, points=tuple(point if known.id == point.id else known for known in self.points))
         return replace(self, points=(*self.points, point))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OperatingPoints:
-        """Reads and checks a file that :meth:`save` wrote. Keys that are not part of the schema are ignored.
+        """Read and check a file that :meth:`save` wrote. Keys outside the schema are ignored.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
             ValueError: it is not JSON (or cut short), of another schema, or a key is missing or has a wrong value.
         """
         path = Path(path)
@@ -234,8 +218,8 @@ class OperatingPoints:
             raise ValueError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file, whole or not at all, and the folders that lead to it. NaN is written as null."""
-        head = {
+        """Write the file atomically, and create its folders. NaN is written as null."""
+        header = {
             "schema": self.schema,
             "config": self.config,
             "checkpoint": self.checkpoint,
@@ -244,14 +228,14 @@ class OperatingPoints:
             "device": self.device,
         }
         if self.fingerprint:
-            head["fingerprint"] = dict(self.fingerprint)
+            header["fingerprint"] = dict(self.fingerprint)
         if self.benchmark:
-            head["benchmark"] = dict(self.benchmark)
+            header["benchmark"] = dict(self.benchmark)
         if self.depths:
-            head["depths"] = self.depths
-        # One stitch to a line: short enough to read, and a diff of two runs shows which stitches changed.
+            header["depths"] = self.depths
+        # With one line for each stitch, a diff of two runs shows which stitches changed.
         stitches = ",\n  ".join(json.dumps(point.to_json(), allow_nan=False) for point in self.points)
-        text = f'{json.dumps(head, allow_nan=False)[:-1]},\n "stitches": [\n  {stitches}\n]}}\n'
+        text = f'{json.dumps(header, allow_nan=False)[:-1]},\n "stitches": [\n  {stitches}\n]}}\n'
         write_atomically(path, text.encode())
 
     @classmethod
@@ -264,9 +248,8 @@ class OperatingPoints:
             raise ValueError(f"schema: expected {cls.schema}, found {found}")
         keys = ("config", "checkpoint", "dataset", "input_shape", "device", "stitches")
         _require(document, keys)
-        *head, stitches = (document[key] for key in keys)
-        if not isinstance(stitches, list):
-            raise TypeError(f"stitches: expected a list, found {_shortened(stitches)}")
+        *header, stitches = (document[key] for key in keys)
+        _of_type("stitches", stitches, list, "a list")
         points = []
         for index, stitch in enumerate(stitches):
             try:
@@ -274,15 +257,15 @@ class OperatingPoints:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"stitches[{index}]: {error}") from None
         optional = {key: document.get(key) or {} for key in ("fingerprint", "benchmark")}
-        return cls(*head, tuple(points), **optional, depths=document.get("depths"))
+        return cls(*header, tuple(points), **optional, depths=document.get("depths"))
 
 
 def default_metric(points: Iterable[OperatingPoint]) -> str:
-    """Of the metrics that all of ``points`` have, the only one, or else the one that the task is known by.
+    """The only metric that all points have, or else the main metric of their task.
 
     Raises:
-        ValueError: there are no points, or they have no metric in common, or several that do not tell the task: the
-            message lists them.
+        ValueError: there are no points, they have no metric in common, or several without the main metric of a task;
+            the message lists them.
     """
     points = tuple(points)
     if not points:
@@ -294,12 +277,12 @@ def default_metric(points: Iterable[OperatingPoint]) -> str:
     if common:
         names = ", ".join(common)
         raise ValueError(f"which metric? The points have {len(common)} in common: {names}; say which (--metric)")
-    found = dict.fromkeys(name for point in points for name in point.metrics)
-    if not found:
+    some = dict.fromkeys(name for point in points for name in point.metrics)
+    if not some:
         raise ValueError(
             "expected points with metrics, found none: tools/test.py CONFIG CHECKPOINT --out FILE.json measures them"
         )
-    raise ValueError(f"expected a metric that all points have, found {', '.join(found)} in some of them only")
+    raise ValueError(f"expected a metric that all points have, found {', '.join(some)} in some of them only")
 
 
 def pareto_front(
@@ -309,17 +292,16 @@ def pareto_front(
     *,
     higher: bool | None = None,
 ) -> tuple[OperatingPoint, ...]:
-    """The points that no other one dominates, by ascending cost.
+    """The points that no other point dominates, by ascending cost.
 
-    A point dominates another if it is no worse in cost and in ``metric`` and better in one of them. So of points of
-    equal cost only the best stay, of points of equal quality only the cheapest, and points equal in both all stay, in
-    the order given. A point whose metric is NaN is never on the front.
+    A point dominates another if it is no worse in cost and in ``metric``, and better in one of them. Points that are
+    equal in both all stay, in the order of ``points``. A point whose metric is NaN is never on the front.
 
     Args:
-        points: any number; of none the front is empty.
+        points: any number.
         cost: ``flops`` or ``latency_ms``.
         metric: by name; None for :func:`default_metric`.
-        higher: whether more of the metric is better; None for what :func:`higher_is_better` knows of its name.
+        higher: whether higher values of the metric are better; None for :func:`higher_is_better` of its name.
 
     Raises:
         ValueError: a point lacks the cost or the metric, ``metric`` is None and there is no default, or ``higher`` is
@@ -349,18 +331,21 @@ def _require(entry: Mapping[str, Any], keys: Iterable[str]) -> None:
         raise ValueError(f"expected the keys {', '.join(keys)}, found no {', '.join(missing)}")
 
 
+def _of_type(key: str, value: Any, types: Any, expected: str) -> Any:
+    """The value, if it is of one of some types, which a bool never is."""
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise TypeError(f"{key}: expected {expected}, found {_shortened(value)}")
+    return value
+
+
 def _whole_number(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{key}: expected a whole number, found {_shortened(value)}")
-    if value < 0:
+    if _of_type(key, value, Integral, "a whole number") < 0:
         raise ValueError(f"{key}: expected a whole number that is not negative, found {value}")
     return int(value)
 
 
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{key}: expected a number, found {_shortened(value)}")
-    return float(value)
+    return float(_of_type(key, value, Real, "a number"))
 
 
 def _refuse_constant(name: str) -> float:

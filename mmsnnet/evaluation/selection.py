@@ -1,4 +1,4 @@
-"""The best stitch under a budget, and the few points that answer every budget: data only, no tensors."""
+"""The best stitch under a budget, and the few points that suffice for every budget: data only, no tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmsnnet.evaluation.operating_points import (
     pareto_front,
 )
 
-# A file, what is in it, or points one by one, which may be as the file's "stitches" has them.
+# The path of a file, or points, which may be entries of "stitches" in such a file.
 Points = str | os.PathLike[str] | Iterable[OperatingPoint | Mapping[str, Any]]
 
 
@@ -28,29 +28,28 @@ def select_stitch(
     metric: str | None = None,
     higher: bool | None = None,
 ) -> OperatingPoint:
-    """The best stitch that costs no more than a budget: of equally good ones the cheapest, of those the lowest id.
+    """The best stitch within a budget; among equally good ones the cheapest, then the one with the lowest id.
 
-    A stitch whose metric is NaN is never chosen.
+    A stitch whose metric is NaN is never chosen. The budget is either ``max_gflops`` or ``max_latency_ms``.
 
     Args:
         points: of the stitches to choose from, as :func:`read_points` takes them.
-        max_gflops: at most so many 1e9 multiply-accumulates.
-        max_latency_ms: at most so many milliseconds, on the device where the points were measured. Exactly one of the
-            two is given.
+        max_gflops: the budget in 1e9 multiply-accumulates.
+        max_latency_ms: the budget in milliseconds, on the device where the points were measured.
         metric, higher: as of :func:`mmsnnet.evaluation.pareto_front`.
 
     Raises:
-        FileNotFoundError: ``points`` names no file.
-        TypeError: a budget that is no number.
-        ValueError: no budget, or both; a budget below the cheapest stitch; a point that lacks the cost or the metric;
-            a metric that is finite nowhere, or that :func:`mmsnnet.evaluation.pareto_front` refuses.
+        FileNotFoundError: ``points`` is a path without a file.
+        TypeError: the budget is no number.
+        ValueError: there is no budget, or there are two; the budget is below the cheapest stitch; a point lacks the
+            cost or the metric; no point has a finite metric, or :func:`mmsnnet.evaluation.pareto_front` refuses it.
     """
     cost, budget = _one_budget(max_gflops, max_latency_ms)
-    found = sorted(read_points(points), key=lambda point: point.id)
-    name = default_metric(found) if metric is None else metric
-    front = pareto_front(found, cost, name, higher=higher)
+    candidates = sorted(read_points(points), key=lambda point: point.id)
+    name = default_metric(candidates) if metric is None else metric
+    front = pareto_front(candidates, cost, name, higher=higher)
     if not front:
-        raise ValueError(f"no stitch has a finite {name}" if found else "expected operating points, found none")
+        raise ValueError(f"no stitch has a finite {name}" if candidates else "expected operating points, found none")
     within = [point for point in front if _in_units_of_budget(point, cost) <= budget]
     if not within:
         unit = "GFLOPs" if cost == "flops" else "ms"
@@ -58,22 +57,22 @@ def select_stitch(
             f"a budget of {budget} {unit} is below the cheapest stitch, {front[0]}, which needs "
             f"{_in_units_of_budget(front[0], cost)} {unit}"
         )
-    # The dearest on the front is the best; of twins, the first.
+    # On the front, the most expensive point is the best; max gives the first of equal ones.
     return max(within, key=lambda point: point.cost(cost))
 
 
 def compact_front(points: OperatingPoints, metric: str | None = None, *, higher: bool | None = None) -> OperatingPoints:
-    """What a model needs of its operating points to choose a stitch under any budget: those on the Pareto front over
-    FLOPs and, where all points have latencies, on that over latency, each with this metric alone.
+    """The operating points that suffice to choose a stitch under any budget.
 
-    :func:`select_stitch` gives the same stitch from it as from all points.
+    These are the points on the Pareto front over FLOPs and, if all points have latencies, over latency, each with this
+    metric only. :func:`select_stitch` chooses the same stitch from them as from all points.
 
     Args:
         points: of one run.
         metric, higher: as of :func:`mmsnnet.evaluation.pareto_front`.
 
     Raises:
-        ValueError: as :func:`mmsnnet.evaluation.pareto_front`; the metric is finite nowhere.
+        ValueError: as :func:`mmsnnet.evaluation.pareto_front`; no point has a finite metric.
     """
     name = default_metric(points) if metric is None else metric
     timed = all(point.latency_ms is not None for point in points)
@@ -82,19 +81,18 @@ def compact_front(points: OperatingPoints, metric: str | None = None, *, higher:
     if not chosen:
         raise ValueError(f"no stitch has a finite {name}" if len(points) else "expected operating points, found none")
     front = (replace(point, metrics={name: point.metric(name)}) for point in points if point.id in chosen)
-    if not timed:  # A few latencies tell nothing of the front over latency.
+    if not timed:  # the latencies of some points give no front
         front = (replace(point, latency_ms=None) for point in front)
-    # What a run would resume from has all stitches: this has no fingerprint.
+    # Without a fingerprint no run can resume from these points, which lack most stitches.
     return replace(points, points=tuple(front), fingerprint={})
 
 
 def read_points(points: Points) -> tuple[OperatingPoint, ...]:
-    """Points from the path of a file of operating points, from its contents, or one by one: as ``OperatingPoint``, or
-    as a mapping with the keys that a stitch has in such a file.
+    """Operating points from a file, or from an iterable of points or of mappings with the keys of such a file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        TypeError: what is given is none of these.
+        FileNotFoundError: the file does not exist.
+        TypeError: ``points`` is neither a path nor such an iterable.
         ValueError: the file is damaged, or a mapping lacks a key or has a wrong value.
     """
     if isinstance(points, str | os.PathLike):
@@ -105,12 +103,12 @@ def read_points(points: Points) -> tuple[OperatingPoint, ...]:
 
 
 def _one_budget(max_gflops: float | None, max_latency_ms: float | None) -> tuple[CostName, float]:
-    given = {"max_gflops": max_gflops, "max_latency_ms": max_latency_ms}
-    given = {key: budget for key, budget in given.items() if budget is not None}
-    if len(given) != 1:
-        found = " and ".join(f"{key}={budget}" for key, budget in given.items())
-        raise ValueError(f"a budget is max_gflops or max_latency_ms, one of the two; got {found or 'neither'}")
-    ((key, budget),) = given.items()
+    budgets = {"max_gflops": max_gflops, "max_latency_ms": max_latency_ms}
+    budgets = {key: budget for key, budget in budgets.items() if budget is not None}
+    if len(budgets) != 1:
+        settings = " and ".join(f"{key}={budget}" for key, budget in budgets.items())
+        raise ValueError(f"a budget is max_gflops or max_latency_ms, one of the two; got {settings or 'neither'}")
+    ((key, budget),) = budgets.items()
     if isinstance(budget, bool) or not isinstance(budget, Real):
         raise TypeError(f"{key}: expected a number, found {budget!r}")
     if not budget > 0:
@@ -119,5 +117,5 @@ def _one_budget(max_gflops: float | None, max_latency_ms: float | None) -> tuple
 
 
 def _in_units_of_budget(point: OperatingPoint, cost: CostName) -> float:
-    # A quotient, because the number that it prints as, given back as a budget, is then no smaller.
+    # A product of the budget could exceed the cost by rounding: this quotient, printed and used as a budget, suffices.
     return point.cost(cost) / 1e9 if cost == "flops" else point.cost(cost)

@@ -1,4 +1,4 @@
-"""Numbers that stand in several places, compared before the first iteration."""
+"""Numbers that are set in several places are compared before the first iteration."""
 
 import sys
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def make_model(segmentor_config: Callable[..., dict[str, Any]]) -> Callable[...,
 def test_what_agrees_passes(
     wrapper: str | None, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
 ) -> None:
-    """Nothing is drawn from the global generators."""
+    """The checks draw nothing from the global generators."""
     model, loader = make_model(), make_loader(wrapper=wrapper)
     before = np.random.get_state()[1].copy(), torch.random.get_rng_state()
     for training in (True, False):
@@ -114,7 +114,7 @@ def test_classes_of_the_label_loader(
 
 
 def test_classes_of_detectors_and_classifiers(make_loader: Callable[..., DataLoader]) -> None:
-    """Region proposals have one class whatever the data set has, and so have masks that are for all classes alike."""
+    """Region proposals and class-agnostic masks have one class with any data set."""
     loader = DataLoader(Listed([dict()], classes=("x", "y")), batch_size=1)
 
     def detector(box: int, mask: int, class_agnostic: bool = False) -> nn.Module:
@@ -193,7 +193,7 @@ def test_files_elsewhere_are_not_looked_for(
     for dataset in (loader.dataset,):
         dataset.data_list = [info | dict(img_path="gone.jpg") for info in map(dataset.get_data_info, range(6))]
         dataset.serialize_data = False
-    with pytest.raises(MissingFileError, match=r"6 of 12 files are missing, 'gone\.jpg' the first"):
+    with pytest.raises(MissingFileError, match=r"6 of 12 files are missing, such as 'gone\.jpg'"):
         check_loader(make_model(), loader, "train_dataloader", load=False)
     loader.dataset.backend_args = dict(backend="petrel", path_mapping={"./": "s3://bucket"})
     check_loader(make_model(), loader, "train_dataloader", load=False)
@@ -227,22 +227,22 @@ class Listed:
 def test_classes_of_training_and_validation(
     classes: str, refused: bool, warned: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same names in another order would count right predictions as wrong; other spellings are only warned of."""
-    said: list[str] = []
-    monkeypatch.setattr("mmsnnet.engine.agreement.print_log", lambda text, **_: said.append(text))
+    """The same names in another order would count right predictions as wrong; other names give a warning."""
+    warnings: list[str] = []
+    monkeypatch.setattr("mmsnnet.engine.agreement.print_log", lambda text, **_: warnings.append(text))
     train, val = (DataLoader(Listed([dict()], classes=tuple(names))) for names in ("ab", classes))
     with (
         pytest.raises(SettingError, match=r"train_dataloader\.dataset and val_dataloader") if refused else nullcontext()
     ):
         check_same_classes(train, val)
-    assert len(said) == warned
+    assert len(warnings) == warned
 
 
 @pytest.mark.parametrize("classes", [None, "road"])
 def test_classes_are_a_list_of_names(
     classes: Any, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
 ) -> None:
-    with pytest.raises(SettingError, match=r"train_dataloader\.dataset\.metainfo\.classes is a list of names"):
+    with pytest.raises(SettingError, match=r"train_dataloader\.dataset\.metainfo\.classes must be a list of names"):
         check_loader(
             make_model(), make_loader(metainfo=dict(classes=classes) if classes else dict()), "train_dataloader"
         )
@@ -315,7 +315,7 @@ def test_channels_of_images(make_model: Callable[..., nn.Module], make_loader: C
 
 
 def test_a_loader_without_a_batch(make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]) -> None:
-    with pytest.raises(SettingError, match=r"train_dataloader has no batch to give: .* 6 samples, batch_size=7"):
+    with pytest.raises(SettingError, match=r"train_dataloader has no batch: .* 6 samples, batch_size=7"):
         check_loader(make_model(), make_loader(batch_size=7, drop_last=True), "train_dataloader")
 
 
@@ -327,8 +327,8 @@ def test_masks_of_0_and_255_are_warned_of(
     make_loader: Callable[..., DataLoader],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("mmsnnet.engine.agreement.print_log", lambda text, **_: said.append(text))
+    logged: list[str] = []
+    monkeypatch.setattr("mmsnnet.engine.agreement.print_log", lambda text, **_: logged.append(text))
     root = write_shapes(tmp_path / "set", "shapes", train=3, val=1, size=(32, 32))
     for path in (root / "annotations/training").iterdir():
         labels = np.zeros((32, 32), np.uint8)
@@ -336,7 +336,7 @@ def test_masks_of_0_and_255_are_warned_of(
         labels[:, 0] = 0 if binary else 3
         Image.fromarray(labels).save(path)
     check_loader(make_model(), make_loader(data_root=str(root)), "train_dataloader", training=True)
-    assert len(said) == binary and all("train_dataloader" in text and "values=(0, 255)" in text for text in said)
+    assert len(logged) == binary and all("train_dataloader" in text and "values=(0, 255)" in text for text in logged)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_masks_of_0_and_255_are_warned_of(
     [
         ("ADE_train_00000001\n\n", "has an empty line: remove it"),
         ("ADE_train_00000001\n   \nADE_train_00000002", "has an empty line: remove it"),
-        ("\ufeffADE_train_00000001\n", "begins with a byte order mark"),
+        ("\ufeffADE_train_00000001\n", "starts with a byte order mark"),
         ("ADE_train_00000001.jpg\n", "names files with their suffix"),
         ("ADE_train_00000001\nADE_train_99999999\n", "2 of 4 files are missing"),
     ],
@@ -397,7 +397,7 @@ PIPELINE = [
 def test_a_batch_that_cannot_be_stacked_is_explained(
     training: bool, mixed: Path, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
 ) -> None:
-    """Of a large set not every image is looked at beforehand."""
+    """The checks before an evaluation do not open every image of a large set."""
     model = make_model()
     (batch,) = make_loader(data_root=str(mixed), batch_size=5)
     with pytest.raises(DataError, match=r"4\.jpg"), sizes_explained(model, batch, training, "x_dataloader"):
@@ -410,7 +410,7 @@ def test_a_batch_that_cannot_be_stacked_is_explained(
 def test_few_files_of_a_large_set_are_opened(
     tmp_path: Path, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader], root: Path
 ) -> None:
-    """As many as ADE20K has; every way to open one counts."""
+    """The set is as large as ADE20K; an audit hook counts every opened file."""
     for part, suffix in (("images", ".jpg"), ("annotations", ".png")):
         (tmp_path / f"{part}/training").mkdir(parents=True)
         source = root / f"{part}/training/ADE_train_00000001{suffix}"

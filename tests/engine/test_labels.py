@@ -1,4 +1,4 @@
-"""Evaluators that compare predictions with labels are refused where there are none."""
+"""Evaluators that compare predictions with labels need a data set with labels."""
 
 import random
 from pathlib import Path
@@ -19,7 +19,7 @@ from mmsnnet.evaluation.metrics.accuracy import Accuracy
 
 
 class Listed:
-    """A data set that lists what it has, as mmengine's do."""
+    """A data set that lists its samples, as those of mmengine do."""
 
     def __init__(self, *infos: dict[str, Any], transforms: tuple[Any, ...] = (), packed: Any = None) -> None:
         self.infos = infos
@@ -41,17 +41,13 @@ class LoadAnnotations:
     pass
 
 
-def loop_of(dataset: Any, *metrics: Any) -> Any:
-    return SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset), evaluator=SimpleNamespace(metrics=metrics))
-
-
 def test_a_set_with_label_maps(tmp_path: Path) -> None:
     (tmp_path / "3.png").touch()
     infos = [dict(seg_map_path=str(tmp_path / f"{i}.png")) for i in range(9)]  # some files may lack: loading names them
-    check_labels(loop_of(Listed(*infos), IoUMetric()), "test")
-    check_labels(loop_of(Listed(dict(seg_map_path="s3://bucket/1.png")), IoUMetric()), "test")
-    check_labels(loop_of([1, 2], IoUMetric()), "test")  # it lists nothing
-    check_labels(loop_of(Listed(dict()), DumpResults("a.pkl")), "test")  # it compares nothing
+    check_labels(Listed(*infos), [IoUMetric()], "test")
+    check_labels(Listed(dict(seg_map_path="s3://bucket/1.png")), [IoUMetric()], "test")
+    check_labels([1, 2], [IoUMetric()], "test")  # it lists nothing
+    check_labels(Listed(dict()), [DumpResults("a.pkl")], "test")  # it compares nothing
 
 
 @pytest.mark.parametrize("metric", [IoUMetric, DepthMetric])
@@ -69,39 +65,39 @@ def test_a_set_without(kind: str, metric: type, tmp_path: Path) -> None:
     with pytest.raises(
         SettingError, match=rf"test_evaluator: {metric.__name__}.*{says}.*format_only=True.*output_dir"
     ) as e:
-        check_labels(loop_of(Listed(*infos), metric()), "test")
+        check_labels(Listed(*infos), [metric()], "test")
     assert "\n" not in str(e.value)
 
 
 def test_boxes(tmp_path: Path) -> None:
     none = Listed(dict(instances=[]), dict(instances=[]))
-    check_labels(loop_of(Listed(dict(instances=[]), dict(instances=[1])), CocoMetric()), "val")
+    check_labels(Listed(dict(instances=[]), dict(instances=[1])), [CocoMetric()], "val")
     with pytest.raises(SettingError, match=r"val_evaluator: CocoMetric.*the data set has none.*outfile_prefix"):
-        check_labels(loop_of(none, CocoMetric()), "val")
+        check_labels(none, [CocoMetric()], "val")
     none.ann_file = "image_info.json"
     with pytest.raises(SettingError, match=r"image_info\.json has none"):
-        check_labels(loop_of(none, CocoMetric()), "val")
+        check_labels(none, [CocoMetric()], "val")
     metric = CocoMetric()
     for annotations in ([], [dict(id=1)]):
         metric._coco_api = SimpleNamespace(dataset=dict(annotations=annotations))  # a file of the metric's own
         if annotations:
-            check_labels(loop_of(none, metric), "val")
+            check_labels(none, [metric], "val")
         else:
             with pytest.raises(SettingError, match="has none"):
-                check_labels(loop_of(none, metric), "val")
+                check_labels(none, [metric], "val")
 
 
 def test_predictions_alone(tmp_path: Path) -> None:
-    """They need no labels, but a place to go to, and a pipeline that does not load what is not there."""
+    """Writing predictions needs no labels, but a path, and a pipeline that does not load missing labels."""
     unlisted, missing = Listed(dict()), Listed(dict(seg_map_path=str(tmp_path / "none" / "1.png")))
     metric = IoUMetric(format_only=True, output_dir=str(tmp_path))
     for dataset in (unlisted, missing):
-        check_labels(loop_of(dataset, metric), "test")
+        check_labels(dataset, [metric], "test")
         dataset.pipeline.transforms = (LoadAnnotations(),)
         with pytest.raises(SettingError, match=r"test_dataloader\.dataset\.pipeline.*LoadAnnotations.*leave"):
-            check_labels(loop_of(dataset, metric), "test")
+            check_labels(dataset, [metric], "test")
     with pytest.raises(SettingError, match=r"no place to write to: set test_evaluator\.output_dir"):
-        check_labels(loop_of(unlisted, IoUMetric(format_only=True)), "test")
+        check_labels(unlisted, [IoUMetric(format_only=True)], "test")
     assert keeps_nothing(metric) and not keeps_nothing(IoUMetric())
     assert not keeps_nothing(CocoMetric(format_only=True, outfile_prefix=str(tmp_path / "a")))  # it keeps its results
 
@@ -111,8 +107,8 @@ def sample(**fields: Any) -> BaseDataElement:
 
 
 def test_the_first_batch() -> None:
-    """The pipeline loads labels, or not: known without running the model."""
-    loop = loop_of(None, IoUMetric(), Accuracy())
+    """It shows whether the pipeline loads labels, before the model runs."""
+    metrics = [IoUMetric(), Accuracy()]
     good = sample(gt_sem_seg=torch.zeros(1), gt_label=torch.zeros(1))
     for batch in (
         dict(data_samples=[good]),
@@ -122,22 +118,22 @@ def test_the_first_batch() -> None:
         [1, 2],
         dict(data_samples=[]),
     ):
-        check_first_batch(loop, "test", batch)
+        check_first_batch(metrics, "test", batch)
     for lacking, batch in (
         ("gt_sem_seg", sample(gt_label=torch.zeros(1))),
         ("gt_label", sample(gt_sem_seg=torch.zeros(1))),
     ):
         with pytest.raises(SettingError, match=f"pipeline of test_dataloader packs no {lacking}"):
-            check_first_batch(loop, "test", dict(data_samples=[batch]))
+            check_first_batch(metrics, "test", dict(data_samples=[batch]))
 
 
 def test_a_sample_before_training() -> None:
-    """It leaves the random states as they are."""
+    """Loading it does not change random states."""
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     with pytest.raises(SettingError, match="pipeline of val_dataloader packs no gt_sem_seg"):
-        check_sample(loop_of(Listed(dict(), packed=sample()), IoUMetric()), "val")
-    check_sample(loop_of(Listed(dict(), packed=sample(gt_sem_seg=torch.zeros(1))), IoUMetric()), "val")
-    check_sample(loop_of(Listed(), IoUMetric()), "val")
+        check_sample(Listed(dict(), packed=sample()), [IoUMetric()], "val")
+    check_sample(Listed(dict(), packed=sample(gt_sem_seg=torch.zeros(1))), [IoUMetric()], "val")
+    check_sample(Listed(), [IoUMetric()], "val")
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     assert before[:2] == after[:2] and torch.equal(before[2], after[2])
 
@@ -146,5 +142,5 @@ def test_cityscapes_metrics_read_labels_themselves() -> None:
     metric = object.__new__(CityscapesMetric)  # without its package of scripts
     metric.format_only = False
     with pytest.raises(SettingError, match="CityscapesMetric compares predictions with label maps"):
-        check_labels(loop_of(Listed(dict(img_path="a.png")), metric), "test")
+        check_labels(Listed(dict(img_path="a.png")), [metric], "test")
     metric.keep_results = True  # what it has written would be removed with it

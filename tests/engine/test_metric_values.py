@@ -1,4 +1,4 @@
-"""Numbers and other values of metrics are told apart, whatever they are."""
+"""Metric values of any type are split into numbers and others."""
 
 import json
 from collections import OrderedDict
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmsnnet.engine.runner.metric_values import for_hooks, shown, split_values
+from mmsnnet.engine.runner.metric_values import split_values, text_for_log, values_for_hooks
 
 
 class Odd:
@@ -72,7 +72,7 @@ OTHERS = [
 def test_values_that_are_no_numbers(value: Any) -> None:
     numbers, others = split_values(dict(a=value, b=1.0))
     assert numbers == dict(b=1.0) and others["a"] is value
-    assert isinstance(shown(value), str)
+    assert isinstance(text_for_log(value), str)
 
 
 def test_names_are_strings() -> None:
@@ -80,17 +80,17 @@ def test_names_are_strings() -> None:
 
 
 def test_hooks_get_what_can_be_written() -> None:
-    """JSON and a checkpoint's loader take all that is left."""
+    """JSON and the loader of checkpoints accept all values for hooks."""
     endless: list[Any] = []
     endless.append(endless)
     good = dict(text="bar", none=None, flag=True, matrix=np.eye(2), grid=torch.eye(2), nested={"a": [1, (2.5, "b")]})
     bad = dict(odd=Odd(), keys={1: 2}, complex=np.array([1j]), endless=endless, kind=int, ordered=OrderedDict(a=Odd()))
-    found = for_hooks(good | bad)
+    found = values_for_hooks(good | bad)
     assert list(found) == list(good)
     assert found["matrix"] is good["matrix"] and found["nested"] == good["nested"]
     json.dumps({name: value.tolist() if hasattr(value, "tolist") else value for name, value in found.items()})
 
 
-def test_what_is_shown() -> None:
-    assert "(8, 8)" in shown(np.eye(8)) and "1." in shown(np.eye(8))
-    assert len(shown("x" * 10**6)) < 20_000
+def test_texts_for_the_log() -> None:
+    assert "(8, 8)" in text_for_log(np.eye(8)) and "1." in text_for_log(np.eye(8))
+    assert len(text_for_log("x" * 10**6)) < 20_000

@@ -1,4 +1,4 @@
-"""Figures that mean less than they seem to are said to."""
+"""Warnings of classes that never occur and of metrics that are all NaN."""
 
 import math
 from typing import Any
@@ -7,13 +7,13 @@ import pytest
 import torch
 from mmseg.evaluation import IoUMetric
 
-from mmsnnet.engine.runner.metric_warnings import absent_classes, empty_metrics, few
+from mmsnnet.engine.runner.metric_warnings import absent_classes_warning, empty_metrics_warning
 
 NAN = math.nan
 
 
 def measured(*labels: list[int], classes: int = 3, **settings: Any) -> IoUMetric:
-    """The metric after it has seen images of these labels, of which all are predicted as 0."""
+    """The metric after images of these labels, whose pixels are all predicted as 0."""
     metric = IoUMetric(**settings)
     metric.dataset_meta = dict(classes=[f"c{i}" for i in range(classes)])
     for values in labels:
@@ -23,36 +23,35 @@ def measured(*labels: list[int], classes: int = 3, **settings: Any) -> IoUMetric
 
 
 def test_classes_that_never_occur() -> None:
-    assert absent_classes(measured([0, 1], [2, 255]), "val") is None
-    one = absent_classes(measured([0, 1], [1, 255]), "val")
+    assert absent_classes_warning(measured([0, 1], [2, 255]), "val") is None
+    one = absent_classes_warning(measured([0, 1], [1, 255]), "val")
     assert one.startswith("c2 never occurs in the label maps of the validation set") and "2 of 3 classes" in one
     assert "255 means no class" in one
-    two = absent_classes(measured([1, 1], [1, 1]), "test")
+    two = absent_classes_warning(measured([1, 1], [1, 1]), "test")
     assert two.startswith("c0, c2 never occur in the label maps of the test set") and "1 of 3 classes" in two
-    many = absent_classes(measured([0], classes=20), "test")
+    many = absent_classes_warning(measured([0], classes=20), "test")
     assert "c1, c2, c3, c4 and 15 more never occur" in many
 
 
 def test_no_class_occurs() -> None:
-    """And another label may be the one that is ignored."""
-    said = absent_classes(measured([7, 7], ignore_index=7), "val")
-    assert said.startswith("no class occurs in the label maps of the validation set") and said.endswith(
-        "label 7 means no class"
-    )
-    assert absent_classes(measured(), "val").startswith("no class occurs")
+    """Another label than 255 may be the ignored one."""
+    warning = absent_classes_warning(measured([7, 7], ignore_index=7), "val")
+    assert warning.startswith("no class occurs in the label maps of the validation set")
+    assert warning.endswith("label 7 means no class")
+    assert absent_classes_warning(measured(), "val").startswith("no class occurs")
 
 
 class Other(IoUMetric):
     def process(self, data_batch: Any, data_samples: Any) -> None:
-        self.results.append("its own")
+        self.results.append("something else")
 
 
-def test_other_metrics_do_not_tell() -> None:
+def test_other_metrics_give_no_warning() -> None:
     other = Other()
     other.dataset_meta = dict(classes=["a"])
     other.process({}, [])
-    assert absent_classes(other, "val") is None and absent_classes(object(), "val") is None
-    assert absent_classes(IoUMetric(format_only=True, output_dir="/tmp"), "val") is None
+    assert absent_classes_warning(other, "val") is None and absent_classes_warning(object(), "val") is None
+    assert absent_classes_warning(IoUMetric(format_only=True, output_dir="/tmp"), "val") is None
 
 
 @pytest.mark.parametrize(
@@ -71,8 +70,8 @@ def test_other_metrics_do_not_tell() -> None:
         ({f"s{i}": dict(a=NAN) for i in range(9)}, "every metric of s0, s1, s2, s3 and 5 more is NaN"),
     ],
 )
-def test_stitches_without_a_figure(metrics: dict[str, dict[str, float]], says: str) -> None:
-    assert empty_metrics(metrics).startswith(says)
+def test_stitches_whose_metrics_are_all_nan(metrics: dict[str, dict[str, float]], says: str) -> None:
+    assert empty_metrics_warning(metrics).startswith(says)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +84,5 @@ def test_stitches_without_a_figure(metrics: dict[str, dict[str, float]], says: s
         dict(S=dict(gain=-1.0)),
     ],
 )
-def test_figures_that_are_as_they_seem(metrics: dict[str, dict[str, float]]) -> None:
-    assert empty_metrics(metrics) is None
-
-
-def test_few() -> None:
-    assert few(["a"]) == "a" and few(list("abcd")) == "a, b, c, d" and few(list("abcdef"), 2) == "a, b and 4 more"
+def test_metrics_with_a_number_give_no_warning(metrics: dict[str, dict[str, float]]) -> None:
+    assert empty_metrics_warning(metrics) is None

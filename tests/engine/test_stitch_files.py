@@ -1,7 +1,6 @@
-"""What is written for a stitch goes into a folder of its name."""
+"""Metrics and hooks write into a folder for each stitch."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,7 @@ class Drawing(Visualizer):
 def test_pictures(tmp_path: Path) -> None:
     own, other = (Drawing(vis_backends=[dict(type="LocalVisBackend")], save_dir=str(tmp_path / n)) for n in "ab")
     hook = Draws(other)
-    pictures = StitchPictures(SimpleNamespace(hooks=[hook, Hook()], visualizer=own), ["S", "L"])
+    pictures = StitchPictures([hook, Hook()], own, ["S", "L"])
     image = np.zeros((4, 4, 3), np.uint8)
     for _ in range(2):
         for stitch in ("S", "L"):

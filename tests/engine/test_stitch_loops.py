@@ -1,4 +1,4 @@
-"""The loops over stitches: what mmengine's own loops would measure, stitch by stitch, and the same calls of hooks."""
+"""The loops over stitches measure what mmengine's loops measure for each stitch, and call hooks as they do."""
 
 import copy
 import itertools
@@ -26,7 +26,7 @@ from mmsnnet.datasets import write_shapes
 from mmsnnet.datasets.procedural.shapes import CLASSES, PALETTE
 from mmsnnet.engine import StitchTestLoop, StitchValLoop
 from mmsnnet.engine.runner import CannotResumeError, stitch_passes
-from mmsnnet.engine.runner.stitch_loops import checked_loading
+from mmsnnet.engine.runner.stitch_loops import use_checked_image_loader
 from mmsnnet.engine.runner.stitch_passes import kept_bytes
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
@@ -98,7 +98,7 @@ NUMBERS = itertools.count()
 
 
 class Recorder(Hook):
-    """What is called, with which arguments."""
+    """Record each call of a hook with one of its arguments."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -114,13 +114,13 @@ class Recorder(Hook):
 
 
 def evaluate_alone(runner: Runner, stitch: str) -> dict[str, float]:
-    """The metrics of one stitch by mmengine's own loop."""
+    """The metrics of one stitch, measured by mmengine's loop."""
     find_stitched_backbone(runner.model).set_stitch(stitch)
     return TestLoop(runner, runner.cfg.test_dataloader, runner.cfg.test_evaluator).run()
 
 
 def fail_at(loop: StitchTestLoop | StitchValLoop, number: int) -> None:
-    """Makes the ``number``-th evaluation raise."""
+    """Make the ``number``-th evaluation raise."""
     metric, count = loop.evaluator.metrics[0], itertools.count(1)
     compute = metric.compute_metrics
 
@@ -188,7 +188,7 @@ def test_the_file_is_whole_after_each_pass(make_runner: MakeRunner, tmp_path: Pa
 
 
 def test_a_file_that_cannot_be_written(make_runner: MakeRunner, tmp_path: Path) -> None:
-    """The error is seen on a console that speaks again, by whoever handles it."""
+    """The console logs again by the time the error is handled."""
     (tmp_path / "file").touch()
     runner = make_runner(test_cfg=dict(out=str(tmp_path / "file" / "points.json")))
     runner.model.backbone.set_stitch("S0-L2")
@@ -246,7 +246,7 @@ def test_an_unknown_stitch(stage: str, stitches: Any, make_runner: MakeRunner) -
 def test_layers_that_were_never_set_are_not_measured(
     stage: str, stitches: str, says: str, make_runner: MakeRunner, tmp_path: Path
 ) -> None:
-    """The small anchor's maps too come through a stitching layer, into the large width."""
+    """The small anchor's maps run through a stitching layer too, to the width of the large anchor."""
     loop = dict(
         val=dict(type="mmsnnet.StitchValLoop", stitches=stitches),
         test=dict(type="mmsnnet.StitchTestLoop", stitches=stitches, out=str(tmp_path / "points.json")),
@@ -298,7 +298,7 @@ def test_a_spread_is_validated_by_default(make_runner: MakeRunner) -> None:
 
 
 def test_validation_during_training(make_runner: MakeRunner, tmp_path: Path) -> None:
-    """With the layers initialised by the hook, the best stitch's checkpoint kept, and training going on."""
+    """The hook initialises the layers, the best checkpoint of a stitch is kept, and training continues."""
     runner = make_runner(
         initialized=False,
         custom_hooks=[dict(type="mmsnnet.StitchInitHook", num_images=4), dict(type="mmsnnet.StitchLogHook")],
@@ -319,7 +319,7 @@ def test_validation_during_training(make_runner: MakeRunner, tmp_path: Path) -> 
 def test_nothing_but_the_image_loader_is_changed() -> None:
     pipeline = [dict(type="mmdet.LoadImageFromFile", backend_args=None), dict(type="Resize", scale=(32, 32))]
     loader = dict(batch_size=2, dataset=dict(type="RepeatDataset", dataset=dict(pipeline=pipeline)))
-    checked = checked_loading(loader)
+    checked = use_checked_image_loader(loader)
     inner = checked["dataset"]["dataset"]["pipeline"]
     assert inner == [dict(pipeline[0], type="mmsnnet.LoadImage"), pipeline[1]] and type(inner[1]["scale"]) is tuple
     assert pipeline[0]["type"] == "mmdet.LoadImageFromFile" and checked["batch_size"] == 2
@@ -331,18 +331,18 @@ def test_every_setting_of_the_image_loader_is_kept() -> None:
     )
     unset = dict(ignore_empty=False, file_client_args=None)  # what mmcv's class takes and ours does not
     for kind in ("LoadImageFromFile", "mmcv.LoadImageFromFile", LoadImageFromFile):
-        (loader,) = checked_loading(dict(pipeline=[dict(settings, type=kind, **unset)]))["pipeline"]
+        (loader,) = use_checked_image_loader(dict(pipeline=[dict(settings, type=kind, **unset)]))["pipeline"]
         assert loader == dict(settings, type="mmsnnet.LoadImage")
         built = TRANSFORMS.build(loader)
         assert {name: getattr(built, name) for name in settings} == settings
-    (loader,) = checked_loading(dict(pipeline=[dict(type="LoadImageFromFile", ignore_empty=True)]))["pipeline"]
+    (loader,) = use_checked_image_loader(dict(pipeline=[dict(type="LoadImageFromFile", ignore_empty=True)]))["pipeline"]
     with pytest.raises(TypeError, match="ignore_empty"):  # images are not skipped
         TRANSFORMS.build(loader)
 
 
 @pytest.mark.parametrize("loop", ["test", "val"])
 def test_an_image_that_cannot_be_read_is_named(loop: str, make_runner: MakeRunner, data_root: Path) -> None:
-    """Though the pipeline has the toolbox's own loader, whose error for an empty file names none."""
+    """The loop replaces the toolbox's image loader, whose error for an empty file does not name the file."""
     runner = make_runner()
     pipeline = runner.cfg[f"{loop}_dataloader"].dataset.pipeline
     assert pipeline[0].type == "LoadImageFromFile"
@@ -363,7 +363,7 @@ def test_an_image_that_cannot_be_read_is_named(loop: str, make_runner: MakeRunne
 
 
 def blocks_run(runner: Runner) -> list[int]:
-    """How many blocks run from now on, in the first entry; copies, of which costs are counted, do not matter."""
+    """A list whose entry counts the blocks that run from now on, without those of copies, which cost counting makes."""
     blocks = {block for anchor in runner.model.backbone.network.anchors for block in anchor.model.blocks}
     calls = [0]
 
@@ -378,7 +378,7 @@ def blocks_run(runner: Runner) -> list[int]:
 @pytest.mark.parametrize("per_pass", [None, 1, 3])
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_prefix_reuse_changes_no_figure(mode: str, per_pass: int | None, make_runner: MakeRunner) -> None:
-    """By routes: S = S0 S1, L = L0..L3, S0-L2 L3, L0 L1-S1, of which S0 and L0 L1 are shared: 9 blocks for 12, if all
+    """The routes are S0 S1, L0 L1 L2 L3, S0 L2 L3 and L0 L1 S1, and share S0 and L0 L1: 9 blocks instead of 12, if all
     run in one pass. A slide of three windows multiplies both."""
     found, counts = [], []
     for reuse in (True, False):
@@ -412,7 +412,7 @@ def _noting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any
 
 
 def test_what_metrics_keep_is_bounded(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory for two stitches: two passes, of which the second goes on with what the first has left."""
+    """With memory for two stitches, a second pass evaluates the stitches that the first one left."""
     expected = make_runner().test()
     monkeypatch.setattr(stitch_passes, "kept_bytes", lambda states: 10 * any(state["results"] for state in states))
     monkeypatch.setattr(stitch_passes, "HOST_MEMORY", 25 * BATCHES)
@@ -451,13 +451,16 @@ def test_no_stitches_per_pass(wrong: int, make_runner: MakeRunner) -> None:
         make_runner(test_cfg=dict(stitches_per_pass=wrong)).test()
 
 
-# What mmengine's own loop takes
+# Metrics and losses that mmengine's loop handles
 
 
 @METRICS.register_module()
 class LogitMetric(BaseMetric):
-    """The mean logit, kept outside ``results``; through files, if it has a folder,
-    as mmseg's ``CityscapesMetric``; beside what cannot be copied, if it is to have that."""
+    """The mean logit, held outside ``results``.
+
+    With a folder it goes through files, as in mmseg's ``CityscapesMetric``. With ``uncopyable`` an attribute cannot be
+    copied.
+    """
 
     def __init__(self, output_dir: str | None = None, uncopyable: bool = False) -> None:
         super().__init__(prefix="logits")
@@ -500,9 +503,26 @@ def test_metrics_that_keep_more_than_results(kind: str, make_runner: MakeRunner,
 def test_what_metrics_only_read_is_shared() -> None:
     metric = LogitMetric()
     metric.dataset_meta, metric._coco_api = dict(classes=["a"]), object()
-    state = stitch_passes.copied_state(metric)
+    state = vars(stitch_passes.copied_metric(metric))
     assert state.keys() == vars(metric).keys() and state["means"] == metric.means
     assert {name for name in state if state[name] is not getattr(metric, name)} == {"results", "means", "last"}
+
+
+def test_each_stitch_has_an_evaluator_which_hooks_see(make_runner: MakeRunner) -> None:
+    """The configured evaluator is in its place again after each iteration, and holds no results."""
+
+    class Evaluators(Hook):
+        def after_test_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+            seen.append(runner.test_evaluator)
+
+    seen: list[Any] = []
+    runner = make_runner(test_cfg=dict(stitches="S,L"))
+    runner.register_hook(Evaluators())
+    configured = runner.test_loop.evaluator
+    runner.test()
+    assert seen == seen[:2] * BATCHES and seen[0] is not seen[1] and configured not in seen
+    assert seen[0].dataset_meta is configured.dataset_meta
+    assert runner.test_loop.evaluator is configured and configured.metrics[0].results == []
 
 
 def test_losses_are_those_of_the_stock_loop(make_runner: MakeRunner) -> None:
@@ -527,7 +547,7 @@ def test_losses_are_those_of_the_stock_loop(make_runner: MakeRunner) -> None:
 def test_test_time_augmentation(
     make_runner: MakeRunner, segmentor_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Two scales, each flipped and not, around a model whose checkpoint is loaded strictly."""
+    """Two scales, each flipped and not; the checkpoint of the inner model is loaded strictly."""
     plain, out = make_runner(), tmp_path / "points.json"
     torch.save(plain.model.state_dict(), tmp_path / "weights.pth")
     loader = copy.deepcopy(plain.cfg.test_dataloader)
@@ -553,7 +573,7 @@ def test_test_time_augmentation(
     assert all(point.flops == costs[point.id].flops for point in OperatingPoints.load(out))
 
 
-# Going on
+# Resuming
 
 
 def interrupted(make_runner: MakeRunner, out: Path) -> None:
@@ -616,7 +636,7 @@ def test_a_resumed_run_keeps_latencies(make_runner: MakeRunner, tmp_path: Path) 
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_latencies_that_were_measured_first_are_kept(resume: bool, make_runner: MakeRunner, tmp_path: Path) -> None:
-    """As benchmark.py writes them: of all stitches, without metrics or fingerprint. With --resume no run was begun."""
+    """benchmark.py writes latencies of all stitches, without metrics or fingerprint; --resume accepts them."""
     out = tmp_path / "points.json"
     runner = make_runner(test_cfg=dict(stitches="anchors", out=str(out), resume=resume))
     costs = model_costs(runner.model)
@@ -649,7 +669,7 @@ def test_latencies_that_were_measured_first_are_kept(resume: bool, make_runner: 
 
 
 def test_results_that_are_measured_anew_keep_latencies(make_runner: MakeRunner, tmp_path: Path) -> None:
-    """With other weights too: the model takes as long."""
+    """Other weights do not change the latency of a model."""
     out = tmp_path / "points.json"
     runner = make_runner(test_cfg=dict(stitches="S", out=str(out)))
     runner.test()
@@ -708,12 +728,12 @@ def test_a_run_that_starts_is_not_resumed(make_runner: MakeRunner, tmp_path: Pat
     assert [point.name for point in OperatingPoints.load(out)] == list(NAMES)
 
 
-# What metrics give and write
+# Values and files of metrics
 
 
 @METRICS.register_module()
 class Confusion(BaseMetric):
-    """A number, and values that are none."""
+    """A number, and values that are not numbers."""
 
     def process(self, data_batch: Any, data_samples: Any) -> None:
         self.results += [0] * len(data_samples)
@@ -726,19 +746,19 @@ WITH_OTHERS = [dict(type="IoUMetric", iou_metrics=["mIoU"]), dict(type="mmsnnet.
 
 
 def console_of(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The messages that the log has for the console from now on."""
-    said: list[str] = []
+    """A list of the messages that are logged to the console from now on."""
+    messages: list[str] = []
     for handler in (h for h in runner.logger.handlers if not isinstance(h, logging.FileHandler)):
-        monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
-    return said
+        monkeypatch.setattr(handler, "emit", lambda record: messages.append(record.getMessage()))
+    return messages
 
 
 def test_values_that_are_no_numbers(make_runner: MakeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers go to the file, what hooks can handle to them, and all to the log."""
+    """The file gets numbers, hooks get the values that they can handle, and the log gets all."""
     out = tmp_path / "points.json"
     runner, recorder = make_runner(test_evaluator=WITH_OTHERS, test_cfg=dict(out=str(out))), Recorder()
     runner.register_hook(recorder)
-    said = console_of(runner, monkeypatch)
+    messages = console_of(runner, monkeypatch)
     runner.test()
     plain = make_runner().test()
     for point in OperatingPoints.load(out):
@@ -749,15 +769,15 @@ def test_values_that_are_no_numbers(make_runner: MakeRunner, tmp_path: Path, mon
     metrics = next(metrics for call, metrics in recorder.calls if call == "after_test_epoch")
     own = {name.removeprefix("L/my/"): value for name, value in metrics.items() if name.startswith("L/my/")}
     assert own.pop("matrix").tolist() == np.eye(8).tolist() and own == dict(images=5, worst="bar", none=None)
-    assert [line for line in said if "no numbers" in line] == [
-        "no numbers, and therefore in the log file alone: my/matrix, my/worst, my/odd, my/keys and 1 more"
+    assert [line for line in messages if "no numbers" in line] == [
+        "no numbers, so only in the log file: my/matrix, my/worst, my/odd, my/keys and 1 more"
     ]
     log = Path(runner._log_dir, f"{runner.timestamp}.log").read_text()
     assert "stitch S0-L2: my/matrix, which is no number: ndarray of shape (8, 8)" in log and "my/odd, which" in log
 
 
 def test_training_goes_on_beside_such_values(make_runner: MakeRunner, tmp_path: Path) -> None:
-    """They are kept in its checkpoints, from which it is resumed. The best one is chosen by the largest anchor."""
+    """Checkpoints hold them, and a run resumes from these. The largest anchor decides which checkpoint is best."""
     hook = dict(type="mmsnnet.AtomicCheckpointHook", by_epoch=False, interval=1, save_best="auto")
     settings = dict(val_evaluator=WITH_OTHERS, default_hooks=dict(checkpoint=hook))
     for iters in (1, 2):
@@ -788,7 +808,7 @@ def test_results_are_written_before_they_are_printed(
 
 @pytest.mark.parametrize("stage", ["test", "val"])
 def test_a_folder_for_each_stitch(stage: str, make_runner: MakeRunner, tmp_path: Path) -> None:
-    """With what mmengine's loop would write for it alone."""
+    """It has the files that mmengine's loop writes for that stitch."""
 
     def evaluator(folder: Path) -> list[dict[str, Any]]:
         return [
@@ -829,7 +849,7 @@ def test_one_stitch_needs_no_folder(make_runner: MakeRunner, tmp_path: Path) -> 
 
 
 def without_labels(loader: Any, listed: bool = False) -> Any:
-    """A loader that loads no labels, of a data set that lists none unless ``listed``."""
+    """A loader that loads no labels; its data set lists labels only if ``listed``."""
     loader.dataset.pipeline = [dict(type="LoadImageFromFile"), dict(type="PackSegInputs")]
     if not listed:
         loader.dataset.data_prefix = dict(img_path="images/validation")
@@ -847,13 +867,13 @@ def test_predictions_for_a_set_without_labels(
     assert not out.exists()
     evaluator = dict(type="IoUMetric", format_only=True, output_dir=str(tmp_path / "masks"))
     runner = make_runner(test_dataloader=loader, test_evaluator=evaluator, test_cfg=dict(out=str(out)))
-    said = console_of(runner, monkeypatch)
+    messages = console_of(runner, monkeypatch)
     assert runner.test() == {}
     assert {path.name: len(list(path.glob("*.png"))) for path in (tmp_path / "masks").iterdir()} == dict.fromkeys(
         NAMES, 5
     )
     assert [(point.name, point.metrics) for point in OperatingPoints.load(out)] == [(name, {}) for name in NAMES]
-    warnings = [line for line in said if "empty" in line or "measured" in line]
+    warnings = [line for line in messages if "empty" in line or "measured" in line]
     assert warnings == [f"no metrics were measured; results are in {tmp_path / 'masks' / '<stitch>'}"]
 
 
@@ -870,7 +890,7 @@ def test_validation_without_labels_is_refused_before_training(lacking: str, make
 
 @pytest.mark.parametrize("name", ["mIoU", "mIuO"])
 def test_a_wrong_metric_is_refused_before_training(name: str, make_runner: MakeRunner) -> None:
-    """One, too, of which mmengine cannot tell whether more of it is better."""
+    """The second is a metric whose direction mmengine does not know."""
     hook = dict(type="mmsnnet.AtomicCheckpointHook", by_epoch=False, save_best=name)
     runner = make_runner(default_hooks=dict(checkpoint=hook))
     with pytest.raises(SettingError, match=f"no metric is called {name}; those of this loop are S/mIoU, L/mIoU, "):
@@ -879,13 +899,13 @@ def test_a_wrong_metric_is_refused_before_training(name: str, make_runner: MakeR
 
 
 def test_classes_that_never_occur(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The console has one warning, however many passes and stitches there are."""
+    """The console shows one warning for all passes and stitches."""
     loader = make_runner().cfg.test_dataloader
     loader.dataset.pipeline.insert(2, dict(type="mmsnnet.WithoutLast"))
     runner = make_runner(test_dataloader=loader, test_cfg=dict(stitches_per_pass=1))
-    said = console_of(runner, monkeypatch)
+    messages = console_of(runner, monkeypatch)
     runner.test()
-    (warning,) = [line for line in said if "never occur" in line]
+    (warning,) = [line for line in messages if "never occur" in line]
     assert CLASSES[-1] in warning and CLASSES[1] not in warning and "test set" in warning
 
 
@@ -895,16 +915,16 @@ def test_metrics_that_are_all_nan(make_runner: MakeRunner, tmp_path: Path, monke
     loader.dataset.pipeline.insert(2, dict(type="mmsnnet.Blank"))
     out = tmp_path / "points.json"
     runner = make_runner(test_dataloader=loader, test_evaluator=evaluator, test_cfg=dict(out=str(out)))
-    said = console_of(runner, monkeypatch)
+    messages = console_of(runner, monkeypatch)
     runner.test()
-    assert any(line.startswith("no class occurs in the label maps of the test set") for line in said)
-    assert any(line.startswith("every metric of S, L, S0-L2, L1-S1 is NaN") for line in said)
+    assert any(line.startswith("no class occurs in the label maps of the test set") for line in messages)
+    assert any(line.startswith("every metric of S, L, S0-L2, L1-S1 is NaN") for line in messages)
     assert all(np.isnan([*point.metrics.values()]).all() for point in OperatingPoints.load(out))
 
 
 @TRANSFORMS.register_module()
 class WithoutLast:
-    """Takes the last class out of label maps."""
+    """Remove the last class from label maps."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         labels = results["gt_seg_map"]
@@ -914,7 +934,7 @@ class WithoutLast:
 
 @TRANSFORMS.register_module()
 class Blank:
-    """Makes all labels 0."""
+    """Set all labels to 0."""
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         results["gt_seg_map"][:] = 0

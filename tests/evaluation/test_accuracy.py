@@ -45,7 +45,7 @@ def test_one_k_will_do() -> None:
 
 
 def test_images_that_fill_up_the_last_batch_of_a_rank_are_not_counted() -> None:
-    """Where ranks share a data set out, the sampler repeats images to make the shares equal."""
+    """With several ranks, the sampler repeats images to give each rank as many."""
     metric = METRICS.build(dict(type="mmsnnet.Accuracy", topk=1))
     right, wrong = sample([0.0, 1.0], 1).to_dict(), sample([0.0, 1.0], 0).to_dict()
     metric.process(None, [right, wrong, wrong])

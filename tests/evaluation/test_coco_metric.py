@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 
+from mmsnnet.engine.runner.stitch_passes import copied_metric
 from mmsnnet.registry import METRICS
 
 SIDE = 64
@@ -110,6 +111,14 @@ def test_ground_truth_of_two_files_is_an_error_that_names_them(metric: Any, ann_
     other = shutil.copy(ann_file, tmp_path / "others.json")
     with pytest.raises(ValueError, match=rf"{ann_file} and {other}: set ann_file of the evaluator"):
         metric.process({}, [detections(ann_file), detections(other)])
+
+
+def test_copies_for_stitches_read_the_annotations_once(metric: Any, ann_file: Path) -> None:
+    copies = [copied_metric(metric) for _ in range(2)]
+    for number, copy in enumerate(copies):
+        copy.process({}, [detections(ann_file, *[(10, 10, 50, 50)] * number)])
+    assert copies[0]._coco_api is copies[1]._coco_api is not None and metric._coco_api is None
+    assert [copy.evaluate(1)["coco/bbox_mAP"] for copy in copies] == [0, 1]
 
 
 class InFolder(LocalBackend):

@@ -1,4 +1,4 @@
-"""The names that metrics will give are those that they give."""
+"""The names that are known of a metric equal those of its values."""
 
 import json
 from pathlib import Path

@@ -11,9 +11,10 @@ from mmengine.runner import FlexibleRunner, Runner, ValLoop
 from mmsnnet.engine.hooks.monitored_metrics import check_monitors, chosen_metric, default_monitor
 from mmsnnet.engine.runner.labels import check_labels, check_sample
 from mmsnnet.engine.runner.metric_values import split_values
-from mmsnnet.engine.runner.metric_warnings import few
+from mmsnnet.engine.runner.metric_warnings import MOST_NAMES
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import better_rule
+from mmsnnet.files.reading import listed
 
 
 class BestMetricHook(CheckpointHook):
@@ -48,8 +49,8 @@ class BestMetricHook(CheckpointHook):
         check_monitors(runner)
         self._check_rules()
         if isinstance(loop, ValLoop):
-            check_labels(loop, "val")
-            check_sample(loop, "val")
+            check_labels(loop.dataloader.dataset, loop.evaluator.metrics, "val")
+            check_sample(loop.dataloader.dataset, loop.evaluator.metrics, "val")
 
     def _init_rule(self, rules: list[str | None], key_indicators: list[str]) -> None:
         if wrong := [rule for rule in rules if rule not in (None, *self.rule_map)]:
@@ -101,6 +102,6 @@ class BestMetricHook(CheckpointHook):
         if lacking:
             runner.logger.warning(
                 f"save_best keeps no checkpoint by {', '.join(lacking)}: validation gave no such number, but "
-                f"{few(list(numbers)) or 'none'}"
+                f"{listed(list(numbers), MOST_NAMES) or 'none'}"
             )
         return numbers | lacking

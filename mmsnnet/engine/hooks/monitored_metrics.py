@@ -10,10 +10,11 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner, ValLoop
 
-from mmsnnet.engine.runner.metric_warnings import few
+from mmsnnet.engine.runner.metric_warnings import MOST_NAMES
 from mmsnnet.engine.runner.stitch_loops import StitchValLoop
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import better_rule, known_names, main_metric
+from mmsnnet.files.reading import listed
 from mmsnnet.models.checkpoint import unwrapped_model
 
 # Models of these packages give no losses in validation.
@@ -91,9 +92,9 @@ class ExpectedMetrics:
         def unlike(name: str) -> float:
             return -SequenceMatcher(None, asked.lower(), name.lower()).ratio()
 
-        known = few(sorted(self.names, key=unlike))
-        unknown = few([kind for kind, _ in self.prefixes])
-        stitches = "" if self.stitches is None else f", each after <stitch>/ ({few(self.stitches)})"
+        known = listed(sorted(self.names, key=unlike), MOST_NAMES)
+        unknown = listed([kind for kind, _ in self.prefixes], MOST_NAMES)
+        stitches = "" if self.stitches is None else f", each after <stitch>/ ({listed(self.stitches, MOST_NAMES)})"
         more = f"what {unknown} gives{stitches}" if unknown else ""
         return " and ".join(filter(None, (known, more))) or "none"
 

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-# Nested deeper than this, a value is taken for no plain data: it may contain itself.
+# A value that is nested deeper than this may contain itself.
 MOST_LEVELS = 8
 
-_shown = reprlib.Repr()
-_shown.maxother = _shown.maxstring = 10_000
-_shown.maxdict = _shown.maxlist = _shown.maxtuple = _shown.maxset = 100
+SHORTENED = reprlib.Repr()
+SHORTENED.maxother = SHORTENED.maxstring = 10_000
+SHORTENED.maxdict = SHORTENED.maxlist = SHORTENED.maxtuple = SHORTENED.maxset = 100
 
 
 def split_values(metrics: Mapping[Any, Any]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics that are numbers, as Python's own, and those that are not.
+    """Metrics that are numbers, converted to Python's, and all others.
 
-    Numbers are Python's and numpy's, and tensors and arrays of one element. True and False are none.
+    Numbers are those of Python and numpy, and tensors and arrays of one element; True and False are not.
     """
     numbers, others = {}, {}
     for name, value in metrics.items():
@@ -34,17 +34,20 @@ def split_values(metrics: Mapping[Any, Any]) -> tuple[dict[str, float], dict[str
     return numbers, others
 
 
-def for_hooks(others: Mapping[str, Any]) -> dict[str, Any]:
-    """Those values that mmengine's hooks can log, write as JSON and keep in a checkpoint: strings, arrays of numbers,
-    and None, True, False, lists and dicts of such values. Tensors are copied to the CPU."""
+def values_for_hooks(others: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that mmengine's hooks can log, write as JSON and keep in a checkpoint.
+
+    These are strings, arrays of numbers, None, True, False, and lists and dicts of such values. Tensors are copied to
+    the CPU.
+    """
     return {name: _on_cpu(value) for name, value in others.items() if _is_plain(value)}
 
 
-def shown(value: Any) -> str:
-    """A value as a log has it: its ``repr``, shortened where it is very long."""
+def text_for_log(value: Any) -> str:
+    """The ``repr`` of a value, shortened if it is very long."""
     if isinstance(value, np.ndarray | torch.Tensor):
-        return f"{type(value).__name__} of shape {tuple(value.shape)}\n{_shown.repr(value)}"
-    return _shown.repr(value)
+        return f"{type(value).__name__} of shape {tuple(value.shape)}\n{SHORTENED.repr(value)}"
+    return SHORTENED.repr(value)
 
 
 def _number(value: Any) -> float | None:

@@ -1,39 +1,34 @@
-"""Warnings of figures that mean less than they seem to: classes that never occur, metrics without a value."""
+"""Warnings of metrics that mean little: of classes that never occur, and of NaN."""
 
 from __future__ import annotations
 
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
 
+from mmsnnet.files.reading import listed
+
 SETS = dict(val="validation", test="test")
-# COCO's code gives -1 where there is nothing to detect.
+MOST_NAMES = 4
+# COCO's code gives -1 if there is nothing to detect.
 DETECTION = re.compile(r"(.+/)?(\w+_)?m?(AP|AR)\d*([_@]\S+)?")
 
 
-def few(names: Sequence[str], most: int = 4) -> str:
-    """Join names with commas; show at most ``most`` and count the rest."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def absent_classes_warning(metric: BaseMetric, stage: str) -> str | None:
+    """A warning of classes that occur in no label map; None if all occur or the metric is of another kind.
 
-
-def absent_classes(metric: BaseMetric, stage: str) -> str | None:
-    """A warning of classes that occur in no label map of a set, None if all occur or the metric does not tell.
-
-    To be called on all ranks, before the metric is evaluated: mmseg's ``IoUMetric`` keeps the area of each class.
+    mmseg's ``IoUMetric`` holds the area of each class until it is evaluated. All ranks have to call this before.
     """
     stock = getattr(sys.modules.get("mmseg.evaluation.metrics.iou_metric"), "IoUMetric", None)
     if stock is None or not isinstance(metric, stock) or metric.format_only:
         return None
-    changed = any(
-        getattr(type(metric), name) is not getattr(stock, name) for name in ("process", "intersect_and_union")
-    )
-    if changed:
-        return None
+    if any(getattr(type(metric), name) is not getattr(stock, name) for name in ("process", "intersect_and_union")):
+        return None  # a subclass may hold something else
     classes = metric.dataset_meta["classes"]
     areas = torch.zeros(len(classes), dtype=torch.float64)
     for *_, area in metric.results:
@@ -42,34 +37,31 @@ def absent_classes(metric: BaseMetric, stage: str) -> str | None:
     absent = [name for name, area in zip(classes, areas.tolist(), strict=True) if area == 0]
     if not absent:
         return None
-    means_none = f"label {metric.ignore_index} means no class"
+    ignored = f"label {metric.ignore_index} means no class"
     if len(absent) == len(classes):
-        return (
-            f"no class occurs in the label maps of the {SETS[stage]} set, so there is nothing to measure: {means_none}"
-        )
+        return f"no class occurs in the label maps of the {SETS[stage]} set, so there is nothing to measure: {ignored}"
     return (
-        f"{few(absent)} never occur{'s' * (len(absent) == 1)} in the label maps of the {SETS[stage]} set: mIoU and "
-        f"other means over classes are over {len(classes) - len(absent)} of {len(classes)} classes, and over those of "
-        f"the others that are predicted, as 0. {means_none[0].upper()}{means_none[1:]}"
+        f"{listed(absent, MOST_NAMES)} never occur{'s' * (len(absent) == 1)} in the label maps of the {SETS[stage]} "
+        f"set: mIoU and other means are over {len(classes) - len(absent)} of {len(classes)} classes, plus a 0 for each "
+        f"absent class that the model predicts. {ignored.capitalize()}"
     )
 
 
-def empty_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
-    """Warn of stitches whose metrics are all NaN, or -1 as of COCO: each is NaN, or COCO's -1. None if there are none.
+def empty_metrics_warning(metrics: Mapping[str, Mapping[str, float]]) -> str | None:
+    """A warning of stitches whose metrics are all NaN, or all -1 as COCO's may be; None if there are none.
 
     Args:
-        metrics: by the stitch's name, its metrics that are numbers.
+        metrics: the numbers of each stitch, by its name.
     """
-    empty = [name for name, found in metrics.items() if found and all(map(_is_empty, found, found.values()))]
+    empty = [name for name, values in metrics.items() if values and all(map(_is_empty, values, values.values()))]
     if not empty:
         return None
-    found = [value for name in empty for value in metrics[name].values()]
-    whose = f"every metric of {few(empty)}"
-    if not any(map(math.isnan, found)):
-        return f"{whose} is -1: the annotation file has no boxes, but for crowds, of the data set's classes"
+    subject = f"every metric of {listed(empty, MOST_NAMES)}"
+    if not any(math.isnan(value) for name in empty for value in metrics[name].values()):
+        return f"{subject} is -1: the annotation file has no boxes of the data set's classes, except for crowds"
     return (
-        f"{whose} is NaN: either no pixel or object of the set has a valid label (all of them ignored, or out of the "
-        "range that the evaluator looks at), or what the model predicts is not finite"
+        f"{subject} is NaN: either no pixel or object has a valid label (all are ignored, or outside the evaluator's "
+        "range), or the model's predictions are not finite"
     )
 
 

@@ -1,23 +1,25 @@
-"""A folder for each stitch: what metrics and hooks write while several stitches are evaluated."""
+"""A folder for each stitch, into which metrics and hooks write while several stitches are evaluated."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.evaluator import BaseMetric
-from mmengine.runner import Runner
-from mmengine.visualization import LocalVisBackend, Visualizer
+from mmengine.hooks import Hook
+from mmengine.visualization import Visualizer
 
-# Attributes of metrics that say where results go: IoUMetric.output_dir, DumpResults.out_file_path,
+from mmsnnet.engine.mmengine_private import drawn_images, image_folders, set_drawn_images, visualizer_of
+
+# Attributes of metrics that hold the path of results: IoUMetric.output_dir, DumpResults.out_file_path,
 # CocoMetric.outfile_prefix, CocoPanopticMetric.seg_out_dir, DumpProposals.proposals_file, and names like them.
-# Those of inputs (ann_file, img_prefix, gt_dir) and of what ranks exchange (collect_dir) do not match.
+# Paths of inputs (ann_file, img_prefix, gt_dir) and of files that ranks exchange (collect_dir) do not match.
 OUTPUT = re.compile(
     r"_?(\w+_)?(out|output|outputs|save|saved|dump|results?|submissions?|preds?|predictions?|proposals)_?(file_?)?"
     r"(dir|folder|root|path|file|filename|prefix)"
@@ -26,20 +28,22 @@ FOLDER = re.compile(r"\w*(dir|folder|root)")
 
 
 def output_paths(metric: BaseMetric, folder: str) -> dict[str, str]:
-    """The attributes of a metric that are paths of its results, with paths inside ``folder`` beside the given ones:
-    ``masks/`` becomes ``masks/<folder>/``, ``dir/name.pkl`` becomes ``dir/<folder>/name.pkl``."""
+    """Paths of a metric's results inside ``folder``, by the name of the attribute.
+
+    ``masks/`` becomes ``masks/<folder>/``; ``dir/name.pkl`` becomes ``dir/<folder>/name.pkl``.
+    """
     return {name: os.path.join(parent, folder, *filter(None, [file])) for name, parent, file in _outputs(metric)}
 
 
 def make_folders(metric: BaseMetric, folder: str) -> None:
-    """Creates the folders that :func:`output_paths` leads to. Other kinds of storage, as ``s3://``, need none."""
+    """Create the folders of :func:`output_paths`. Other kinds of storage, such as ``s3://``, need no folders."""
     for _, parent, _ in _outputs(metric):
         if "://" not in parent:
             os.makedirs(os.path.join(parent, folder), exist_ok=True)
 
 
 def _outputs(metric: BaseMetric) -> Iterator[tuple[str, str, str]]:
-    """Attributes that are paths of results: name, folder, and name of the file or empty."""
+    """Attributes that are paths of results: (name, folder, name of the file or nothing)."""
     for name, value in vars(metric).items():
         if not OUTPUT.fullmatch(name) or not isinstance(value, str | os.PathLike) or not os.fspath(value):
             continue
@@ -49,74 +53,70 @@ def _outputs(metric: BaseMetric) -> Iterator[tuple[str, str, str]]:
 
 
 class StitchPictures:
-    """Gives the pictures that hooks draw (``SegVisualizationHook``, ``DetVisualizationHook``) a folder per stitch.
-
-    Inside :meth:`of`, visualizers put the stitch's name before that of a picture, and into the path of ``out_file``;
-    hooks that count the images they have seen (``_test_index``) count those of the stitch. Nothing stays changed.
+    """Put the pictures that hooks draw (``SegVisualizationHook``, ``DetVisualizationHook``) into a folder per stitch.
 
     Args:
-        runner: with its hooks and its visualizer.
-        folders: of all stitches.
+        hooks: of the runner.
+        visualizer: of the runner.
+        folders: one name for each stitch.
     """
 
-    def __init__(self, runner: Runner, folders: Sequence[str]) -> None:
-        drawing = [hook for hook in runner.hooks if isinstance(getattr(hook, "_visualizer", None), Visualizer)]
-        visualizers = [runner.visualizer, *(hook._visualizer for hook in drawing)]
-        self._visualizers = list({id(visualizer): visualizer for visualizer in visualizers}.values())
-        self._counting = [hook for hook in drawing if isinstance(getattr(hook, "_test_index", None), int)]
-        self._seen = {folder: [hook._test_index for hook in self._counting] for folder in folders}
+    def __init__(self, hooks: Sequence[Hook], visualizer: Visualizer, folders: Sequence[str]) -> None:
+        drawing = [hook for hook in hooks if visualizer_of(hook) is not None]
+        self._visualizers = list(dict.fromkeys([visualizer, *map(visualizer_of, drawing)]))
+        self._counting = [hook for hook in drawing if drawn_images(hook) is not None]
+        self._counts = {folder: list(map(drawn_images, self._counting)) for folder in folders}
 
     @contextmanager
     def of(self, folder: str) -> Iterator[None]:
-        """Draws for one stitch."""
-        for hook, seen in zip(self._counting, self._seen[folder], strict=True):
-            hook._test_index = seen
-        with ExitStack() as stack:
-            for visualizer in self._visualizers:
-                stack.enter_context(_replaced(visualizer, "add_image", _into_folder(visualizer, folder)))
-                if hasattr(visualizer, "add_datasample"):
-                    drawing = _with_out_file(visualizer.add_datasample, folder)
-                    stack.enter_context(_replaced(visualizer, "add_datasample", drawing))
+        """Draw for one stitch.
+
+        Visualizers put the folder before the name of a picture and into the path of ``out_file``. Hooks that number
+        their pictures continue with the number of this stitch.
+        """
+        for hook, count in zip(self._counting, self._counts[folder], strict=True):
+            set_drawn_images(hook, count)
+        methods = [(visualizer, "add_image", _add_image_in(visualizer, folder)) for visualizer in self._visualizers]
+        for visualizer in self._visualizers:
+            if hasattr(visualizer, "add_datasample"):
+                methods.append((visualizer, "add_datasample", _add_datasample_in(visualizer, folder)))
+        with replaced_attributes(methods):
             yield
-        self._seen[folder] = [hook._test_index for hook in self._counting]
+        self._counts[folder] = list(map(drawn_images, self._counting))
 
 
-def _into_folder(visualizer: Visualizer, folder: str) -> Callable[..., Any]:
+@contextmanager
+def replaced_attributes(replacements: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Set attributes of objects, each given as (object, name, value); restore them afterwards."""
+    with ExitStack() as stack:
+        for target, name, value in replacements:
+            undo = (setattr, target, name, vars(target)[name]) if name in vars(target) else (delattr, target, name)
+            setattr(target, name, value)
+            stack.callback(*undo)
+        yield
+
+
+def _add_image_in(visualizer: Visualizer, folder: str) -> Callable[..., Any]:
     add_image = visualizer.add_image
 
     def add(name: str, *args: Any, **kwargs: Any) -> Any:
         if is_main_process():
-            for backend in visualizer._vis_backends.values():
-                if isinstance(backend, LocalVisBackend):  # OpenCV does not create folders, and does not say so
-                    file = os.path.join(backend.experiment._img_save_dir, folder, name)
-                    os.makedirs(os.path.dirname(file), exist_ok=True)
+            for images in image_folders(visualizer):
+                os.makedirs(os.path.dirname(os.path.join(images, folder, name)), exist_ok=True)
         return add_image(f"{folder}/{name}", *args, **kwargs)
 
     return add
 
 
-def _with_out_file(add_datasample: Callable[..., Any], folder: str) -> Callable[..., Any]:
+def _add_datasample_in(visualizer: Visualizer, folder: str) -> Callable[..., Any]:
+    add_datasample = visualizer.add_datasample
     signature = inspect.signature(add_datasample)
 
     def add(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        if given.arguments.get("out_file") is not None:
-            path = Path(given.arguments["out_file"])
-            given.arguments["out_file"] = str(path.parent / folder / path.name)
-        return add_datasample(*given.args, **given.kwargs)
+        call = signature.bind(*args, **kwargs)
+        if call.arguments.get("out_file") is not None:
+            path = Path(call.arguments["out_file"])
+            call.arguments["out_file"] = str(path.parent / folder / path.name)
+        return add_datasample(*call.args, **call.kwargs)
 
     return add
-
-
-@contextmanager
-def _replaced(target: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of one object inside the context; restore it afterwards."""
-    own = vars(target).get(name)
-    setattr(target, name, value)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(target, name)
-        else:
-            setattr(target, name, own)

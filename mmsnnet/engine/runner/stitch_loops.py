@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner, TestLoop, ValLoop
+from mmengine.runner import BaseLoop, Runner, TestLoop, ValLoop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -23,34 +23,36 @@ from torch.utils.data import DataLoader
 from mmsnnet.engine.agreement import check_loader
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.labels import check_labels
-from mmsnnet.engine.runner.metric_values import for_hooks, shown, split_values
-from mmsnnet.engine.runner.metric_warnings import empty_metrics, few
-from mmsnnet.engine.runner.resume import start
-from mmsnnet.engine.runner.stitch_files import output_paths
-from mmsnnet.engine.runner.stitch_passes import StitchPass, needs_own_pass
+from mmsnnet.engine.runner.measured_points import load_measured_points, run_fingerprint, run_header
+from mmsnnet.engine.runner.metric_values import split_values, text_for_log, values_for_hooks
+from mmsnnet.engine.runner.metric_warnings import MOST_NAMES, empty_metrics_warning
+from mmsnnet.engine.runner.stitch_files import StitchPictures, output_paths
+from mmsnnet.engine.runner.stitch_passes import StitchPass, StitchResults, copied_metric
 from mmsnnet.evaluation import OperatingPoint
+from mmsnnet.files.reading import listed
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs
 from mmsnnet.models.checkpoint import unwrapped_model
 from mmsnnet.registry import LOOPS
 from mmsnnet.stitching import LayerKey, Stitch, spread
-from mmsnnet.stitching.route_parts import classifier_parts, tap_parts
 
 
-def checked_loading(dataloader: DataLoader | dict) -> DataLoader | dict:
-    """A data loader's config with ``mmsnnet.LoadImage``, whose errors name the file and what was expected, in place of
-    ``LoadImageFromFile``. Configs have the latter in their test pipelines, because the toolboxes' inferencers look for
-    it there by its name."""
+def use_checked_image_loader(dataloader: DataLoader | dict) -> DataLoader | dict:
+    """A data loader's config with ``mmsnnet.LoadImage`` in the place of ``LoadImageFromFile``.
+
+    The errors of ``mmsnnet.LoadImage`` name the file. Configs name ``LoadImageFromFile`` in their test pipelines,
+    because the toolboxes' inferencers look for it there.
+    """
     if not isinstance(dataloader, dict):
         return dataloader
 
     def checked(setting: Any) -> Any:
         if isinstance(setting, dict):
             inner = {key: checked(value) for key, value in setting.items()}
-            kind = setting.get("type")  # a name, or the class itself in a config of Python's
-            name = kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2]
+            type_ = setting.get("type")  # a name, or the class itself in a pure-Python config
+            name = type_.__name__ if isinstance(type_, type) else str(type_).rpartition(".")[2]
             if name == "LoadImageFromFile":
                 inner["type"] = "mmsnnet.LoadImage"
-                for option, unset in (("ignore_empty", False), ("file_client_args", None)):  # which LoadImage lacks
+                for option, unset in (("ignore_empty", False), ("file_client_args", None)):  # LoadImage lacks these
                     if option in inner and inner[option] == unset:
                         del inner[option]
             return ConfigDict(inner)
@@ -59,28 +61,115 @@ def checked_loading(dataloader: DataLoader | dict) -> DataLoader | dict:
     return checked(dataloader)
 
 
+class _StitchLoop(BaseLoop):
+    """Evaluation of stitches, for testing and validation; ``stage`` is ``'test'`` or ``'val'``."""
+
+    stage: ClassVar[str]
+    evaluator: Evaluator
+    backbone: StitchedBackbone
+    stitches: tuple[Stitch, ...]
+    prefix_reuse: bool
+    stitches_per_pass: int | None
+
+    def _run_batch(self, results: StitchResults, index: int, batch: Any) -> None:
+        """Run mmengine's iteration with the evaluator and the losses of one stitch, which hooks then see."""
+        configured, losses = self.evaluator, self.test_loss if self.stage == "test" else self.val_loss
+        self.evaluator = results.evaluator
+        losses.update(results.losses)
+        try:
+            self.run_iter(index, batch)
+        finally:
+            self.evaluator, results.losses = configured, dict(losses)
+            losses.clear()
+
+    def _evaluate(self, stitches: Sequence[Stitch]) -> Iterator[dict[Stitch, tuple[dict[str, float], dict[str, Any]]]]:
+        """Evaluate stitches; yield after each pass the metrics of its stitches: numbers, and others that hooks can use.
+
+        The metrics are printed after the caller has saved them. The active stitch is the same afterwards.
+        """
+        backbone, logger, configured = self.backbone, self.runner.logger, self.evaluator.metrics
+        _check_initialized(backbone, stitches)
+        waiting, per_pass = backbone.prefix_order(stitches), self.stitches_per_pass
+        if uncopyable := [type(metric).__name__ for metric in configured if copied_metric(metric) is None]:
+            logger.info(f"each stitch has a pass of its own: {', '.join(uncopyable)} cannot be copied")
+            per_pass = 1
+        has_folders = len(self.stitches) > 1
+        names = [stitch.name for stitch in self.stitches]
+        pictures = StitchPictures(self.runner.hooks, self.runner.visualizer, names) if has_folders else None
+        # With warnings alone on the console (--quiet of the tools), a test shows its progress and a validation nothing.
+        verbose = any(handler.level <= logging.INFO for handler in _console_handlers(logger))
+        hidden = not is_main_process() or (self.stage == "val" and not verbose)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        active, number, numbers_by_name = backbone.stitch, 0, {}
+        try:
+            with _quiet_console(logger), Progress(*columns, console=Console(), disable=hidden) as progress:
+                task = progress.add_task("", total=len(waiting) * len(self.dataloader))
+                while waiting:
+                    start, number = time.monotonic(), number + 1
+                    stitch_pass = StitchPass(
+                        self.dataloader,
+                        self.evaluator,
+                        self.runner.model,
+                        backbone,
+                        waiting[:per_pass],
+                        self._run_batch,
+                        self.stage,
+                        prefix_reuse=self.prefix_reuse,
+                        bounded=per_pass is None,
+                        pictures=pictures,
+                    )
+                    done = len(numbers_by_name) * len(self.dataloader)
+                    for batches, size in enumerate(stitch_pass.run(), start=1):
+                        description = f"pass {number}, {size} stitches"
+                        progress.update(task, description=description, completed=done + batches * size)
+                    if number == 1 and (warning := stitch_pass.absent_classes_warning()):
+                        logger.warning(warning)
+                    split = {stitch: split_values(stitch_pass.evaluate(stitch)) for stitch in list(stitch_pass.results)}
+                    yield {stitch: (numbers, values_for_hooks(others)) for stitch, (numbers, others) in split.items()}
+                    console = progress.console if verbose and is_main_process() else None
+                    for stitch, (numbers, others) in split.items():
+                        _report(stitch, numbers, others, logger, console)
+                        numbers_by_name[stitch.name] = numbers
+                    if number == 1 and (others := dict.fromkeys(name for _, other in split.values() for name in other)):
+                        logger.warning(f"no numbers, so only in the log file: {listed(list(others), MOST_NAMES)}")
+                    seconds = time.monotonic() - start
+                    logger.info(f"pass {number}: {len(split)} of {len(waiting)} stitches left, {seconds:.1f} s")
+                    waiting = waiting[len(split) :]
+            measured = {name: numbers_by_name[name] for name in names if name in numbers_by_name}
+            if warning := empty_metrics_warning(measured):
+                logger.warning(warning)
+            if measured and not any(measured.values()):
+                folder = "<stitch>" if has_folders else ""
+                paths = [path for metric in configured for path in output_paths(metric, folder).values()]
+                logger.warning(f"no metrics were measured; results are in {', '.join(paths) or 'the log file'}")
+        finally:
+            backbone.set_stitch(active)
+
+
 @LOOPS.register_module()
-class StitchTestLoop(TestLoop):
-    """Tests a stitched model at each of the chosen stitches and writes the file of operating points.
+class StitchTestLoop(_StitchLoop, TestLoop):
+    """Test a stitched model at the chosen stitches and write the file of operating points.
 
-    A pass over the data serves many stitches: each batch is loaded and preprocessed once and walked through them, and
-    they share the blocks that they have in common (:meth:`StitchedBackbone.reuse_prefixes`). The file is written anew,
-    atomically, after each pass. Hooks see one test epoch, whose metrics are named ``<stitch>/<metric>``, with an
-    iteration for each batch and stitch. Metrics that are no numbers go to the log and to the hooks, not to the file.
+    A pass over the data serves many stitches: each batch is loaded and preprocessed once, and the stitches compute the
+    blocks that they start with once (:meth:`StitchedBackbone.reuse_prefixes`). After each pass the file is replaced
+    atomically. Hooks see one test epoch, with an iteration for each batch and stitch and with metrics named
+    ``<stitch>/<metric>``. Metrics that are no numbers go to the log and to the hooks, but not to the file.
 
-    What metrics and hooks write goes into a folder for each stitch, named after it: ``output_dir/<stitch>/``. Of one
-    stitch alone it goes where mmengine's loop has it.
+    Metrics and hooks write into a folder for each stitch, ``output_dir/<stitch>/``; with a single stitch, they write
+    where they do in mmengine's loop.
 
     Args:
         runner, dataloader, evaluator, fp16: as of mmengine's ``TestLoop``.
         stitches: ``'all'``, ``'anchors'``, or ids and names, see :meth:`mmsnnet.stitching.StitchSpace.select`.
-        out: path of the file of operating points; None writes none.
-        prefix_reuse: whether stitches share what they have in common; the results are the same either way.
-        stitches_per_pass: at most so many; by default as many as leave what metrics keep within 2 GiB of memory. A run
+        out: path of the file of operating points; None writes no file.
+        prefix_reuse: whether stitches share prefixes; the results are the same either way.
+        stitches_per_pass: the most stitches in a pass; by default, as many as let metrics hold at most 2 GiB. A run
             that is killed loses one pass.
-        resume: go on with what the file of operating points lacks. Without it too the file keeps what was measured of
-            the model's speed.
+        resume: evaluate only the stitches that the file of operating points lacks. Without it, the file still keeps the
+            latencies of the same model.
     """
+
+    stage = "test"
 
     def __init__(
         self,
@@ -94,66 +183,69 @@ class StitchTestLoop(TestLoop):
         stitches_per_pass: int | None = None,
         resume: bool = False,
     ) -> None:
-        super().__init__(runner, checked_loading(dataloader), evaluator, fp16=fp16)
+        super().__init__(runner, use_checked_image_loader(dataloader), evaluator, fp16=fp16)
         self.backbone = find_stitched_backbone(runner.model)
         self.stitches = self.backbone.space.select(stitches)
         self.out = out
         self.prefix_reuse = prefix_reuse
-        self.stitches_per_pass = _checked(stitches_per_pass)
+        self.stitches_per_pass = _check_stitches_per_pass(stitches_per_pass)
         self.resume = resume
 
     def run(self) -> dict[str, Any]:
-        """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``.
+        """Evaluate each stitch; return every metric under ``<stitch>/<metric>``.
 
         Raises:
-            RuntimeError: a stitch passes through stitching layers that were neither initialised nor loaded.
+            RuntimeError: a stitch runs through stitching layers that were neither initialised nor loaded.
             SettingError: the evaluator compares predictions with labels, and the data set has none.
             CannotResumeError: the file is damaged, or of another checkpoint, config, data set or model.
         """
+        dataset = self.dataloader.dataset
         with fail_together():
-            check_labels(self, "test")
+            check_labels(dataset, self.evaluator.metrics, "test")
             check_loader(self.runner.model, self.dataloader, "test_dataloader", load=False)
-        model = unwrapped_model(self.runner.model)
+        model, config = unwrapped_model(self.runner.model), self.runner.cfg
         costs = model_costs(model)
-        described = {
+        unmeasured = {
             s.id: OperatingPoint(s.id, s.name, s.kind, costs[s.id].flops, costs[s.id].params)
             for s in self.backbone.space
         }
-        points = start(self, model, described.values())
+        points = run_header(config, self.backbone, dataset)
+        if self.out is not None:
+            points = replace(points, fingerprint=run_fingerprint(config, model, dataset, self.fp16))
+            points = load_measured_points(points, unmeasured.values(), self.out, self.resume)
         self.runner.call_hook("before_test")
         self.runner.call_hook("before_test_epoch")
         self.runner.model.eval()
-        measured = {point.id for point in points if point.metrics}
-        others: dict[int, dict[str, Any]] = {}
-        for evaluated in _passes(self, [s for s in self.stitches if s.id not in measured], "test"):
-            for stitch, found in evaluated.items():
-                point = next((known for known in points if known.id == stitch.id), described[stitch.id])
-                points = points.add(replace(point, metrics=found.numbers))
-                others[stitch.id] = found.others
+        by_id = unmeasured | {point.id: point for point in points}
+        others_by_id: dict[int, dict[str, Any]] = {}
+        for evaluated in self._evaluate([stitch for stitch in self.stitches if not by_id[stitch.id].metrics]):
+            for stitch, (numbers, others) in evaluated.items():
+                points = points.add(replace(by_id[stitch.id], metrics=numbers))
+                others_by_id[stitch.id] = others
             points = replace(points, points=tuple(sorted(points, key=lambda point: point.id)))
             if self.out is not None and is_main_process():
                 points.save(self.out)
-        metrics = {point.id: {**point.metrics, **others.get(point.id, {})} for point in points}
-        named = _named(self.stitches, metrics)
-        self.runner.call_hook("after_test_epoch", metrics=named)
+        metrics = _by_name(self.stitches, {p.id: {**p.metrics, **others_by_id.get(p.id, {})} for p in points})
+        self.runner.call_hook("after_test_epoch", metrics=metrics)
         self.runner.call_hook("after_test")
-        return named
+        return metrics
 
 
 @LOOPS.register_module()
-class StitchValLoop(ValLoop):
-    """Validates a stitched model at a few stitches, in one pass over the data.
+class StitchValLoop(_StitchLoop, ValLoop):
+    """Validate a stitched model at a few stitches, in one pass over the data.
 
-    Hooks see one validation epoch, whose metrics are named ``<stitch>/<metric>``, so that a checkpoint can be kept by
-    ``save_best='L/mIoU'`` and TensorBoard shows a curve for each stitch.
+    Hooks see one validation epoch with metrics named ``<stitch>/<metric>``: ``save_best='L/mIoU'`` keeps the best
+    checkpoint of a stitch, and TensorBoard shows a curve for each stitch.
 
     Args:
         runner, dataloader, evaluator, fp16: as of mmengine's ``ValLoop``.
         stitches: as of :class:`StitchTestLoop`, or ``'spread'`` for the anchors and some stitches between them
-            (:meth:`StitchedBackbone.spread`).
+            (:func:`mmsnnet.stitching.spread`).
         prefix_reuse, stitches_per_pass: as of :class:`StitchTestLoop`.
     """
 
+    stage = "val"
     _has_run = False
 
     def __init__(
@@ -166,11 +258,11 @@ class StitchValLoop(ValLoop):
         prefix_reuse: bool = True,
         stitches_per_pass: int | None = None,
     ) -> None:
-        super().__init__(runner, checked_loading(dataloader), evaluator, fp16=fp16)
-        self._chosen = stitches
+        super().__init__(runner, use_checked_image_loader(dataloader), evaluator, fp16=fp16)
+        self._selection = stitches
         self.prefix_reuse = prefix_reuse
-        self.stitches_per_pass = _checked(stitches_per_pass)
-        if isinstance(runner.model, nn.Module):  # which a FlexibleRunner builds later
+        self.stitches_per_pass = _check_stitches_per_pass(stitches_per_pass)
+        if isinstance(runner.model, nn.Module):  # a FlexibleRunner builds its model later
             _ = self.stitches
 
     @cached_property
@@ -180,142 +272,76 @@ class StitchValLoop(ValLoop):
 
     @cached_property
     def stitches(self) -> tuple[Stitch, ...]:
-        """What is evaluated.
+        """The stitches to evaluate.
 
         Raises:
-            UnknownStitchError: the space lacks one that was chosen.
+            UnknownStitchError: the space lacks one of them.
         """
         backbone = self.backbone
-        if self._chosen == "spread":
+        if self._selection == "spread":
             return spread(backbone.space, backbone.sampler().bins)
-        return backbone.space.select(self._chosen)
+        return backbone.space.select(self._selection)
 
     def run(self) -> dict[str, Any]:
-        """Evaluates each stitch; returns every metric under ``<stitch>/<metric>``.
+        """Evaluate each stitch; return every metric under ``<stitch>/<metric>``.
 
         Raises:
+            RuntimeError: a stitch runs through stitching layers that were neither initialised nor loaded.
             SettingError: the evaluator compares predictions with labels, and the data set has none.
         """
         if not self._has_run:
-            check_labels(self, "val")
+            check_labels(self.dataloader.dataset, self.evaluator.metrics, "val")
             self._has_run = True
-        metrics: dict[int, dict[str, Any]] = {}
+        by_id: dict[int, dict[str, Any]] = {}
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
-        for evaluated in _passes(self, self.stitches, "val"):
-            metrics |= {stitch.id: {**found.numbers, **found.others} for stitch, found in evaluated.items()}
-        named = _named(self.stitches, metrics)
-        self.runner.call_hook("after_val_epoch", metrics=named)
+        for evaluated in self._evaluate(self.stitches):
+            by_id |= {stitch.id: {**numbers, **others} for stitch, (numbers, others) in evaluated.items()}
+        metrics = _by_name(self.stitches, by_id)
+        self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
-        return named
+        return metrics
 
 
-class Metrics(NamedTuple):
-    """The metrics of one stitch: ``numbers``, and those ``others`` that hooks can handle."""
-
-    numbers: dict[str, float]
-    others: dict[str, Any]
-
-
-def _passes(
-    loop: StitchTestLoop | StitchValLoop, stitches: Sequence[Stitch], stage: str
-) -> Iterator[dict[Stitch, Metrics]]:
-    """Evaluates stitches, pass by pass, with progress on the console; the active stitch is the same afterwards.
-
-    What a pass has measured is printed after the caller has taken it: it is written first.
-    """
-    backbone, logger = loop.backbone, loop.runner.logger
-    _check_initialized(backbone, stitches)
-    waiting, per_pass = backbone.prefix_order(stitches), loop.stitches_per_pass
-    if alone := [reason for metric in loop.evaluator.metrics if (reason := needs_own_pass(metric))]:
-        logger.info(f"each stitch has a pass of its own: {'; '.join(alone)}")
-        per_pass = 1
-    # Where the console shows warnings alone (the tools' --quiet), a test has one line, a validation none.
-    verbose = any(h.level <= logging.INFO for h in _console_handlers(logger))
-    hidden = not is_main_process() or (stage == "val" and not verbose)
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    active, number, done = backbone.stitch, 0, 0
-    results: dict[str, dict[str, float]] = {}
-    folder = "<stitch>" if len(loop.stitches) > 1 else ""
-    try:
-        with _quiet_console(logger), Progress(*columns, console=console, disable=hidden) as progress:
-            task = progress.add_task("", total=len(waiting) * len(loop.dataloader))
-            while waiting:
-                start, number = time.monotonic(), number + 1
-                group = StitchPass(
-                    loop,
-                    stage,
-                    backbone,
-                    waiting[:per_pass],
-                    reuse=loop.prefix_reuse,
-                    bounded=per_pass is None,
-                    folders=bool(folder),
-                )
-                for batches, size in enumerate(group.run(), start=1):
-                    completed = done * len(loop.dataloader) + batches * size
-                    progress.update(task, description=f"pass {number}, {size} stitches", completed=completed)
-                if number == 1 and (warning := group.absent_classes()):
-                    logger.warning(warning)
-                split = {stitch: split_values(group.evaluate(stitch)) for stitch in group.stitches}
-                yield {stitch: Metrics(numbers, for_hooks(others)) for stitch, (numbers, others) in split.items()}
-                for stitch, (numbers, others) in split.items():
-                    figures = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-                    line = f"{stitch.id:>4}  {stitch.name:<14} {figures or 'no metrics'}"
-                    if is_main_process() and verbose:
-                        progress.console.print(line, highlight=False)
-                    logger.info(f"stitch {line}")
-                    for name, value in others.items():
-                        logger.info(f"stitch {stitch.name}: {name}, which is no number: {shown(value)}")
-                    results[stitch.name] = numbers
-                if number == 1 and (names := dict.fromkeys(name for _, others in split.values() for name in others)):
-                    logger.warning(f"no numbers, and therefore in the log file alone: {few(list(names))}")
-                seconds = time.monotonic() - start
-                logger.info(f"pass {number}: {len(split)} of {len(waiting)} stitches left, {seconds:.1f} s")
-                waiting, done = waiting[len(split) :], done + len(split)
-        if warning := empty_metrics({s.name: results[s.name] for s in loop.stitches if s.name in results}):
-            logger.warning(warning)
-        if results and not any(results.values()):
-            places = [path for metric in loop.evaluator.metrics for path in output_paths(metric, folder).values()]
-            logger.warning(f"no metrics were measured; results are in {', '.join(places) or 'the log file'}")
-    finally:
-        backbone.set_stitch(active)
+def _check_stitches_per_pass(number: int | None) -> int | None:
+    if number is not None and number < 1:
+        raise ValueError(f"stitches_per_pass is at least 1, or None for as many as memory allows; got {number}")
+    return number
 
 
-def _checked(stitches_per_pass: int | None) -> int | None:
-    if stitches_per_pass is not None and stitches_per_pass < 1:
-        raise ValueError(
-            f"stitches_per_pass is at least 1, or None for as many as memory allows; got {stitches_per_pass}"
-        )
-    return stitches_per_pass
-
-
-def _named(stitches: Sequence[Stitch], metrics: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def _by_name(stitches: Sequence[Stitch], metrics: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{stitch.name}/{name}": value for stitch in stitches for name, value in metrics[stitch.id].items()}
 
 
 def _check_initialized(backbone: StitchedBackbone, stitches: Sequence[Stitch]) -> None:
-    network = backbone.network
-
     def layers(stitch: Stitch) -> list[LayerKey]:
-        if backbone.num_classes is None:
-            parts = tap_parts(backbone.space, stitch, backbone.test_out_indices)
-        else:
-            parts = classifier_parts(stitch)
-        return [part for part in parts if isinstance(part, LayerKey)]
+        return [part for part in backbone.parts(stitch) if isinstance(part, LayerKey)]
 
+    network = backbone.network
     lacking = [stitch.name for stitch in stitches if any(not network.layer(key).initialized for key in layers(stitch))]
     if lacking:
         raise RuntimeError(
-            f"{len(lacking)} of {len(stitches)} stitches, {lacking[0]} for one, pass through stitching layers that "
-            "were neither initialised nor loaded: is the checkpoint one of a stitched model of these anchors?"
+            f"{len(lacking)} of {len(stitches)} stitches, {lacking[0]} for one, run through stitching layers that were "
+            "neither initialised nor loaded: is the checkpoint one of a stitched model of these anchors?"
         )
+
+
+def _report(
+    stitch: Stitch, numbers: Mapping[str, float], others: Mapping[str, Any], logger: MMLogger, console: Console | None
+) -> None:
+    values = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    line = f"{stitch.id:>4}  {stitch.name:<14} {values or 'no metrics'}"
+    if console is not None:
+        console.print(line, highlight=False)
+    logger.info(f"stitch {line}")
+    for name, value in others.items():
+        logger.info(f"stitch {stitch.name}: {name}, which is no number: {text_for_log(value)}")
 
 
 @contextmanager
 def _quiet_console(logger: MMLogger) -> Iterator[None]:
-    """Keeps the log of each pass (its per-class tables, say) to the log file; the console has the progress instead."""
+    """Log what passes report, such as tables of classes, to the log file only: the console shows the progress."""
     handlers = _console_handlers(logger)
     levels = [handler.level for handler in handlers]
     try:
@@ -327,5 +353,5 @@ def _quiet_console(logger: MMLogger) -> Iterator[None]:
             handler.setLevel(level)
 
 
-def _console_handlers(logger: MMLogger) -> list[Any]:
+def _console_handlers(logger: MMLogger) -> list[logging.Handler]:
     return [handler for handler in logger.handlers if not isinstance(handler, logging.FileHandler)]

@@ -1,13 +1,12 @@
-"""Passes over the data, each for many stitches at once."""
+"""One pass over the data that evaluates several stitches."""
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,157 +15,137 @@ from mmengine.dist import all_reduce, get_world_size
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseDataPreprocessor
-from mmengine.runner import BaseLoop, Runner
-from mmengine.runner.loops import _parse_losses
 from torch import nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import sizes_explained
+from mmsnnet.engine.mmengine_private import parse_losses
 from mmsnnet.engine.runner.labels import check_first_batch, keeps_nothing
-from mmsnnet.engine.runner.metric_warnings import absent_classes
-from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths
+from mmsnnet.engine.runner.metric_warnings import absent_classes_warning
+from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths, replaced_attributes
 from mmsnnet.models import StitchedBackbone, StitchedFullyShardedDataParallel
 from mmsnnet.stitching import Stitch
 
-# What the metrics of one pass may keep in host memory, in bytes, unless the number of stitches is given.
+# The most host memory, in bytes, that the metrics of one pass may hold, unless the number of stitches is given.
 HOST_MEMORY = 2 * 2**30
 
 
 @dataclass
 class StitchResults:
-    """What evaluating one stitch has gathered so far: the attributes of each metric, and losses by name.
+    """What evaluating one stitch has gathered so far.
 
-    ``paths`` are those attributes of each metric that say where its results go.
+    ``evaluator`` holds the metrics of this stitch, ``outputs`` the attributes by which they write into its folder, as
+    (metric, attribute, path), and ``losses`` what the model returned beside its predictions.
     """
 
-    states: list[dict[str, Any]]
-    paths: list[dict[str, str]]
+    evaluator: Evaluator
+    outputs: Sequence[tuple[BaseMetric, str, str]] = ()
     losses: dict[str, HistoryBuffer] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class StitchPass:
-    """One pass over the data for several stitches: each batch is loaded and preprocessed once, and walked through the
-    stitches, which share their prefixes.
+    """One pass over the data for several stitches.
 
-    One evaluator serves all stitches: its metrics are lent the attributes of the stitch that runs, which start as
-    copies of their own.
+    Each batch is loaded and preprocessed once. The stitches then run on it one after the other; with ``prefix_reuse``
+    they compute the blocks that they start with once. Each stitch has an evaluator of its own.
 
     Args:
-        loop: mmengine's, with a data loader, an evaluator, and ``run_iter``, which runs the model on a batch.
-        stage: ``'test'`` or ``'val'``, by which the loop names what a model puts out beside predictions.
+        dataloader: of the data.
+        evaluator: as configured; each stitch gets a copy.
+        model: with or without wrappers.
         backbone: of the model.
-        stitches: in the order in which they are to run.
-        reuse: share prefixes.
-        bounded: leave stitches out, from the end, where metrics would keep more than ``HOST_MEMORY``.
-        folders: what metrics and hooks write goes into a folder for each stitch.
+        stitches: in the order in which they run.
+        run_batch: run the model on a batch, given as (results of the stitch, index, batch), and add to the results.
+        stage: ``'test'`` or ``'val'``, by which settings and losses are named.
+        prefix_reuse: whether stitches share prefixes.
+        bounded: leave the last stitches to a later pass if metrics would hold more than ``HOST_MEMORY``.
+        pictures: give each stitch a folder for what metrics and hooks write; None for no such folders.
+
+    Attributes:
+        results: by stitch; of the stitches that are left in this pass and not yet evaluated.
     """
 
-    def __init__(
-        self,
-        loop: BaseLoop,
-        stage: str,
-        backbone: StitchedBackbone,
-        stitches: Sequence[Stitch],
-        reuse: bool = True,
-        bounded: bool = True,
-        folders: bool = False,
-    ) -> None:
-        self.loop = loop
-        self.stage = stage
-        self.backbone = backbone
-        self.stitches = tuple(stitches)
-        self.reuse = reuse
-        self.bounded = bounded
-        self.folders = folders
-        metrics = self._evaluator.metrics
-        self.initial_bytes = kept_bytes([vars(metric) for metric in metrics])
-        self.gathered = {
-            stitch: StitchResults(
-                [copied_state(metric) or vars(metric) for metric in metrics],
-                [output_paths(metric, stitch.name) if folders else {} for metric in metrics],
-            )
-            for stitch in stitches
-        }
-        self.pictures = StitchPictures(loop.runner, [stitch.name for stitch in stitches]) if folders else None
+    dataloader: DataLoader
+    evaluator: Evaluator
+    model: nn.Module
+    backbone: StitchedBackbone
+    stitches: InitVar[Sequence[Stitch]]
+    run_batch: Callable[[StitchResults, int, Any], None]
+    stage: str
+    prefix_reuse: bool = True
+    bounded: bool = True
+    pictures: StitchPictures | None = None
+    results: dict[Stitch, StitchResults] = field(init=False)
+
+    def __post_init__(self, stitches: Sequence[Stitch]) -> None:
+        self.results = {stitch: StitchResults(copied_evaluator(self.evaluator)) for stitch in stitches}
+        if self.pictures is not None:
+            for stitch, results in self.results.items():
+                results.outputs = [
+                    (metric, name, path)
+                    for metric in results.evaluator.metrics
+                    for name, path in output_paths(metric, stitch.name).items()
+                ]
 
     def run(self) -> Iterator[int]:
-        """Runs the pass; gives after each batch how many stitches it still has."""
-        runner: Runner = self.loop.runner
-        dataloader: DataLoader = self.loop.dataloader
-        batches = torch.tensor(len(dataloader))
-        all_reduce(batches, op="min")  # ranks may have one more or less, and have to agree on what to drop together
-        refuse_uneven_batches(runner.model, dataloader, self.stage)
-        if self.folders:
-            for stitch, metric in product(self.stitches, self._evaluator.metrics):
-                make_folders(metric, stitch.name)
-        for index, batch in enumerate(dataloader):
+        """Run the pass; yield after each batch how many stitches are left in it."""
+        batches = torch.tensor(len(self.dataloader))
+        all_reduce(batches, op="min")  # ranks may have one batch more or less, and drop stitches after the same batch
+        refuse_uneven_batches(self.model, self.dataloader, self.stage)
+        if self.pictures is not None:
+            for stitch, results in self.results.items():
+                for metric in results.evaluator.metrics:
+                    make_folders(metric, stitch.name)
+        for index, batch in enumerate(self.dataloader):
             if index == 0:
-                check_first_batch(self.loop, self.stage, batch)
-            shared = self.backbone.reuse_prefixes(self.stitches) if self.reuse else nullcontext()
-            explained = sizes_explained(runner.model, batch, False, f"{self.stage}_dataloader")
-            with shared, explained, _preprocessed_once(runner.model) as again:
-                for stitch in self.stitches:
-                    self.backbone.set_stitch(stitch)
-                    again()
-                    drawn = nullcontext() if self.pictures is None else self.pictures.of(stitch.name)
-                    with self._lent(stitch), drawn:
-                        self.loop.run_iter(index, batch)
-            # What is kept grows evenly enough to foresee: looked at after 1, 2, 4, ... batches.
+                check_first_batch(self.evaluator.metrics, self.stage, batch)
+            self._run_stitches(index, batch)
+            # What metrics hold grows evenly enough to be foreseen from batches 1, 2, 4, ...
             if self.bounded and index + 1 < batches and (index + 1) & index == 0:
-                self._drop_what_does_not_fit((index + 1) / len(dataloader))
-            yield len(self.stitches)
+                self._drop_what_does_not_fit((index + 1) / len(self.dataloader))
+            yield len(self.results)
 
-    def absent_classes(self) -> str | None:
+    def _run_stitches(self, index: int, batch: Any) -> None:
+        shared = self.backbone.reuse_prefixes(tuple(self.results)) if self.prefix_reuse else nullcontext()
+        explained = sizes_explained(self.model, batch, False, f"{self.stage}_dataloader")
+        with shared, explained, _preprocessed_once(self.model) as start_stitch:
+            for stitch, results in self.results.items():
+                self.backbone.set_stitch(stitch)
+                start_stitch()
+                pictures = nullcontext() if self.pictures is None else self.pictures.of(stitch.name)
+                with replaced_attributes(results.outputs), pictures:
+                    self.run_batch(results, index, batch)
+                for metric in results.evaluator.metrics:
+                    fold(metric)
+
+    def absent_classes_warning(self) -> str | None:
         """A warning of classes that occur in no label map, None if all do; before any stitch is evaluated."""
-        with self._lent(self.stitches[0]):
-            warnings = [absent_classes(metric, self.stage) for metric in self._evaluator.metrics]
+        results = next(iter(self.results.values()))
+        warnings = [absent_classes_warning(metric, self.stage) for metric in results.evaluator.metrics]
         return next(filter(None, warnings), None)
 
     def evaluate(self, stitch: Stitch) -> dict[str, Any]:
-        """The metrics of one stitch, and the means of its losses; frees what they were computed from."""
-        with self._lent(stitch) as gathered:
-            for metric in self._evaluator.metrics:
+        """The metrics of one stitch and the means of its losses; frees what they were computed from."""
+        results = self.results.pop(stitch)
+        with replaced_attributes(results.outputs):
+            for metric in results.evaluator.metrics:
                 if keeps_nothing(metric) and not metric.results:
                     metric.results.append(None)  # mmengine warns of a metric without results
-            metrics = self._evaluator.evaluate(len(self.loop.dataloader.dataset))
-        del self.gathered[stitch]
-        return metrics | (_parse_losses(gathered.losses, self.stage) if gathered.losses else {})
-
-    @property
-    def _evaluator(self) -> Evaluator:
-        return self.loop.evaluator
-
-    @contextmanager
-    def _lent(self, stitch: Stitch) -> Iterator[StitchResults]:
-        """Gives the metrics and the loop what they have gathered for a stitch, and takes it back."""
-        gathered, metrics, losses = self.gathered[stitch], self._evaluator.metrics, f"{self.stage}_loss"
-        own = [vars(metric) for metric in metrics]
-        given = []
-        for metric, state, paths in zip(metrics, gathered.states, gathered.paths, strict=True):
-            metric.__dict__ = state
-            given.append({name: state[name] for name in paths})
-            state.update(paths)
-        setattr(self.loop, losses, gathered.losses)
-        try:
-            yield gathered
-        finally:
-            for metric, state, paths in zip(metrics, own, given, strict=True):
-                fold(metric)
-                vars(metric).update(paths)  # a metric whose state cannot be copied is lent its own
-                metric.__dict__ = state
-            gathered.losses = getattr(self.loop, losses)
-            setattr(self.loop, losses, {})
+            metrics = results.evaluator.evaluate(len(self.dataloader.dataset))
+        return metrics | (parse_losses(results.losses, self.stage) if results.losses else {})
 
     def _drop_what_does_not_fit(self, share: float) -> None:
-        """Leaves to a later pass those stitches, from the end, for which there would be no memory, judging by the
-        ``share`` of the data that has been seen. All ranks leave the same."""
-        kept = max(kept_bytes(gathered.states) for gathered in self.gathered.values())
-        largest = torch.tensor(self.initial_bytes + (kept - self.initial_bytes) / share)
-        all_reduce(largest, op="max")
-        fitting = max(1, int(HOST_MEMORY / max(float(largest), 1.0)))
-        for stitch in self.stitches[fitting:]:
-            del self.gathered[stitch]
-        self.stitches = self.stitches[:fitting]
+        """Leave the last stitches to a later pass, judging from the ``share`` of the data that has been seen.
+
+        All ranks leave the same stitches.
+        """
+        initial = _bytes_of_metrics(self.evaluator)
+        most = max(_bytes_of_metrics(results.evaluator) for results in self.results.values())
+        needed = torch.tensor(initial + (most - initial) / share)
+        all_reduce(needed, op="max")
+        fitting = max(1, int(HOST_MEMORY / max(float(needed), 1.0)))
+        self.results = dict(list(self.results.items())[:fitting])
 
 
 def refuse_uneven_batches(model: nn.Module, dataloader: DataLoader, stage: str) -> None:
@@ -184,26 +163,31 @@ def refuse_uneven_batches(model: nn.Module, dataloader: DataLoader, stage: str) 
         )
 
 
-def copied_state(metric: BaseMetric) -> dict[str, Any] | None:
-    """A copy of a metric's attributes for one stitch, None where something among them cannot be copied. What is only
-    read, and may be large, is shared: the data set's description, and the annotations (``_coco_api`` and the like)."""
-    shared = (value for name, value in vars(metric).items() if name == "_dataset_meta" or name.endswith("_api"))
+def copied_evaluator(evaluator: Evaluator) -> Evaluator:
+    """An evaluator for one stitch: a copy, whose metrics are copies as well, except for those that cannot be copied."""
+    copied = copy.copy(evaluator)
+    copied.metrics = [metric if (own := copied_metric(metric)) is None else own for metric in evaluator.metrics]
+    return copied
+
+
+def copied_metric(metric: BaseMetric) -> BaseMetric | None:
+    """A deep copy of a metric, None if it cannot be copied.
+
+    The copy shares what metrics only read, and what may be large: the description of the data set, and the annotations
+    (attributes such as ``_coco_api``).
+    """
+    shared = [metric.dataset_meta, *(value for name, value in vars(metric).items() if name.endswith("_api"))]
     try:
-        return copy.deepcopy(vars(metric), {id(metric): metric} | {id(value): value for value in shared})
-    except Exception:  # whatever the classes of what it keeps may raise
+        return copy.deepcopy(metric, {id(value): value for value in shared})
+    except Exception:  # the attributes of a metric may be of any class, and raise anything
         return None
 
 
-def needs_own_pass(metric: BaseMetric) -> str | None:
-    """Why a metric cannot serve several stitches in one pass, None if it can."""
-    return f"{type(metric).__name__} keeps what cannot be copied" if copied_state(metric) is None else None
-
-
 def fold(metric: BaseMetric) -> None:
-    """Adds up what a metric keeps for each image where it would only do so itself in the end, in the same order.
+    """Add up the areas that mmseg's ``IoUMetric`` keeps for each image, in the order in which it would do so itself.
 
-    mmseg's ``IoUMetric`` keeps four areas per class and image. Over several ranks it is left to gather them: it drops
-    those of images that were evaluated twice, to give each rank as many.
+    The metric keeps four areas for each class and image. With several ranks they are left as they are: the metric drops
+    the areas of images that were evaluated twice, which the sampler adds to give each rank as many.
     """
     stock = sys.modules.get("mmseg.evaluation.metrics.iou_metric")
     if stock is None or type(metric) is not stock.IoUMetric or get_world_size() > 1 or len(metric.results) < 2:
@@ -212,7 +196,7 @@ def fold(metric: BaseMetric) -> None:
 
 
 def kept_bytes(value: Any) -> int:
-    """The memory of what a metric keeps, in bytes, tensors with their storage."""
+    """The memory of nested containers, tensors and arrays, in bytes; a view counts with its whole storage."""
     if isinstance(value, torch.Tensor):
         return sys.getsizeof(value) + value.untyped_storage().nbytes()
     if isinstance(value, np.ndarray):
@@ -225,27 +209,33 @@ def kept_bytes(value: Any) -> int:
     return size
 
 
+def _bytes_of_metrics(evaluator: Evaluator) -> int:
+    return kept_bytes([vars(metric) for metric in evaluator.metrics])
+
+
 @contextmanager
-def _preprocessed_once(model: nn.Module) -> Iterator[Any]:
-    """Has the n-th preprocessing of a batch for one stitch serve the n-th for the others; gives what says that another
-    stitch begins."""
-    memo: list[Any] = []
-    number = 0
+def _preprocessed_once(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Preprocess a batch once for all stitches; yield a function to call before each stitch.
 
-    def begin() -> None:
-        nonlocal number
-        number = 0
+    Test-time augmentation preprocesses several times: the n-th result serves the n-th call of every stitch.
+    """
+    results: list[Any] = []
+    calls = 0
 
-    with ExitStack() as stack:
-        for preprocessor in (m for m in model.modules() if isinstance(m, BaseDataPreprocessor)):
+    def start_stitch() -> None:
+        nonlocal calls
+        calls = 0
 
-            def forward(*args: Any, own: Any = preprocessor.forward, **kwargs: Any) -> Any:
-                nonlocal number
-                number += 1
-                if number > len(memo):
-                    memo.append(own(*args, **kwargs))
-                return memo[number - 1]
+    def once(preprocess: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > len(results):
+                results.append(preprocess(*args, **kwargs))
+            return results[calls - 1]
 
-            preprocessor.forward = forward
-            stack.callback(delattr, preprocessor, "forward")
-        yield begin
+        return forward
+
+    preprocessors = [module for module in model.modules() if isinstance(module, BaseDataPreprocessor)]
+    with replaced_attributes([(module, "forward", once(module.forward)) for module in preprocessors]):
+        yield start_stitch

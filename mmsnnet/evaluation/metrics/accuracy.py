@@ -12,16 +12,16 @@ from mmsnnet.registry import METRICS
 
 @METRICS.register_module()
 class Accuracy(BaseMetric):
-    """``top<k>``: the share of images, in percent, whose label is among the ``k`` classes of the highest logits.
+    """``top<k>``: the percentage of images whose label is among the ``k`` classes of the highest logits.
 
-    Each image counts once, however many ranks share the data set out.
+    Each image counts once, with any number of ranks.
 
     Args:
         topk: one ``k`` or several.
-        collect_device, prefix: as of any metric of mmengine's.
+        collect_device, prefix: as of mmengine's ``BaseMetric``.
 
     Raises:
-        ValueError: a ``k`` is not at least 1.
+        SettingError: a ``k`` is below 1, or there is none.
     """
 
     default_prefix = ""
@@ -32,19 +32,19 @@ class Accuracy(BaseMetric):
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
         if not self.topk or min(self.topk) < 1:
-            raise SettingError(f"topk names at least one k, each at least 1; got {topk}")
+            raise SettingError(f"topk needs at least one k, each at least 1; got {topk}")
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Notes for each sample, with ``logits`` (K,) and ``gt_label``, whether it counts for each ``k``.
+        """Record for each sample whether its ``gt_label`` is among the ``k`` highest ``logits`` (K,), for each ``k``.
 
         Raises:
-            ValueError: a ``k`` is more than the classes that there are.
+            SettingError: a ``k`` exceeds the number of classes.
         """
         logits = torch.stack([sample["logits"] for sample in data_samples])
         if max(self.topk) > logits.shape[1]:
             raise SettingError(
-                f"top-{max(self.topk)} accuracy needs as many classes, the model has {logits.shape[1]}: set topk of "
-                "val_evaluator and test_evaluator"
+                f"top-{max(self.topk)} accuracy needs at least {max(self.topk)} classes, and the model has "
+                f"{logits.shape[1]}: set topk of val_evaluator and test_evaluator"
             )
         labels = torch.tensor([int(sample["gt_label"]) for sample in data_samples])
         hits = logits.topk(max(self.topk), dim=1).indices.cpu() == labels[:, None]

@@ -1,0 +1,40 @@
+"""Private names of mmengine and its toolboxes that the engine needs, each with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+
+# The loops over stitches average the losses of each stitch exactly as mmengine's loops do.
+from mmengine.runner.loops import _parse_losses as parse_losses  # noqa: F401
+from mmengine.visualization import LocalVisBackend, Visualizer
+
+
+def coco_annotations(metric: BaseMetric) -> Any | None:
+    """mmdet's metrics have no public name for the annotations that they read, which may be empty."""
+    return getattr(metric, "_coco_api", None)
+
+
+def visualizer_of(hook: Hook) -> Visualizer | None:
+    """The toolboxes' visualization hooks draw with a visualizer whose paths depend on the stitch."""
+    visualizer = getattr(hook, "_visualizer", None)
+    return visualizer if isinstance(visualizer, Visualizer) else None
+
+
+def drawn_images(hook: Hook) -> int | None:
+    """The toolboxes' visualization hooks number their pictures by a counter, and each stitch needs its own count."""
+    count = getattr(hook, "_test_index", None)
+    return count if isinstance(count, int) else None
+
+
+def set_drawn_images(hook: Hook, count: int) -> None:
+    """The counter of :func:`drawn_images` has to be set when another stitch continues."""
+    hook._test_index = count
+
+
+def image_folders(visualizer: Visualizer) -> list[str]:
+    """OpenCV, which the local backends write images with, silently writes nothing into a folder that does not exist."""
+    backends = visualizer._vis_backends.values()
+    return [backend.experiment._img_save_dir for backend in backends if isinstance(backend, LocalVisBackend)]

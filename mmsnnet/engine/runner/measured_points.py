@@ -1,0 +1,158 @@
+"""Load the operating points that an earlier run has already measured (``--resume``)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, is_main_process
+from torch import nn
+from torch.utils.data import Dataset
+
+from mmsnnet.engine.ranks import fail_together
+from mmsnnet.errors import UserError
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.models import StitchedBackbone
+from mmsnnet.models.checkpoint import DRAWS
+
+# Settings that change no metric of a model whose weights are loaded: in any part of the model, and in the backbone.
+TRAINING_ONLY = ("init_cfg", "pretrained", "with_cp", "drop_path_rate")
+BACKBONE_ONLY = ("stitch", "budget", "seed", "flops_step", "frozen_stages", "frozen_anchors")
+
+
+class CannotResumeError(UserError, ValueError):
+    """A file of operating points does not belong to the run that should continue it."""
+
+
+def run_header(config: Config, backbone: StitchedBackbone, dataset: Dataset) -> OperatingPoints:
+    """The header of a run's file: operating points without points and without a fingerprint."""
+    return OperatingPoints(
+        config=config.filename and str(Path(config.filename)),
+        checkpoint=config.get("load_from"),
+        dataset=getattr(dataset, "metainfo", {}).get("name", type(dataset).__name__),
+        input_shape=backbone.img_size,
+        device=str(next(backbone.parameters()).device),
+        depths=backbone.space.depths,
+    )
+
+
+def run_fingerprint(config: Config, model: nn.Module, dataset: Dataset, fp16: bool) -> dict[str, str]:
+    """Digests of everything that metrics depend on: the checkpoint, the config, and the data set.
+
+    A runner that was built without a config is identified by the ``repr`` of its parts.
+
+    Args:
+        config: of the runner.
+        model: without wrappers.
+        dataset: the test set.
+        fp16: whether the loop runs the model under autocast.
+    """
+    weights = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        if not name.endswith(DRAWS):  # the number of training iterations changes no metric
+            weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    settings = [_settings_of_metrics(config.get("model", str(model))), config.get("test_evaluator"), fp16]
+    loading = config.get("test_dataloader", {}).get("dataset", type(dataset).__name__)
+    return {
+        "checkpoint": weights.hexdigest(),
+        "config": _digest(settings),
+        "data set": _digest([loading, len(dataset), _entries_digest(dataset)]),
+    }
+
+
+def load_measured_points(
+    header: OperatingPoints, stitches: Collection[OperatingPoint], path: str, resume: bool
+) -> OperatingPoints:
+    """Add the points of a file that are valid for a run to its header; all ranks get the same points.
+
+    With ``resume`` these are all points of the file. Otherwise, and if the file has no metrics yet, they are the
+    latencies, provided that they were measured on the same model.
+
+    Args:
+        header: of the run, with its fingerprint.
+        stitches: every stitch of the model, with its costs.
+        path: of the file, which need not exist.
+        resume: whether the run continues the file.
+
+    Raises:
+        CannotResumeError: ``resume`` is set, and the file is damaged or belongs to another run.
+    """
+    points = [header]
+    # Only rank 0 reads the file: if the ranks saw different points, they would wait for each other forever.
+    with fail_together():
+        if is_main_process():
+            points = [_read_valid_points(header, stitches, path, resume)]
+    broadcast_object_list(points)
+    return points[0]
+
+
+def _read_valid_points(
+    header: OperatingPoints, stitches: Collection[OperatingPoint], path: str, resume: bool
+) -> OperatingPoints:
+    if not Path(path).exists():
+        return header
+    try:
+        stored = OperatingPoints.load(path)
+    except ValueError as error:
+        if not resume:
+            return header
+        raise CannotResumeError(f"{error}; leave out --resume to overwrite the file") from error
+    different = []
+    if resume and (stored.fingerprint or any(point.metrics for point in stored)):
+        different = [name for name, digest in header.fingerprint.items() if stored.fingerprint.get(name) != digest]
+        if not different:
+            return replace(header, points=stored.points, benchmark=stored.benchmark)
+    elif _is_same_model(stored, header, stitches):
+        timed = (replace(point, metrics={}) for point in stored if point.latency_ms is not None)
+        return replace(header, points=tuple(timed), benchmark=stored.benchmark)
+    if not resume:
+        return header
+    raise CannotResumeError(
+        f"{path} has results of another {' and '.join(different) or 'model or config'}, which --resume cannot "
+        "continue: choose another --out, or leave out --resume to overwrite the file"
+    )
+
+
+def _is_same_model(stored: OperatingPoints, header: OperatingPoints, stitches: Collection[OperatingPoint]) -> bool:
+    """Whether latencies in a file were measured on this model, with these or other weights."""
+    configs = {Path(run.config).name for run in (stored, header) if run.config is not None}
+    known, measured = (
+        {(point.id, point.name, point.kind, point.flops, point.params) for point in points}
+        for points in (stitches, stored)
+    )
+    return len(configs) < 2 and stored.input_shape == header.input_shape and measured <= known
+
+
+def _settings_of_metrics(setting: Any) -> Any:
+    """A model's config without the settings that change no metric."""
+    if isinstance(setting, Mapping):
+        is_backbone = str(setting.get("type")).rpartition(".")[2] in ("StitchedBackbone", "StitchedViT")
+        ignored = TRAINING_ONLY + (BACKBONE_ONLY if is_backbone else ())
+        return {name: _settings_of_metrics(value) for name, value in setting.items() if name not in ignored}
+    return [_settings_of_metrics(value) for value in setting] if isinstance(setting, list | tuple) else setting
+
+
+def _entries_digest(dataset: Dataset) -> str | None:
+    """A digest of the entries of mmengine's data sets and of their files' sizes and dates; None for other data sets."""
+    if not hasattr(dataset, "get_data_info"):
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        files = [value for name, value in info.items() if name.endswith("path") and isinstance(value, str)]
+        stats = [os.stat(file) for file in files if os.path.exists(file)]
+        digest.update(_digest([info, [(stat.st_size, stat.st_mtime_ns) for stat in stats]]).encode())
+    return digest.hexdigest()
+
+
+def _digest(setting: Any) -> str:
+    text = json.dumps(setting, sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
