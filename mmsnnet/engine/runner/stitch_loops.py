@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import check_loader
+from mmsnnet.engine.console import console_handlers
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.labels import check_labels
 from mmsnnet.engine.runner.metric_values import for_hooks, shown, split_values
@@ -229,7 +230,7 @@ def _passes(
         logger.info(f"each stitch has a pass of its own: {'; '.join(alone)}")
         per_pass = 1
     # Where the console shows warnings alone (the tools' --quiet), a test has one line, a validation none.
-    verbose = any(h.level <= logging.INFO for h in _console_handlers(logger))
+    verbose = any(h.level <= logging.INFO for h in console_handlers(logger))
     hidden = not is_main_process() or (stage == "val" and not verbose)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -313,7 +314,7 @@ def _check_initialized(backbone: StitchedBackbone, stitches: Sequence[Stitch]) -
 @contextmanager
 def _quiet_console(logger: MMLogger) -> Iterator[None]:
     """Keeps the log of each pass (its per-class tables, say) to the log file; the console has the progress instead."""
-    handlers = _console_handlers(logger)
+    handlers = console_handlers(logger)
     levels = [handler.level for handler in handlers]
     try:
         for handler in handlers:
@@ -322,7 +323,3 @@ def _quiet_console(logger: MMLogger) -> Iterator[None]:
     finally:
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)
-
-
-def _console_handlers(logger: MMLogger) -> list[Any]:
-    return [handler for handler in logger.handlers if not isinstance(handler, logging.FileHandler)]
