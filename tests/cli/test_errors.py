@@ -67,7 +67,7 @@ def test_other_errors_pass(error: Exception) -> None:
 class Model(nn.Module):
     """Fails in its first iteration."""
 
-    def train_step(self, *args: object) -> None:
+    def train_step(self, data: object, optim_wrapper: object) -> None:
         raise RuntimeError("in the loop")
 
 
