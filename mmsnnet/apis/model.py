@@ -91,21 +91,24 @@ def count_stitches(
         model: with or without weights in its memory, but not on the meta device.
         input_shape: height and width of the images; default: the backbone's ``img_size``.
         checkpoint, device: as the operating points name them.
+
+    Raises:
+        ValueError: height or width is not positive.
     """
     backbone = find_stitched_backbone(model)
-    shape = tuple(input_shape or backbone.img_size)
-    costs = model_costs(model, shape)
-    return OperatingPoints(
+    points = OperatingPoints(
         config=str(config.filename),
         checkpoint=checkpoint,
         dataset=None,
-        input_shape=shape,
+        input_shape=tuple(input_shape or backbone.img_size),
         device=device,
-        points=tuple(
-            OperatingPoint(s.id, s.name, s.kind, costs[s.id].flops, costs[s.id].params) for s in backbone.space
-        ),
         depths=backbone.space.depths,
     )
+    costs = model_costs(model, points.input_shape)
+    for stitch in backbone.space:
+        cost = costs[stitch.id]
+        points = points.add(OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params))
+    return points
 
 
 def check_preprocessor(config: Config) -> None:

@@ -102,8 +102,10 @@ def test_latencies_are_added_to_what_get_flops_wrote(config: Path, here: Callabl
     assert here("benchmark", config, "--stitches", "S", *options).returncode == 0
     assert len(OperatingPoints.load(path)) == 4
     content = path.read_bytes()
-    is_refused(here("benchmark", config, "--stitches", "S", *options, "--precision", "fp32"), "measured otherwise")
-    is_refused(here("benchmark", config, *options, "--shape", 32, 32), "input shape (32, 48), not (32, 32)")
+    is_refused(
+        here("benchmark", config, "--stitches", "S", *options, "--precision", "fp32"), "measured under other conditions"
+    )
+    is_refused(here("benchmark", config, *options, "--shape", 32, 32), "input shape is (32, 48), not (32, 32)")
     assert path.read_bytes() == content
 
 
@@ -125,7 +127,7 @@ def test_by_default_the_stitches_of_the_file_are_measured(
     ("options", "message"),
     [
         (("--stitches", "X9"), "no stitch 'X9'"),
-        (("--repeats", "0"), "repeats is 1 or more, got 0"),
+        (("--repeats", "0"), "repeats is at least 1, got 0"),
         (("--checkpoint", "nowhere.pth"), "nowhere.pth"),
         (("--cuda-graph",), "a CUDA graph needs a GPU"),
         (("--shape", "0", "32"), "both positive"),

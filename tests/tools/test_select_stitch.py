@@ -44,7 +44,7 @@ def test_prints_the_stitch_its_neighbours_and_the_line_for_a_config(points: Path
     done = select_stitch(points.name, "--max-gflops", 240, "--out", "fronts/front.json", cwd=points.parent)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "The best of 5 stitches within 240 GFLOPs is 57 (L5-S3-L12); the front beside it:"
+    assert lines[0] == "The best of 5 stitches within 240 GFLOPs is 57 (L5-S3-L12); its neighbours on the front:"
     found = [line.split() for line in lines]
     assert ["id", "name", "kind", "GFLOPs", "params", "(M)", "latency", "(ms)", "mIoU", "aAcc", "mark"] in found
     rows = [line for line in found if line and line[0].isdigit()]
@@ -155,13 +155,13 @@ def test_a_file_cut_short_and_one_that_is_not_there(
     assert os.listdir(points.parent) == [points.name]
 
 
-def test_the_file_that_is_read_is_not_written(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_input_file_is_not_written(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     before = points.read_bytes()
     link = points.parent / "link.json"
     link.symlink_to(points)
     for out in (points, link):
         assert main([str(points), "--max-gflops", "240", "--out", str(out)]) == 2
-        assert "the file that is read" in capsys.readouterr().err
+        assert "is the input file" in capsys.readouterr().err
     assert points.read_bytes() == before
 
 
