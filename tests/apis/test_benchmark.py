@@ -40,7 +40,7 @@ class Spy(BaseModel):
         return copied
 
     def forward(self, images: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
-        found = self.backbone(images)[-1]
+        result = self.backbone(images)[-1]
         self.calls.append(
             dict(
                 model=self,
@@ -48,13 +48,13 @@ class Spy(BaseModel):
                 images=images,
                 samples=data_samples,
                 mode=mode,
-                out=found,
+                out=result,
                 ranks={layer.rank for layer in self.backbone.network.layers.values()},
                 training=any(m.training for m in self.modules()),
                 gradients=torch.is_grad_enabled(),
             )
         )
-        return found
+        return result
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def spy(make_backbone: Callable[..., Any]) -> Spy:
 
 
 class Clock:
-    """A clock that stands still but while a stitch runs: then it goes on by what ``costs`` has next for it."""
+    """A clock that moves only when a stitch runs, by the next value of ``costs``."""
 
     def __init__(self, model: Spy, costs: dict[str, Iterator[float]]) -> None:
         self.model = model
@@ -82,14 +82,14 @@ def test_latency_is_the_median_of_the_rounds_after_the_warm_up(spy: Spy, monkeyp
     # Seconds: at first one run that shows whether the model runs at all, then a round to warm up, then four that count.
     costs = {"S": iter([9.0, 9.0, 0.004, 0.001, 0.002, 0.005]), "L": iter([9.0, 9.0, 0.010, 0.030, 0.020, 0.090])}
     monkeypatch.setattr(time, "perf_counter", Clock(spy, costs))
-    found = benchmark_stitches(spy, "anchors", BenchmarkSettings(batch_size=3, warmup=1, repeats=4))
-    small, large = found.latencies
+    result = benchmark_stitches(spy, "anchors", BenchmarkSettings(batch_size=3, warmup=1, repeats=4))
+    small, large = result.latencies
     assert (small.stitch.name, large.stitch.name) == ("S", "L")
     assert small.times_ms == pytest.approx([4, 1, 2, 5]) and large.times_ms == pytest.approx([10, 30, 20, 90])
     assert small.latency_ms == pytest.approx(3) and large.latency_ms == pytest.approx(25)
     assert small.quartiles_ms == pytest.approx((1.75, 4.25))
     assert small.throughput == pytest.approx(1000) and large.throughput == pytest.approx(120)
-    assert small.peak_memory is None and any("peak memory" in note for note in found.notes)
+    assert small.peak_memory is None and any("peak memory" in note for note in result.notes)
 
 
 def test_one_repeat_is_its_own_median_and_quartiles() -> None:
@@ -162,15 +162,15 @@ def test_weights_and_images_are_channels_last(channels_last: bool, spy: Spy) -> 
 
 
 def test_compiled_stitches_give_the_same_results(make_segmentor: MakeSegmentor) -> None:
-    """Each its own: what is compiled for one stitch is not run for another."""
+    """Code that is compiled for one stitch is not run for another."""
     model = module._deployed(make_segmentor())
     images = torch.randn(1, 3, 32, 32)
     outputs: dict[str, list[Tensor]] = {}
 
     def noting(images: Tensor) -> Tensor:
-        found = model(images, mode="tensor")
-        outputs.setdefault(model.backbone.stitch.name, []).append(found)
-        return found
+        result = model(images, mode="tensor")
+        outputs.setdefault(model.backbone.stitch.name, []).append(result)
+        return result
 
     stitches = model.backbone.space.select("S0-L2,L1-S1")
     compiled = {stitch: module._run(noting, images, "eager") for stitch in stitches}
@@ -182,23 +182,23 @@ def test_compiled_stitches_give_the_same_results(make_segmentor: MakeSegmentor) 
                 for once in (plain, run):
                     once()
     assert len(outputs) == 2
-    for found in outputs.values():
-        assert len(found) == 4
-        for other in found[1:]:
-            torch.testing.assert_close(other, found[0])
+    for result in outputs.values():
+        assert len(result) == 4
+        for other in result[1:]:
+            torch.testing.assert_close(other, result[0])
 
 
 def test_a_benchmark_of_compiled_stitches(make_segmentor: MakeSegmentor) -> None:
     torch._dynamo.utils.counters.clear()
-    found = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, compile="aot_eager"))
-    assert found.conditions["compile"] == "aot_eager"
-    assert all(len(latency.times_ms) == 2 for latency in found.latencies)
+    result = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, compile="aot_eager"))
+    assert result.conditions["compile"] == "aot_eager"
+    assert all(len(latency.times_ms) == 2 for latency in result.latencies)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one graph for each stitch, and no breaks"
 
 
 def test_the_conditions(make_segmentor: MakeSegmentor) -> None:
-    found = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, batch_size=2, precision="bf16"))
-    conditions = dict(found.conditions)
+    result = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, batch_size=2, precision="bf16"))
+    conditions = dict(result.conditions)
     assert conditions.pop("date").endswith("+00:00") and conditions.pop("device")
     assert conditions == {
         "threads": torch.get_num_threads(),
@@ -211,7 +211,7 @@ def test_the_conditions(make_segmentor: MakeSegmentor) -> None:
         "warmup": 1,
         "repeats": 2,
     }
-    assert found.input_shape == (32, 32)
+    assert result.input_shape == (32, 32)
 
 
 def test_the_model_name_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +276,7 @@ def test_an_operator_without_half_precision_is_named(spy: Spy, monkeypatch: pyte
 
 
 class TestGraphs:
-    """CUDA graphs, with stand-ins for what needs a GPU."""
+    """CUDA graphs, with stand-ins for the GPU."""
 
     @pytest.fixture(autouse=True)
     def stand_ins(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,8 +311,8 @@ class TestGraphs:
 
         monkeypatch.setattr(module, "_capture", capture)
         runs = {stitch: (lambda stitch=stitch: stitch.name) for stitch in spy.backbone.space}
-        kept, failure = module._captured(spy.backbone, runs)
-        assert kept == runs
+        remaining, failure = module._captured(spy.backbone, runs)
+        assert remaining == runs
         assert failure == (
             "measured without CUDA graphs: stitch 1 (L) cannot be captured: called a synchronizing CUDA operation"
         )
@@ -322,10 +322,10 @@ class TestGraphs:
 @pytest.mark.parametrize("cuda_graph", [None, False])
 def test_on_a_gpu(cuda_graph: bool | None, make_segmentor: MakeSegmentor) -> None:
     settings = BenchmarkSettings(precision="fp16", cuda_graph=cuda_graph, warmup=2, repeats=5)
-    found = benchmark_stitches(make_segmentor(), "all", settings, device="cuda")
-    assert found.notes == () and found.conditions["cuda_graph"] is (cuda_graph is None)
-    assert found.conditions["device"] == torch.cuda.get_device_name()
-    for latency in found.latencies:
+    result = benchmark_stitches(make_segmentor(), "all", settings, device="cuda")
+    assert result.notes == () and result.conditions["cuda_graph"] is (cuda_graph is None)
+    assert result.conditions["device"] == torch.cuda.get_device_name()
+    for latency in result.latencies:
         assert all(0 < elapsed < 1000 for elapsed in latency.times_ms)
         assert latency.peak_memory is not None and latency.peak_memory > 1e5
 
@@ -353,7 +353,7 @@ def test_a_graph_computes_what_the_stitch_computes(make_segmentor: MakeSegmentor
 def test_a_model_that_waits_for_the_gpu_is_measured_without_graphs(spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = Spy.forward
     monkeypatch.setattr(Spy, "forward", lambda self, *args, **kwargs: forward(self, *args, **kwargs).sum().item())
-    found = benchmark_stitches(spy, "anchors", QUICK, device="cuda")
-    assert found.conditions["cuda_graph"] is False
-    assert [note.partition(":")[0] for note in found.notes] == ["measured without CUDA graphs"]
-    assert all(len(latency.times_ms) == 2 for latency in found.latencies)
+    result = benchmark_stitches(spy, "anchors", QUICK, device="cuda")
+    assert result.conditions["cuda_graph"] is False
+    assert [note.partition(":")[0] for note in result.notes] == ["measured without CUDA graphs"]
+    assert all(len(latency.times_ms) == 2 for latency in result.latencies)

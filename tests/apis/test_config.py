@@ -32,7 +32,7 @@ def write_config(tmp_path: Path) -> WriteConfig:
 
 @pytest.fixture
 def uninstall(monkeypatch: pytest.MonkeyPatch) -> Uninstall:
-    """``uninstall(*packages)``: ``load_config`` finds these packages no longer."""
+    """``uninstall(*packages)`` hides these packages from ``load_config``."""
 
     def remove(*packages: str) -> None:
         def find(name: str, package: str | None = None) -> ModuleSpec | None:
@@ -94,7 +94,7 @@ test_dataloader = dict(dataset=plain)
 
 
 @pytest.mark.parametrize("top", ["", "data_root = 'data/b'"])
-def test_an_option_that_moves_nothing_or_all(top: str, write_config: WriteConfig) -> None:
+def test_an_option_must_move_a_data_set(top: str, write_config: WriteConfig) -> None:
     path = write_config(f"{top}\ntest_dataloader = dict(dataset=dict(data_root='data/b'))")
     if top:
         assert load_config(path, {"data_root": "data/new"}).test_dataloader.dataset.data_root == "data/new"
@@ -122,9 +122,7 @@ CHILDREN = {
 
 @pytest.mark.parametrize("generations", [1, 2, 3])
 @pytest.mark.parametrize("name", CHILDREN)
-def test_a_root_is_read_in_whatever_form_a_config_sets_it(
-    name: str, generations: int, write_config: WriteConfig
-) -> None:
+def test_a_root_in_any_form_of_config(name: str, generations: int, write_config: WriteConfig) -> None:
     folder = write_config(BASE).parent
     (folder / name).write_text(CHILDREN[name])
     for generation in range(1, generations):  # only the first one sets the root
@@ -218,11 +216,11 @@ def test_the_root_of_a_real_config_in_a_file_of_ones_own(write_config: WriteConf
         ("c.py", "_base_ = 'nowhere.py'", "nowhere.py"),
     ],
 )
-def test_configs_that_cannot_be_read_are_named(name: str, text: str, said: str, tmp_path: Path) -> None:
+def test_configs_that_cannot_be_read_are_named(name: str, text: str, output: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as error:
         load_config(tmp_path / name)
-    assert str(tmp_path / name) in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+    assert str(tmp_path / name) in str(error.value) and output in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("root", ["''", "None"])
@@ -261,7 +259,7 @@ def test_a_root_that_is_the_working_folder_moves_nothing(root: str, write_config
     assert load_config(child).train_dataloader.dataset.ann_file == ""
 
 
-def test_a_root_in_paths_alone(write_config: WriteConfig) -> None:
+def test_a_root_that_only_paths_use(write_config: WriteConfig) -> None:
     path = write_config(
         "data_root = '/a'\ntrain_dataloader = dict(dataset=dict(img_dir=data_root + '/img'))\n"
         "val_dataloader = dict(dataset=dict(data_root='/b'))"
@@ -271,9 +269,7 @@ def test_a_root_in_paths_alone(write_config: WriteConfig) -> None:
     assert (moved.train_dataloader.dataset.img_dir, moved.val_dataloader.dataset.data_root) == ("/new/img", "/b")
 
 
-def test_the_users_folder_may_be_written_as_in_a_shell(
-    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tilde_stands_for_the_home_folder(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     path = write_config("data_root = '~/a'\nwork_dir = '~/runs'\ntest_dataloader = dict(dataset=dict(data_root='~/a'))")
     config = load_config(path, {"load_from": "~/x.pth"})
@@ -338,7 +334,7 @@ def test_a_config_without_a_scope_is_for_segmentation(write_config: WriteConfig,
 
 
 @pytest.mark.parametrize("name", ["README.md", "checkpoint.pth", "config"])
-def test_what_is_no_config_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+def test_other_files_are_refused_by_their_names(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("# A text")
     with pytest.raises(ValueError, match=rf"{name}' is no config: the name of a config ends in \.py"):
         load_config(tmp_path / name)
@@ -348,9 +344,7 @@ def test_what_is_no_config_is_refused_by_its_name(tmp_path: Path, name: str) -> 
     ("option", "message"),
     [("foo", "'foo' is not KEY=VALUE"), ("=3", "'=3' is not KEY=VALUE"), ("a=[1,2", r"\[1,2")],
 )
-def test_options_that_are_none_are_answered_in_one_line(
-    capsys: pytest.CaptureFixture[str], option: str, message: str
-) -> None:
+def test_wrong_options_end_with_one_line(capsys: pytest.CaptureFixture[str], option: str, message: str) -> None:
     command = argparse.ArgumentParser(prog="tool")
     command.add_argument("--cfg-options", nargs="+", action=DictAction)
     with pytest.raises(SystemExit, match="2"):

@@ -48,7 +48,7 @@ def environment() -> Iterator[Environment]:
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a machine without a GPU; the process group of a test ends with it."""
+    """A machine without a GPU. The process group of a test ends with it."""
     monkeypatch.setattr(launch, "get_device", lambda: "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yield
@@ -94,7 +94,7 @@ def test_a_process_reads_its_ranks(
         ("pytorch", {}, "tools/dist_train.sh"),
         ("pytorch", dict(RANK=0, WORLD_SIZE=2), "LOCAL_RANK, which torchrun sets"),
         ("slurm", {}, "tools/slurm_train.sh"),
-        # A batch script that calls Python without srun is one process, which would wait for the others in vain.
+        # A batch script that calls Python without srun is one process, which would wait for the others forever.
         ("slurm", dict(SLURM_PROCID=0, SLURM_NTASKS=8, SLURM_LOCALID=0), "SLURM_STEP_NUM_TASKS, which srun sets"),
     ],
 )
@@ -111,14 +111,14 @@ def test_torchrun_without_a_launcher_is_refused(environment: Environment) -> Non
     environment(TORCHELASTIC_RUN_ID="none", RANK=1, WORLD_SIZE=2)
     with pytest.raises(ValueError, match="--launcher pytorch"):
         prepare_launch(Config({}), "none")
-    # A container's own variables are no launch.
+    # The variables of a container do not come from torchrun.
     environment(RANK=1, WORLD_SIZE=2)
     prepare_launch(Config({}), "none")
 
 
 @pytest.fixture
 def scontrol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A stand-in for Slurm's, the only program there is."""
+    """A stand-in for Slurm's scontrol, the only program on the PATH."""
     path = tmp_path / "bin/scontrol"
     path.parent.mkdir()
     path.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && echo node1 && echo node2\n')
@@ -128,14 +128,14 @@ def scontrol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_slurm_gives_the_address_of_rank_0(environment: Environment, scontrol: Path) -> None:
-    found = []
+    rows = []
     for job, step, rank in ((7, 0, 0), (7, 0, 3), (7, 1, 0), (8, 0, 0)):
         environment(**slurm(rank, SLURM_JOB_ID=job, SLURM_STEP_ID=step))
         Process.from_environment("slurm").set_torch_variables()
-        found.append([os.environ[name] for name in (*NAMES[:3], "MASTER_ADDR", "MASTER_PORT")])
-    ranks, hosts, ports = ([row[:3] for row in found], {row[3] for row in found}, [row[4] for row in found])
+        rows.append([os.environ[name] for name in (*NAMES[:3], "MASTER_ADDR", "MASTER_PORT")])
+    ranks, hosts, ports = ([row[:3] for row in rows], {row[3] for row in rows}, [row[4] for row in rows])
     assert ranks[:2] == [["0", "4", "0"], ["3", "4", "1"]] and hosts == {"node1"}
-    # All tasks of a step agree; other steps and jobs on the machine have ports of their own.
+    # All tasks of a step have the same port; other steps and jobs on the machine have another one.
     assert ports[0] == ports[1] and len(set(ports)) == 3 and all(1024 < int(port) < 32768 for port in ports)
 
 
@@ -152,7 +152,7 @@ def test_variables_of_the_user_take_precedence(environment: Environment, scontro
 def test_without_scontrol_several_nodes_need_an_address(
     environment: Environment, scontrol: Path, script: str | None
 ) -> None:
-    """As in a container. One node needs none."""
+    """In a container, for example. One node needs none."""
     scontrol.unlink() if script is None else scontrol.write_text(script)
     environment(**slurm(nodes=1))
     Process.from_environment("slurm").set_torch_variables()
@@ -178,7 +178,7 @@ def test_without_a_gpu_the_group_is_gloo_with_the_timeout_of_the_config(
 
 
 @pytest.mark.parametrize("timeout", ["30", 0, -1, True])
-def test_a_timeout_that_is_none(environment: Environment, on_cpu: None, timeout: object) -> None:
+def test_a_wrong_timeout(environment: Environment, on_cpu: None, timeout: object) -> None:
     environment(**one_process())
     with pytest.raises(ValueError, match="timeout is a positive number of seconds"):
         prepare_launch(Config(dict(env_cfg=dict(dist_cfg=dict(timeout=timeout)))), "pytorch")
@@ -195,7 +195,7 @@ def test_slurm_becomes_torchs_launcher(environment: Environment, on_cpu: None) -
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        # What mmengine does by itself, but for the GPU.
+        # mmengine's default, without the GPU.
         (
             dict(find_unused_parameters=True),
             dict(type="MMDistributedDataParallel", broadcast_buffers=False, find_unused_parameters=True),
@@ -216,7 +216,7 @@ def test_data_parallelism_on_cpus_has_no_gpus(
     assert config.model_wrapper_cfg == expected | dict(device_ids=None)
 
 
-def test_other_wrappers_are_left_alone(environment: Environment, on_cpu: None) -> None:
+def test_other_wrappers_are_not_changed(environment: Environment, on_cpu: None) -> None:
     environment(**one_process())
     config = Config(dict(model_wrapper_cfg=dict(type="MMFullyShardedDataParallel")))
     prepare_launch(config, "pytorch")
@@ -233,7 +233,7 @@ OURS = dict(type="mmsnnet.StitchedDataParallel")
         ({}, True),
         (dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", broadcast_buffers=False)), True),
         (dict(model_wrapper_cfg=dict(type="MMSeparateDistributedDataParallel")), True),
-        # That of the wrapper counts where there is one.
+        # The wrapper's setting takes precedence.
         (dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel"), **UNUSED), True),
         (UNUSED, False),
         (dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", **UNUSED)), False),
@@ -241,7 +241,7 @@ OURS = dict(type="mmsnnet.StitchedDataParallel")
         (dict(runner_type="FlexibleRunner"), False),
     ],
 )
-def test_data_parallelism_that_waits_for_what_a_stitch_leaves_out(
+def test_data_parallelism_that_waits_for_unused_parameters(
     make_backbone: Callable[..., nn.Module], settings: dict[str, Any], refused: bool
 ) -> None:
     config = Config(settings)
@@ -253,7 +253,7 @@ def test_data_parallelism_that_waits_for_what_a_stitch_leaves_out(
     check_data_parallel(config, "pytorch", nn.Linear(1, 1))
     if refused:
         config.model_wrapper_cfg = OURS
-        check_data_parallel(config, "pytorch", model)  # what it says is the cure
+        check_data_parallel(config, "pytorch", model)  # the message names this setting
 
 
 @pytest.mark.parametrize(("local_rank", "local_world_size"), [(0, 4), (3, 4), (2, None)])
@@ -271,7 +271,7 @@ def test_more_processes_than_gpus(
     environment(RANK=0, WORLD_SIZE=4, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2)
     config = Config(dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel")))
     prepare_launch(config, "pytorch")
-    # The group, and what GPU a rank has, are left to mmengine.
+    # mmengine starts the group and chooses the GPU of a rank.
     assert not is_distributed() and config.model_wrapper_cfg == dict(type="MMDistributedDataParallel")
 
 
@@ -282,7 +282,7 @@ def test_synchronised_batch_norms_are_refused_on_cpus(on_cpu: None, monkeypatch:
     cure = "--cfg-options model.decode_head.norm_cfg.type=BN model.auxiliary_head.0.norm_cfg.type=BN sync_bn=None"
     with pytest.raises(ValueError, match=f"{cure}$"):
         check_sync_bn(config, "pytorch")
-    # What it says is the cure.
+    # The settings of the message are accepted.
     config.merge_from_dict(dict(option.split("=") for option in cure.split()[1:]) | dict(sync_bn=None))
     check_sync_bn(config, "pytorch")
     config.model.decode_head.norm_cfg.type = "SyncBN"

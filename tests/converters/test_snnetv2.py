@@ -66,9 +66,9 @@ def read(path: Path) -> Weights:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-def same(found: Weights, wanted: Weights) -> bool:
-    return found.keys() == wanted.keys() and all(
-        value.dtype == wanted[key].dtype and torch.equal(value, wanted[key]) for key, value in found.items()
+def same(result: Weights, wanted: Weights) -> bool:
+    return result.keys() == wanted.keys() and all(
+        value.dtype == wanted[key].dtype and torch.equal(value, wanted[key]) for key, value in result.items()
     )
 
 
@@ -77,8 +77,8 @@ def image(model: Published) -> Tensor:
     return torch.randn(3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
-    return ((found.double() - wanted).norm() / wanted.norm()).item()
+def distance(result: Tensor, wanted: Tensor) -> float:
+    return ((result.double() - wanted).norm() / wanted.norm()).item()
 
 
 def converted(model: Published, weights: Weights, tmp_path: Path, **options: Any) -> Weights:
@@ -103,12 +103,12 @@ def tap_distances(
     backbone.load_state_dict(own, strict=True)
     routes, pixels, published = dict(stitches(model)), image(model), Reference(model, reference)
     assert list(routes) == [stitch.id for stitch in backbone.space]
-    found = {}
+    result = {}
     for id_ in ids or routes:
         backbone.set_stitch(id_)
         wanted = published.taps(pixels, routes[id_], out_indices)
-        found[id_] = max(distance(tap[0], map_) for tap, map_ in zip(backbone(pixels[None]), wanted, strict=True))
-    return found
+        result[id_] = max(distance(tap[0], map_) for tap, map_ in zip(backbone(pixels[None]), wanted, strict=True))
+    return result
 
 
 # What the published model computes
@@ -120,17 +120,17 @@ def test_every_stitch_of_a_released_segmentation_model_gives_the_published_taps(
 ) -> None:
     weights = released_weights(model)
     out_indices = TAPS if model.depths[1] == 24 else (2, 5, 8, 11)
-    found = tap_distances(model, converted(model, weights, tmp_path), weights, out_indices)
-    assert len(found) == 134
-    assert {id_: error for id_, error in found.items() if not error < 1e-5} == {}
+    result = tap_distances(model, converted(model, weights, tmp_path), weights, out_indices)
+    assert len(result) == 134
+    assert {id_: error for id_, error in result.items() if not error < 1e-5} == {}
 
 
 def test_a_file_saved_in_evaluation_mode_gives_the_same_taps_with_merged(tmp_path: Path) -> None:
     weights = released_weights(PAIR)
     merged = merged_weights(PAIR, weights)
-    found = tap_distances(PAIR, converted(PAIR, merged, tmp_path, merged=True), weights, TAPS)
-    assert len(found) == 134
-    assert {id_: error for id_, error in found.items() if not error < 1e-5} == {}
+    result = tap_distances(PAIR, converted(PAIR, merged, tmp_path, merged=True), weights, TAPS)
+    assert len(result) == 134
+    assert {id_: error for id_, error in result.items() if not error < 1e-5} == {}
     # Without --merged the update counts twice in every stitch with a stitching layer.
     twice = tap_distances(PAIR, converted(PAIR, merged, tmp_path), weights, TAPS, ids=(0, 1, 2, 24, 79, 80))
     assert {id_ for id_, error in twice.items() if error > 1e-2} == {0, 2, 24, 79, 80}
@@ -143,12 +143,12 @@ def test_every_stitch_of_a_released_classification_model_gives_the_published_log
     config = dict(type="mmsnnet.StitchedClassifier", backbone=backbone_config(model), num_classes=7)
     classifier = MODELS.build(config).eval()
     classifier.load_state_dict(converted(model, weights, tmp_path), strict=True)
-    pixels, published, found = image(model), Reference(model, weights), {}
+    pixels, published, result = image(model), Reference(model, weights), {}
     for id_, route in stitches(model):
         classifier.backbone.set_stitch(id_)
-        found[id_] = distance(classifier(pixels[None])[0], published.logits(pixels, route))
-    assert len(found) == 134
-    assert {id_: error for id_, error in found.items() if not error < 1e-5} == {}
+        result[id_] = distance(classifier(pixels[None])[0], published.logits(pixels, route))
+    assert len(result) == 134
+    assert {id_: error for id_, error in result.items() if not error < 1e-5} == {}
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def test_every_tensor_is_kept_once_and_to_the_bit(model: Published, keep: Callab
     weights = keep(released_weights(model))
     converted = to_mmsnnet(weights).weights
     added = [key for key in converted if key.endswith((".grid", ".draws"))]
-    kept = [id(value) for key, value in converted.items() if key not in added]
-    assert sorted(kept) == sorted(id(value) for key, value in weights.items() if not key.endswith(INDEX))
+    remaining = [id(value) for key, value in converted.items() if key not in added]
+    assert sorted(remaining) == sorted(id(value) for key, value in weights.items() if not key.endswith(INDEX))
 
 
 @pytest.mark.parametrize("model", [TINY, CLASSIFIER], ids=["segmentation", "classification"])
@@ -266,8 +266,8 @@ def test_the_classes_of_a_run_of_mmseg_are_kept(tmp_path: Path) -> None:
     }
     torch.save(file, tmp_path / "released.pth")
     convert_snnetv2(tmp_path / "released.pth", tmp_path / "ours.pth")
-    found = torch.load(tmp_path / "ours.pth", weights_only=True)["meta"]
-    assert found["dataset_meta"] == {"classes": ["a", "b"]} and set(found) == {"dataset_meta", "mmsnnet_version"}
+    result = torch.load(tmp_path / "ours.pth", weights_only=True)["meta"]
+    assert result["dataset_meta"] == {"classes": ["a", "b"]} and set(result) == {"dataset_meta", "mmsnnet_version"}
 
 
 def test_an_update_is_subtracted_to_the_rounding_of_the_weight() -> None:
@@ -282,7 +282,7 @@ def test_an_update_is_subtracted_to_the_rounding_of_the_weight() -> None:
 # The account
 
 
-def test_the_structure_is_read_off_the_weights() -> None:
+def test_names_and_shapes_tell_the_structure() -> None:
     structure = to_mmsnnet(released_weights(TINY._replace(grid=(2, 3)))).structure
     assert (structure.task, structure.depths, structure.widths) == ("segmentation", (2, 4), (16, 24))
     assert (structure.rank, structure.patches, structure.grid, structure.position_bias) == (3, 6, (2, 3), True)
@@ -388,7 +388,7 @@ REFUSED = {
 
 
 def is_refused(source: Path, message: str, **options: Any) -> None:
-    """Asserts that a conversion fails with the message and leaves what was there."""
+    """Assert that a conversion fails with the message and changes no file."""
     target = source.with_name("target.pth")
     target.write_bytes(b"old")
     there = sorted(source.parent.iterdir())
@@ -398,13 +398,11 @@ def is_refused(source: Path, message: str, **options: Any) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
-def test_a_released_file_is_taken_whole_or_not_at_all(
-    change: Callable[[Weights], Weights], message: str, tmp_path: Path
-) -> None:
+def test_a_wrong_file_is_refused_as_a_whole(change: Callable[[Weights], Weights], message: str, tmp_path: Path) -> None:
     is_refused(saved(tmp_path / "source.pth", change(released_weights(TINY))), message)
 
 
-def test_a_classification_file_lacks_nothing_either(tmp_path: Path) -> None:
+def test_an_incomplete_classification_file_is_refused(tmp_path: Path) -> None:
     weights = without("anchors.1.head.bias")(released_weights(CLASSIFIER))
     is_refused(saved(tmp_path / "source.pth", weights), r"missing: anchors.1.head.bias \(5,\)$")
 
@@ -424,7 +422,7 @@ def test_another_grid_than_the_models_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_neither_the_source_nor_a_folder_is_written_over(tmp_path: Path) -> None:
+def test_neither_the_source_nor_a_folder_is_overwritten(tmp_path: Path) -> None:
     source = saved(tmp_path / "source.pth", released_weights(TINY))
     before = source.read_bytes()
     with pytest.raises(ValueError, match="is the source"):
@@ -441,7 +439,7 @@ def test_neither_the_source_nor_a_folder_is_written_over(tmp_path: Path) -> None
 
 
 class Malicious:
-    """Leaves a mark where its pickle is executed."""
+    """Makes a folder if its pickle is executed."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

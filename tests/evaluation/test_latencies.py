@@ -60,8 +60,8 @@ def test_latencies_are_added_and_all_else_is_kept(tmp_path: Path) -> None:
 def test_a_new_file_has_the_stitches_that_were_measured(tmp_path: Path) -> None:
     points = points_to_time(tmp_path / "none.json", counted())
     assert points == points_to_time(None, counted()) == counted(points=())
-    found = with_latencies(points, counted(), measured(THIRD, SMALL))
-    assert [(p.id, p.flops, p.latency_ms) for p in found] == [(0, 1000, 10.0), (2, 1002, 12.0)]
+    result = with_latencies(points, counted(), measured(THIRD, SMALL))
+    assert [(p.id, p.flops, p.latency_ms) for p in result] == [(0, 1000, 10.0), (2, 1002, 12.0)]
 
 
 def test_measuring_again_replaces(tmp_path: Path) -> None:
