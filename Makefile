@@ -31,7 +31,7 @@ $(VENV)/.setup: $(PACKAGING)
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14) and "the pinned stack needs Python 3.10 to 3.13: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -U pip
-	$(PIP) -e '.[mminstall]'
+	$(PIP) -e '.[mminstall,viz]'
 	$(HEADLESS)
 	touch $@
 
@@ -43,7 +43,7 @@ $(VENV)/.setup-full: $(VENV)/.setup
 	$(BIN)/python -c 'import mmcv._ext' 2>/dev/null || \
 		$(PIP) --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv
 	$(BIN)/python -c 'import mmcv._ext'
-	$(PIP) -e '.[mminstall,det,dev]'
+	$(PIP) -e '.[mminstall,det,viz,dev]'
 	$(HEADLESS)
 	touch $@
 

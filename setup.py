@@ -1,4 +1,4 @@
-"""Puts what `mim` looks for into the wheel; the metadata is in pyproject.toml."""
+"""Put the files that `mim` needs into the wheel; the metadata is in pyproject.toml."""
 
 import shutil
 from pathlib import Path
@@ -28,8 +28,7 @@ def put_mim_files(mim: Path, link: bool = False) -> None:
 
 
 class BuildWithMim(build_py):
-    """Copies the mim files into `mmsnnet/.mim`, where OpenMMLab has them; links them for an editable installation, so
-    that edits are seen."""
+    """Copy the mim files to `mmsnnet/.mim`, OpenMMLab's place for them; an editable installation links them."""
 
     def run(self) -> None:
         super().run()
@@ -38,9 +37,11 @@ class BuildWithMim(build_py):
 
 
 class WheelWithMim(bdist_wheel):
-    """Copies them into the wheel's metadata, too. onedl-mim 0.5.1 looks for `.mim` beside the first file that pip
-    recorded. pip sorts what it records, and `mmsnnet-0.1.0.dist-info` comes before `mmsnnet`. An editable installation
-    is looked up by the checkout's path instead."""
+    """Copy the mim files to the wheel's metadata, too.
+
+    onedl-mim 0.5.1 looks for `.mim` beside the first file in pip's record, which is sorted: `mmsnnet-0.1.0.dist-info`
+    comes before `mmsnnet`. For an editable installation it uses the path of the checkout.
+    """
 
     def write_wheelfile(self, wheelfile_base: str, *args: str) -> None:
         super().write_wheelfile(wheelfile_base, *args)

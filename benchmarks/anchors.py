@@ -1,8 +1,8 @@
-"""The tables of docs/anchors.md: which models of timm are stitched with each other, and what each space costs.
+"""The tables of docs/anchors.md: models of timm that are stitched, and the costs of each space.
 
-Each row is built at its real size, with memory but no weights. FLOPs are multiply-accumulates, as fvcore counts them,
-of the backbone alone for an image of 512 x 512, with one tap at the last block. `FAMILIES` is the one list of what is
-checked: tests/stitching/anchors/test_families.py holds each of its models against timm's own forward.
+Each row is built at its real size, with uninitialised weights. FLOPs are multiply-accumulates, as fvcore counts them,
+of the backbone for an image of 512 x 512, with one tap at the last block. tests/stitching/anchors/test_families.py
+compares each model of `FAMILIES` with timm's forward.
 
     python benchmarks/anchors.py
 """
@@ -16,7 +16,7 @@ import torch
 from mmsnnet.stitching import StitchedNetwork, StitchSpace, cost_model, create_anchor
 
 SIZE = 512
-NORMALISATIONS = {  # of images in [0, 1], by the name that the table gives them
+NORMALISATIONS = {  # of images in [0, 1], by their name in the table
     "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "CLIP": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -26,7 +26,7 @@ NORMALISATIONS = {  # of images in [0, 1], by the name that the table gives them
 
 @dataclass(frozen=True)
 class Family:
-    """A row of the table: models of timm, smallest first; the patch size that they are given, None for their own."""
+    """A row of the table: models of timm, smallest first, and a patch size; None keeps each model's."""
 
     name: str
     models: tuple[str, ...]
@@ -34,7 +34,7 @@ class Family:
 
     @property
     def options(self) -> dict[str, int]:
-        """What ``create_anchor`` takes beside the model's name."""
+        """The other arguments of ``create_anchor``."""
         return {} if self.patch_size is None else dict(patch_size=self.patch_size)
 
 
@@ -122,7 +122,7 @@ FAMILIES = (
 
 
 def build(family: Family) -> StitchedNetwork:
-    """The network of a row at its real size, its weights left as the memory was."""
+    """The network of a row at its real size, with uninitialised weights."""
     with torch.device("meta"):
         anchors = [create_anchor(model, SIZE, **family.options) for model in family.models]
         network = StitchedNetwork(anchors, StitchSpace.two_way([anchor.depth for anchor in anchors]))
@@ -133,7 +133,7 @@ def build(family: Family) -> StitchedNetwork:
 
 
 def normalisation(model: str) -> str:
-    """The name, in `NORMALISATIONS`, of the mean and deviation that a model of timm was trained with."""
+    """The normalisation that a model of timm was trained with, as a key of `NORMALISATIONS`."""
     config = timm.get_pretrained_cfg(model)
     return next(name for name, values in NORMALISATIONS.items() if values == (config.mean, config.std))
 
@@ -162,7 +162,7 @@ def row(family: Family) -> str:
 
 
 def normalisation_row(name: str) -> str:
-    """The mean and deviation of a normalisation for pixels from 0 to 255, as a data preprocessor takes them."""
+    """Mean and deviation of a normalisation for pixels from 0 to 255, for a data preprocessor."""
     return line(name, *(", ".join(str(round(255 * value, 4)) for value in values) for values in NORMALISATIONS[name]))
 
 

@@ -1,6 +1,6 @@
-"""Attention of an anchor: with a relative position bias through the fused kernel and materialised, and in windows.
+"""Times of attention with a relative position bias (fused kernel or materialised) and in windows.
 
-All ways take turns in one process; ratios are of their medians to that of the plain anchor.
+All variants take turns in one process. Ratios are those of the medians to the median of the plain anchor.
 
     python benchmarks/attention.py [--model deit3_small_patch16_224] [--size 512] [--window 16] [--repeats 7] [--train]
 """
@@ -52,7 +52,7 @@ def main() -> None:
         f"windows of {args.window}": dict(window_size=args.window),
         f"windows of {args.window}, bias": dict(window_size=args.window, rel_pos_bias=True),
     }
-    anchors = {way: create_anchor(args.model, args.size, **kind).to(device).eval() for way, kind in ways.items()}
+    anchors = {way: create_anchor(args.model, args.size, **options).to(device).eval() for way, options in ways.items()}
     for block in anchors["bias, materialised"].model.blocks:
         block.attn.fused_attn = False
     images = torch.randn(args.batch, 3, args.size, args.size, device=device)

@@ -1,10 +1,10 @@
-"""Training beside other processes: how OpenMP's threads wait, by its default and as the tools set it.
+"""Training on a busy machine with OpenMP's default waiting of threads and with the setting of the tools.
 
-By default OpenMP's threads spin for milliseconds at each barrier. Beside a busy process on each core, a thread that
-spins keeps the thread that it waits for from running. Each variant is a process with an environment of its own, which
-trains the quickstart's stitched model on random images, without a data loader. Variants take turns of a few
-iterations; first alone, then beside one busy process on each core. A turn begins when processes that are no part of
-this take less than ``--others`` of a core, and does not count if they took more in it (Linux: it reads /proc).
+By default OpenMP's threads spin for milliseconds at each barrier. If another process keeps each core busy, a spinning
+thread takes the core from the thread that it waits for. Each variant is a process with its environment, which trains
+the quickstart's stitched model on random images without a data loader. Variants take turns of a few iterations, first
+alone, then beside one busy process for each core. A turn starts when all other processes take less than ``--others`` of
+a core, and does not count if they take more during it (read from Linux's /proc).
 
     python benchmarks/busy_machine.py [--rounds 10] [--iterations 10] [--others 0.1] [--minutes 10]
         [--variants NAME ...]
@@ -21,7 +21,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
-# The tools set GOMP_SPINCOUNT=4000. What says how OpenMP waits, and how many threads it has.
+# How OpenMP waits, and its number of threads. The tools set GOMP_SPINCOUNT=4000.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 VARIANTS: dict[str, dict[str, str]] = {
     "OpenMP's default": {},
@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 
 
 def work() -> None:
-    """The process of a variant: each line of its input is a number of iterations, answered by the seconds they took."""
+    """The process of a variant: read a number of iterations from each line of the input, and print their seconds."""
     import torch
     from mmengine.optim import OptimWrapper
     from mmengine.structures import PixelData
@@ -68,7 +68,7 @@ def work() -> None:
 
 
 class Variant:
-    """A process that trains when it is told to."""
+    """A process that trains on request."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         inherited = {key: value for key, value in os.environ.items() if key not in VARIABLES}
@@ -81,7 +81,7 @@ class Variant:
         )
 
     def train(self, iterations: int) -> float:
-        """Milliseconds for an iteration, the mean of ``iterations`` in a row."""
+        """Train for ``iterations``; return the mean milliseconds of one."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(f"{iterations}\n")
         self.process.stdin.flush()
@@ -92,16 +92,16 @@ class Variant:
 
 
 class OtherWork:
-    """How many cores processes other than ``own`` keep busy from now on."""
+    """The number of cores that processes other than ``ours`` keep busy from now on."""
 
-    def __init__(self, own: Sequence[int]) -> None:
-        self.own = own
+    def __init__(self, ours: Sequence[int]) -> None:
+        self.ours = ours
         self.start, self.before = time.monotonic(), self._ticks()
 
     def _ticks(self) -> int:
         cpu = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
         busy = sum(map(int, cpu)) - int(cpu[3]) - int(cpu[4])  # all but idle and waiting for a disk
-        for pid in self.own:
+        for pid in self.ours:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             busy -= int(fields[11]) + int(fields[12])
         return busy
@@ -112,37 +112,37 @@ class OtherWork:
 
 
 def measure(args: argparse.Namespace, variants: dict[str, Variant], busy: Sequence[int]) -> dict[str, list[float]]:
-    """Milliseconds for an iteration, one figure for each undisturbed turn of each variant."""
+    """Milliseconds for an iteration, one number for each undisturbed turn of each variant."""
     times: dict[str, list[float]] = {name: [] for name in variants}
-    own = [*busy, *(variant.process.pid for variant in variants.values())]
+    ours = [*busy, *(variant.process.pid for variant in variants.values())]
     end = time.monotonic() + 60 * args.minutes
     while min(map(len, times.values())) < args.rounds and time.monotonic() < end:
         for name, variant in variants.items():
             if len(times[name]) < args.rounds:
-                while _others(own, seconds=0.2) > args.others and time.monotonic() < end:
+                while _others(ours, seconds=0.2) > args.others and time.monotonic() < end:
                     time.sleep(0.5)
-                others = OtherWork(own)
+                others = OtherWork(ours)
                 milliseconds = variant.train(args.iterations)
                 if others.cores() <= args.others:
                     times[name].append(milliseconds)
     return times
 
 
-def _others(own: Sequence[int], seconds: float) -> float:
-    others = OtherWork(own)
+def _others(ours: Sequence[int], seconds: float) -> float:
+    others = OtherWork(ours)
     time.sleep(seconds)
     return others.cores()
 
 
 def main() -> None:
-    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    described.add_argument("--rounds", type=int, default=10, help="undisturbed turns of each variant")
-    described.add_argument("--iterations", type=int, default=10, help="of a turn")
-    described.add_argument("--others", type=float, default=0.1, help="cores that other processes may take in a turn")
-    described.add_argument("--minutes", type=float, default=10, help="at most so long, alone and beside busy processes")
-    described.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    described.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    args = described.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="undisturbed turns of each variant")
+    parser.add_argument("--iterations", type=int, default=10, help="of a turn")
+    parser.add_argument("--others", type=float, default=0.1, help="cores that other processes may take in a turn")
+    parser.add_argument("--minutes", type=float, default=10, help="time limit of each of the two parts")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
     if args.work:
         work()
         return

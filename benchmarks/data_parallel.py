@@ -1,11 +1,11 @@
-"""Averaging the gradients of a stitched model over ranks: mmsnnet.StitchedDataParallel against the alternatives.
+"""Gradient averaging for a stitched model: mmsnnet.StitchedDataParallel and its alternatives.
 
-Each rank has one classifier for each way, with the same weights and draws; they take turns, a forward and a backward
-pass each on random images. What a way adds to the time is seen against "each rank for itself", which sends nothing.
-Gradients must be equal, to the bit, in all ways that average.
+Each rank has one classifier for each method, with the same weights and draws. They take turns, with one forward and one
+backward pass each on random images. "each rank for itself" sends nothing: the difference to it is the added time.
+The gradients of all methods that average must be equal to the bit.
 
-Sent is what a rank hands to all-reduces, in one iteration on average. Memory is what gradients and buckets take at the
-end of a backward pass, at most over the iterations; DistributedDataParallel keeps buckets for the whole model.
+Sent: bytes that a rank passes to all-reduces in an iteration, on average. Memory: bytes of gradients and buckets at the
+end of a backward pass, the maximum over the iterations. DistributedDataParallel keeps buckets for the whole model.
 
     python benchmarks/data_parallel.py [--ranks 2] [--widths 192 384] [--depths 12 24] [--size 64] [--batch 2]
         [--rounds 30] [--bucket-cap-mb 25] [--device cpu|cuda] [--threads 1]
@@ -35,11 +35,11 @@ HEADINGS = ("way", "time", "to itself", "added", "sent", "memory")
 
 
 class Way:
-    """A model, wrapped in one way or not at all.
+    """A model, wrapped by one method or not wrapped.
 
     Args:
         wrap: the wrapper of a model.
-        memory: bytes, from those of the gradients and those of all parameters.
+        memory: the bytes in use, from the bytes of the gradients and of all parameters.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Way:
         self._memory = memory
 
     def step(self, images: Tensor) -> None:
-        """One forward and one backward pass; gradients stay."""
+        """Run one forward and one backward pass; keep the gradients."""
         self.wrapped.zero_grad()
         self.sent.append(0)
         dist.barrier()
@@ -72,12 +72,12 @@ class Way:
 
     @property
     def memory(self) -> int:
-        """The most bytes that gradients and buckets took."""
+        """The maximum of bytes of gradients and buckets."""
         return self._memory(max(self.held), self.bytes)
 
 
 def skipping(way: Way) -> Callable[[None, dist.GradBucket], torch.futures.Future[Tensor]]:
-    """A hook for DistributedDataParallel that reduces the buckets alone that have something of the drawn stitch."""
+    """A hook for DistributedDataParallel that reduces only buckets with parameters of the drawn stitch."""
     used: dict[Stitch, set[nn.Parameter]] = {}
 
     def hook(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -127,7 +127,7 @@ def make_ways(args: argparse.Namespace, device: torch.device) -> dict[str, Way]:
 
 
 def measure(rank: int, args: argparse.Namespace, store: str) -> None:
-    """What one rank does; the first reports."""
+    """The work of one rank; rank 0 prints the report."""
     torch.set_num_threads(args.threads)
     device = torch.device("cuda", rank) if args.device == "cuda" else torch.device("cpu")
     backend = "nccl" if args.device == "cuda" else "gloo"
@@ -146,7 +146,7 @@ def measure(rank: int, args: argparse.Namespace, store: str) -> None:
     for _ in range(warm_up + args.rounds):
         for way in ways.values():
             way.step(images)
-        # What it sends itself: its buckets, and with or without a hook a number for each parameter, who has used it.
+        # DDP sends by itself: its buckets, and, with or without a hook, a number for each parameter (who has used it).
         ddp.sent[-1] += ddp.bytes + 4 * len(ddp.trained)
         skipped.sent[-1] += 4 * len(skipped.trained)
         for averaged in (skipped, reduced):
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        # Where one rank fails, it ends the others, which would wait for it.
+        # spawn ends the other ranks if one fails; they would wait for it.
         torch.multiprocessing.spawn(measure, args=(args, f"{folder}/store"), nprocs=args.ranks)
 
 

@@ -1,7 +1,7 @@
-"""How much faster all stitches are evaluated when they share prefixes: the test loop with and without, side by side.
+"""The test loop over all stitches with and without shared prefixes, side by side.
 
 A segmentor of two anchors of 12 and 24 blocks, half as wide as DeiT-III's S and L, with SETR's head and mIoU, over
-procedural images. The whole loop counts, loading, heads and metrics included. The figures of both must be equal.
+procedural images. The time includes loading, heads and metrics. The figures of both must be equal.
 
     python benchmarks/evaluation.py [--widths 192 512] [--size 256] [--images 2] [--repeats 3]
 """

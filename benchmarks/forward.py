@@ -1,7 +1,7 @@
-"""Forward of a stitch against the bare sum of what it is made of, side by side in one process.
+"""The forward of a stitch and the bare sum of its parts, side by side in one process.
 
-The bare side calls the same timm blocks, stem and stitching layers in a plain loop, with no taps and no bookkeeping;
-the two sides alternate, and the ratio is that of their medians.
+The bare side calls the same timm blocks, stem and stitching layers in a plain loop, without taps or bookkeeping. Both
+sides alternate; the ratio is that of their medians.
 
     python benchmarks/forward.py [--size 512] [--repeats 15] [--stitches 0,1,57,80]
 """

@@ -1,8 +1,8 @@
-"""Initialising stitching layers by streamed normal equations against a pseudo-inverse of all tokens, side by side.
+"""Initialising stitching layers by streamed normal equations and by a pseudo-inverse of all tokens, side by side.
 
-Tokens of 50 images at 512 x 512 (51,250 rows) at the widths of DeiT3-S and -L, correlated as tokens are: channels of
-falling variance, mixed, a few of them huge. Both directions of one pair of blocks are solved. Residuals are squared
-errors over all tokens in float64, relative to those of `torch.linalg.lstsq` in float64.
+Tokens of 50 images at 512 x 512 (51,250 rows) at the widths of DeiT3-S and -L. They are correlated like those of a ViT:
+mixed channels of falling variance, a few of them very large. Both directions of one pair of blocks are solved. Errors
+are squared errors over all tokens in float64, relative to those of `torch.linalg.lstsq` in float64.
 
     python benchmarks/initialisation.py [--images 50] [--repeats 3]
 """
@@ -58,13 +58,13 @@ def pseudo_inverse(small: Tensor, large: Tensor, dtype: torch.dtype) -> list[tup
 
 
 def residuals(solutions: list[tuple[Tensor, Tensor]], small: Tensor, large: Tensor) -> list[float]:
-    found = []
+    errors = []
     for (weight, bias), (source, target) in zip(solutions, ((small, large), (large, small)), strict=True):
         source, target = source.double(), target.double()
         best = torch.linalg.lstsq(with_one(source), target).solution
         error = (source @ weight.double().T + bias.double() - target).square().sum()
-        found.append(float(error / (with_one(source) @ best - target).square().sum()))
-    return found
+        errors.append(float(error / (with_one(source) @ best - target).square().sum()))
+    return errors
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""Training a stitched model against training each of its anchors alone, in the same harness and the same run.
+"""Training a stitched model and each of its anchors alone, side by side.
 
-mmseg segmentors with the same head do real steps (``train_step`` of mmengine: forward, losses, backward, optimizer) on
-random images; an anchor alone is a backbone of one anchor. They take turns: each round does one step of each anchor
-and one of the stitched model, which draws its stitches as in training, so that a drift of the machine hits all alike.
+mmseg segmentors with the same head do real steps (mmengine's ``train_step``: forward, losses, backward, optimizer) on
+random images. An anchor alone is a backbone of one anchor. Each round does one step of each anchor and one of the
+stitched model, which draws its stitches as in training, so that a drift of the machine affects all alike.
 
-What the stitched model's steps should cost is the sum, over the stitches drawn, of the anchors' times interpolated
-linearly in FLOPs, heads included, and the anchors' times are those of the same round.
+The expected time of a stitched step is the anchors' times of the same round, interpolated linearly in FLOPs (with
+heads) for the drawn stitch.
 
-Memory is measured in processes of their own, of one model each: on a GPU the most that was allocated, weights and state
-of the optimizer included; on a CPU the most that was resident, above what it was before the model was built.
+Memory is measured in one new process for each model: on a GPU the maximum of allocated memory, with weights and
+optimizer state; on a CPU the maximum of resident memory, less the resident memory before the model is built.
 
     python benchmarks/training.py [--widths 192 384] [--depths 12 24] [--size 128] [--batch 2] [--rounds 60]
         [--device cpu|cuda] [--precision fp32|fp16|bf16] [--compile [BACKEND]] [--with-cp] [--optimizer SGD|AdamW]
@@ -41,7 +41,7 @@ HEADINGS = ("model", "stitch", "steps", "GFLOPs", "time", "to anchors", "gradien
 
 
 class Trainer:
-    """A segmentor of one anchor or several, its optimizer and a batch, all on the device."""
+    """A segmentor with one or several anchors, its optimizer and a batch, on the device."""
 
     def __init__(self, args: argparse.Namespace, anchors: Sequence[int]) -> None:
         self.device = torch.device(args.device)
@@ -115,13 +115,13 @@ class Trainer:
         self.gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
 
     def _autocast(self) -> AbstractContextManager[None]:
-        """On a GPU the wrapper sees to it; mmengine has none for a CPU."""
+        """Autocast on a CPU; mmengine's AmpOptimWrapper does it on a GPU only."""
         if self.precision == "fp32" or self.device.type != "cpu":
             return nullcontext()
         return torch.autocast("cpu", dtype=DTYPES[self.precision])
 
     def step(self) -> float:
-        """The seconds of one step, from when the device has nothing else to do until it is done."""
+        """The seconds of one step, from an idle device until it is done."""
         self._synchronize()
         start = time.perf_counter()
         with self._autocast():
@@ -141,7 +141,7 @@ class Trainer:
         return [stitches[len(stitches) // 2] for stitches in kinds.values()]
 
     def warm_up(self) -> None:
-        """Runs each kind of stitch, so that state of the optimizer, memory and compiled code are there."""
+        """Run each kind of stitch, to create optimizer state, memory and compiled code."""
         for _ in range(2):
             for stitch in self.one_of_each_kind():
                 self.backbone._sampler = StitchSampler(((stitch.id,),))
@@ -149,16 +149,16 @@ class Trainer:
         self.backbone._sampler, self.backbone.draws = None, 0
 
 
-def resident(what: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` the most so far."""
+def resident(field: str) -> int:
+    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` the maximum so far."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{what}:"):
+        if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
-    raise RuntimeError(f"this system does not tell {what} of a process")
+    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 def peak_memory(args: argparse.Namespace, anchors: Sequence[int]) -> int:
-    """The most memory that training one model takes, all kinds of stitches run."""
+    """The maximum of memory for training one model with all kinds of stitches."""
     torch.set_num_threads(args.threads)
     cuda = args.device == "cuda"
     before = 0 if cuda else resident("VmRSS")
@@ -166,37 +166,37 @@ def peak_memory(args: argparse.Namespace, anchors: Sequence[int]) -> int:
     return torch.cuda.max_memory_allocated() if cuda else resident("VmHWM") - before
 
 
-def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    described.add_argument("--widths", nargs=2, type=int, default=[192, 384])
-    described.add_argument("--depths", nargs=2, type=int, default=[12, 24])
-    described.add_argument("--size", type=int, default=128)
-    described.add_argument("--batch", type=int, default=2)
-    described.add_argument("--rounds", type=int, default=60)
-    described.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    described.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32")
-    described.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND")
-    described.add_argument("--with-cp", action="store_true")
-    described.add_argument("--optimizer", choices=["SGD", "AdamW"], default="SGD")
-    described.add_argument("--fused", action="store_true", help="the fused kernel, of AdamW")
-    described.add_argument("--threads", type=int, default=torch.get_num_threads())
-    described.add_argument("--seed", type=int, default=0)
-    described.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
-    return described
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", nargs=2, type=int, default=[192, 384])
+    parser.add_argument("--depths", nargs=2, type=int, default=[12, 24])
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32")
+    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND")
+    parser.add_argument("--with-cp", action="store_true")
+    parser.add_argument("--optimizer", choices=["SGD", "AdamW"], default="SGD")
+    parser.add_argument("--fused", action="store_true", help="the fused kernel, of AdamW")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    return parser
 
 
 def main() -> None:
-    command = parser()
-    args = command.parse_args()
+    parser = make_parser()
+    args = parser.parse_args()
     if args.device == "cpu" and args.precision == "fp16":
-        command.error("autocast on a CPU is for bf16")
+        parser.error("autocast on a CPU is for bf16")
     if args.fused and args.optimizer == "SGD":
-        command.error("torch's fused SGD fails where parameters get their first gradient in different steps")
+        parser.error("torch's fused SGD fails where parameters get their first gradient in different steps")
     torch.set_num_threads(args.threads)
     chosen = {"small anchor alone": (0,), "large anchor alone": (1,), "stitched": (0, 1)}
     memory: dict[str, int | None] = dict.fromkeys(chosen)
     if args.memory:
-        for name, anchors in chosen.items():  # a process each, new ones: what one has freed would serve the next
+        for name, anchors in chosen.items():  # a new process each: memory that one has freed would serve the next
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 memory[name] = pool.apply(peak_memory, (args, anchors))
     trainers = {name: Trainer(args, anchors) for name, anchors in chosen.items()}
@@ -229,12 +229,12 @@ def main() -> None:
     ratio, held = sum(took) / sum(expected), statistics.mean(gradients)
     rows.append(("stitched", "as drawn", args.rounds, cost, took, ratio, held, memory["stitched"]))
     for kind in dict.fromkeys(stitch.kind for stitch in stitched.backbone.space):
-        own = [index for index, stitch in enumerate(drawn) if stitch.kind == kind]
-        costs = [stitched.flops[drawn[index].id] for index in own]
-        ratio = statistics.median(took[index] / expected[index] for index in own) if own else None
-        cost = statistics.mean(costs) if own else None
-        held = statistics.mean(gradients[index] for index in own) if own else None
-        rows.append(("", kind, len(own), cost, [took[index] for index in own], ratio, held, None))
+        drawn_of_kind = [index for index, stitch in enumerate(drawn) if stitch.kind == kind]
+        costs = [stitched.flops[drawn[index].id] for index in drawn_of_kind]
+        ratio = statistics.median(took[index] / expected[index] for index in drawn_of_kind) if drawn_of_kind else None
+        cost = statistics.mean(costs) if drawn_of_kind else None
+        held = statistics.mean(gradients[index] for index in drawn_of_kind) if drawn_of_kind else None
+        rows.append(("", kind, len(drawn_of_kind), cost, [took[index] for index in drawn_of_kind], ratio, held, None))
     report(args, rows)
 
     median = statistics.median(one / other for one, other in zip(took, expected, strict=True))
@@ -246,7 +246,7 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Prints what was measured as a table, and once more in Markdown."""
+    """Print the results as a table, then in Markdown."""
     cells = [_cells(*row) for row in rows]
     machine = f"{device_name(torch.device(args.device))}, {args.threads} threads, torch {torch.__version__}"
     described = (

@@ -1,4 +1,4 @@
-"""The wheel: what it contains, what it asks for, and what `mim` finds in it."""
+"""The wheel: its contents, its requirements, and how `mim` uses it."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 def test_building_leaves_the_sources_as_they_are(build: Build) -> None:
     assert {name: data for name, data in build.after.items() if name in build.before} == build.before
-    # What setuptools leaves behind is ignored by git.
+    # git ignores the folders that setuptools leaves.
     left = {PurePosixPath(name).parts[0] for name in build.after if name not in build.before}
     assert left <= {"build", "mmsnnet.egg-info"}
 
@@ -93,7 +93,7 @@ def test_the_wheel_has_the_package_and_nothing_else(build: Build) -> None:
     assert all(build.wheel[name] == build.before[name] for name in package)
 
 
-def test_the_wheel_has_what_mim_looks_for(build: Build) -> None:
+def test_the_wheel_has_the_files_for_mim(build: Build) -> None:
     wanted = {**build.sources("configs", "tools"), "model-index.yml": build.before["model-index.yml"]}
     configs = [name for name in wanted if name.startswith("configs/") and name.endswith(".py")]
     assert len(configs) >= 12 and "tools/train.py" in wanted
@@ -125,17 +125,22 @@ def names(requirements: list[Requirement], extra: str | None = None) -> set[str]
 
 def test_openmmlab_is_no_hard_dependency(build: Build) -> None:
     needed = names(build.requirements)
-    assert {"torch", "timm"} <= needed
     assert {name for name in needed if name.removeprefix("onedl-").startswith(("mm", "openmim"))} == set()
 
 
+def test_the_core_needs_nothing_that_draws(build: Build) -> None:
+    core = {"torch", "torchvision", "timm", "fvcore", "huggingface_hub", "numpy", "pillow", "safetensors"}
+    assert names(build.requirements) == core
+    assert names(build.requirements, "viz") == {"matplotlib", "plotly", "rich"}
+
+
 def test_the_extras(build: Build) -> None:
-    assert {"mminstall", "det", "dev"} <= set(build.metadata.get_all("Provides-Extra"))
+    assert {"mminstall", "det", "viz", "dev"} <= set(build.metadata.get_all("Provides-Extra"))
     toolboxes = {
         extra: {name.removeprefix("onedl-") for name in names(build.requirements, extra)}
         for extra in ("mminstall", "det")
     }
-    assert toolboxes == {"mminstall": {"mmengine", "mmcv", "mmsegmentation"}, "det": {"mmdetection"}}
+    assert toolboxes == {"mminstall": {"mmengine", "mmcv", "mmsegmentation", "rich"}, "det": {"mmdetection"}}
     assert {"pytest", "ruff", "mypy"} <= names(build.requirements, "dev")
 
 
@@ -177,7 +182,7 @@ def test_every_model_is_in_a_collection_that_exists(build: Build, metafiles: dic
 
 @pytest.fixture(scope="module")
 def site(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel installed outside the repository, by itself: what it needs comes from this environment."""
+    """The wheel installed outside the repository; its requirements come from this environment."""
     folder = tmp_path_factory.mktemp("site")
     options = ("--no-deps", "--no-index", "--disable-pip-version-check", "--target", folder)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", *options, build.file], check=True, timeout=300)
@@ -185,7 +190,7 @@ def site(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mim(site: Path, cwd: Path, *arguments: str) -> str:
-    """Runs `mim` from ``cwd`` and returns what it said."""
+    """Run `mim` from ``cwd`` and return its output."""
     done = subprocess.run(
         [sys.executable, "-m", "mim", *arguments],
         cwd=cwd,
@@ -194,9 +199,9 @@ def mim(site: Path, cwd: Path, *arguments: str) -> str:
         text=True,
         timeout=300,
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    return output
 
 
 def test_mim_trains_and_tests_an_installed_wheel(site: Path, tmp_path: Path) -> None:
@@ -213,15 +218,15 @@ def test_mim_trains_and_tests_an_installed_wheel(site: Path, tmp_path: Path) -> 
         settings[f"{split}_dataloader.persistent_workers"] = False
     options = ("--cfg-options", *(f"{key}={value}" for key, value in settings.items()))
     two = ("--gpus", "2", "--launcher", "pytorch")  # processes, where there is no GPU
-    said = mim(site, tmp_path, "train", "mmsnnet", config, *two, *options)
+    output = mim(site, tmp_path, "train", "mmsnnet", config, *two, *options)
     checkpoint = "work_dirs/quickstart/anchor_s/iter_2.pth"
     assert (tmp_path / checkpoint).is_file()
 
     chosen = ("--checkpoint", checkpoint, "--out", "points.json")
-    said += mim(site, tmp_path, "test", "mmsnnet", config, *chosen, *options)
+    output += mim(site, tmp_path, "test", "mmsnnet", config, *chosen, *options)
     (stitch,) = json.loads((tmp_path / "points.json").read_text())["stitches"]
     assert stitch["name"] == "A" and "mIoU" in stitch["metrics"]
     # Both came from the installation: its tools and its configs.
     for name in ("tools/train.py", "tools/test.py", f"configs/quickstart/{config}"):
-        assert re.search(rf"command is .*{re.escape(str(site))}\S*/\.mim/{re.escape(name)}", said)
-    assert str(REPOSITORY) not in said.replace(sys.prefix, "")  # the environment may lie in the repository
+        assert re.search(rf"command is .*{re.escape(str(site))}\S*/\.mim/{re.escape(name)}", output)
+    assert str(REPOSITORY) not in output.replace(sys.prefix, "")  # the environment may lie in the repository

@@ -1,20 +1,19 @@
-# What dist_*.sh and slurm_*.sh have in common: what they say to a mistake, and where processes meet. To be sourced by
-# them; it answers --help.
+# Shared by dist_*.sh and slurm_*.sh, which source it: usage, checks of arguments, and the commands of the launchers.
 # shellcheck shell=bash
 set -euo pipefail
 
-# refuse [MESSAGE]: ends the script with its usage, the comment at its top, and with what is wrong.
+# refuse [MESSAGE]: ends the script with its usage (the comment at its top) and an error.
 refuse() {
     sed -n -e 1d -e '/^#/!q' -e 's/^# \{0,1\}//p' "$0"
     [[ $# == 0 ]] || echo "${0##*/}: error: $1"
     exit 2
 } >&2
 
-# need GIVEN NAME...: an argument for each name, of which so many are given.
+# need COUNT NAME...: checks that COUNT arguments are enough for the names.
 need() {
-    local given=$1
+    local count=$1
     shift
-    ((given >= $#)) || refuse "${*:given+1:1} is missing"
+    ((count >= $#)) || refuse "${*:count+1:1} is missing"
 }
 
 # need_config FILE
@@ -27,7 +26,7 @@ need_count() {
     [[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || refuse "$1 is a whole number of 1 or more, got '$2'"
 }
 
-# torchrun GPUS ARGUMENTS...: becomes torchrun with so many processes on this machine, one of NNODES.
+# torchrun GPUS ARGUMENTS...: becomes torchrun with GPUS processes on this machine, one of NNODES.
 torchrun() {
     local nodes=${NNODES:-1} rank=${NODE_RANK:-} meeting
     need_count GPUS "$1"
@@ -54,12 +53,12 @@ slurm() {
     need_count GPUS_PER_NODE "$per_node"
     need_count CPUS_PER_TASK "$cpus"
     command -v srun >/dev/null || refuse "srun is not on the PATH: this is for a machine of a Slurm cluster"
-    # SRUN_ARGS is meant to fall into words.
+    # SRUN_ARGS is split into words.
     # shellcheck disable=SC2086
     exec srun --partition="$1" --job-name="$2" --gres=gpu:"$per_node" --ntasks="$gpus" --ntasks-per-node="$per_node" \
         --cpus-per-task="$cpus" --kill-on-bad-exit=1 ${SRUN_ARGS:-} "${@:3}"
 }
 
 case ${1:-} in -h | --help) refuse ;; esac
-# torch's default for several processes, said without its warnings. On CPUs set it to the cores of each process.
+# torch's default for several processes, without its warning. On CPUs set it to the cores of each process.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} MKL_NUM_THREADS=${MKL_NUM_THREADS:-${OMP_NUM_THREADS:-1}}

@@ -2,7 +2,7 @@
 # Usage: [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS="..."]
 #        bash tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]
 # Evaluates in GPUS tasks of Slurm, GPUS_PER_NODE of them on each node. A task without a GPU (SRUN_ARGS=--gres=none)
-# runs on a CPU. What SRUN_ARGS says again counts.
+# runs on a CPU. Options in SRUN_ARGS override the others.
 source "$(dirname "$0")/launching.sh"
 need $# PARTITION JOB_NAME CONFIG CHECKPOINT
 need_config "$3"

@@ -1,10 +1,10 @@
-"""What a notebook calls."""
+"""The functions for a notebook: load a config, build, count, time, publish, select."""
 
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
 from mmsnnet.apis.benchmark import BenchmarkSettings, benchmark_stitches
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.extract import extract_stitch
-from mmsnnet.apis.model import build_model, build_space, build_uninitialized
+from mmsnnet.apis.model import build_model, build_space, build_uninitialized, count_stitches
 from mmsnnet.apis.publish import publish_model
 from mmsnnet.evaluation import OperatingPoints, read_points, select_stitch
 
@@ -15,6 +15,7 @@ __all__ = [
     "build_model",
     "build_space",
     "build_uninitialized",
+    "count_stitches",
     "extract_stitch",
     "load_config",
     "publish_model",

@@ -1,21 +1,19 @@
-"""Times every stitch of a model on the device at hand, and adds what was measured to a file of operating points."""
+"""Latency, throughput and peak memory of the stitches of a model on this machine."""
 
 from __future__ import annotations
 
 import copy
-import os
 import platform
 import re
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
@@ -23,14 +21,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from mmsnnet.evaluation import OperatingPoints
+from mmsnnet.errors import SettingError
+from mmsnnet.evaluation.latencies import Benchmark, StitchLatency
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.models.backbones import StitchedBackbone
 from mmsnnet.stitching import Stitch
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# What says nothing of whether two measurements can be compared.
-INCIDENTAL = ("warmup", "repeats", "date")
 
 Run = Callable[[], object]
 
@@ -40,17 +37,17 @@ class BenchmarkSettings:
     """How stitches are timed.
 
     Args:
-        batch_size: the images in a batch.
-        precision: of weights, images and all between, ``'fp32'``, ``'fp16'`` or ``'bf16'``: they are cast, as for
-            deployment, and not left to autocast.
-        channels_last: use the memory format of this name for weights and images.
-        compile: the backend of ``torch.compile`` to compile each stitch with, None for none.
-        cuda_graph: replay each stitch as a CUDA graph; None for yes on a GPU.
-        warmup: rounds over all stitches before those that count.
-        repeats: rounds that count.
+        batch_size: images in a batch.
+        precision: ``'fp32'``, ``'fp16'`` or ``'bf16'``: weights and images are cast, as for deployment, without
+            autocast.
+        channels_last: use this memory format for weights and images.
+        compile: a backend of ``torch.compile`` for each stitch; None does not compile.
+        cuda_graph: replay each stitch as a CUDA graph; None does so on a GPU.
+        warmup: rounds over all stitches before the measured ones.
+        repeats: measured rounds.
 
     Raises:
-        ValueError: a number is too small, or there is no such precision or backend.
+        SettingError: a number is too small, or there is no such precision or backend.
     """
 
     batch_size: int = 1
@@ -62,55 +59,14 @@ class BenchmarkSettings:
     repeats: int = 20
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("warmup", 1), ("repeats", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {least} or more, got {getattr(self, name)}")
+        for name in ("batch_size", "warmup", "repeats"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} is at least 1, got {getattr(self, name)}")
         if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
+            raise SettingError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         if self.compile is not None and self.compile not in torch.compiler.list_backends(exclude_tags=()):
             backends = ", ".join(torch.compiler.list_backends(exclude_tags=()))
-            raise ValueError(f"torch.compile has no backend {self.compile!r}; it has {backends}")
-
-
-@dataclass(frozen=True)
-class StitchLatency:
-    """What was measured of one stitch: the milliseconds for a batch of ``batch_size`` images, one number for each
-    repeat, and the most memory of the GPU in use while it ran (None on a CPU, where it is not measured). The memory, in
-    bytes, is that of the batch, of what is computed from it, and of the weights of all stitches: of a model that can
-    change over at any time.
-    """
-
-    stitch: Stitch
-    times_ms: tuple[float, ...]
-    batch_size: int = 1
-    peak_memory: int | None = None
-
-    @property
-    def latency_ms(self) -> float:
-        """The median time for a batch, in milliseconds."""
-        return float(np.median(self.times_ms))
-
-    @property
-    def quartiles_ms(self) -> tuple[float, float]:
-        """Between them lies the middle half of the times."""
-        first, third = np.quantile(self.times_ms, (0.25, 0.75))
-        return float(first), float(third)
-
-    @property
-    def throughput(self) -> float:
-        """Images per second, one batch after the other."""
-        return 1000 * self.batch_size / self.latency_ms
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """What :func:`benchmark_stitches` measured. ``conditions`` say how and on what, by name, as the file of operating
-    points has it under ``benchmark``; ``notes`` what a reader of the figures should know."""
-
-    input_shape: tuple[int, int]
-    conditions: Mapping[str, str | int | bool | None]
-    latencies: tuple[StitchLatency, ...]
-    notes: tuple[str, ...] = ()
+            raise SettingError(f"torch.compile has no backend {self.compile!r}; it has {backends}")
 
 
 def benchmark_stitches(
@@ -122,29 +78,28 @@ def benchmark_stitches(
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> Benchmark:
-    """Times the whole model at each stitch as it is deployed: low-rank updates merged, evaluation mode, no gradients.
+    """Time the deployed model at each stitch: low-rank updates merged, evaluation mode, no gradients.
 
-    What runs is the model's tensor mode, from preprocessed images to what its heads put out, as
-    :func:`mmsnnet.models.model_costs` counts it; scaling to the size of the original image, decoding of boxes and the
-    like come on top. Of a two-stage detector that includes decoding and NMS of its RPN, RoIAlign, the box head on the
-    proposals that the RPN leaves (their number depends on weights and images) and the mask head on the first 100.
+    The model runs in its tensor mode, from preprocessed images to the outputs of its heads, as
+    :func:`mmsnnet.models.model_costs` counts it. Resizing to the original image, box decoding and the like are not
+    included. For a two-stage detector the run includes decoding and NMS of the RPN, RoIAlign, the box head on the RPN's
+    proposals (their number depends on weights and images) and the mask head on the first 100.
 
-    Stitches take turns: each round runs each of them once, so that a drift of the machine hits all alike. A run is
-    timed from the moment when the device has nothing else to do until it is done: with CUDA events on a GPU, where,
-    unless the settings say otherwise, all stitches are replayed as CUDA graphs or, if one of them cannot be captured,
-    none is.
+    Each round runs every stitch once, so that a drift of the machine affects all stitches alike. A run is timed from an
+    idle device until it is done, on a GPU with CUDA events. There all stitches are replayed as CUDA graphs by default,
+    or none of them if one cannot be captured.
 
     Args:
-        model: is left as it is; a copy of it is measured.
-        stitches: as of :meth:`mmsnnet.stitching.StitchSpace.select`.
-        settings: the defaults of :class:`BenchmarkSettings` if None.
-        input_shape: height and width of the images, by default the backbone's ``img_size``. They are the same random
-            ones each time.
-        device: where to measure, a CPU or a CUDA device; by default where the model is.
-        progress: show it on the console.
+        model: a copy of it is measured.
+        stitches: as for :meth:`mmsnnet.stitching.StitchSpace.select`.
+        settings: default: ``BenchmarkSettings()``.
+        input_shape: height and width of the images, which are random with a fixed seed; default: the backbone's
+            ``img_size``.
+        device: a CPU or a CUDA device; default: the model's.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: there is no such device, the settings ask for what it does not do, or the model does not run in the
+        SettingError: there is no such device, it does not support a setting, or the model does not run in the
             precision.
         UnknownStitchError: the space lacks one of the stitches.
     """
@@ -155,13 +110,13 @@ def benchmark_stitches(
     device = _checked_device(next(model.parameters()).device if device is None else device, settings)
     with _current(device):
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-        kind = dict(dtype=PRECISIONS[settings.precision])
+        options = dict(dtype=PRECISIONS[settings.precision])
         if settings.channels_last:
-            kind |= dict(memory_format=torch.channels_last)
-        deployed = _deployed(model).to(device=device, **kind)
+            options |= dict(memory_format=torch.channels_last)
+        deployed = _deployed(model).to(device=device, **options)
         channels = backbone.network.anchor(0).in_chans
         images = torch.randn(settings.batch_size, channels, *shape, generator=torch.Generator().manual_seed(0))
-        images = images.to(device=device, **kind)
+        images = images.to(device=device, **options)
         with torch.inference_mode():
             return _benchmark(deployed, images, chosen, settings, before, progress)
 
@@ -181,21 +136,21 @@ def _benchmark(
     peaks, notes = {}, []
     for stitch in stitches:
         backbone.set_stitch(stitch)
-        with _said_of_precision(settings.precision, device):
+        with _precision_errors(settings.precision, device):
             forward(images)
         peaks[stitch] = _peak_memory(runs[stitch], device, before)
     conditions = benchmark_conditions(settings, device)
     timed = runs
     if conditions["cuda_graph"]:
-        timed, failure = _captured(backbone, runs)  # the runs live on: graphs read what they have compiled
+        timed, failure = _captured(backbone, runs)  # `runs` stays alive: the graphs use what it has compiled
         if failure is not None:
             conditions["cuda_graph"] = False
             notes.append(failure)
     if device.type != "cuda":
         notes.append("peak memory is measured on a GPU only")
     if hasattr(deployed, "roi_head"):
-        notes.append("a two-stage detector: the box head runs on the proposals that the RPN leaves of a random image")
-    times = _in_turns(backbone, timed, settings, _event_ms if device.type == "cuda" else _clock_ms, progress)
+        notes.append("two-stage detector: the box head runs on the RPN's proposals for random images")
+    times = _time_rounds(backbone, timed, settings, _event_ms if device.type == "cuda" else _clock_ms, progress)
     return Benchmark(
         input_shape=shape,
         conditions=conditions,
@@ -205,10 +160,10 @@ def _benchmark(
 
 
 def benchmark_conditions(settings: BenchmarkSettings, device: str | torch.device) -> dict[str, str | int | bool | None]:
-    """What a file of operating points says of a benchmark, provided that CUDA graphs can be captured.
+    """The conditions of a benchmark, as a file of operating points has them, if CUDA graphs can be captured.
 
     Raises:
-        ValueError: there is no such device, or the settings ask for what it does not do.
+        SettingError: there is no such device, or it does not support a setting.
     """
     device = _checked_device(device, settings)
     return {
@@ -222,31 +177,31 @@ def benchmark_conditions(settings: BenchmarkSettings, device: str | torch.device
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is called by its maker."""
+    """The model name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.M) if information.exists() else None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
+    return match.group(1).strip() if match else platform.processor() or platform.machine()
 
 
 def _checked_device(device: str | torch.device, settings: BenchmarkSettings) -> torch.device:
     try:
         device = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device {device!r} is none: {str(error).splitlines()[0]}") from None
+        raise SettingError(f"there is no device {device!r}: {str(error).splitlines()[0]}") from None
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"stitches are timed on a CPU or a CUDA device, got {str(device)!r}")
+        raise SettingError(f"device is a CPU or a CUDA device, got {str(device)!r}")
     if device.type == "cpu" and settings.cuda_graph:
-        raise ValueError("a CUDA graph needs a GPU, and the device is the CPU: leave out --cuda-graph, or set --device")
+        raise SettingError("a CUDA graph needs a GPU: leave out --cuda-graph, or set --device to a GPU")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no device {str(device)!r}: PyTorch finds {torch.cuda.device_count()} GPUs")
+        raise SettingError(f"there is no device {str(device)!r}: PyTorch finds {torch.cuda.device_count()} GPUs")
     return device
 
 
 @contextmanager
 def _current(device: torch.device) -> Iterator[None]:
-    """Makes a GPU the one whose streams events and graphs are of."""
+    """Make a GPU the current one, for streams, events and graphs."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             yield
@@ -261,7 +216,7 @@ def _deployed(model: BaseModel) -> BaseModel:
 
 
 def _forward(model: BaseModel, images: Tensor) -> Callable[[Tensor], object]:
-    """A model's tensor mode, with what mmdet's needs to know of each image."""
+    """The model's tensor mode, with the metadata of images that mmdet needs."""
     shape = tuple(images.shape[-2:])
     meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
     samples = [BaseDataElement(metainfo=meta) for _ in images]
@@ -273,20 +228,20 @@ def _forward(model: BaseModel, images: Tensor) -> Callable[[Tensor], object]:
 
 
 def _run(forward: Callable[[Tensor], object], images: Tensor, backend: str | None) -> Run:
-    """What runs one stitch, the one that is active when it is first called."""
+    """A function that runs the stitch that is active at its first call."""
     if backend is not None:
-        # torch.compile keeps what it compiled with the code object, few variants of it, and looks through them at each
-        # call: so each stitch has a code object of its own.
-        own = types.FunctionType(
+        # torch.compile caches a few variants for each code object, and searches them at each call: a copy for each
+        # stitch.
+        copied = types.FunctionType(
             forward.__code__.replace(), forward.__globals__, forward.__name__, closure=forward.__closure__
         )
-        forward = torch.compile(own, backend=backend, dynamic=False)
+        forward = torch.compile(copied, backend=backend, dynamic=False)
     return lambda: forward(images)
 
 
 @contextmanager
-def _said_of_precision(precision: str, device: torch.device) -> Iterator[None]:
-    """Says of what fails in half precision that this may be why: not every operator of the toolboxes has it."""
+def _precision_errors(precision: str, device: torch.device) -> Iterator[None]:
+    """Name the precision in errors: not all operators of the toolboxes have half precision."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -295,7 +250,7 @@ def _said_of_precision(precision: str, device: torch.device) -> Iterator[None]:
         if precision == "fp32":
             raise
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise SettingError(
             f"the model does not run in {precision} on {device}: {reason}; use --precision fp32"
         ) from error
 
@@ -303,7 +258,7 @@ def _said_of_precision(precision: str, device: torch.device) -> Iterator[None]:
 def _peak_memory(run: Run, device: torch.device, before: int) -> int | None:
     if device.type != "cuda":
         return None
-    run()  # what libraries and compilers allocate for themselves at a first run is there, or gone, at the next
+    run()  # the first run also allocates memory for libraries and compilers
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     run()
@@ -312,12 +267,14 @@ def _peak_memory(run: Run, device: torch.device, before: int) -> int | None:
 
 
 def _captured(backbone: StitchedBackbone, runs: Mapping[Stitch, Run]) -> tuple[dict[Stitch, Run], str | None]:
-    """Each run as the replay of a CUDA graph and None; or, if one cannot be captured, the runs as they are, so that all
-    are measured alike, and why."""
+    """The replay of a CUDA graph for each run, and None.
+
+    If one run cannot be captured, all stay as they are, so that all are measured alike; the second value tells why.
+    """
     replays: dict[Stitch, Run] = {}
-    # A failed capture leaves its stream the current one.
+    # After a failed capture its stream would stay the current one.
     with torch.cuda.stream(torch.cuda.current_stream()):
-        # Graphs may share memory, because they never run at the same time and nobody reads what they put out.
+        # Graphs can share memory: they never run at the same time, and nothing reads their outputs.
         pool = torch.cuda.graph_pool_handle()
         for stitch, run in runs.items():
             backbone.set_stitch(stitch)
@@ -325,10 +282,10 @@ def _captured(backbone: StitchedBackbone, runs: Mapping[Stitch, Run]) -> tuple[d
                 replays[stitch] = _capture(run, pool)
             except RuntimeError as error:
                 cause: BaseException = error
-                while isinstance(cause.__context__, RuntimeError):  # what went wrong first
+                while isinstance(cause.__context__, RuntimeError):  # the first error
                     cause = cause.__context__
                 reason = str(cause).splitlines()[0]
-                return dict(runs), f"measured without CUDA graphs: capture fails at stitch {stitch}: {reason}"
+                return dict(runs), f"measured without CUDA graphs: stitch {stitch} cannot be captured: {reason}"
     return replays, None
 
 
@@ -340,7 +297,7 @@ def _capture(run: Run, pool: Any) -> Run:
         run()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
-    # What waits for the GPU cannot be captured. It is better found before a capture that fails half-way.
+    # An operation that waits for the GPU cannot be captured: this run finds it before a capture fails half-way.
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -353,14 +310,14 @@ def _capture(run: Run, pool: Any) -> Run:
     return graph.replay
 
 
-def _in_turns(
+def _time_rounds(
     backbone: StitchedBackbone,
     runs: Mapping[Stitch, Run],
     settings: BenchmarkSettings,
     time_ms: Callable[[Run], float],
     progress: bool,
 ) -> dict[Stitch, list[float]]:
-    """The times of each stitch, in milliseconds, one for each round that counts."""
+    """The times of each stitch in milliseconds, one for each measured round."""
     times: dict[Stitch, list[float]] = {stitch: [] for stitch in runs}
     rounds = [(index, stitch) for index in range(settings.warmup + settings.repeats) for stitch in runs]
     console = Console(stderr=True)
@@ -386,76 +343,3 @@ def _event_ms(run: Run) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end)
-
-
-def points_to_time(path: str | os.PathLike[str] | None, described: OperatingPoints) -> OperatingPoints:
-    """The operating points that latencies are to be added to: those in a file, if there is one, or else ``described``
-    without its points.
-
-    Args:
-        path: of the file, which need not exist; or None.
-        described: every stitch of the model with its costs, and config and input shape.
-
-    Raises:
-        ValueError: the file is none of operating points, or is of another config, input shape or model.
-    """
-    if path is None or not Path(path).exists():
-        return replace(described, points=())
-    if Path(path).is_dir():
-        raise ValueError(f"{path} is a folder: give the name of a file")
-    found = OperatingPoints.load(path)
-    other = f"{path} is left as it is, give another --out:"
-    if None not in (found.config, described.config) and Path(found.config).name != Path(described.config).name:
-        raise ValueError(f"{other} it is of config {found.config}, not {described.config}")
-    if found.input_shape != described.input_shape:
-        raise ValueError(f"{other} it is of input shape {found.input_shape}, not {described.input_shape}")
-    known = {point.id: point for point in described}
-    for point in found:
-        ours = known.get(point.id)
-        for key in ("name", "kind", "flops", "params"):
-            if ours is None or getattr(point, key) != getattr(ours, key):
-                has = "none with this id" if ours is None else f"{key} {getattr(ours, key)}"
-                raise ValueError(f"{other} its stitch {point} has {key} {getattr(point, key)}, the model's {has}")
-    return found
-
-
-def check_conditions(
-    points: OperatingPoints, measured: Iterable[int], conditions: Mapping[str, str | int | bool | None]
-) -> None:
-    """Sees to it that latencies that stay, those of other stitches than ``measured``, were measured as these are.
-
-    Raises:
-        ValueError: they were not, or nothing says how.
-    """
-    measured = set(measured)
-    staying = [point for point in points if point.latency_ms is not None and point.id not in measured]
-    wanted = {key: value for key, value in conditions.items() if key not in INCIDENTAL}
-    others = [key for key, value in wanted.items() if key not in points.benchmark or points.benchmark[key] != value]
-    if staying and others:
-        found = ", ".join(f"{key} {points.benchmark.get(key, 'unknown')} instead of {wanted[key]}" for key in others)
-        raise ValueError(
-            f"stitches that are not measured now, {staying[0]} for one, would keep latencies measured otherwise "
-            f"({found}): measure them too (--stitches), or give another --out"
-        )
-
-
-def with_latencies(points: OperatingPoints, described: OperatingPoints, benchmark: Benchmark) -> OperatingPoints:
-    """``points`` with what a benchmark measured, by id; stitches that were not among them are added without metrics.
-    All else stays. ``described`` as of :func:`points_to_time`.
-
-    Raises:
-        ValueError: latencies that stay were measured otherwise.
-    """
-    check_conditions(points, (latency.stitch.id for latency in benchmark.latencies), benchmark.conditions)
-    merged = {point.id: point for point in points}
-    fresh = {point.id: point for point in described}
-    for latency in benchmark.latencies:
-        id_ = latency.stitch.id
-        merged[id_] = replace(
-            merged.get(id_, fresh[id_]),
-            latency_ms=latency.latency_ms,
-            throughput=latency.throughput,
-            peak_memory=latency.peak_memory,
-        )
-    ordered = tuple(merged[id_] for id_ in sorted(merged))
-    return replace(points, points=ordered, benchmark=dict(benchmark.conditions))

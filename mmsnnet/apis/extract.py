@@ -1,3 +1,5 @@
+"""One stitch of a trained model as a model by itself."""
+
 from __future__ import annotations
 
 import os
@@ -11,28 +13,29 @@ from mmsnnet.apis.publish import Published, new_folder, published_config, write_
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, read_weights
 from mmsnnet.stitching import Stitch
 
-# What keeps a checkpoint, stops a run or lowers a rate by a metric, which loops name <stitch>/<metric>.
+# The settings of hooks and schedulers that name a metric; the loops call it <stitch>/<metric>.
 MONITORS = ("save_best", "monitor")
 
 
 def extract_stitch(
     config: Config, checkpoint: str | os.PathLike[str], stitch: int | str, out: str | os.PathLike[str]
 ) -> Published:
-    """Writes one stitch of a model as a model of its own, in a folder as :func:`mmsnnet.apis.publish_model` writes it.
-    It has the weights alone that the stitch uses in evaluation mode, with low-rank updates merged; auxiliary heads are
-    left out. Its config builds a space of one stitch (``only`` of the backbone), for evaluation and for fine-tuning.
+    """Write one stitch as a model, in a folder as :func:`mmsnnet.apis.publish_model` writes it.
+
+    The folder has only the weights that the stitch uses in evaluation mode, with low-rank updates merged and without
+    auxiliary heads. Its config builds a space of one stitch (``only`` of the backbone), for evaluation and fine-tuning.
 
     Args:
         config: of the whole model, as :func:`mmsnnet.apis.load_config` returns it.
-        checkpoint: the whole model's, from wherever :func:`mmsnnet.apis.build_model` takes one.
+        checkpoint: of the whole model, as for :func:`mmsnnet.apis.build_model`.
         stitch: its id or name.
-        out: the folder, which must not exist or be empty.
+        out: the folder; it must not exist, or be empty.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         TypeError: the model has no stitched backbone.
-        ValueError: ``out`` is a file or has something in it; the space has no such stitch; the checkpoint cannot be
-            read, would run code, or does not fit the config's model, because it has no stitching layers, say.
+        ValueError: ``out`` is a file or is not empty; the space has no such stitch; the checkpoint cannot be read,
+            would run code, or does not fit the config's model (it has no stitching layers, for example).
     """
     out = new_folder(out)
     whole = build_without_weights(config)
@@ -49,7 +52,7 @@ def extract_stitch(
 
 
 def extracted_config(config: Config, backbone: StitchedBackbone, stitch: Stitch) -> Config:
-    """The config of one stitch of the model that ``config`` describes and whose backbone this is."""
+    """The config of one stitch, from the config and the backbone of the whole model."""
     settings = config.to_dict()
     model = settings["model"]
     if model.get("auxiliary_head") is not None:
@@ -57,23 +60,22 @@ def extracted_config(config: Config, backbone: StitchedBackbone, stitch: Stitch)
     kept = {key: value for key, value in model["backbone"].items() if key not in ("stitch", "budget")}
     model["backbone"] = kept | dict(only=stitch.name, rank=0)
     if set(backbone.out_indices) != set(backbone.test_out_indices):
-        # Those that only auxiliary heads read leave their places empty: in_index of the other heads holds.
+        # None in place of the maps that only auxiliary heads read: in_index of the other heads stays right.
         tested = backbone.test_out_indices
         model["backbone"]["out_indices"] = tuple(index if index in tested else None for index in backbone.taps.places)
     for loop in ("val_cfg", "test_cfg"):
         if "stitches" in (settings.get(loop) or {}):
             settings[loop]["stitches"] = "all"
-    return published_config(Config(_monitoring(settings, backbone, stitch)))
+    return published_config(Config(_rename_metrics(settings, backbone, stitch)))
 
 
-def _monitoring(setting: Any, backbone: StitchedBackbone, stitch: Stitch, monitor: bool = False) -> Any:
-    """A setting that goes by the metric of ``stitch`` wherever it went by that of another one; ``monitor`` says that
-    it names such metrics."""
+def _rename_metrics(setting: Any, backbone: StitchedBackbone, stitch: Stitch, is_metric: bool = False) -> Any:
+    """A setting with the metrics of ``stitch`` in place of those of other stitches."""
     if isinstance(setting, Mapping):
-        return {key: _monitoring(value, backbone, stitch, key in MONITORS) for key, value in setting.items()}
+        return {key: _rename_metrics(value, backbone, stitch, key in MONITORS) for key, value in setting.items()}
     if isinstance(setting, list | tuple):
-        return type(setting)(_monitoring(inner, backbone, stitch, monitor) for inner in setting)
-    if monitor and isinstance(setting, str):
+        return type(setting)(_rename_metrics(inner, backbone, stitch, is_metric) for inner in setting)
+    if is_metric and isinstance(setting, str):
         name, slash, metric = setting.partition("/")
         return f"{stitch.name}/{metric}" if slash and name in backbone.space else setting
     return setting

@@ -1,3 +1,5 @@
+"""The model of a config, and checks of its settings."""
+
 from __future__ import annotations
 
 import os
@@ -10,101 +12,10 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from mmsnnet.errors import SettingError
-from mmsnnet.models import StitchedBackbone, find_stitched_backbone, read_weights
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs, read_weights
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
-
-
-def build_space(config: Config) -> StitchSpace:
-    """The stitch space of a config's backbone, without weights: quick, whatever the size of the anchors, unless a model
-    computes while it is built.
-
-    Raises:
-        TypeError: the model has no stitched backbone.
-        ValueError: a head or neck reads maps of another width than the backbone's.
-    """
-    check_preprocessor(config)
-    model = build_without_weights(config)
-    check_channels(config, model)
-    return find_stitched_backbone(model).space
-
-
-def build_without_weights(config: Config) -> BaseModel:
-    """The model of a config as names and shapes, unless it computes while it is built."""
-    try:
-        with torch.device("meta"):
-            return MODELS.build(config.model)
-    except RuntimeError:  # of what cannot be computed without values
-        return MODELS.build(config.model)
-
-
-def build_uninitialized(config: Config) -> BaseModel:
-    """The model of a config with whatever its memory held, in evaluation mode: for counting, where no value matters. A
-    large model takes no longer than a small one."""
-    model = build_without_weights(config)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        model.to_empty(device="cpu")
-        for buffer in model.buffers():
-            buffer.zero_()  # indices among them must be in range
-    return model.eval()
-
-
-def check_preprocessor(config: Config) -> None:
-    """Looks whether the toolbox's preprocessor takes the ``mean`` and ``std`` that a config gives it.
-
-    Raises:
-        SettingError: they have other numbers of values than the toolboxes' preprocessors take.
-    """
-    if not config.get("model"):
-        raise SettingError(
-            f"config {str(config.filename)!r} has no model: set model, or _base_ to a config that has one"
-        )
-    preprocessor = config.model.get("data_preprocessor") or {}
-    kind = preprocessor.get("type")
-    if isinstance(kind, str):
-        with MODELS.switch_scope_and_registry(None) as registry:  # the toolbox's, if the name has no scope
-            kind = registry.get(kind)
-    if not isinstance(kind, type) or kind.__module__.partition(".")[0] not in ("mmengine", "mmseg", "mmdet"):
-        return
-    for name in ("mean", "std"):
-        values = preprocessor.get(name)
-        if isinstance(values, list | tuple) and len(values) not in (1, 3):
-            raise SettingError(
-                f"model.data_preprocessor.{name} has {len(values)} values, and {kind.__name__} takes 3, or "
-                f"1 for all channels. Images of {len(values)} channels need model.data_preprocessor.type="
-                f"'mmsnnet.SegDataPreProcessor' without bgr_to_rgb, in_chans={len(values)} in every anchor, and "
-                "color_type='unchanged' of LoadImage (docs/datasets.md)"
-            )
-
-
-def check_channels(config: Config, model: nn.Module) -> None:
-    """Compares the ``in_channels`` of what reads a stitched backbone's maps, a neck or else mmseg's heads, with their
-    width.
-
-    Raises:
-        ValueError: they differ; the message names the setting.
-    """
-    backbones = [module for module in model.modules() if isinstance(module, StitchedBackbone)]
-    if not backbones:
-        return
-    width = backbones[0].network.anchor(-1).widths[-1]
-    # Of a cascade of decode heads, the first alone reads the backbone's maps for certain.
-    heads = {"decode_head": _listed(config.model.get("decode_head"))[:1]}
-    heads["auxiliary_head"] = _listed(config.model.get("auxiliary_head"))
-    neck = _listed(config.model.get("neck"))
-    for name, readers in ({"neck": neck} if neck else heads).items():
-        for reader in readers:
-            if any(channels != width for channels in _listed(reader.get("in_channels"))):
-                raise ValueError(
-                    f"model.{name}.in_channels is {reader['in_channels']}, and the backbone's maps have {width} "
-                    "channels, the width of its largest anchor: set it to that"
-                )
-
-
-def _listed(setting: Any) -> Sequence[Any]:
-    if setting is None:
-        return ()
-    return setting if isinstance(setting, list | tuple) else (setting,)
 
 
 def build_model(
@@ -114,17 +25,147 @@ def build_model(
 
     Args:
         config: as :func:`mmsnnet.apis.load_config` returns it.
-        checkpoint: weights to load, all that the model has and no others: a checkpoint of a run, a ``.safetensors``
-            file, a published folder, a URL or ``hf-hub:owner/name``. None leaves random ones, and the anchors'
-            pretrained files unread.
+        checkpoint: a checkpoint of a run, a ``.safetensors`` file, a published folder, a URL or ``hf-hub:owner/name``,
+            with all weights of the model and no others. None leaves random weights, without the anchors' pretrained
+            files.
         device: where to put it.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it cannot be read, would run code, or does not fit the model (what is missing, too much or of
-            another shape is listed).
+        ValueError: the checkpoint cannot be read, would run code, or does not fit the model; the message lists missing
+            and extra weights, and those of another shape.
     """
     model = MODELS.build(config.model)
     if checkpoint is not None:
         model.load_state_dict(read_weights(model, checkpoint))
     return model.to(device).eval()
+
+
+def build_space(config: Config) -> StitchSpace:
+    """The stitch space of a config's backbone, built without weights.
+
+    Raises:
+        TypeError: the model has no stitched backbone.
+        SettingError: a head or neck expects another number of channels than the backbone's maps have.
+    """
+    check_preprocessor(config)
+    model = build_without_weights(config)
+    check_channels(config, model)
+    return find_stitched_backbone(model).space
+
+
+def build_without_weights(config: Config) -> BaseModel:
+    """The model of a config on the meta device; on the CPU if it computes while it is built."""
+    try:
+        with torch.device("meta"):
+            return MODELS.build(config.model)
+    except RuntimeError:  # a value was needed
+        return MODELS.build(config.model)
+
+
+def build_uninitialized(config: Config) -> BaseModel:
+    """The model of a config with uninitialised memory as weights, in evaluation mode, for counting.
+
+    This takes no longer for a large model than for a small one.
+    """
+    model = build_without_weights(config)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.to_empty(device="cpu")
+        for buffer in model.buffers():
+            buffer.zero_()  # some are indices, which must be in range
+    return model.eval()
+
+
+def count_stitches(
+    config: Config,
+    model: BaseModel,
+    input_shape: Sequence[int] | None = None,
+    *,
+    checkpoint: str | None = None,
+    device: str | None = None,
+) -> OperatingPoints:
+    """FLOPs and parameters of every stitch of a model, as operating points without metrics.
+
+    Args:
+        config: of the model.
+        model: with or without weights in its memory, but not on the meta device.
+        input_shape: height and width of the images; default: the backbone's ``img_size``.
+        checkpoint, device: as the operating points name them.
+
+    Raises:
+        ValueError: height or width is not positive.
+    """
+    backbone = find_stitched_backbone(model)
+    points = OperatingPoints(
+        config=str(config.filename),
+        checkpoint=checkpoint,
+        dataset=None,
+        input_shape=tuple(input_shape or backbone.img_size),
+        device=device,
+        depths=backbone.space.depths,
+    )
+    costs = model_costs(model, points.input_shape)
+    for stitch in backbone.space:
+        cost = costs[stitch.id]
+        points = points.add(OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params))
+    return points
+
+
+def check_preprocessor(config: Config) -> None:
+    """Check that the toolbox's preprocessor takes as many values of ``mean`` and ``std`` as the config has.
+
+    Raises:
+        SettingError: it does not, or the config has no model.
+    """
+    if not config.get("model"):
+        raise SettingError(
+            f"config {str(config.filename)!r} has no model: set model, or _base_ to a config that has one"
+        )
+    preprocessor = config.model.get("data_preprocessor") or {}
+    class_ = preprocessor.get("type")
+    if isinstance(class_, str):
+        with MODELS.switch_scope_and_registry(None) as registry:  # of the toolbox, if the name has no scope
+            class_ = registry.get(class_)
+    if not isinstance(class_, type) or class_.__module__.partition(".")[0] not in ("mmengine", "mmseg", "mmdet"):
+        return
+    for name in ("mean", "std"):
+        values = preprocessor.get(name)
+        if isinstance(values, list | tuple) and len(values) not in (1, 3):
+            raise SettingError(
+                f"model.data_preprocessor.{name} has {len(values)} values, and {class_.__name__} takes 3, or 1 for all "
+                f"channels. For images of {len(values)} channels set model.data_preprocessor.type="
+                f"'mmsnnet.SegDataPreProcessor' without bgr_to_rgb, in_chans={len(values)} in every anchor, and "
+                "color_type='unchanged' of LoadImage (docs/datasets.md)"
+            )
+
+
+def check_channels(config: Config, model: nn.Module) -> None:
+    """Check that the neck, or mmseg's heads, expect the width of a stitched backbone's maps as ``in_channels``.
+
+    Raises:
+        SettingError: they do not; the message names the setting.
+    """
+    backbones = [module for module in model.modules() if isinstance(module, StitchedBackbone)]
+    if not backbones:
+        return
+    width = backbones[0].network.anchor(-1).widths[-1]
+    # In a cascade of decode heads only the first one surely reads the backbone's maps.
+    readers = {
+        "decode_head": _as_sequence(config.model.get("decode_head"))[:1],
+        "auxiliary_head": _as_sequence(config.model.get("auxiliary_head")),
+    }
+    if neck := _as_sequence(config.model.get("neck")):
+        readers = {"neck": neck}
+    for name, settings in readers.items():
+        for setting in settings:
+            if any(channels != width for channels in _as_sequence(setting.get("in_channels"))):
+                raise SettingError(
+                    f"model.{name}.in_channels is {setting['in_channels']}, and the backbone's maps have {width} "
+                    "channels, the width of its largest anchor: set it to that"
+                )
+
+
+def _as_sequence(setting: Any) -> Sequence[Any]:
+    if setting is None:
+        return ()
+    return setting if isinstance(setting, list | tuple) else (setting,)

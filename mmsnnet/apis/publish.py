@@ -1,3 +1,5 @@
+"""A trained model as a folder in the Hugging Face hub's layout."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
+from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoints, compact_front
 from mmsnnet.models import StitchedBackbone, check_weights, find_stitched_backbone, read_weights
 from mmsnnet.models.backbones.budget import check_points
@@ -48,8 +51,7 @@ BUDGET = 'model.backbone.set_budget("FOLDER/{front}", max_gflops={gflops:.3g})  
 
 @dataclass(frozen=True)
 class Published:
-    """What :func:`publish_model` or :func:`mmsnnet.apis.extract_stitch` wrote: the file of weights, its size in bytes,
-    and its SHA-256."""
+    """The file of weights of a published model, its size in bytes, and its SHA-256."""
 
     weights: Path
     size: int
@@ -63,21 +65,22 @@ def publish_model(
     points: str | os.PathLike[str] | None = None,
     metric: str | None = None,
 ) -> Published:
-    """Writes a model as a folder in the Hugging Face hub's layout: ``model.safetensors`` with the weights alone,
-    ``config.py``, which builds the model from nothing but itself, and a short ``README.md``; with ``points`` also
-    ``front.json``, from which :meth:`StitchedBackbone.set_budget` chooses. The folder appears as a whole or not at all.
+    """Write a model as a folder in the Hugging Face hub's layout.
+
+    The folder has ``model.safetensors``, a self-contained ``config.py`` and a short ``README.md``; with ``points`` also
+    ``front.json``, for :meth:`StitchedBackbone.set_budget`. It is written as a whole or not at all.
 
     Args:
         config: as :func:`mmsnnet.apis.load_config` returns it.
-        checkpoint: the model's, from wherever :func:`mmsnnet.apis.build_model` takes one.
-        out: the folder, which must not exist or be empty.
-        points: a file of the model's operating points, of which the Pareto front is published.
-        metric: of that front; by default what the task is known by.
+        checkpoint: of the model, as for :func:`mmsnnet.apis.build_model`.
+        out: the folder; it must not exist, or be empty.
+        points: a file of the model's operating points; their Pareto front is published.
+        metric: of that front; default: the task's main metric.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint, or file of operating points.
-        ValueError: ``out`` is a file or has something in it; the checkpoint cannot be read, would run code, or does
-            not fit the config's model; the operating points are of another stitch space, or have no front.
+        FileNotFoundError: there is no such checkpoint, or no such file of operating points.
+        ValueError: ``out`` is a file or is not empty; the checkpoint cannot be read, would run code, or does not fit
+            the config's model; the operating points belong to another stitch space, or have no front.
     """
     out = new_folder(out)
     model = build_without_weights(config)
@@ -92,11 +95,11 @@ def new_folder(out: str | os.PathLike[str]) -> Path:
     """The absolute path of a folder to be made.
 
     Raises:
-        ValueError: it is a file, or has something in it.
+        SettingError: it is a file, or is not empty.
     """
     out = Path(out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out} exists: give a folder that does not, or an empty one")
+        raise SettingError(f"{out} exists: set the output to a new folder, or to an empty one")
     return out
 
 
@@ -107,15 +110,23 @@ def write_folder(
     weights: Mapping[str, Tensor],
     front: OperatingPoints | None = None,
 ) -> Published:
-    """Writes the weights of a config's model, whose backbone this is, as :func:`publish_model` describes."""
-    # A copy of each: safetensors takes no two tensors that share memory, as tied layers do.
+    """Write a folder as :func:`publish_model` describes it.
+
+    Args:
+        out: the folder, as :func:`new_folder` returns it.
+        config: of the model.
+        backbone: of the model.
+        weights: of the model.
+        front: the operating points to publish with it.
+    """
+    # Copies: safetensors refuses tensors that share memory, as tied layers do.
     weights = {
         name: tensor.contiguous().clone() for name, tensor in weights.items() if name.rpartition(".")[2] != DRAWS
     }
     choice = "" if len(backbone.space) == 1 else CHOICE.format(stitch=backbone.stitch.name)
     if front is not None:
         flops = sorted(point.flops for point in front)
-        # One percent more, so that it is enough however it is rounded.
+        # One percent more than the stitch needs: the card shows a rounded number.
         choice += BUDGET.format(front=FRONT, gflops=1.01 * flops[len(flops) // 2] / 1e9)
     card = MODEL_CARD.format(
         title=out.name,
@@ -131,10 +142,10 @@ def write_folder(
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     temporary.mkdir(parents=True)
     try:
-        # One key alone: safetensors writes several in any order, and the same weights are to have the same SHA-256.
+        # Only one key of metadata: safetensors writes several in random order, and the SHA-256 would change.
         safetensors.torch.save_file(weights, temporary / WEIGHTS, {"format": "pt"})
         published_config(config).dump(str(temporary / CONFIG))
-        # safetensors lets nobody but the owner read its files; others may read these as far as the umask says.
+        # safetensors writes files that only the owner can read; give this one the permissions of the others.
         (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
         (temporary / CARD).write_text(card, encoding="utf-8")
         if front is not None:
@@ -149,13 +160,16 @@ def write_folder(
 
 
 def published_config(config: Config) -> Config:
-    """A config without what is of the place where it was made: pretrained weights of parts of the model (those of the
-    whole replace them), checkpoints, the work folder. The front of the points that a budget names is written out."""
+    """A config without paths of this machine.
+
+    Pretrained weights of parts of the model, checkpoints and the work folder are left out. The points of a budget are
+    replaced by their front.
+    """
     settings = config.to_dict()
     for key in ("work_dir", "load_from", "resume", "launcher"):
         settings.pop(key, None)
     settings["model"] = _standalone(settings["model"])
-    # So that mmseg's and mmdet's own tools find what is registered here.
+    # mmseg's and mmdet's tools, too, must find the modules of mmsnnet.
     imports = settings.setdefault("custom_imports", dict(imports=[]))
     names = [imports["imports"]] if isinstance(imports["imports"], str) else imports["imports"]
     imports["imports"] = names if "mmsnnet" in names else ["mmsnnet", *names]
@@ -163,11 +177,13 @@ def published_config(config: Config) -> Config:
 
 
 def _standalone(setting: Any) -> Any:
-    """A setting of the model, without ``pretrained`` and ``init_cfg=dict(type='Pretrained')`` anywhere below it, and
-    with the front of a ``budget``'s points in the place of their file."""
+    """A setting of the model without ``pretrained`` and ``init_cfg=dict(type='Pretrained')``.
+
+    The file of points of a ``budget`` is replaced by its front.
+    """
     if isinstance(setting, Mapping):
         standalone = {
-            key: None if key == "pretrained" or _is_source(value) else _standalone(value)
+            key: None if key == "pretrained" or _loads_weights(value) else _standalone(value)
             for key, value in setting.items()
         }
         budget = standalone.get("budget")
@@ -176,11 +192,11 @@ def _standalone(setting: Any) -> Any:
             budget["points"] = [point.to_json() for point in front]
         return standalone
     if isinstance(setting, list | tuple):
-        return type(setting)(_standalone(inner) for inner in setting if not _is_source(inner))
+        return type(setting)(_standalone(inner) for inner in setting if not _loads_weights(inner))
     return setting
 
 
-def _is_source(setting: Any) -> bool:
+def _loads_weights(setting: Any) -> bool:
     return isinstance(setting, Mapping) and setting.get("type") == "Pretrained"
 
 

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 from mmengine.config import DictAction as MMEngineDictAction
 
-from mmsnnet.cli.launching import HEAD_START, RANKS
+from mmsnnet.cli.launching import VARIABLES
 
 
 class DictAction(MMEngineDictAction):
-    """mmengine's ``KEY=VALUE`` options, with a command line's answer to what is none."""
+    """mmengine's ``KEY=VALUE`` options; others end the command with one line."""
 
     def __call__(
         self,
@@ -30,21 +30,38 @@ class DictAction(MMEngineDictAction):
                 raise argparse.ArgumentError(self, f"{value!r} is not KEY=VALUE")
         try:
             super().__call__(parser, namespace, values, option_string)
-        except AssertionError as error:  # of brackets that do not match
+        except AssertionError as error:  # mmengine's, for brackets that do not match
             raise argparse.ArgumentError(self, str(error)) from error
 
 
-class LaunchedParser(argparse.ArgumentParser):
-    """The parser of a tool that several processes may run: what is wrong with a command line or a config, all of them
-    find out, and one of them says, in torchrun's summary, too."""
+class DistributedParser(argparse.ArgumentParser):
+    """The parser of a tool that several processes run.
+
+    All ranks find a mistake in a command or a config. Rank 0 prints it. Under torchrun the other ranks print nothing:
+    torchrun's summary shows the message of the first rank that failed. Slurm has no summary, so there each rank prints
+    its message with its number.
+    """
 
     def error(self, message: str) -> NoReturn:
-        names = (names[0] for names in RANKS.values())
-        rank = next((os.environ[name] for name in names if name in os.environ), "0")
-        if rank != "0":
-            time.sleep(HEAD_START)
-            message = f"rank {rank}: {message}"  # which rank 0 has not found
+        rank = next((os.environ[names[0]] for names in VARIABLES.values() if names[0] in os.environ), "0")
         if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            place = {"py_callstack": message, "timestamp": str(int(time.time()))}
-            Path(summary).write_text(json.dumps({"message": {"message": message, "extraInfo": place}}))
-        super().error(message)
+            details = {"py_callstack": message, "timestamp": str(int(time.time()))}
+            Path(summary).write_text(json.dumps({"message": {"message": message, "extraInfo": details}}))
+            if rank != "0":
+                self.exit(2)
+        super().error(message if rank == "0" else f"rank {rank}: {message}")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, help: str = "config file") -> None:
+    """Add the config and ``--cfg-options``."""
+    parser.add_argument("config", type=os.path.expanduser, help=help)
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
+    )
+
+
+def add_launch_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher``, and what torch.distributed.launch passes."""
+    parser.add_argument("--launcher", choices=("none", *VARIABLES), default="none", help="job launcher")
+    # torch.distributed.launch, which mim calls, passes the local rank here and in the environment.
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""What the tools print: what a user can use; the log file has everything."""
+"""The console of the tools: short; the log file has everything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
-# Patterns of messages that are kept off the console: long ones, and those about what no user can change.
+from mmsnnet.engine.console import console_handlers
+
+# Messages that the console does not show: long ones, and those that no user can act on.
 LOG_FILE_ONLY = re.compile(
     r"\s*(?:"
     + "|".join(
@@ -28,7 +30,7 @@ LOG_FILE_ONLY = re.compile(
             r"Hooks will be executed in the following order",
             r"Distributed training is not used, all SyncBatchNorm",
             r"Exp name: ",
-            # mmengine, of its own files
+            # mmengine, about its own files
             r'"FileClient" will be deprecated',
             r".{1,200} is not a meta file, simply parsed as meta information",
             r"The prefix is not set in metric class",
@@ -41,7 +43,7 @@ LOG_FILE_ONLY = re.compile(
             r"Could not import OneDL",
             r"`reduce_zero_label` will be deprecated",
             r"faster_coco_eval is not installed",
-            # torch and timm, called by the above
+            # torch and timm, when the toolboxes call them
             r"torch\.meshgrid: in an upcoming release",
             r"`?torch\.(?:cuda\.)?amp\.\w+(?:\(.{0,40}\))?`? is deprecated",
             r"No pretrained configuration specified for ",
@@ -54,7 +56,7 @@ LOG_FILE_ONLY = re.compile(
 
 
 class ConsoleFilter(logging.Filter):
-    """Keeps messages of ``LOG_FILE_ONLY`` from a handler. Errors always pass."""
+    """Drop messages of ``LOG_FILE_ONLY``; errors always pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR or LOG_FILE_ONLY.match(record.getMessage()) is None
@@ -62,65 +64,59 @@ class ConsoleFilter(logging.Filter):
 
 @contextmanager
 def short_console() -> Iterator[None]:
-    """Around what a tool does: messages of ``LOG_FILE_ONLY``, logged or warned, do not reach the console.
+    """Keep messages and warnings of ``LOG_FILE_ONLY`` off the console.
 
-    All warnings, and what is logged before there is a runner, are also written to the log file of the runner that
-    :func:`mmsnnet.apis.build_runner` builds inside.
+    All warnings, and messages that are logged before there is a runner, are also written to the log file of the runner
+    that :func:`mmsnnet.cli.runner.build_runner` builds in the block.
     """
-    logger = MMLogger.get_instance("mmengine")  # which serves until a runner has its own
-    until_then = MemoryHandler(capacity=1, flushLevel=logging.CRITICAL + 1)  # keeps all while it has no target
-    kept = ConsoleFilter()
-    consoles = _console_handlers(logger)
-    for handler in consoles:
-        handler.addFilter(kept)
-    logger.addHandler(until_then)
+    logger = MMLogger.get_instance("mmengine")  # the current logger until a runner creates one
+    buffer = MemoryHandler(capacity=1, flushLevel=logging.CRITICAL + 1)  # keeps all records until it has a target
+    console_filter = ConsoleFilter()
+    handlers = console_handlers(logger)
+    for handler in handlers:
+        handler.addFilter(console_filter)
+    logger.addHandler(buffer)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _showing(warnings.showwarning, logger.name, until_then)
+            warnings.showwarning = _logging_showwarning(warnings.showwarning, logger.name, buffer)
             yield
     finally:
-        logger.removeHandler(until_then)
-        for handler in consoles:
-            handler.removeFilter(kept)
+        logger.removeHandler(buffer)
+        for handler in handlers:
+            handler.removeFilter(console_filter)
 
 
-def with_short_console(kind: type[Runner] | type[FlexibleRunner], quiet: bool = False) -> Any:
-    """A runner class like ``kind`` that logs to the console what a user can use, or, if ``quiet``, warnings and errors
-    alone.
+def with_short_console(runner_class: type[Runner] | type[FlexibleRunner], quiet: bool = False) -> Any:
+    """A subclass of a runner whose console is short; if ``quiet``, it shows only warnings and errors.
 
-    mmengine logs environment and config in the constructor, as soon as there is a logger: a filter that is added later
-    comes too late.
+    mmengine logs environment and config in the constructor, right after it has created the logger: a filter that is
+    added later comes too late.
     """
 
     def _log_env(self: Any, *args: Any, **kwargs: Any) -> None:
-        for handler in _console_handlers(self.logger):
+        for handler in console_handlers(self.logger):
             if not any(isinstance(known, ConsoleFilter) for known in handler.filters):
                 handler.addFilter(ConsoleFilter())
             if quiet:
                 handler.setLevel(max(handler.level, logging.WARNING))
-        _write_what_was_kept(self.logger)
-        kind._log_env(self, *args, **kwargs)
+        _write_buffer(self.logger)
+        runner_class._log_env(self, *args, **kwargs)
         self.logger.info(f"Environment and config are in {self.logger.log_file}")
 
-    return type(kind.__name__, (kind,), {"_log_env": _log_env, "__module__": kind.__module__})
+    attributes = {"_log_env": _log_env, "__module__": runner_class.__module__}
+    return type(runner_class.__name__, (runner_class,), attributes)
 
 
 def import_toolbox(config: Config) -> None:
-    """Import a toolbox's data sets before the runner does: they print that an optional package is missing."""
+    """Import a toolbox's data sets quietly: they print that an optional package is missing."""
     toolbox = config.get("default_scope")
     if toolbox in ("mmseg", "mmdet") and find_spec(toolbox) is not None:
         with redirect_stdout(io.StringIO()):
             importlib.import_module(f"{toolbox}.datasets")
 
 
-def _console_handlers(logger: MMLogger) -> list[logging.Handler]:
-    return [
-        h for h in logger.handlers if isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler)
-    ]
-
-
-def _write_what_was_kept(logger: MMLogger) -> None:
-    """Gives the log file of a runner what :func:`short_console` has kept, and from now on all warnings."""
+def _write_buffer(logger: MMLogger) -> None:
+    """Write what :func:`short_console` has buffered, and all later warnings, to the log file of a runner."""
     files = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
     for handler in MMLogger.get_instance("mmengine").handlers:
         if isinstance(handler, MemoryHandler) and files:
@@ -128,8 +124,8 @@ def _write_what_was_kept(logger: MMLogger) -> None:
             handler.flush()
 
 
-def _showing(show: Callable[..., None], name: str, log: logging.Handler) -> Callable[..., None]:
-    """A ``warnings.showwarning`` that writes to a log, and shows by ``show`` what belongs on the console."""
+def _logging_showwarning(show: Callable[..., None], name: str, log: logging.Handler) -> Callable[..., None]:
+    """A ``warnings.showwarning`` that logs each warning, and passes to ``show`` what the console shows."""
 
     def show_and_log(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None

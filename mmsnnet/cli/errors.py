@@ -1,89 +1,95 @@
+"""How the tools report errors: a user's mistake in one line, any other error with its traceback.
+
+A :class:`UserError` is always a user's mistake. An error of a library is one while a config is read and a model, data
+or a runner is built: there :func:`user_errors` turns it into a ``UserError``.
+"""
+
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.runner import BaseLoop
+from mmengine.runner import FlexibleRunner, Runner
 
 from mmsnnet.errors import UserError
 
-# What a mistake in a config raises while what it names is built or loaded: model, data sets, optimizer, pretrained
-# weights, folders. OSError is also what a network says from which weights do not come; an assertion is how the
-# toolboxes refuse a setting, and RuntimeError how torch does.
-MISTAKES = (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+# The toolboxes refuse a setting by an assertion, torch by RuntimeError; OSError comes from files and the network.
+LIBRARY_ERRORS = (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+PACKAGE = Path(__file__).parents[1]
 
 
-def is_mistake(error: Exception) -> bool:
-    """Whether one line answers an error: a ``UserError`` from anywhere, or one of ``MISTAKES`` raised before a loop
-    runs. Other errors need their traceback."""
-    if isinstance(error, UserError):
-        return True
-    inside = any(
-        frame.f_code.co_name == "run" and isinstance(frame.f_locals.get("self"), BaseLoop)
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
-    return isinstance(error, MISTAKES) and not inside
+class LoopStartHook(Hook):
+    """Record that the training or test loop has started."""
 
+    priority = "HIGHEST"
 
-def in_one_line(error: Exception) -> str:
-    """What an error says; with its kind and place where a library or Python itself wrote the message."""
-    text = " ".join(_of_worker(error).split())
-    if isinstance(error, UserError):
-        return text
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    foreign = f"{os.sep}site-packages{os.sep}" in place.filename and f"{os.sep}mmsnnet{os.sep}" not in place.filename
-    by_library = isinstance(error, AssertionError | RuntimeError | KeyError | TypeError) or (
-        isinstance(error, ValueError) and foreign
-    )
-    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-        by_library = error.strerror == os.strerror(error.errno)
-    if by_library:
-        built = f", building {name}" if (name := _being_built(error)) else ""
-        return f"{type(error).__name__}: {text} ({place.filename}, line {place.lineno}{built})"
-    return text
+    def __init__(self) -> None:
+        self.started = False
 
+    def before_train(self, runner: Runner | FlexibleRunner) -> None:
+        self.started = True
 
-def _of_worker(error: Exception) -> str:
-    """The message of an error; of one that a data loader's worker raised, without the traceback that torch adds."""
-    text = str(error)
-    if not text.startswith(f"Caught {type(error).__name__} in"):
-        return text
-    parts = re.split(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", text, flags=re.MULTILINE)
-    return parts[-1]
-
-
-def _being_built(error: Exception) -> str | None:
-    """The ``type`` of the innermost setting that mmengine was building when an error was raised."""
-    found = None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "build_from_cfg" and "obj_type" in frame.f_locals:
-            kind = frame.f_locals["obj_type"]
-            found = kind if isinstance(kind, str) else getattr(kind, "__name__", None)
-    return found
+    before_test = before_train
 
 
 @contextmanager
-def mistakes_answered(command: argparse.ArgumentParser) -> Iterator[None]:
-    """Ends a tool as its parser does, with one line, where a user's mistake is raised inside."""
+def user_errors() -> Iterator[LoopStartHook]:
+    """Turn the errors of libraries into a :class:`UserError` until a loop starts.
+
+    Yields a hook to register with the runner. mmengine builds optimizer and data in ``runner.train()``; the hook marks
+    where the building ends. Errors of a loop pass unchanged: they need their traceback.
+    """
+    hook = LoopStartHook()
+    try:
+        yield hook
+    except UserError:
+        raise
+    except LIBRARY_ERRORS as error:
+        if hook.started:
+            raise
+        raise UserError(describe(error)) from error
+
+
+def describe(error: Exception) -> str:
+    """The message of an error in one line, with type and place if Python or a library wrote it."""
+    text = " ".join(str(error).split())
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, OSError | ValueError) and Path(place.filename).is_relative_to(PACKAGE):
+        return text  # our own words
+    return f"{type(error).__name__}: {text} ({place.filename}, line {place.lineno})"
+
+
+@contextmanager
+def exit_on_user_error(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """End the tool with status 2 and one line on a :class:`UserError`; the log file gets every traceback."""
     try:
         yield
     except Exception as error:
-        if not is_mistake(error):
-            raise
         _log_traceback(error)
-        command.error(in_one_line(error))
+        if not isinstance(error, UserError):
+            raise
+        parser.error(" ".join(_without_worker_traceback(error).split()))
+
+
+def _without_worker_traceback(error: UserError) -> str:
+    """The message of an error, without the traceback that torch adds in a worker of a data loader."""
+    text = str(error)
+    if not text.startswith(f"Caught {type(error).__name__} in"):
+        return text
+    return re.split(rf"^(?:[\w.]+\.)?{type(error).__name__}: ", text, flags=re.MULTILINE)[-1]
 
 
 def _log_traceback(error: Exception) -> None:
-    """Write the traceback of an error to the log file of the run, if it has one: the line may not tell enough."""
-    cause = (type(error), error, error.__traceback__)
-    record = logging.LogRecord("mmsnnet", logging.ERROR, __file__, 0, str(error), None, cause)
+    """Write the traceback of an error to the log file of the run, if there is one."""
+    raised = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("mmsnnet", logging.ERROR, __file__, 0, str(error), None, raised)
     for handler in MMLogger.get_current_instance().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)

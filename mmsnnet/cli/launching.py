@@ -1,10 +1,11 @@
+"""Runs of several processes: what a launcher sets, what mmengine and torch need, settings that cannot work."""
+
 from __future__ import annotations
 
 import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,23 +20,23 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmsnnet.errors import SettingError, UserError
 from mmsnnet.models import StitchedBackbone
 
-# By launcher, what starts its processes, and how.
-STARTED_BY = {
-    "pytorch": ("torchrun", "bash tools/dist_train.sh CONFIG GPUS, or tools/dist_test.sh"),
-    "slurm": ("srun", "bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG, or tools/slurm_test.sh"),
-    "mpi": ("mpirun", "mpirun -np GPUS python tools/train.py CONFIG --launcher mpi"),
-}
-# By launcher, what it calls the rank of a process, the number of processes, and the rank on the machine. A Slurm job
-# has SLURM_NTASKS in its batch script, too, which is one process; the step's number is there where srun started it.
-RANKS = {
+# The variables in which a launcher gives a process its rank, the number of processes, and the rank on its machine.
+# Slurm sets SLURM_NTASKS in a batch script, too, which is one process; only srun sets the step's number.
+VARIABLES = {
     "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 }
-# Seconds that a rank with nothing new to say leaves to another to end with the cause, whereupon the launcher ends all.
-HEAD_START = 10
+STARTERS = {
+    "pytorch": ("torchrun", "bash tools/dist_train.sh CONFIG GPUS, or tools/dist_test.sh"),
+    "slurm": ("srun", "bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG, or tools/slurm_test.sh"),
+}
+
+
+class LostConnectionError(UserError, RuntimeError):
+    """Another process of the run has ended, or cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Process:
 
     Args:
         rank: its number among all.
-        world_size: how many there are.
-        local_rank: its number among those of its machine, which is that of its GPU, too.
-        local_world_size: how many there are on its machine; ``None`` where the launcher does not say.
+        world_size: the number of processes.
+        local_rank: its number among the processes of its machine, and the number of its GPU.
+        local_world_size: the number of processes on its machine; ``None`` if the launcher does not tell.
     """
 
     rank: int
@@ -55,192 +56,181 @@ class Process:
     local_world_size: int | None
 
     @classmethod
-    def started_by(cls, launcher: str) -> Process:
-        """This process, by what its launcher (``pytorch``, ``slurm`` or ``mpi``) has put into the environment.
+    def from_environment(cls, launcher: str) -> Process:
+        """This process, from the variables that ``pytorch`` or ``slurm`` sets.
 
         Raises:
-            ValueError: the launcher has not started this process.
+            SettingError: the launcher has not started this process.
         """
-        missing = [name for name in RANKS[launcher] if not os.environ.get(name, "").isdecimal()]
-        if missing:
-            starter, command = STARTED_BY[launcher]
-            raise ValueError(
-                f"--launcher {launcher} is for processes that {starter} has started, which sets {', '.join(missing)}: "
+        names = VARIABLES[launcher]
+        if missing := [name for name in names if not os.environ.get(name, "").isdecimal()]:
+            starter, command = STARTERS[launcher]
+            raise SettingError(
+                f"--launcher {launcher} needs {', '.join(missing)}, which {starter} sets: start the processes by "
                 f"{command}; one process alone needs no --launcher"
             )
-        rank, world_size, local_rank = (int(os.environ[name]) for name in RANKS[launcher])
-        if launcher == "slurm":
-            local_world_size = world_size if os.environ.get("SLURM_STEP_NUM_NODES") == "1" else None
-        else:
-            name = "LOCAL_WORLD_SIZE" if launcher == "pytorch" else "OMPI_COMM_WORLD_LOCAL_SIZE"
-            local_world_size = int(os.environ[name]) if name in os.environ else None
+        rank, world_size, local_rank = (int(os.environ[name]) for name in names)
+        local_world_size = None
+        if launcher == "pytorch" and "LOCAL_WORLD_SIZE" in os.environ:
+            local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
+        if launcher == "slurm" and os.environ.get("SLURM_STEP_NUM_NODES") == "1":
+            local_world_size = world_size
         return cls(rank, world_size, local_rank, local_world_size)
 
     @property
-    def is_beside_all_others(self) -> bool:
-        """Whether the launcher says that all processes are on this machine."""
+    def on_one_machine(self) -> bool:
+        """Whether the launcher tells that all processes are on this machine."""
         return self.local_world_size == self.world_size
 
-    def introduce(self, launcher: str, port: int | None = None) -> None:
-        """Says in torch's environment variables what another launcher has said in its own: who this process is, and
-        where rank 0 listens.
+    def set_torch_variables(self, port: int | None = None) -> None:
+        """Set torch's variables for a process of Slurm: its ranks, and the address of rank 0.
 
         Args:
-            launcher: ``slurm`` or ``mpi``.
-            port: of rank 0 where ``MASTER_PORT`` is not set; by default one that follows from the numbers of Slurm's
-                job and step, so that two jobs on one machine do not meet, or else torch's 29500.
+            port: of rank 0, unless ``MASTER_PORT`` is set. The default follows from the numbers of Slurm's job and
+                step, so that two jobs on one machine have different ones.
 
         Raises:
-            ValueError: the machine of rank 0 is not known.
+            SettingError: the machine of rank 0 is unknown.
         """
         os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.world_size), LOCAL_RANK=str(self.local_rank))
         if "MASTER_ADDR" not in os.environ:
-            os.environ["MASTER_ADDR"] = "127.0.0.1" if self.is_beside_all_others else _first_machine(launcher)
-        if port is None and launcher == "slurm":
-            # Below the ports that systems give to connections of their own.
-            job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-            port = 15000 + (17 * job + step) % 15000
-        os.environ.setdefault("MASTER_PORT", str(port or 29500))
+            os.environ["MASTER_ADDR"] = "127.0.0.1" if self.on_one_machine else _first_machine()
+        # Below 32768, where systems begin to assign ports to outgoing connections.
+        job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        os.environ.setdefault("MASTER_PORT", str(port or 15000 + (17 * job + step) % 15000))
 
 
-def _first_machine(launcher: str) -> str:
-    """The name of the machine on which rank 0 is: the first in Slurm's list."""
+def _first_machine() -> str:
+    """The name of the machine of rank 0: the first in Slurm's list."""
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST")
-    if launcher == "slurm" and nodes and shutil.which("scontrol"):
+    if nodes and shutil.which("scontrol"):
         done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
         if done.returncode == 0 and done.stdout.split():
             return done.stdout.split()[0]
-    raise ValueError(
-        "where rank 0 listens cannot be found out: set MASTER_ADDR to the name or address of its machine"
-        + (" (scontrol, which would say it, is missing or fails)" if launcher == "slurm" else "")
+    raise SettingError(
+        "set MASTER_ADDR to the name or address of the machine of rank 0: scontrol, which lists Slurm's machines, is "
+        "missing or fails"
     )
 
 
 def prepare_launch(config: Config, launcher: str) -> None:
-    """Makes ready what a runner of ``launcher`` needs; to be called before it is built.
+    """Prepare this process for a runner of ``launcher``, before the runner is built.
 
-    What Slurm and MPI call the processes is put into torch's variables, and ``config.launcher`` becomes ``pytorch``.
-    mmengine starts process groups for GPUs only. Without a GPU (or with ``CUDA_VISIBLE_DEVICES=-1``) the group is
-    started here, with gloo and ``env_cfg.dist_cfg.timeout`` (in seconds), and a ``DistributedDataParallel`` is told
-    that it has none.
+    Slurm's variables are copied to torch's, and ``config.launcher`` becomes ``pytorch``. mmengine starts process groups
+    for GPUs only. Without a GPU (or with ``CUDA_VISIBLE_DEVICES=-1``) this starts one with gloo and
+    ``env_cfg.dist_cfg.timeout`` (in seconds), and sets ``device_ids=None`` of a ``DistributedDataParallel``.
 
     Args:
         config: is changed.
-        launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+        launcher: ``none``, ``pytorch`` or ``slurm``.
 
     Raises:
-        ValueError: the launcher has not started this process, or has started more processes than there are GPUs;
-            there is no launcher and torchrun has started several processes.
+        SettingError: the launcher has not started this process, or has started more processes than there are GPUs;
+            or torchrun has started several processes and ``launcher`` is ``none``.
     """
     config.launcher = launcher
     if launcher == "none":
         if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError(
-                f"torchrun has started {os.environ['WORLD_SIZE']} processes, and without --launcher pytorch each is a "
-                "run of its own, in the same work folder"
+            raise SettingError(
+                f"torchrun has started {os.environ['WORLD_SIZE']} processes: set --launcher pytorch, or each is a run "
+                "by itself in the same work folder"
             )
         return
     if not is_distributed():
-        process = Process.started_by(launcher)
-        distribution = config.setdefault("env_cfg", {}).setdefault("dist_cfg", {})
-        port = distribution.pop("port", None)
-        if launcher != "pytorch":
-            process.introduce(launcher, port)
+        process = Process.from_environment(launcher)
+        dist_cfg = config.setdefault("env_cfg", {}).setdefault("dist_cfg", {})
+        port = dist_cfg.pop("port", None)
+        if launcher == "slurm":
+            process.set_torch_variables(port)
             config.launcher = "pytorch"
         if torch.cuda.is_available():
             _check_gpus(process)
         if get_device() == "cpu":
-            _start_gloo(process, distribution)
-    if get_device() == "cpu":
-        _keep_off_gpus(config)
+            _start_gloo(process, dist_cfg)
+    if get_device() == "cpu" and (wrapper := _data_parallel(config)) is not None:
+        # Without this setting, mmengine passes the GPU of the rank even if there is none.
+        wrapper["device_ids"] = None
+        config.model_wrapper_cfg = wrapper
 
 
 def _check_gpus(process: Process) -> None:
     gpus = torch.cuda.device_count()
     needed = process.local_world_size or process.local_rank + 1
     if needed > gpus:
-        raise ValueError(
-            f"this machine has {needed} processes or more and shows each {gpus} GPU{'s' * (gpus != 1)}: start one for "
-            "each GPU, with all GPUs of the machine visible to all (CUDA_VISIBLE_DEVICES; for srun --gres=gpu:N in "
-            "place of --gpus-per-task); CUDA_VISIBLE_DEVICES=-1 is for CPUs"
+        raise SettingError(
+            f"this machine has at least {needed} processes, and each sees {gpus} GPU{'s' * (gpus != 1)}: start one for "
+            "each GPU and make all GPUs visible to all processes (CUDA_VISIBLE_DEVICES; srun --gres=gpu:N instead of "
+            "--gpus-per-task), or set CUDA_VISIBLE_DEVICES=-1 to run on CPUs"
         )
 
 
-def _start_gloo(process: Process, distribution: Mapping[str, Any]) -> None:
-    """Starts the process group; ``distribution`` is ``env_cfg.dist_cfg``."""
-    distribution["backend"] = "gloo"
-    # By itself gloo listens where the machine's name leads to, which may be nowhere.
+def _start_gloo(process: Process, dist_cfg: Mapping[str, Any]) -> None:
+    """Start a gloo process group with the timeout of ``env_cfg.dist_cfg``."""
+    dist_cfg["backend"] = "gloo"
+    # By default gloo listens at the address of the host name, which may not resolve.
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-    if process.is_beside_all_others and loopback:
+    if process.on_one_machine and loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-    timeout = distribution.get("timeout")
+    timeout = dist_cfg.get("timeout")
     if timeout is not None:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
-            raise ValueError(f"env_cfg.dist_cfg.timeout is in seconds, got {timeout!r}")
+            raise SettingError(f"env_cfg.dist_cfg.timeout is a positive number of seconds, got {timeout!r}")
         timeout = timedelta(seconds=timeout)
     distributed.init_process_group("gloo", timeout=timeout)
 
 
-def _keep_off_gpus(config: Config) -> None:
-    """mmengine gives a ``DistributedDataParallel`` the GPU of its rank, be there one or not, unless the config says
-    ``device_ids``."""
-    if (wrapper := _data_parallel(config)) is not None:
-        wrapper["device_ids"] = None
-        config.model_wrapper_cfg = wrapper
-
-
 def check_data_parallel(config: Config, launcher: str, model: nn.Module) -> None:
-    """Refuses to train a stitched model in several processes by a ``DistributedDataParallel`` that waits for the
-    gradients of all parameters: a stitch uses some, and torch finds that out in the second iteration.
+    """Check that no ``DistributedDataParallel`` waits for the gradients of all parameters.
+
+    A stitch uses only some of them, and torch raises its error in the second iteration.
 
     Args:
         model: of the config, with or without weights.
 
     Raises:
-        ValueError: names the wrapper to set.
+        SettingError: names the wrapper to set.
     """
     if launcher == "none" or (wrapper := _data_parallel(config)) is None or wrapper.get("find_unused_parameters"):
         return
     if any(isinstance(module, StitchedBackbone) and len(module.space) > 1 for module in model.modules()):
-        raise ValueError(
-            f"{wrapper['type']} waits for gradients that the drawn stitch does not have: set "
-            "model_wrapper_cfg=dict(type='mmsnnet.StitchedDataParallel') in the config, or, which is slower, "
-            "find_unused_parameters=True of the wrapper"
+        raise SettingError(
+            f"{wrapper['type']} waits for the gradients of all parameters, and a stitch uses only some: set "
+            "model_wrapper_cfg=dict(type='mmsnnet.StitchedDataParallel') in the config, or find_unused_parameters=True "
+            "of the wrapper, which is slower"
         )
 
 
 def _data_parallel(config: Config) -> dict[str, Any] | None:
-    """The settings of the ``DistributedDataParallel`` that mmengine puts around the model, if it is one."""
+    """The settings of the ``DistributedDataParallel`` around the model, or None for another wrapper."""
     if config.get("runner_type", "Runner") != "Runner":
         return None
     wrapper = config.get("model_wrapper_cfg")
-    if wrapper is None:
-        # What mmengine does without this setting.
+    if wrapper is None:  # mmengine's default
         wrapper = dict(broadcast_buffers=False, find_unused_parameters=config.get("find_unused_parameters", False))
     wrapper.setdefault("type", "MMDistributedDataParallel")
-    kind = MODEL_WRAPPERS.get(wrapper["type"]) if isinstance(wrapper["type"], str) else wrapper["type"]
-    return wrapper if isinstance(kind, type) and issubclass(kind, DistributedDataParallel) else None
+    class_ = MODEL_WRAPPERS.get(wrapper["type"]) if isinstance(wrapper["type"], str) else wrapper["type"]
+    return wrapper if isinstance(class_, type) and issubclass(class_, DistributedDataParallel) else None
 
 
 def check_sync_bn(config: Config, launcher: str) -> None:
-    """Refuses to train synchronised batch norms on CPUs, which torch finds out in the first iteration.
+    """Check that no synchronised batch norm is trained on CPUs: torch raises its error in the first iteration.
 
     Raises:
-        ValueError: names the settings to change.
+        SettingError: names the settings to change.
     """
     if launcher == "none" or get_device() != "cpu":
         return
     settings = [f"{setting}.type=BN" for setting in _sync_bns(config.get("model"), "model")]
     settings += ["sync_bn=None"] * (config.get("sync_bn") is not None)
     if settings:
-        raise ValueError(
-            "batch norms that are synchronised over processes train on GPUs alone; without a GPU use one process, or "
+        raise SettingError(
+            "synchronised batch norms train on GPUs only: without a GPU use one process, or "
             f"--cfg-options {' '.join(settings)}"
         )
 
 
 def _sync_bns(setting: Any, path: str) -> Iterator[str]:
-    """Where below a setting there are synchronised batch norms, as dotted keys."""
+    """The dotted keys of the synchronised batch norms below a setting."""
     if isinstance(setting, Mapping):
         if setting.get("type") in ("SyncBN", "MMSyncBN"):
             yield path
@@ -252,25 +242,21 @@ def _sync_bns(setting: Any, path: str) -> Iterator[str]:
 
 
 @contextmanager
-def launched() -> Iterator[None]:
-    """Around what a tool does as one of several processes: ends their group once all are done.
-
-    Where one of them ends before, the others lose their connection to it. They leave it to that one to say why.
+def process_group() -> Iterator[None]:
+    """Destroy the process group at the end of the block.
 
     Raises:
-        RuntimeError: the connection was lost, and the launcher has not ended this process since: the other is on
-            another machine.
+        LostConnectionError: another process has ended during the block.
     """
     try:
         yield
     except RuntimeError as error:
         lost = isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
-        if not lost or "EADDRINUSE" in str(error):  # rank 0 alone finds that its port is taken
+        if not lost or "EADDRINUSE" in str(error):  # rank 0's port is taken: this process can say so itself
             raise
-        time.sleep(HEAD_START)
-        raise RuntimeError(
-            "another process of this run has ended or cannot be reached: what it said on its machine is the cause; "
-            f"here it was {' '.join(str(error).split())}"
+        raise LostConnectionError(
+            "another process of this run has ended or cannot be reached; see its message for the cause (here: "
+            f"{' '.join(str(error).split())})"
         ) from error
     if is_distributed():
         distributed.destroy_process_group()

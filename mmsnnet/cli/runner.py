@@ -1,3 +1,5 @@
+"""The runner that the tools train and test with."""
+
 from __future__ import annotations
 
 import os
@@ -14,38 +16,43 @@ from mmsnnet.cli.console import import_toolbox, with_short_console
 from mmsnnet.cli.launching import prepare_launch
 from mmsnnet.engine import ProgressHook
 from mmsnnet.engine.latest_checkpoint import choose_checkpoint
-from mmsnnet.errors import SettingError
+from mmsnnet.errors import SettingError, UserError
 from mmsnnet.models import find_stitched_backbone
+
+
+class WorkFolderError(UserError, OSError):
+    """The work folder cannot be written to."""
 
 
 def build_runner(
     config: Config, launcher: str = "none", work_dir: str | None = None, quiet: bool = False
 ) -> Runner | FlexibleRunner:
-    """mmengine's runner for a config: a ``FlexibleRunner`` where ``runner_type`` names it. One that is to resume
-    has found from what (:func:`mmsnnet.engine.latest_checkpoint.choose_checkpoint`), and does without the anchors'
-    ``pretrained``.
+    """Build mmengine's runner for a config: a ``FlexibleRunner`` if ``runner_type`` names it.
+
+    A runner that resumes has chosen its checkpoint (:func:`mmsnnet.engine.latest_checkpoint.choose_checkpoint`), and
+    does not read the anchors' ``pretrained`` files.
 
     Args:
         config: as :func:`mmsnnet.apis.load_config` returns it.
-        launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
-        work_dir: for logs and checkpoints; by default the config's, or else ``work_dirs/<name of the config>``.
-        quiet: show one line of progress on the console in place of the log, which the log file has.
+        launcher: ``none``, ``pytorch`` or ``slurm``.
+        work_dir: for logs and checkpoints; default: the config's, or else ``work_dirs/<name of the config>``.
+        quiet: show one line of progress on the console instead of the log, which the log file has.
 
     Raises:
-        OSError: the work folder cannot be written to.
+        SettingError: there is no such runner, or the launcher has not started this process.
+        WorkFolderError: the work folder cannot be written to.
     """
     prepare_launch(config, launcher)
     path = Path(config.filename)
-    name = path.resolve().parent.name if path.name == "config.py" else path.stem  # of a published model, its folder's
-    default = config.get("work_dir") or str(Path("work_dirs") / name)
-    config.work_dir = os.path.expanduser(work_dir or default)
+    name = path.resolve().parent.name if path.name == "config.py" else path.stem  # a published model: its folder
+    config.work_dir = os.path.expanduser(work_dir or config.get("work_dir") or str(Path("work_dirs") / name))
     _check_work_folder(config.work_dir)
     import_toolbox(config)
-    name = config.get("runner_type", "Runner")
-    kind = RUNNERS.get(name) if isinstance(name, str) else name
-    if kind is None:
-        raise SettingError(f"there is no runner_type {name!r}: leave it out, or set 'FlexibleRunner'")
-    runner = with_short_console(kind, quiet).from_cfg(config)
+    runner_type = config.get("runner_type", "Runner")
+    runner_class = RUNNERS.get(runner_type) if isinstance(runner_type, str) else runner_type
+    if runner_class is None:
+        raise SettingError(f"there is no runner_type {runner_type!r}: leave it out, or set 'FlexibleRunner'")
+    runner = with_short_console(runner_class, quiet).from_cfg(config)
     if quiet:
         runner.register_hook(ProgressHook())
     choose_checkpoint(runner)
@@ -55,24 +62,24 @@ def build_runner(
 
 
 def _check_work_folder(folder: str) -> None:
-    """Tries the folder that the runner is about to write into."""
+    """Create a file in the folder, before the runner does."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(
+        raise WorkFolderError(
             error.errno,
-            f"the work folder {folder} cannot be written to ({error.strerror}): make it a folder that can be written "
-            "to, or give another one by --work-dir",
+            f"the work folder {folder} cannot be written to ({error.strerror}): make it writable, or set another one "
+            "by --work-dir",
         ) from error
 
 
 def _leave_out_pretrained(model: nn.Module | dict[str, Any]) -> None:
-    """Keeps anchors from being loaded, where a checkpoint is to bring all weights: their files may be gone by then."""
+    """Set ``pretrained=None`` of all anchors: a checkpoint brings all weights, and the files may be gone."""
     if isinstance(model, nn.Module):
         backbone = find_stitched_backbone(model)
         backbone.pretrained = [None] * len(backbone.pretrained)
-    else:  # a FlexibleRunner's, which is built when it trains
+    else:  # a FlexibleRunner builds the model when it trains
         for anchor in model["backbone"]["anchors"]:
             anchor["pretrained"] = None

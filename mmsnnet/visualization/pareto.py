@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmsnnet.errors import needs_extra
 from mmsnnet.evaluation.operating_points import CostName, OperatingPoint, OperatingPoints
 from mmsnnet.files.writing import write_atomically
 from mmsnnet.visualization.chart import Chart, make_chart
@@ -41,6 +42,7 @@ REPORTED_COLOUR = "0.45"
 REPORTED_LINES = ("--", ":")
 
 
+@needs_extra("viz")
 def plot_pareto(
     runs: Sequence[OperatingPoints],
     metric: str | None,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmsnnet.errors import needs_extra
 from mmsnnet.files.writing import write_atomically
 from mmsnnet.stitching.space import Stitch, StitchSpace, Tap
 from mmsnnet.visualization.figures import check_suffix, render
@@ -49,6 +50,7 @@ def full_space(depths: Sequence[int]) -> StitchSpace:
     return StitchSpace.single(*depths) if len(depths) == 1 else StitchSpace.two_way(depths)
 
 
+@needs_extra("viz")
 def draw_route(
     space: StitchSpace, stitch: Stitch, out_indices: Sequence[int] = (), axes: Axes | None = None, legend: bool = True
 ) -> Axes:
@@ -90,6 +92,7 @@ def draw_route(
     return axes
 
 
+@needs_extra("viz")
 def plot_routes(
     space: StitchSpace,
     stitches: str | Sequence[int | str],

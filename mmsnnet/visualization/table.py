@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from mmsnnet.errors import needs_extra
 from mmsnnet.evaluation.operating_points import CostName, OperatingPoints, pareto_front
 from mmsnnet.visualization.chart import flops_unit
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MOST_METRICS = 4
 
 
+@needs_extra("viz")
 def operating_points_table(
     points: OperatingPoints,
     metric: str | None = None,
@@ -32,6 +33,10 @@ def operating_points_table(
     Raises:
         ValueError: a stitch lacks the metric or the cost, or the metric has an unknown name and ``higher`` is None.
     """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
     front: set[int] = set()
     names: list[str] = []
     if metric is not None:
@@ -63,8 +68,11 @@ def operating_points_table(
     return table
 
 
+@needs_extra("viz")
 def print_table(table: Table) -> None:
     """Prints to the terminal, or as wide as the table is to a file or pipe, so that nothing is cut off there."""
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=console.measure(table, options=console.options.update(width=1000)).maximum)

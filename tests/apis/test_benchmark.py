@@ -1,8 +1,6 @@
-"""What is timed is the deployed model, in turns, and what was measured is added to a file without harm to it."""
+"""The benchmark times the deployed model, stitches in turn."""
 
 import copy
-import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -16,18 +14,9 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 import mmsnnet.apis.benchmark as module
-from mmsnnet.apis.benchmark import (
-    Benchmark,
-    BenchmarkSettings,
-    StitchLatency,
-    benchmark_conditions,
-    benchmark_stitches,
-    check_conditions,
-    points_to_time,
-    with_latencies,
-)
-from mmsnnet.evaluation import OperatingPoint, OperatingPoints
-from mmsnnet.stitching import Stitch, StitchSpace, UnknownStitchError
+from mmsnnet.apis.benchmark import BenchmarkSettings, benchmark_conditions, benchmark_stitches
+from mmsnnet.evaluation.latencies import StitchLatency
+from mmsnnet.stitching import StitchSpace, UnknownStitchError
 from tests.conftest import gpu
 
 MakeSegmentor = Callable[..., Any]
@@ -36,7 +25,7 @@ SPACE = StitchSpace.two_way((2, 4))
 
 
 class Spy(BaseModel):
-    """A model that notes for each forward the stitch that ran, what it got and what came out."""
+    """A model that records stitch, inputs and output of each forward."""
 
     calls: list[dict[str, Any]]
 
@@ -51,7 +40,7 @@ class Spy(BaseModel):
         return copied
 
     def forward(self, images: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
-        found = self.backbone(images)[-1]
+        result = self.backbone(images)[-1]
         self.calls.append(
             dict(
                 model=self,
@@ -59,13 +48,13 @@ class Spy(BaseModel):
                 images=images,
                 samples=data_samples,
                 mode=mode,
-                out=found,
+                out=result,
                 ranks={layer.rank for layer in self.backbone.network.layers.values()},
                 training=any(m.training for m in self.modules()),
                 gradients=torch.is_grad_enabled(),
             )
         )
-        return found
+        return result
 
 
 @pytest.fixture
@@ -74,7 +63,7 @@ def spy(make_backbone: Callable[..., Any]) -> Spy:
 
 
 class Clock:
-    """A clock that stands still but while a stitch runs: then it goes on by what ``costs`` has next for it."""
+    """A clock that moves only when a stitch runs, by the next value of ``costs``."""
 
     def __init__(self, model: Spy, costs: dict[str, Iterator[float]]) -> None:
         self.model = model
@@ -93,14 +82,14 @@ def test_latency_is_the_median_of_the_rounds_after_the_warm_up(spy: Spy, monkeyp
     # Seconds: at first one run that shows whether the model runs at all, then a round to warm up, then four that count.
     costs = {"S": iter([9.0, 9.0, 0.004, 0.001, 0.002, 0.005]), "L": iter([9.0, 9.0, 0.010, 0.030, 0.020, 0.090])}
     monkeypatch.setattr(time, "perf_counter", Clock(spy, costs))
-    found = benchmark_stitches(spy, "anchors", BenchmarkSettings(batch_size=3, warmup=1, repeats=4))
-    small, large = found.latencies
+    result = benchmark_stitches(spy, "anchors", BenchmarkSettings(batch_size=3, warmup=1, repeats=4))
+    small, large = result.latencies
     assert (small.stitch.name, large.stitch.name) == ("S", "L")
     assert small.times_ms == pytest.approx([4, 1, 2, 5]) and large.times_ms == pytest.approx([10, 30, 20, 90])
     assert small.latency_ms == pytest.approx(3) and large.latency_ms == pytest.approx(25)
     assert small.quartiles_ms == pytest.approx((1.75, 4.25))
     assert small.throughput == pytest.approx(1000) and large.throughput == pytest.approx(120)
-    assert small.peak_memory is None and any("peak memory" in note for note in found.notes)
+    assert small.peak_memory is None and any("peak memory" in note for note in result.notes)
 
 
 def test_one_repeat_is_its_own_median_and_quartiles() -> None:
@@ -115,7 +104,7 @@ def test_stitches_take_turns(spy: Spy) -> None:
     assert names == everyone * (1 + 2 + 3)
 
 
-def test_what_runs_is_the_deployed_model_on_the_same_images(spy: Spy) -> None:
+def test_the_deployed_model_runs_on_the_same_images(spy: Spy) -> None:
     spy.train()
     settings = BenchmarkSettings(batch_size=3, warmup=1, repeats=1)
     for _ in range(2):
@@ -138,7 +127,7 @@ def test_what_runs_is_the_deployed_model_on_the_same_images(spy: Spy) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_itself_is_left_as_it_was(training: bool, make_segmentor: MakeSegmentor) -> None:
+def test_the_model_is_not_changed(training: bool, make_segmentor: MakeSegmentor) -> None:
     model = make_segmentor(frozen_anchors=(0,)).train(training)
     model.backbone.set_stitch("L1-S1")
     state = copy.deepcopy(model.state_dict())
@@ -157,14 +146,14 @@ def test_the_model_itself_is_left_as_it_was(training: bool, make_segmentor: Make
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
 )
-def test_precision_is_that_of_weights_images_and_results(precision: str, dtype: torch.dtype, spy: Spy) -> None:
+def test_weights_images_and_results_have_the_precision(precision: str, dtype: torch.dtype, spy: Spy) -> None:
     benchmark_stitches(spy, "anchors", replace(QUICK, precision=precision))
     for call in spy.calls:
         assert {p.dtype for p in call["model"].parameters()} == {call["images"].dtype, call["out"].dtype} == {dtype}
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_channels_last_is_a_matter_of_weights_and_images(channels_last: bool, spy: Spy) -> None:
+def test_weights_and_images_are_channels_last(channels_last: bool, spy: Spy) -> None:
     benchmark_stitches(spy, "anchors", replace(QUICK, batch_size=2, channels_last=channels_last))
     for call in spy.calls:
         weight = call["model"].backbone.network.anchor(0).model.patch_embed.proj.weight
@@ -172,16 +161,16 @@ def test_channels_last_is_a_matter_of_weights_and_images(channels_last: bool, sp
             assert tensor.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
-def test_compiled_stitches_give_what_they_give_uncompiled(make_segmentor: MakeSegmentor) -> None:
-    """Each its own: what is compiled for one stitch is not run for another."""
+def test_compiled_stitches_give_the_same_results(make_segmentor: MakeSegmentor) -> None:
+    """Code that is compiled for one stitch is not run for another."""
     model = module._deployed(make_segmentor())
     images = torch.randn(1, 3, 32, 32)
     outputs: dict[str, list[Tensor]] = {}
 
     def noting(images: Tensor) -> Tensor:
-        found = model(images, mode="tensor")
-        outputs.setdefault(model.backbone.stitch.name, []).append(found)
-        return found
+        result = model(images, mode="tensor")
+        outputs.setdefault(model.backbone.stitch.name, []).append(result)
+        return result
 
     stitches = model.backbone.space.select("S0-L2,L1-S1")
     compiled = {stitch: module._run(noting, images, "eager") for stitch in stitches}
@@ -193,23 +182,23 @@ def test_compiled_stitches_give_what_they_give_uncompiled(make_segmentor: MakeSe
                 for once in (plain, run):
                     once()
     assert len(outputs) == 2
-    for found in outputs.values():
-        assert len(found) == 4
-        for other in found[1:]:
-            torch.testing.assert_close(other, found[0])
+    for result in outputs.values():
+        assert len(result) == 4
+        for other in result[1:]:
+            torch.testing.assert_close(other, result[0])
 
 
 def test_a_benchmark_of_compiled_stitches(make_segmentor: MakeSegmentor) -> None:
     torch._dynamo.utils.counters.clear()
-    found = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, compile="aot_eager"))
-    assert found.conditions["compile"] == "aot_eager"
-    assert all(len(latency.times_ms) == 2 for latency in found.latencies)
+    result = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, compile="aot_eager"))
+    assert result.conditions["compile"] == "aot_eager"
+    assert all(len(latency.times_ms) == 2 for latency in result.latencies)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one graph for each stitch, and no breaks"
 
 
-def test_conditions_say_how_and_on_what(make_segmentor: MakeSegmentor) -> None:
-    found = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, batch_size=2, precision="bf16"))
-    conditions = dict(found.conditions)
+def test_the_conditions(make_segmentor: MakeSegmentor) -> None:
+    result = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, batch_size=2, precision="bf16"))
+    conditions = dict(result.conditions)
     assert conditions.pop("date").endswith("+00:00") and conditions.pop("device")
     assert conditions == {
         "threads": torch.get_num_threads(),
@@ -222,10 +211,10 @@ def test_conditions_say_how_and_on_what(make_segmentor: MakeSegmentor) -> None:
         "warmup": 1,
         "repeats": 2,
     }
-    assert found.input_shape == (32, 32)
+    assert result.input_shape == (32, 32)
 
 
-def test_a_cpu_is_called_by_its_model_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_name_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (
         "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t: x\n\nprocessor\t: 1\nmodel name\t: Some CPU @ 2 GHz\n"
     )
@@ -241,14 +230,14 @@ def test_a_cpu_is_called_by_its_model_name(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(batch_size=0), "batch_size is 1 or more, got 0"),
-        (dict(warmup=0), "warmup is 1 or more"),
-        (dict(repeats=0), "repeats is 1 or more"),
+        (dict(batch_size=0), "batch_size is at least 1, got 0"),
+        (dict(warmup=0), "warmup is at least 1"),
+        (dict(repeats=0), "repeats is at least 1"),
         (dict(precision="int8"), "fp32, fp16, bf16; got 'int8'"),
         (dict(compile="gcc"), "no backend 'gcc'; it has .*inductor"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BenchmarkSettings(**settings)
 
@@ -256,13 +245,13 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("device", "settings", "message"),
     [
-        ("toaster", QUICK, "device 'toaster' is none"),
+        ("toaster", QUICK, "there is no device 'toaster'"),
         ("meta", QUICK, "a CPU or a CUDA device, got 'meta'"),
         ("cuda:99", QUICK, r"no device 'cuda:99': PyTorch finds \d+ GPUs"),
         ("cpu", replace(QUICK, cuda_graph=True), "a CUDA graph needs a GPU"),
     ],
 )
-def test_devices_that_cannot_be(device: str, settings: BenchmarkSettings, message: str, spy: Spy) -> None:
+def test_wrong_devices(device: str, settings: BenchmarkSettings, message: str, spy: Spy) -> None:
     with pytest.raises(ValueError, match=message):
         benchmark_stitches(spy, "anchors", settings, device=device)
     with pytest.raises(ValueError, match=message):
@@ -287,7 +276,7 @@ def test_an_operator_without_half_precision_is_named(spy: Spy, monkeypatch: pyte
 
 
 class TestGraphs:
-    """CUDA graphs, with stand-ins for what needs a GPU."""
+    """CUDA graphs, with stand-ins for the GPU."""
 
     @pytest.fixture(autouse=True)
     def stand_ins(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +298,7 @@ class TestGraphs:
         assert failure is None and list(replays) == list(runs)
         assert {replay() for replay in replays.values()} == {"replay"}
 
-    def test_if_one_cannot_be_captured_none_is_and_it_is_said_why(
+    def test_if_one_cannot_be_captured_none_is_and_the_reason_is_given(
         self, spy: Spy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def capture(run: Callable[[], object], pool: Any) -> Callable[[], object]:
@@ -322,10 +311,10 @@ class TestGraphs:
 
         monkeypatch.setattr(module, "_capture", capture)
         runs = {stitch: (lambda stitch=stitch: stitch.name) for stitch in spy.backbone.space}
-        kept, failure = module._captured(spy.backbone, runs)
-        assert kept == runs
+        remaining, failure = module._captured(spy.backbone, runs)
+        assert remaining == runs
         assert failure == (
-            "measured without CUDA graphs: capture fails at stitch 1 (L): called a synchronizing CUDA operation"
+            "measured without CUDA graphs: stitch 1 (L) cannot be captured: called a synchronizing CUDA operation"
         )
 
 
@@ -333,10 +322,10 @@ class TestGraphs:
 @pytest.mark.parametrize("cuda_graph", [None, False])
 def test_on_a_gpu(cuda_graph: bool | None, make_segmentor: MakeSegmentor) -> None:
     settings = BenchmarkSettings(precision="fp16", cuda_graph=cuda_graph, warmup=2, repeats=5)
-    found = benchmark_stitches(make_segmentor(), "all", settings, device="cuda")
-    assert found.notes == () and found.conditions["cuda_graph"] is (cuda_graph is None)
-    assert found.conditions["device"] == torch.cuda.get_device_name()
-    for latency in found.latencies:
+    result = benchmark_stitches(make_segmentor(), "all", settings, device="cuda")
+    assert result.notes == () and result.conditions["cuda_graph"] is (cuda_graph is None)
+    assert result.conditions["device"] == torch.cuda.get_device_name()
+    for latency in result.latencies:
         assert all(0 < elapsed < 1000 for elapsed in latency.times_ms)
         assert latency.peak_memory is not None and latency.peak_memory > 1e5
 
@@ -361,125 +350,10 @@ def test_a_graph_computes_what_the_stitch_computes(make_segmentor: MakeSegmentor
 
 
 @gpu
-def test_what_waits_for_the_gpu_is_measured_without_graphs(spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_waits_for_the_gpu_is_measured_without_graphs(spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = Spy.forward
     monkeypatch.setattr(Spy, "forward", lambda self, *args, **kwargs: forward(self, *args, **kwargs).sum().item())
-    found = benchmark_stitches(spy, "anchors", QUICK, device="cuda")
-    assert found.conditions["cuda_graph"] is False
-    assert [note.partition(":")[0] for note in found.notes] == ["measured without CUDA graphs"]
-    assert all(len(latency.times_ms) == 2 for latency in found.latencies)
-
-
-def described(**kwargs: Any) -> OperatingPoints:
-    """Every stitch of a model with its costs, as the tool puts them together."""
-    head = dict(config="configs/a.py", checkpoint=None, dataset=None, input_shape=(32, 32), device="cpu") | kwargs
-    points = tuple(OperatingPoint(s.id, s.name, s.kind, 1000 + s.id, 100 + s.id) for s in SPACE)
-    return OperatingPoints(**({"points": points} | head))
-
-
-def evaluated(*stitches: Stitch, **kwargs: Any) -> OperatingPoints:
-    """What test.py wrote of some of them."""
-    head = dict(checkpoint="a.pth", dataset="shapes", device="cuda:0", fingerprint={"checkpoint": "abc"}) | kwargs
-    points = [replace(p, metrics={"mIoU": 40.0 + p.id}) for p in described() if SPACE[p.id] in stitches]
-    return described(points=tuple(points), **head)
-
-
-def measured(*stitches: Stitch, milliseconds: float = 10.0, **conditions: Any) -> Benchmark:
-    said = {"device": "CPU", "threads": 1, "batch_size": 2, "warmup": 1, "repeats": 2, "date": "today"} | conditions
-    latencies = (StitchLatency(s, (milliseconds + s.id,), batch_size=2, peak_memory=7) for s in stitches)
-    return Benchmark((32, 32), said, tuple(latencies))
-
-
-SMALL, LARGE, THIRD, FOURTH = SPACE
-
-
-def test_latency_is_added_and_all_else_kept(tmp_path: Path) -> None:
-    path = tmp_path / "points.json"
-    evaluated(SMALL, LARGE, THIRD).save(path)
-    before = json.loads(path.read_text())
-    points = points_to_time(path, described())
-    with_latencies(points, described(), measured(LARGE, FOURTH)).save(path)
-    after = json.loads(path.read_text())
-    assert {key: after[key] for key in before if key != "stitches"} == {k: before[k] for k in before if k != "stitches"}
-    assert after["benchmark"] == measured().conditions
-    assert [entry["id"] for entry in after["stitches"]] == [0, 1, 2, 4]
-    assert [after["stitches"][index] for index in (0, 2)] == [before["stitches"][index] for index in (0, 2)]
-    new = dict(latency_ms=11.0, throughput=2000 / 11.0, peak_memory=7)
-    assert after["stitches"][1] == before["stitches"][1] | new
-    assert after["stitches"][3]["metrics"] == {} and after["stitches"][3]["latency_ms"] == 14.0
-    loaded = OperatingPoints.load(path)
-    assert loaded.benchmark == after["benchmark"] and loaded.fingerprint == {"checkpoint": "abc"}
-    assert math.isclose(loaded.points[1].throughput, 2000 / 11.0) and loaded.points[1].peak_memory == 7
-
-
-def test_a_new_file_has_the_stitches_that_were_measured(tmp_path: Path) -> None:
-    points = points_to_time(tmp_path / "none.json", described())
-    assert points == points_to_time(None, described()) == described(points=())
-    found = with_latencies(points, described(), measured(THIRD, SMALL))
-    assert [(p.id, p.flops, p.latency_ms) for p in found] == [(0, 1000, 10.0), (2, 1002, 12.0)]
-
-
-def test_measuring_again_replaces(tmp_path: Path) -> None:
-    first = with_latencies(evaluated(SMALL, LARGE), described(), measured(SMALL, LARGE))
-    again = with_latencies(first, described(), measured(SMALL, milliseconds=20.0, repeats=9, date="tomorrow"))
-    assert [point.latency_ms for point in again] == [20.0, 11.0] and again.benchmark["date"] == "tomorrow"
-    other = with_latencies(first, described(), measured(SMALL, LARGE, milliseconds=5.0, device="GPU"))
-    assert [point.latency_ms for point in other] == [5.0, 6.0] and other.benchmark["device"] == "GPU"
-
-
-@pytest.mark.parametrize(
-    ("conditions", "message"),
-    [
-        (dict(batch_size=8), "batch_size 2 instead of 8"),
-        (dict(device="GPU", threads=3), "device CPU instead of GPU, threads 1 instead of 3"),
-        (dict(precision="fp16"), "precision unknown instead of fp16"),
-    ],
-)
-def test_latencies_measured_in_two_ways_do_not_stand_in_one_file(conditions: dict[str, Any], message: str) -> None:
-    points = with_latencies(evaluated(SMALL, LARGE), described(), measured(SMALL, LARGE))
-    benchmark = measured(SMALL, **conditions)
-    with pytest.raises(ValueError, match=rf"not measured now, 1 \(L\) for one, .*{message}.*--stitches"):
-        with_latencies(points, described(), benchmark)
-    with pytest.raises(ValueError, match=message):
-        check_conditions(points, [0], benchmark.conditions)
-    check_conditions(points, [0, 1], benchmark.conditions)
-
-
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        (evaluated(SMALL, config="configs/b.py"), "of config configs/b.py, not configs/a.py"),
-        (evaluated(SMALL, input_shape=(64, 32)), r"of input shape \(64, 32\), not \(32, 32\)"),
-        (described(points=(OperatingPoint(1, "M", "L", 1001, 101),)), r"1 \(M\) has name M, the model's name L"),
-        (
-            described(points=(OperatingPoint(1, "L", "L", 1002, 101),)),
-            r"1 \(L\) has flops 1002, the model's flops 1001",
-        ),
-        (described(points=(OperatingPoint(1, "L", "L", 1001, 1),)), "has params 1, the model's params 101"),
-        (described(points=(OperatingPoint(99, "L", "L", 1001, 1),)), "the model's none with this id"),
-    ],
-)
-def test_a_file_of_something_else_is_refused(file: OperatingPoints, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "points.json"
-    file.save(path)
-    with pytest.raises(ValueError, match=message) as refused:
-        points_to_time(path, described())
-    assert "points.json is left as it is, give another --out" in str(refused.value)
-
-
-def test_the_folder_that_a_config_lies_in_does_not_matter(tmp_path: Path) -> None:
-    path = tmp_path / "points.json"
-    evaluated(SMALL, config="/elsewhere/a.py").save(path)
-    assert points_to_time(path, described()).config == "/elsewhere/a.py"
-    evaluated(SMALL, config=None).save(path)
-    assert len(points_to_time(path, described())) == 1
-
-
-def test_what_is_no_file_of_operating_points_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is a folder"):
-        points_to_time(tmp_path, described())
-    cut = tmp_path / "cut.json"
-    evaluated(SMALL).save(cut)
-    cut.write_bytes(cut.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"cut\.json: .*no valid JSON"):
-        points_to_time(cut, described())
+    result = benchmark_stitches(spy, "anchors", QUICK, device="cuda")
+    assert result.conditions["cuda_graph"] is False
+    assert [note.partition(":")[0] for note in result.notes] == ["measured without CUDA graphs"]
+    assert all(len(latency.times_ms) == 2 for latency in result.latencies)

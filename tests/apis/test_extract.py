@@ -1,4 +1,4 @@
-"""Stitches cut out of a trained model: what is written, what it gives and costs, and what is refused."""
+"""Stitches extracted from a trained model: files, outputs, costs, and refused input."""
 
 import os
 import struct
@@ -31,7 +31,7 @@ DETECTOR = REPOSITORY / "configs/coco/stitched-vit-s-l_mask-rcnn_300_coco128-256
 
 
 class Trained:
-    """A model of a config with weights of its own, and its checkpoint."""
+    """A model of a config with random weights, and its checkpoint."""
 
     def __init__(self, path: Path, config: Path, **options: Any) -> None:
         self.path, self.config = path / "iter_8.pth", load_config(config, options)
@@ -73,11 +73,11 @@ def numel(module: nn.Module) -> int:
 
 
 def maps(model: BaseModel, images: Tensor) -> list[Tensor]:
-    """What the backbone gives, and the logits where the model gives some for images alone."""
+    """The maps of the backbone, and the logits if the model gives some for images alone."""
     with torch.no_grad():
-        found = model.backbone(images)
+        result = model.backbone(images)
         logits = [] if hasattr(model, "roi_head") else [model(images, mode="tensor")]
-    return [found, *logits] if isinstance(found, Tensor) else [*(tap for tap in found if tap is not None), *logits]
+    return [result, *logits] if isinstance(result, Tensor) else [*(tap for tap in result if tap is not None), *logits]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def maps(model: BaseModel, images: Tensor) -> list[Tensor]:
     ],
     ids=["taps", "three anchors", "classifier", "windows and two stages"],
 )
-def test_an_extracted_stitch_gives_and_costs_what_it_did(
+def test_an_extracted_stitch_has_the_same_outputs_and_costs(
     config: Path, stitches: list[int | str], trained: Callable[[Path], Trained], tmp_path: Path
 ) -> None:
     whole = trained(config)
@@ -104,8 +104,8 @@ def test_an_extracted_stitch_gives_and_costs_what_it_did(
         stitch = whole.model.backbone.stitch
         assert one.backbone.space.stitches == (stitch,)
         images = torch.randn(2, 3, *whole.model.backbone.img_size)
-        for found, expected in zip(maps(one, images), maps(whole.model, images), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        for result, expected in zip(maps(one, images), maps(whole.model, images), strict=True):
+            torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
         assert model_costs(one) == {stitch.id: costs[stitch.id]}
         # As small as the parameters say: four bytes each, beside the header, the statistics of batch norms and two
         # numbers for the grid of each anchor with positions.
@@ -119,7 +119,7 @@ def test_an_extracted_stitch_gives_and_costs_what_it_did(
 
 
 def test_the_parameters_of_a_depth_estimator_at_full_size() -> None:
-    """Names and numbers alone: nothing of this size is computed."""
+    """Only names and numbers: no forward of this size."""
     config = load_config(REPOSITORY / "configs/nyu/stitched-deit3-s-b_dpt_8xb2-24e_nyu-416x544.py")
     whole = build_uninitialized(config)
     costs = model_costs(whole)
@@ -130,18 +130,18 @@ def test_the_parameters_of_a_depth_estimator_at_full_size() -> None:
         assert set(one.state_dict()) < set(whole.state_dict())
 
 
-def test_bit_for_bit_where_nothing_is_merged(tmp_path: Path) -> None:
+def test_outputs_without_low_rank_updates_are_equal_to_the_bit(tmp_path: Path) -> None:
     whole = Trained(tmp_path, STITCHED, **{"model.backbone.rank": 0})
     extract_stitch(whole.config, whole.path, "L3-S2-L6", tmp_path / "out")
     one = build_model(load_config(tmp_path / "out" / "config.py"), tmp_path / "out")
     whole.model.backbone.set_stitch("L3-S2-L6")
     images = torch.randn(2, 3, 64, 64)
-    for found, expected in zip(maps(one, images), maps(whole.model, images), strict=True):
-        assert torch.equal(found, expected)
+    for result, expected in zip(maps(one, images), maps(whole.model, images), strict=True):
+        assert torch.equal(result, expected)
 
 
 def test_slide_inference(trained: Callable[[Path], Trained], folder: Path) -> None:
-    """As mmseg's own ``inference_model`` does it, from the folder alone, on an image larger than a crop."""
+    """mmseg's ``inference_model`` with the folder alone, on an image larger than a crop."""
     from mmseg.apis import inference_model, init_model
 
     slide = {"model.test_cfg": dict(mode="slide", crop_size=(64, 64), stride=(42, 42))}
@@ -149,12 +149,12 @@ def test_slide_inference(trained: Callable[[Path], Trained], folder: Path) -> No
     one = init_model(str(folder / "config.py"), str(folder), device="cpu", cfg_options=slide)
     whole = init_model(trained(STITCHED).config.copy(), str(trained(STITCHED).path), device="cpu", cfg_options=slide)
     whole.backbone.set_stitch("S2-L6")
-    found, expected = inference_model(one, image), inference_model(whole, image)
-    assert found.pred_sem_seg.data.shape == (1, 100, 120)
-    torch.testing.assert_close(found.seg_logits.data, expected.seg_logits.data, rtol=1e-4, atol=1e-4)
+    result, expected = inference_model(one, image), inference_model(whole, image)
+    assert result.pred_sem_seg.data.shape == (1, 100, 120)
+    torch.testing.assert_close(result.seg_logits.data, expected.seg_logits.data, rtol=1e-4, atol=1e-4)
 
 
-def test_the_config_is_of_the_stitch_alone(trained: Callable[[Path], Trained], folder: Path) -> None:
+def test_the_config_has_only_the_stitch(trained: Callable[[Path], Trained], folder: Path) -> None:
     whole, config = trained(STITCHED).config, load_config(folder / "config.py")
     backbone = config.model.backbone
     assert (backbone.only, backbone.rank) == ("S2-L6", 0)
@@ -170,7 +170,7 @@ def test_the_config_is_of_the_stitch_alone(trained: Callable[[Path], Trained], f
     assert "in one stitch, 4 (S2-L6)." in card and "set_stitch" not in card
 
 
-def test_settings_that_go_by_another_stitch() -> None:
+def test_settings_that_name_metrics_of_another_stitch() -> None:
     config = load_config(STITCHED)
     config.model.backbone.update(stitch="L", out_indices=dict(train=(3, 7, 11), test=(7, 11)))
     config.default_hooks.checkpoint.update(save_best=["L/mIoU", "mIoU"])
@@ -178,19 +178,19 @@ def test_settings_that_go_by_another_stitch() -> None:
     config.param_scheduler.append(dict(type="ReduceOnPlateauLR", monitor="coco/bbox_mAP"))
     config.test_cfg = dict(type="mmsnnet.StitchTestLoop", stitches="anchors")
     model = MODELS.build(config.model)
-    found = extracted_config(config, model.backbone, model.backbone.space["S2-L6"])
-    assert found.default_hooks.checkpoint.save_best == ["S2-L6/mIoU", "mIoU"]
-    assert found.custom_hooks[-1].monitor == "S2-L6/coco/bbox_mAP"
-    assert found.param_scheduler[-1].monitor == "coco/bbox_mAP"  # no stitch is named so
-    assert found.test_cfg == dict(type="mmsnnet.StitchTestLoop", stitches="all")
-    assert found.model.backbone.out_indices == (None, 7, 11)
-    assert "stitch" not in found.model.backbone
+    result = extracted_config(config, model.backbone, model.backbone.space["S2-L6"])
+    assert result.default_hooks.checkpoint.save_best == ["S2-L6/mIoU", "mIoU"]
+    assert result.custom_hooks[-1].monitor == "S2-L6/coco/bbox_mAP"
+    assert result.param_scheduler[-1].monitor == "coco/bbox_mAP"  # no stitch is named so
+    assert result.test_cfg == dict(type="mmsnnet.StitchTestLoop", stitches="all")
+    assert result.model.backbone.out_indices == (None, 7, 11)
+    assert "stitch" not in result.model.backbone
     budget = load_config(STITCHED)
     budget.model.backbone.budget = dict(points="front.json", max_gflops=1)
     assert "budget" not in extracted_config(budget, model.backbone, model.backbone.space["S"]).model.backbone
 
 
-def test_a_stitch_is_extracted_again_as_it_is(folder: Path, tmp_path: Path) -> None:
+def test_a_stitch_is_extracted_again_without_a_change(folder: Path, tmp_path: Path) -> None:
     config = load_config(folder / "config.py")
     extract_stitch(config, folder, 4, tmp_path / "again")
     weights, again = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
@@ -200,7 +200,7 @@ def test_a_stitch_is_extracted_again_as_it_is(folder: Path, tmp_path: Path) -> N
 
 
 def test_an_extracted_anchor_is_a_source_for_pretrained(trained: Callable[[Path], Trained], tmp_path: Path) -> None:
-    """For an anchor trained among the others, and then used alone or in another pair."""
+    """An anchor that was trained in a stitched model can be used alone or in another pair."""
     whole = trained(CLASSIFIER)
     extract_stitch(whole.config, whole.path, "S", tmp_path / "out")
     config = dict(whole.config.model.backbone.anchors[0])
@@ -211,8 +211,8 @@ def test_an_extracted_anchor_is_a_source_for_pretrained(trained: Callable[[Path]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in anchor.model.state_dict().items())
 
 
-def test_what_is_loaded_needs_no_initialisation(folder: Path) -> None:
-    """As ``load_from`` and ``init_cfg`` load it."""
+def test_loaded_layers_need_no_initialisation(folder: Path) -> None:
+    """Loaded by ``load_from`` and by ``init_cfg``."""
     config = load_config(folder / "config.py")
     model = MODELS.build(config.model)
     assert not model.backbone.network.initialized
@@ -225,7 +225,7 @@ def test_what_is_loaded_needs_no_initialisation(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["stitch", "skipped", "anchor", "damaged", "nowhere", "folder", "half way"])
-def test_what_is_refused_leaves_nothing(
+def test_refused_input_leaves_no_folder(
     wrong: str, trained: Callable[[Path], Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = trained(STITCHED)

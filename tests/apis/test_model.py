@@ -17,7 +17,7 @@ STITCHED = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.p
 
 @pytest.fixture
 def config() -> Config:
-    """The stitched quickstart model, whose anchors' files do not exist."""
+    """The stitched quickstart model. The files of its anchors do not exist."""
     nowhere = {f"model.backbone.anchors.{index}.pretrained": "nowhere.pth" for index in (0, 1)}
     return load_config(STITCHED, nowhere)
 
@@ -34,7 +34,7 @@ def test_the_model_is_in_evaluation_mode_and_reads_no_anchors(config: Config) ->
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
 
-def test_its_stitch_is_the_largest_anchor_until_another_is_chosen(config: Config, make_images: MakeImages) -> None:
+def test_the_first_stitch_is_the_largest_anchor(config: Config, make_images: MakeImages) -> None:
     model, images = build_model(config), make_images(2, 64, 64)
     assert model.backbone.stitch.name == "L"
     seen: dict[str, Tensor] = {}

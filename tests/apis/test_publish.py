@@ -1,4 +1,4 @@
-"""Published models: what is written, from where it loads, and what is refused."""
+"""Published models: files, loading, and refused input."""
 
 import os
 import re
@@ -29,7 +29,7 @@ STITCHED, SINGLE = CONFIGS / "stitched-vit-s-l_setr_shapes-64x64.py", CONFIGS / 
 
 
 def as_trained(path: Path, config: Config) -> BaseModel:
-    """A model with weights of its own; writes its checkpoint, with as much beside the weights as AdamW leaves."""
+    """A model with random weights. Writes its checkpoint with an optimizer state of AdamW's size."""
     model = build_model(config)
     generator = torch.Generator().manual_seed(0)
     for tensor in model.state_dict().values():
@@ -66,7 +66,7 @@ def published(checkpoint: Path, model: BaseModel, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def folder(published: Published) -> Path:
-    """What the checkpoint is published as."""
+    """The published folder of the checkpoint."""
     return published.weights.parent
 
 
@@ -108,7 +108,7 @@ def test_the_card_s_code_loads_the_model(folder: Path, model: BaseModel) -> None
 def test_the_model_is_built_from_the_folder_alone(
     source: str, config: Config, folder: Path, model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From another working folder, where neither the config's bases nor the anchors' files are."""
+    """In a working folder without the config's bases and the anchors' files."""
     monkeypatch.chdir(tmp_path)
     published = load_config(folder / "config.py")
     assert same_weights(build_model(published, folder / source), model)
@@ -138,26 +138,26 @@ def test_a_published_anchor_is_a_source_for_pretrained(tmp_path: Path) -> None:
     anchor = create_anchor("vit_tiny_patch16_224", 64, patch_size=8, embed_dim=32, depth=6, num_heads=2)
     load_pretrained(anchor, str(tmp_path / "out"))
     expected = trained.backbone.network.anchor(0).model.state_dict()
-    found: dict[str, Tensor] = anchor.model.state_dict()
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    result: dict[str, Tensor] = anchor.model.state_dict()
+    assert result.keys() == expected.keys() and all(torch.equal(result[name], expected[name]) for name in result)
 
 
 def test_a_checkpoint_of_another_image_size(config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path) -> None:
-    """It is published as it is, with the grid by which it is resampled wherever it is loaded, and cut out resampled."""
+    """It is published unchanged, with the grid to resample it from; an extracted stitch is resampled."""
     other = load_config(STITCHED, {"model.backbone.img_size": (48, 80)})
     publish_model(other, checkpoint, tmp_path / "out")
     published = build_model(load_config(tmp_path / "out" / "config.py"), tmp_path / "out")
     extract_stitch(other, checkpoint, "L", tmp_path / "stitch")
     extracted = build_model(load_config(tmp_path / "stitch" / "config.py"), tmp_path / "stitch")
-    for found in (published, extracted):
+    for result in (published, extracted):
         positions = model.backbone.network.anchor(-1).model.pos_embed
         expected = resample_abs_pos_embed(positions, [6, 10], [8, 8], num_prefix_tokens=positions.shape[1] - 64)
-        torch.testing.assert_close(found.backbone.network.anchor(-1).model.pos_embed, expected)
+        torch.testing.assert_close(result.backbone.network.anchor(-1).model.pos_embed, expected)
     grids = {name for name in extracted.state_dict() if name.endswith(".grid")}
     assert grids == {"backbone.network.anchors.1.grid"}
 
 
-def test_sources_of_weights_are_taken_out_wherever_they_are() -> None:
+def test_all_sources_of_weights_are_left_out() -> None:
     source = dict(type="Pretrained", checkpoint="a.pth")
     model = dict(
         pretrained="a.pth",
@@ -168,19 +168,19 @@ def test_sources_of_weights_are_taken_out_wherever_they_are() -> None:
         decode_head=dict(type="Head", init_cfg=dict(type="Normal")),
     )
     config = Config(dict(model=model, work_dir="w", load_from="a.pth", resume=True, launcher="pytorch", data_root="d"))
-    found = published_config(config)
-    assert found.model == dict(
+    result = published_config(config)
+    assert result.model == dict(
         pretrained=None,
         init_cfg=None,
         backbone=dict(anchors=[dict(model="x", pretrained=None), dict(model="y")], init_cfg=[dict(type="Normal")]),
         decode_head=dict(type="Head", init_cfg=dict(type="Normal")),
     )
-    assert set(found) == {"model", "data_root", "custom_imports"} and found.custom_imports.imports == ["mmsnnet"]
+    assert set(result) == {"model", "data_root", "custom_imports"} and result.custom_imports.imports == ["mmsnnet"]
     assert config.load_from == "a.pth" and config.model.pretrained == "a.pth"
 
 
-def test_tensors_that_share_memory_are_written_apart(config: Config, model: BaseModel, tmp_path: Path) -> None:
-    """As the layers that RTMDet's levels share are in its checkpoints."""
+def test_tensors_that_share_memory_are_copied(config: Config, model: BaseModel, tmp_path: Path) -> None:
+    """RTMDet's levels share layers."""
     weights = dict(model.state_dict())
     weights["decode_head.conv_seg.bias"] = weights["decode_head.conv_seg.weight"].flatten()[:8]
     torch.save({"state_dict": weights}, tmp_path / "shared.pth")
@@ -224,7 +224,7 @@ def test_imports_may_be_one_name(imports: str | list[str], wanted: list[str]) ->
 
 
 @pytest.mark.parametrize("wrong", ["missing", "renamed", "shape", "hostile", "nowhere", "other config"])
-def test_what_is_refused_leaves_nothing(
+def test_refused_input_leaves_no_folder(
     wrong: str, config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path
 ) -> None:
     name, mark = "decode_head.conv_seg.bias", tmp_path / "mark"
@@ -259,7 +259,7 @@ def test_what_is_refused_leaves_nothing(
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_failure_half_way_leaves_nothing(
+def test_a_failure_half_way_leaves_no_folder(
     config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any) -> None:
@@ -273,7 +273,7 @@ def test_a_failure_half_way_leaves_nothing(
 
 
 def measured(path: Path, names: dict[int, str]) -> Path:
-    """Operating points of some stitches, the dearer the better, and one that is on no front; under ``path``."""
+    """Write points of some stitches to ``path``: better ones cost more, and one is not on the front."""
     points = [
         OperatingPoint(id_, name, "LSL", (n + 1) * 10**8, 1, {"mIoU": 40.0 + n, "aAcc": 80.0})
         for n, (id_, name) in enumerate(names.items())
@@ -289,7 +289,7 @@ def some(config: Config) -> dict[int, str]:
     return {stitch.id: stitch.name for stitch in build_space(config).stitches[2:7]}
 
 
-def test_the_front_goes_with_the_model(
+def test_the_front_is_published_with_the_model(
     config: Config, checkpoint: Path, model: BaseModel, some: dict[int, str], tmp_path: Path
 ) -> None:
     path = measured(tmp_path / "points.json", some)
@@ -306,7 +306,7 @@ def test_the_front_goes_with_the_model(
     assert names["model"].backbone.set_budget(max_gflops=0.45).id == select_stitch(path, max_gflops=0.45).id
 
 
-def test_a_budget_s_points_are_written_out(
+def test_the_config_has_the_points_of_a_budget(
     checkpoint: Path, model: BaseModel, some: dict[int, str], tmp_path: Path
 ) -> None:
     path = measured(tmp_path / "points.json", some)

@@ -18,8 +18,8 @@ MATTERS = "train_dataloader.batch_size is 1: batch norms need more"
 
 
 @pytest.fixture(autouse=True)
-def loggers_of_their_own() -> Iterator[None]:
-    """Loggers made here write to this test's streams, and are gone after it."""
+def new_loggers() -> Iterator[None]:
+    """Loggers of a test write to its streams and end with it."""
     before = MMLogger._instance_dict.copy()
     MMLogger._instance_dict.clear()
     yield
@@ -39,7 +39,7 @@ def log(runner: Runner | FlexibleRunner) -> str:
 
 
 @pytest.mark.parametrize("runner_type", ["Runner", "FlexibleRunner"])
-def test_environment_and_config_are_in_the_log_file_alone(
+def test_environment_and_config_are_only_in_the_log_file(
     runner_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runner = build(tmp_path, runner_type)
@@ -50,14 +50,14 @@ def test_environment_and_config_are_in_the_log_file_alone(
     assert isinstance(runner, FlexibleRunner if runner_type == "FlexibleRunner" else Runner)
 
 
-def test_what_is_logged_otherwise_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_messages_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runner = build(tmp_path)
     for level, message in ((logging.INFO, "Iter(train) [50/800]"), (logging.WARNING, MATTERS)):
         runner.logger.log(level, message)
         assert message in capsys.readouterr().out and message in log(runner)
 
 
-def test_quiet_runners_show_warnings_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_runners_show_only_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runner = build(tmp_path, quiet=True)
     runner.logger.info("Iter(train) [50/800]")
     assert capsys.readouterr().out == "" and "Iter(train) [50/800]" in log(runner)
@@ -69,8 +69,8 @@ def test_quiet_runners_show_warnings_alone(tmp_path: Path, capsys: pytest.Captur
 def test_warnings_reach_the_log_file_and_those_that_matter_the_console(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before there is a runner, too."""
-    warned: list[str] = []  # what Python would print; pytest keeps it from the console
+    """Also before there is a runner."""
+    warned: list[str] = []  # Python would print them; pytest keeps them off the console
     monkeypatch.setattr(warnings, "showwarning", lambda message, *args: warned.append(str(message)))
     with short_console():
         warnings.simplefilter("always")
@@ -88,13 +88,13 @@ def test_warnings_reach_the_log_file_and_those_that_matter_the_console(
     assert log(runner).count("not a meta file") == 1
 
 
-def test_outside_of_it_warnings_are_pythons(capsys: pytest.CaptureFixture[str]) -> None:
+def test_after_it_pythons_warnings_are_back(capsys: pytest.CaptureFixture[str]) -> None:
     before = warnings.showwarning
     with short_console():
         assert warnings.showwarning is not before
     assert warnings.showwarning is before
     logger = MMLogger.get_instance("mmengine")
-    assert [kept for handler in logger.handlers for kept in handler.filters if isinstance(kept, ConsoleFilter)] == []
+    assert not any(isinstance(one, ConsoleFilter) for handler in logger.handlers for one in handler.filters)
     logger.warning(NOTICE)
     assert NOTICE in capsys.readouterr().out
 
@@ -109,11 +109,11 @@ def test_outside_of_it_warnings_are_pythons(capsys: pytest.CaptureFixture[str]) 
         "Configuration of the data is odd",
     ],
 )
-def test_messages_that_only_resemble_notices_are_shown(message: str) -> None:
+def test_similar_messages_are_shown(message: str) -> None:
     assert LOG_FILE_ONLY.match(message) is None
 
 
-def test_errors_are_shown_whatever_they_say() -> None:
+def test_errors_are_always_shown() -> None:
     record = logging.LogRecord("mmengine", logging.ERROR, "", 0, NOTICE, None, None)
     assert ConsoleFilter().filter(record)
     record.levelno = logging.WARNING

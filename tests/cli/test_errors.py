@@ -1,105 +1,122 @@
-"""What is answered by one line, and what keeps its traceback."""
+"""Which errors end a tool with one line, and which keep their traceback."""
 
 import argparse
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
-from mmengine.runner import BaseLoop
+from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from mmsnnet.cli.errors import in_one_line, is_mistake, mistakes_answered
+from mmsnnet.cli.errors import LIBRARY_ERRORS, describe, exit_on_user_error, user_errors
 from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError, CheckpointWriteError
 from mmsnnet.engine.hooks.consistency_hook import NotFiniteError, RanksDifferError
 from mmsnnet.engine.runner import CannotResumeError
-from mmsnnet.errors import DataError, MissingFileError, SettingError
+from mmsnnet.errors import DataError, MissingFileError, MissingPackageError, SettingError, UserError, needs_extra
 
-
-class Loop(BaseLoop):
-    """Runs what it is given."""
-
-    def __init__(self, job: Callable[[], None]) -> None:
-        self.job = job
-
-    def run(self) -> None:
-        self.job()
+OURS = [
+    CannotResumeError("x"),
+    CheckpointFolderError(28, "x"),
+    CheckpointWriteError(28, "x"),
+    NotFiniteError("x"),
+    RanksDifferError("x"),
+    SettingError("x"),
+    DataError("x"),
+    MissingFileError("x"),
+    MissingPackageError("x"),
+]
 
 
 def caught(job: Callable[[], object]) -> Exception:
-    with pytest.raises(Exception) as found:
+    with pytest.raises(Exception) as raised:
         job()
-    return found.value
+    return raised.value
 
 
-def refuse(error: Exception) -> Callable[[], None]:
-    def job() -> None:
+@pytest.mark.parametrize("error", [*(class_("x") for class_ in LIBRARY_ERRORS), ConnectionResetError("x")])
+def test_an_error_of_a_library_is_a_users_until_the_loop_starts(error: Exception) -> None:
+    with pytest.raises(UserError) as raised, user_errors():
         raise error
-
-    return job
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        AssertionError("x"),
-        FileNotFoundError("x"),
-        RuntimeError("x"),
-        OSError(30, "Read-only file system"),
-        ConnectionResetError("x"),
-        ImportError("x"),
-        KeyError("x"),
-        TypeError("x"),
-        ValueError("x"),
-    ],
-)
-def test_a_mistake_is_one_until_a_loop_runs(error: Exception) -> None:
-    assert is_mistake(caught(refuse(error)))
-    assert not is_mistake(caught(Loop(refuse(error)).run))
+    assert raised.value.__cause__ is error and "x" in str(raised.value)
+    with pytest.raises(type(error)) as raised, user_errors() as loop_start:
+        loop_start.before_train(None)
+        raise error
+    assert raised.value is error
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        CannotResumeError("x"),
-        CheckpointFolderError(28, "x"),
-        CheckpointWriteError(28, "x"),
-        NotFiniteError("x"),
-        RanksDifferError("x"),
-        SettingError("x"),
-        DataError("x"),
-        MissingFileError("x"),
-    ],
-)
-def test_our_verdicts_in_a_loop_are_answered_too(error: Exception) -> None:
-    assert is_mistake(caught(refuse(error))) and is_mistake(caught(Loop(refuse(error)).run))
+@pytest.mark.parametrize("error", OURS)
+def test_our_errors_pass_before_and_in_the_loop(error: Exception) -> None:
+    for started in (False, True):
+        with pytest.raises(type(error)) as raised, user_errors() as loop_start:
+            loop_start.started = started
+            raise error
+        assert raised.value is error and isinstance(error, UserError)
 
 
 @pytest.mark.parametrize("error", [AttributeError("x"), FloatingPointError("x"), IndexError("x")])
-def test_what_is_no_mistake(error: Exception) -> None:
-    assert not is_mistake(caught(refuse(error)))
+def test_other_errors_pass(error: Exception) -> None:
+    with pytest.raises(type(error)), user_errors():
+        raise error
 
 
-def test_what_python_says_comes_with_its_place() -> None:
-    assert in_one_line(caught(lambda: {}["head"])).startswith("KeyError: 'head' (")
-    said = in_one_line(caught(lambda: len(3)))
-    assert said.startswith("TypeError: object of type 'int' has no len() (") and "test_mistakes.py, line " in said
-    said = in_one_line(caught(lambda: os.read(-1, 1)))
-    assert said.startswith("OSError: [Errno 9] Bad file descriptor (") and "test_mistakes.py, line " in said
+class Model(nn.Module):
+    """Fails in its first iteration."""
+
+    def train_step(self, data: object, optim_wrapper: object) -> None:
+        raise RuntimeError("in the loop")
 
 
-def test_our_own_words_stand_alone_and_in_one_line() -> None:
-    assert in_one_line(caught(refuse(ValueError("rank is\n  0 or more")))) == "rank is 0 or more"
-    assert in_one_line(caught(refuse(OSError(30, "the work folder is\nx")))) == "[Errno 30] the work folder is x"
-    # Python names the file.
-    assert in_one_line(caught(lambda: os.listdir("/dev/null"))) == "[Errno 20] Not a directory: '/dev/null'"
+def test_the_building_ends_when_the_loop_starts(tmp_path: Path) -> None:
+    def train(**optimizer: object) -> None:
+        runner = Runner(
+            Model(),
+            str(tmp_path),
+            train_dataloader=dict(
+                dataset=[0], batch_size=1, sampler=dict(type="DefaultSampler"), collate_fn=dict(type="default_collate")
+            ),
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            optim_wrapper=dict(optimizer=dict(type="SGD", **optimizer)),
+            experiment_name=f"{tmp_path.name}-{len(optimizer)}",
+        )
+        runner.model.weight = nn.Parameter(torch.zeros(1))
+        with user_errors() as loop_start:
+            runner.register_hook(loop_start)
+            runner.train()
+
+    # mmengine builds the optimizer in train().
+    with pytest.raises(UserError, match=r"^TypeError: .* argument 'rate' \(.*\.py, line \d+\)$"):
+        train(lr=0.1, rate=0.1)
+    with pytest.raises(RuntimeError, match=r"^in the loop$"):
+        train(lr=0.1)
 
 
-def test_what_a_library_says_while_something_is_built_comes_with_its_name() -> None:
-    """mmengine's assertions and NumPy's errors, which name no setting."""
+def test_messages_of_python_have_type_and_place() -> None:
+    assert describe(caught(lambda: {}["head"])).startswith("KeyError: 'head' (")
+    text = describe(caught(lambda: len(3)))
+    assert text.startswith("TypeError: object of type 'int' has no len() (") and "test_errors.py, line " in text
+    text = describe(caught(lambda: os.read(-1, 1)))
+    assert text.startswith("OSError: [Errno 9] Bad file descriptor (") and "test_errors.py, line " in text
+
+
+def test_messages_of_libraries_have_type_and_place() -> None:
+    """mmengine's assertions name no setting."""
     preprocessor = dict(type="ImgDataPreprocessor", mean=[1.0] * 4, std=[1.0] * 4)
-    said = in_one_line(caught(lambda: MODELS.build(preprocessor)))
-    assert "got 4 values" in said and said.endswith("building ImgDataPreprocessor)")
+    text = describe(caught(lambda: MODELS.build(preprocessor)))
+    assert text.startswith("AssertionError: ") and "got 4 values" in text and "data_preprocessor.py, line " in text
+
+
+def test_our_messages_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmsnnet.cli.errors.PACKAGE", Path(__file__).parent)
+
+    def refuse() -> None:
+        raise ValueError("rank is\n  0 or more")
+
+    assert describe(caught(refuse)) == "rank is 0 or more"
 
 
 class Broken(Dataset):
@@ -110,16 +127,34 @@ class Broken(Dataset):
         raise DataError("a.png: DataError: a file\nof no image")
 
 
-def test_what_a_worker_of_a_loader_raises_is_said_without_its_traceback() -> None:
-    error = caught(lambda: next(iter(DataLoader(Broken(), num_workers=1))))
-    assert is_mistake(error) and "Traceback" in str(error)
-    assert in_one_line(error) == "a.png: DataError: a file of no image"
-
-
-def test_a_tool_answers_mistakes_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    command = argparse.ArgumentParser(prog="tool")
-    with pytest.raises(SystemExit, match="2"), mistakes_answered(command):
-        raise ValueError("two\nlines")
+def test_a_tool_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser(prog="tool")
+    with pytest.raises(SystemExit, match="2"), exit_on_user_error(parser):
+        raise SettingError("two\nlines")
     assert capsys.readouterr().err.splitlines()[-1] == "tool: error: two lines"
-    with pytest.raises(ZeroDivisionError), mistakes_answered(command):
+    with pytest.raises(ZeroDivisionError), exit_on_user_error(parser):
         raise ZeroDivisionError
+
+
+def test_an_error_of_a_loaders_worker_has_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), exit_on_user_error(argparse.ArgumentParser(prog="tool")):
+        next(iter(DataLoader(Broken(), num_workers=1)))
+    assert capsys.readouterr().err.splitlines()[-1] == "tool: error: a.png: DataError: a file of no image"
+
+
+@pytest.mark.parametrize("error", [SettingError("wrong"), ZeroDivisionError("wrong")])
+def test_the_log_file_has_the_traceback(error: Exception, tmp_path: Path) -> None:
+    logger = MMLogger.get_instance(f"{tmp_path.name}", log_file=str(tmp_path / "log.txt"))
+    assert MMLogger.get_current_instance() is logger
+    with pytest.raises((SystemExit, ZeroDivisionError)), exit_on_user_error(argparse.ArgumentParser()):
+        raise error
+    text = (tmp_path / "log.txt").read_text()
+    assert "Traceback" in text and f"{type(error).__name__}: wrong" in text
+
+
+def test_a_missing_package_is_named_with_its_extra() -> None:
+    with (
+        pytest.raises(MissingPackageError, match=r"^nowhere is missing: pip install 'mmsnnet\[viz\]'$"),
+        needs_extra("viz"),
+    ):
+        import nowhere.inside  # noqa: F401

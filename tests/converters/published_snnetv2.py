@@ -1,5 +1,7 @@
-"""SN-Netv2 as it was published, written down from the facts in the paper and about its files: the names in a released
-checkpoint, and what the model computes, as plain matrix algebra in float64. Nothing here is of the package."""
+"""SN-Netv2 as published: names of a released checkpoint, and its computation as matrix algebra in float64.
+
+Written from the paper and from facts about the released files, without code of the package.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -49,7 +51,7 @@ class Published(NamedTuple):
 
 
 def released_weights(model: Published, seed: int = 0) -> Weights:
-    """Random weights under the released names: no part without an effect, and no activation that grows without end."""
+    """Random weights under the released names: every part has an effect, and activations stay bounded."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, std: float = 1.0, mean: float = 0.0) -> Tensor:
@@ -103,7 +105,7 @@ def released_weights(model: Published, seed: int = 0) -> Weights:
 
 
 def merged_weights(model: Published, weights: Weights) -> Weights:
-    """As a file that was saved in evaluation mode: with the updates in the stitching layers' weights, in place."""
+    """The weights of a file saved in evaluation mode, with updates merged into the stitching layers."""
     merged = dict(weights)
     for name in weights:
         if name.endswith("lora_A"):
@@ -113,7 +115,7 @@ def merged_weights(model: Published, weights: Weights) -> Weights:
 
 
 def relative_positions(grid: tuple[int, int]) -> Tensor:
-    """The row of the table for each query and key, one by one: offsets row by row, then the class token's three."""
+    """The row of the table for each query and key: offsets row by row, then three rows for the class token."""
     height, width = grid
     places = [(y, x) for y in range(height) for x in range(width)]
     offsets = (2 * height - 1) * (2 * width - 1)
@@ -169,7 +171,7 @@ def stitches(model: Published) -> Iterator[tuple[int, tuple[Step, ...]]]:
 
 
 class Reference:
-    """What the published model computes for one image (3, H, W)."""
+    """The published model, for one image (3, H, W)."""
 
     def __init__(self, model: Published, weights: Mapping[str, Tensor]) -> None:
         self.model = model
@@ -188,7 +190,7 @@ class Reference:
         return maps
 
     def logits(self, image: Tensor, route: tuple[Step, ...]) -> Tensor:
-        """(classes,), of the norm and head of the anchor in which the route ends."""
+        """Logits (classes,), from norm and head of the anchor in which the route ends."""
         *_, ((anchor, _), tokens) = self.leaving(image, route)
         at = self.model.prefix("SL".index(anchor))
         return self.linear(f"{at}head", self.norm(f"{at}norm", tokens)[0])
@@ -247,5 +249,5 @@ class Reference:
 
 
 def changed(weights: Weights, ending: str, change: Callable[[Tensor], Tensor]) -> Weights:
-    """The weights, with a change of each whose name ends so."""
+    """The weights, with each changed whose name has this ending."""
     return {key: change(value) if key.endswith(ending) else value for key, value in weights.items()}

@@ -22,12 +22,12 @@ from mmengine.model import BaseModel
 from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor, nn
 
-from mmsnnet.cli.errors import is_mistake
 from mmsnnet.engine import atomic_backend
 from mmsnnet.engine.atomic_backend import AtomicLocalBackend
 from mmsnnet.engine.hooks import atomic_checkpoint_hook
 from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError, CheckpointWriteError
 from mmsnnet.engine.latest_checkpoint import choose_checkpoint, damage, latest_checkpoint
+from mmsnnet.errors import UserError
 from mmsnnet.files.writing import abandoned_files
 
 REPOSITORY = Path(__file__).parents[2]
@@ -309,7 +309,7 @@ def test_nothing_whole_to_resume(copy: Path) -> None:
         ValueError, match=r"none of the checkpoints in .* is whole .*leave out --resume to start anew"
     ) as found:
         make_runner(copy, resume=True).train()
-    assert is_mistake(found.value)
+    assert isinstance(found.value, UserError)
 
 
 def test_a_run_that_is_to_resume_and_never_began_starts_anew(tmp_path: Path) -> None:

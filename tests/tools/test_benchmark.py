@@ -21,7 +21,7 @@ Done = subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
-    """``here(name, *arguments)`` runs an analysis tool in this process, which has imported what takes seconds."""
+    """``here(name, *arguments)`` runs an analysis tool in this process, where the imports are done."""
 
     def run(name: str, *arguments: object) -> Done:
         path = REPOSITORY / "tools" / "analysis_tools" / f"{name}.py"
@@ -53,7 +53,7 @@ def is_refused(done: Done, message: str) -> None:
     assert len(errors) == 1 and message in errors[0], done.stderr
 
 
-def test_latencies_are_added_to_what_get_flops_wrote(config: Path, here: Callable[..., Done], tmp_path: Path) -> None:
+def test_latencies_are_added_to_the_file_of_get_flops(config: Path, here: Callable[..., Done], tmp_path: Path) -> None:
     path, checkpoint = tmp_path / "points.json", tmp_path / "model.pth"
     shape = ("--shape", 32, 48)
     assert here("get_flops", config, "--out", path, *shape).returncode == 0
@@ -98,12 +98,14 @@ def test_latencies_are_added_to_what_get_flops_wrote(config: Path, here: Callabl
     assert "note: peak memory is measured on a GPU only" in lines
     assert lines[-1] == f"written to {path}"
 
-    # One stitch anew; then one in another way, or of other images, which would leave a file of two kinds.
+    # One stitch again; then under other conditions or at another input shape, which is refused.
     assert here("benchmark", config, "--stitches", "S", *options).returncode == 0
     assert len(OperatingPoints.load(path)) == 4
     content = path.read_bytes()
-    is_refused(here("benchmark", config, "--stitches", "S", *options, "--precision", "fp32"), "measured otherwise")
-    is_refused(here("benchmark", config, *options, "--shape", 32, 32), "input shape (32, 48), not (32, 32)")
+    is_refused(
+        here("benchmark", config, "--stitches", "S", *options, "--precision", "fp32"), "measured under other conditions"
+    )
+    is_refused(here("benchmark", config, *options, "--shape", 32, 32), "input shape is (32, 48), not (32, 32)")
     assert path.read_bytes() == content
 
 
@@ -113,7 +115,7 @@ def test_by_default_the_stitches_of_the_file_are_measured(
     path, quick = tmp_path / "points.json", ("--device", "cpu", "--warmup", 1, "--repeats", 1)
     assert here("benchmark", config, "--stitches", "anchors", "--out", path, *quick).returncode == 0
     assert [point.name for point in OperatingPoints.load(path)] == ["S", "L"]
-    # Another batch size is no matter, because none of the old latencies stays.
+    # Another batch size is allowed, because all latencies are replaced.
     assert here("benchmark", config, "--out", path, "--batch-size", 2, *quick).returncode == 0
     points = OperatingPoints.load(path)
     assert [point.name for point in points] == ["S", "L"] and points.benchmark["batch_size"] == 2
@@ -125,7 +127,7 @@ def test_by_default_the_stitches_of_the_file_are_measured(
     ("options", "message"),
     [
         (("--stitches", "X9"), "no stitch 'X9'"),
-        (("--repeats", "0"), "repeats is 1 or more, got 0"),
+        (("--repeats", "0"), "repeats is at least 1, got 0"),
         (("--checkpoint", "nowhere.pth"), "nowhere.pth"),
         (("--cuda-graph",), "a CUDA graph needs a GPU"),
         (("--shape", "0", "32"), "both positive"),

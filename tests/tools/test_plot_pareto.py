@@ -52,9 +52,9 @@ def test_writes_the_picture_and_prints_the_table(points: Path, tmp_path: Path) -
     with Image.open(tmp_path / first) as image:
         image.load()
         assert image.size == (1200, 750)
-    found = [line.split() for line in table]
-    assert ["id", "name", "kind", "MFLOPs", "params", "(M)", "mIoU", "mark"] in found
-    assert ["57", "L5-S3-L12", "LSL", "226.00", "301.00", "46.38", "front"] in found
+    result = [line.split() for line in table]
+    assert ["id", "name", "kind", "MFLOPs", "params", "(M)", "mIoU", "mark"] in result
+    assert ["57", "L5-S3-L12", "LSL", "226.00", "301.00", "46.38", "front"] in result
 
 
 def test_help(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_broken_file_is_an_error_and_overwrites_nothing(points: Path, tmp_path
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Main:
-    """The command in this process: a process of its own takes seconds to start."""
+    """The command in this process: a new process takes seconds to start."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools" / "analysis_tools"))
     import plot_pareto as command
 
@@ -140,8 +140,8 @@ def test_mistakes(
     out.write_bytes(b"old")
     other = changed(points, "other.json", **changes)
     assert main([str(points), str(other), "--out", str(out), *options]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("error: ") and message in said.err
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith("error: ") and message in output.err
     assert out.read_bytes() == b"old"
 
 
@@ -180,7 +180,7 @@ def test_a_metric_of_unknown_direction(points: Path, main: Main, capsys: pytest.
     assert not out.exists()
 
 
-def test_places_that_do_not_serve(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_paths(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     folder = points.parent
     assert main([str(folder / "none.json"), "--out", str(folder / "pareto.png")]) == 2
     assert "none.json: no such file" in capsys.readouterr().err

@@ -16,7 +16,7 @@ CLASSIFIER = CONFIGS / "imagenet" / "stitched-vit-s-l_4e_cifar10-32x32.py"
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Main:
-    """The command in this process: a process of its own takes seconds to start."""
+    """The command in this process: a new process takes seconds to start."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools" / "analysis_tools"))
     import plot_route as command
 

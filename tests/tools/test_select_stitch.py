@@ -44,10 +44,10 @@ def test_prints_the_stitch_its_neighbours_and_the_line_for_a_config(points: Path
     done = select_stitch(points.name, "--max-gflops", 240, "--out", "fronts/front.json", cwd=points.parent)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "The best of 5 stitches within 240 GFLOPs is 57 (L5-S3-L12); the front beside it:"
-    found = [line.split() for line in lines]
-    assert ["id", "name", "kind", "GFLOPs", "params", "(M)", "latency", "(ms)", "mIoU", "aAcc", "mark"] in found
-    rows = [line for line in found if line and line[0].isdigit()]
+    assert lines[0] == "The best of 5 stitches within 240 GFLOPs is 57 (L5-S3-L12); its neighbours on the front:"
+    result = [line.split() for line in lines]
+    assert ["id", "name", "kind", "GFLOPs", "params", "(M)", "latency", "(ms)", "mIoU", "aAcc", "mark"] in result
+    rows = [line for line in result if line and line[0].isdigit()]
     assert [row[0] for row in rows] == ["0", "57", "40"]
     assert rows[1] == ["57", "L5-S3-L12", "LSL", "226.00", "301.00", "25.00", "46.38", "81.00", "front"]
     assert lines[-2:] == [
@@ -69,7 +69,7 @@ def test_a_budget_below_the_cheapest_is_an_error_and_writes_nothing(points: Path
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Main:
-    """The command in this process: a process of its own takes seconds to start."""
+    """The command in this process: a new process takes seconds to start."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools" / "analysis_tools"))
     import select_stitch as command
 
@@ -87,7 +87,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Main:
         (["--max-gflops", "300", "--better", "lower"], "300 GFLOPs", "S0-L2", ["0", "2"]),
     ],
 )
-def test_by_hand(
+def test_choices_that_were_made_by_hand(
     points: Path, main: Main, capsys: pytest.CaptureFixture[str], options: list[str], budget: str, name: str, rows: list
 ) -> None:
     assert main([str(points), *options]) == 0
@@ -145,9 +145,7 @@ def test_mistakes(
     assert out.read_bytes() == b"old"
 
 
-def test_a_file_cut_short_and_one_that_is_not_there(
-    points: Path, main: Main, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_and_a_missing_file(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     points.write_bytes(points.read_bytes()[:-20])
     for path, message in ((points, "expected operating points in JSON"), (points.parent / "no.json", "no such file")):
         assert main([str(path), "--max-gflops", "99", "--out", str(points.parent / "front.json")]) == 2
@@ -155,20 +153,18 @@ def test_a_file_cut_short_and_one_that_is_not_there(
     assert os.listdir(points.parent) == [points.name]
 
 
-def test_the_file_that_is_read_is_not_written(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_input_file_is_not_written(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     before = points.read_bytes()
     link = points.parent / "link.json"
     link.symlink_to(points)
     for out in (points, link):
         assert main([str(points), "--max-gflops", "240", "--out", str(out)]) == 2
-        assert "the file that is read" in capsys.readouterr().err
+        assert "is the input file" in capsys.readouterr().err
     assert points.read_bytes() == before
 
 
 @pytest.mark.parametrize("options", [[], ["--max-gflops", "99", "--max-latency-ms", "9"], ["--max-gflops", "many"]])
-def test_one_budget_is_asked_for(
-    points: Path, main: Main, capsys: pytest.CaptureFixture[str], options: list[str]
-) -> None:
+def test_exactly_one_budget(points: Path, main: Main, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([str(points), *options])
     assert stopped.value.code == 2 and "--max-gflops" in capsys.readouterr().err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait has to be said before torch is loaded."""
+"""The tools set the waiting of OpenMP's threads before torch is loaded."""
 
 import ast
 import os
@@ -13,7 +13,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 @pytest.mark.parametrize(
     "given", [{}, {"OMP_NUM_THREADS": "2"}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}], ids=str
 )
-def test_a_tool_says_it_first_unless_the_user_has(
+def test_a_tool_sets_it_first_unless_the_user_has(
     name: str, given: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"):

@@ -14,7 +14,7 @@ CONFIG = REPOSITORY / "configs/ade20k/stitched-deit3-s-l_setr-naive_8xb2-160k_ad
 def test_synchronised_batch_norms_without_gpus_are_refused_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Before the data is looked for: torch says so when all has been loaded, in the first iteration."""
+    """Before data is checked; torch raises its error in the first iteration."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "get_device", lambda: "cpu")
@@ -22,11 +22,11 @@ def test_synchronised_batch_norms_without_gpus_are_refused_first(
 
     cure = r"model\.decode_head\.norm_cfg\.type=BN model\.auxiliary_head\.0\.norm_cfg\.type=BN"
     with pytest.raises(ValueError, match=cure):
-        command.train(command.parser().parse_args([str(CONFIG), "--launcher", "pytorch"]))
+        command.build(command.make_parser().parse_args([str(CONFIG), "--launcher", "pytorch"]))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU lacks")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
 @pytest.mark.parametrize("way", [["--amp"], ["--cfg-options", "optim_wrapper.type=AmpOptimWrapper"]])
 def test_mixed_precision_without_a_gpu_is_refused_first(
     way: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -36,39 +36,36 @@ def test_mixed_precision_without_a_gpu_is_refused_first(
     import train as command
 
     with pytest.raises(ValueError, match="mixed precision needs a GPU, and there is none: leave out --amp"):
-        command.train(command.parser().parse_args([str(CONFIG), *way]))
+        command.build(command.make_parser().parse_args([str(CONFIG), *way]))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("found", [None, "iter_8.pth"])
-@pytest.mark.parametrize("options", [[], ["--cfg-options", "load_from=told.pth"]], ids=["", "told"])
+@pytest.mark.parametrize("latest", [None, "iter_8.pth"])
+@pytest.mark.parametrize("options", [[], ["--cfg-options", "load_from=option.pth"]], ids=["", "option"])
 @pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["", "resume"])
-def test_a_run_goes_on_from_its_own_checkpoints_before_what_its_config_begins_with(
-    resume: list[str], options: list[str], found: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_resumed_run_prefers_its_checkpoints_to_the_configs_load_from(
+    resume: list[str], options: list[str], latest: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
     import train as command
 
     class Runs:
-        """Chooses as build_runner does: load_from if there is one, else what is in the folder."""
+        """Chooses as build_runner does: load_from if it is set, else the latest checkpoint of the folder."""
 
         def __init__(self, config: Config, *args: object) -> None:
             self._resume = config.resume
-            self._load_from = config.load_from or (found if config.resume else None)
+            self._load_from = config.load_from or (latest if config.resume else None)
 
-        def train(self) -> None:
-            began.append((self._load_from, self._resume))
-
-    began: list[tuple[str | None, bool]] = []
-    config = tmp_path / "own.py"
+    config = tmp_path / "child.py"
     config.write_text(f'_base_ = "{CONFIG}"\nload_from = "weights.pth"\n')
     monkeypatch.setattr(command, "build_runner", Runs)
     monkeypatch.setattr(command, "check_folders", lambda *args: None)
     monkeypatch.setattr(command, "check_channels", lambda *args: None)
-    command.train(command.parser().parse_args([str(config), *resume, *options]))
+    runner = command.build(command.make_parser().parse_args([str(config), *resume, *options]))
+    chosen = (runner._load_from, runner._resume)
     if not resume:
-        assert began == [("told.pth" if options else "weights.pth", False)]
+        assert chosen == ("option.pth" if options else "weights.pth", False)
     elif options:
-        assert began == [("told.pth", True)]
+        assert chosen == ("option.pth", True)
     else:
-        assert began == [("iter_8.pth", True) if found else ("weights.pth", False)]
+        assert chosen == (("iter_8.pth", True) if latest else ("weights.pth", False))

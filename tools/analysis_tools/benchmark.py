@@ -1,9 +1,8 @@
-"""Measures latency, throughput and peak memory of a stitched model at each stitch, and adds them to the file of
-operating points."""
+"""Measures latency, throughput and peak memory of every stitch, and adds them to a file of operating points."""
 
 import os
 
-# OpenMP reads it when torch is loaded: threads that wait sleep soon, and leave their cores to other processes.
+# OpenMP reads this when torch is loaded: waiting threads go to sleep soon and leave their cores to other processes.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
@@ -14,79 +13,73 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mmsnnet.apis import build_model, load_config
-from mmsnnet.apis.benchmark import (
-    Benchmark,
-    BenchmarkSettings,
-    benchmark_conditions,
-    benchmark_stitches,
-    check_conditions,
-    points_to_time,
-    with_latencies,
-)
+from mmsnnet.apis import BenchmarkSettings, benchmark_stitches, build_model, count_stitches, load_config
+from mmsnnet.apis.benchmark import benchmark_conditions
 from mmsnnet.apis.model import check_channels
-from mmsnnet.cli.arguments import DictAction
-from mmsnnet.cli.errors import mistakes_answered
-from mmsnnet.evaluation import OperatingPoint, OperatingPoints
-from mmsnnet.models import find_stitched_backbone, model_costs
+from mmsnnet.cli.arguments import add_config_arguments
+from mmsnnet.cli.errors import exit_on_user_error, user_errors
+from mmsnnet.evaluation import OperatingPoints
+from mmsnnet.evaluation.latencies import Benchmark, check_conditions, points_to_time, with_latencies
+from mmsnnet.models import find_stitched_backbone
 from mmsnnet.visualization import print_table
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     defaults = BenchmarkSettings()
-    described = argparse.ArgumentParser(description=__doc__)
-    described.add_argument("config", type=os.path.expanduser, help="config file")
-    described.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument(
         "--checkpoint",
         type=os.path.expanduser,
         metavar="C",
         help="file, published folder, URL or hf-hub:owner/name (default: random weights)",
     )
-    described.add_argument(
+    parser.add_argument(
         "--stitches",
-        metavar="WHICH",
+        metavar="STITCHES",
         help="all, anchors, or ids and names, such as 57,80 or S4-L10 (default: those in FILE.json, or all)",
     )
-    described.add_argument(
+    parser.add_argument(
         "--out",
         type=os.path.expanduser,
         metavar="FILE.json",
-        help="file of operating points; if it exists, all else in it is kept",
+        help="file of operating points to add to, or to make",
     )
-    described.add_argument(
+    parser.add_argument(
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="input size (default: the backbone's img_size)"
     )
-    described.add_argument(
+    parser.add_argument(
         "--batch-size", type=int, default=defaults.batch_size, metavar="N", help="images (default: %(default)s)"
     )
-    described.add_argument(
+    parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16"),
         default=defaults.precision,
         help="of weights and images (default: %(default)s)",
     )
-    described.add_argument("--channels-last", action="store_true", help="memory format of weights and images")
-    described.add_argument(
+    parser.add_argument("--channels-last", action="store_true", help="memory format of weights and images")
+    parser.add_argument(
         "--compile", nargs="?", const="inductor", metavar="BACKEND", help="torch.compile each stitch (inductor)"
     )
-    described.add_argument(
+    parser.add_argument(
         "--cuda-graph", action=argparse.BooleanOptionalAction, help="replay CUDA graphs (default: on a GPU)"
     )
-    described.add_argument(
-        "--warmup", type=int, default=defaults.warmup, metavar="N", help="rounds before (default: %(default)s)"
+    parser.add_argument(
+        "--warmup",
+        type=int,
+        default=defaults.warmup,
+        metavar="N",
+        help="rounds before the measured ones (default: %(default)s)",
     )
-    described.add_argument(
-        "--repeats", type=int, default=defaults.repeats, metavar="N", help="rounds that count (default: %(default)s)"
+    parser.add_argument(
+        "--repeats", type=int, default=defaults.repeats, metavar="N", help="measured rounds (default: %(default)s)"
     )
-    described.add_argument(
+    parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, or a GPU by number, such as cuda:1 (default here: %(default)s)",
     )
-    described.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
-    )
-    return described
+    return parser
 
 
 def benchmark(args: argparse.Namespace) -> None:
@@ -96,43 +89,38 @@ def benchmark(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
     model = build_model(config, args.checkpoint)
     check_channels(config, model)
-    backbone = find_stitched_backbone(model)
-    shape = tuple(args.shape or backbone.img_size)
-    described = OperatingPoints(
-        str(config.filename), args.checkpoint, None, shape, args.device, depths=backbone.space.depths
-    )
-    costs = model_costs(model, shape)
-    for s in backbone.space:
-        described = described.add(OperatingPoint(s.id, s.name, s.kind, costs[s.id].flops, costs[s.id].params))
-    # What cannot be added to is found before the time is spent.
-    points = points_to_time(args.out, described)
-    stitches = backbone.space.select(args.stitches or [point.id for point in points] or "all")
-    check_conditions(points, (stitch.id for stitch in stitches), conditions)
+    counted = count_stitches(config, model, args.shape, checkpoint=args.checkpoint, device=args.device)
+    # Check the file before measuring takes time.
+    points = points_to_time(args.out, counted)
+    space = find_stitched_backbone(model).space
+    stitches = [stitch.id for stitch in space.select(args.stitches or [point.id for point in points] or "all")]
+    check_conditions(points, stitches, conditions)
 
-    found = benchmark_stitches(
-        model, [stitch.id for stitch in stitches], settings, input_shape=shape, device=args.device, progress=True
+    measured = benchmark_stitches(
+        model, stitches, settings, input_shape=counted.input_shape, device=args.device, progress=True
     )
-    print_table(latency_table(found, described))
-    for note in found.notes:
+    print_table(latency_table(measured, counted))
+    for note in measured.notes:
         print(f"note: {note}")
     if args.out:
-        with_latencies(points_to_time(args.out, described), described, found).save(args.out)
+        # Read the file again: it may have changed in the meantime.
+        with_latencies(points_to_time(args.out, counted), counted, measured).save(args.out)
         print(f"written to {args.out}")
 
 
-def latency_table(found: Benchmark, described: OperatingPoints) -> Table:
-    """One row per stitch, fastest first; above it what was measured, and how."""
-    said = {key: value for key, value in found.conditions.items() if key != "date" and value not in (False, None)}
-    height, width = found.input_shape
-    how = ", ".join(key.replace("_", " ") if value is True else f"{key} {value}" for key, value in said.items())
-    table = Table(title=Text(f"{height} x {width}, {how.replace('_', ' ')}"), box=SIMPLE_HEAD)
-    flops = {point.id: point.flops for point in described}
-    memory = any(latency.peak_memory is not None for latency in found.latencies)
+def latency_table(measured: Benchmark, counted: OperatingPoints) -> Table:
+    """One row for each stitch, fastest first, below the conditions."""
+    height, width = measured.input_shape
+    shown = {key: value for key, value in measured.conditions.items() if key != "date" and value not in (False, None)}
+    title = ", ".join(key if value is True else f"{key} {value}" for key, value in shown.items())
+    table = Table(title=Text(f"{height} x {width}, {title.replace('_', ' ')}"), box=SIMPLE_HEAD)
+    flops = {point.id: point.flops for point in counted}
+    memory = any(latency.peak_memory is not None for latency in measured.latencies)
     for header in ("id", "name", "kind", "GFLOPs", "latency (ms)", "quartiles (ms)", "images/s"):
         table.add_column(header, justify="left" if header in ("name", "kind") else "right", no_wrap=True)
     if memory:
         table.add_column("peak (MiB)", justify="right", no_wrap=True)
-    for latency in sorted(found.latencies, key=lambda latency: latency.latency_ms):
+    for latency in sorted(measured.latencies, key=lambda latency: latency.latency_ms):
         stitch = latency.stitch
         table.add_row(
             str(stitch.id),
@@ -148,9 +136,9 @@ def latency_table(found: Benchmark, described: OperatingPoints) -> Table:
 
 
 def main() -> None:
-    command = parser()
-    args = command.parse_args()
-    with mistakes_answered(command):
+    parser = make_parser()
+    args = parser.parse_args()
+    with exit_on_user_error(parser), user_errors():
         benchmark(args)
 
 

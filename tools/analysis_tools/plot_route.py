@@ -12,31 +12,28 @@ from collections.abc import Sequence
 
 from mmsnnet.apis import load_config
 from mmsnnet.apis.model import build_without_weights
-from mmsnnet.cli.arguments import DictAction
-from mmsnnet.cli.errors import mistakes_answered
+from mmsnnet.cli.arguments import add_config_arguments
+from mmsnnet.cli.errors import exit_on_user_error, user_errors
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.visualization import plot_routes
 
 
-def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    described.add_argument("config", type=os.path.expanduser, help="config file")
-    described.add_argument(
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument(
         "stitches", metavar="STITCH[,STITCH...]", help="ids and names, such as 57,80 or S4-L10; or anchors; or all"
     )
-    described.add_argument(
+    parser.add_argument(
         "--out", type=os.path.expanduser, required=True, metavar="FILE.png", help="the picture: .png or .svg"
     )
-    described.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
-    )
-    return described
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    command = parser()
-    args = command.parse_args(argv)
-    with mistakes_answered(command):
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    with exit_on_user_error(parser), user_errors():
         config = load_config(args.config, args.cfg_options)
         backbone = find_stitched_backbone(build_without_weights(config))
         taps = () if backbone.num_classes is not None else backbone.test_out_indices

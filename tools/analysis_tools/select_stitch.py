@@ -1,4 +1,4 @@
-"""Chooses the best stitch under a budget from a file of operating points.
+"""Selects the best stitch under a budget from a file of operating points.
 
 Example:
     python tools/analysis_tools/select_stitch.py work_dirs/quickstart/operating_points.json --max-gflops 0.3
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mmsnnet.errors import UserError
 from mmsnnet.evaluation import OperatingPoints, compact_front, default_metric, pareto_front, select_stitch
 from mmsnnet.visualization import operating_points_table, print_table
 
@@ -19,20 +20,23 @@ from mmsnnet.visualization import operating_points_table, print_table
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "file", type=lambda path: Path(path).expanduser(), metavar="FILE.json", help="what tools/test.py --out wrote"
+        "file", type=lambda path: Path(path).expanduser(), metavar="FILE.json", help="a file that tools/test.py wrote"
     )
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--max-gflops", type=float, metavar="X", help="at most X 1e9 multiply-accumulates")
     budget.add_argument(
-        "--max-latency-ms", type=float, metavar="X", help="at most X ms, as tools/analysis_tools/benchmark.py measured"
+        "--max-latency-ms",
+        type=float,
+        metavar="X",
+        help="at most X ms, as measured by tools/analysis_tools/benchmark.py",
     )
-    parser.add_argument("--metric", help="the metric to choose by (default: the one that the task is known by)")
-    parser.add_argument("--better", choices=("higher", "lower"), help="for a metric that is not known by its name")
+    parser.add_argument("--metric", help="the metric to choose by (default: the task's own)")
+    parser.add_argument("--better", choices=("higher", "lower"), help="needed for a metric with an unknown name")
     parser.add_argument(
         "--out",
         type=lambda path: Path(path).expanduser(),
         metavar="FRONT.json",
-        help="write the Pareto front, from which a model can choose by itself",
+        help="write the Pareto front, for the budget of a model (StitchedBackbone.set_budget)",
     )
     return parser.parse_args(argv)
 
@@ -42,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         points = OperatingPoints.load(args.file)
         if args.out and args.out.exists() and args.out.samefile(args.file):
-            raise ValueError(f"--out {args.out} is the file that is read: the front would take the place of all points")
+            raise ValueError(
+                f"--out {args.out} is the input file, and the front would replace all points: set another --out"
+            )
         metric = args.metric or default_metric(points)
         higher = args.better and args.better == "higher"
         best = select_stitch(
@@ -56,11 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out:
             compact = compact_front(points, metric, higher=higher)
             compact.save(args.out)
-    except (ValueError, OSError) as error:
+    except (UserError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     budget = f"{args.max_gflops:g} GFLOPs" if cost == "flops" else f"{args.max_latency_ms:g} ms"
-    print(f"The best of {len(points)} stitches within {budget} is {best.id} ({best.name}); the front beside it:")
+    print(
+        f"The best of {len(points)} stitches within {budget} is {best.id} ({best.name}); its neighbours on the front:"
+    )
     print_table(table)
     print(f"stitch='{best.name}'  # in model.backbone of the config")
     if args.out:

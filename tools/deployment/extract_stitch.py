@@ -1,37 +1,34 @@
-"""Cuts one stitch out of a trained model: a checkpoint of the weights that it uses, and a config, in a folder."""
+"""Extracts one stitch from a trained model: a folder with the weights that it uses, and its config."""
 
 import argparse
 import os
 
 from mmsnnet.apis import extract_stitch, load_config
-from mmsnnet.cli.arguments import DictAction
-from mmsnnet.cli.errors import mistakes_answered
+from mmsnnet.cli.arguments import add_config_arguments
+from mmsnnet.cli.errors import exit_on_user_error, user_errors
 
 
-def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(description=__doc__)
-    described.add_argument("config", type=os.path.expanduser, help="config file of the whole model")
-    described.add_argument(
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser, "config file of the whole model")
+    parser.add_argument(
         "checkpoint", type=os.path.expanduser, help="its checkpoint: a file, folder, URL or hf-hub:owner/name"
     )
-    described.add_argument("stitch", metavar="STITCH", help="id or name of the stitch, such as 57 or S4-L10")
-    described.add_argument(
+    parser.add_argument("stitch", metavar="STITCH", help="id or name of the stitch, such as 57 or S4-L10")
+    parser.add_argument(
         "--out",
         type=os.path.expanduser,
         required=True,
         metavar="DIR",
         help="folder to make; it must not exist, or be empty",
     )
-    described.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
-    )
-    return described
+    return parser
 
 
 def main() -> None:
-    command = parser()
-    args = command.parse_args()
-    with mistakes_answered(command):
+    parser = make_parser()
+    args = parser.parse_args()
+    with exit_on_user_error(parser), user_errors():
         config = load_config(args.config, args.cfg_options)
         extracted = extract_stitch(config, args.checkpoint, args.stitch, args.out)
     if os.path.isfile(args.checkpoint):

@@ -1,39 +1,36 @@
-"""Publishes a trained model: weights, config and a model card in a folder, as the Hugging Face hub has them."""
+"""Publishes a trained model: a folder with weights, config and model card, in the Hugging Face hub's layout."""
 
 import argparse
 import os
 
 from mmsnnet.apis import load_config, publish_model
-from mmsnnet.cli.arguments import DictAction
-from mmsnnet.cli.errors import mistakes_answered
+from mmsnnet.cli.arguments import add_config_arguments
+from mmsnnet.cli.errors import exit_on_user_error, user_errors
 
 
-def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser(description=__doc__)
-    described.add_argument("config", type=os.path.expanduser, help="config file")
-    described.add_argument(
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument(
         "checkpoint", type=os.path.expanduser, help="its checkpoint: a file, folder, URL or hf-hub:owner/name"
     )
-    described.add_argument(
+    parser.add_argument(
         "out", type=os.path.expanduser, metavar="OUT", help="folder to make; it must not exist, or be empty"
     )
-    described.add_argument(
+    parser.add_argument(
         "--points",
         type=os.path.expanduser,
         metavar="FILE.json",
-        help="what tools/test.py --out wrote: its Pareto front goes with the model, for StitchedViT's budget",
+        help="a file of tools/test.py: its Pareto front is published too, for StitchedBackbone.set_budget",
     )
-    described.add_argument("--metric", help="metric of that front (default: the task's own)")
-    described.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override settings of the config"
-    )
-    return described
+    parser.add_argument("--metric", help="metric of that front (default: the task's own)")
+    return parser
 
 
 def main() -> None:
-    command = parser()
-    args = command.parse_args()
-    with mistakes_answered(command):
+    parser = make_parser()
+    args = parser.parse_args()
+    with exit_on_user_error(parser), user_errors():
         config = load_config(args.config, args.cfg_options)
         published = publish_model(config, args.checkpoint, args.out, args.points, args.metric)
     if os.path.isfile(args.checkpoint):

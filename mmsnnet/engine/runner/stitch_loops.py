@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import check_loader
+from mmsnnet.engine.console import console_handlers
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.labels import check_labels
 from mmsnnet.engine.runner.measured_points import load_measured_points, run_fingerprint, run_header
@@ -97,7 +98,7 @@ class _StitchLoop(BaseLoop):
         names = [stitch.name for stitch in self.stitches]
         pictures = StitchPictures(self.runner.hooks, self.runner.visualizer, names) if has_folders else None
         # With warnings alone on the console (--quiet of the tools), a test shows its progress and a validation nothing.
-        verbose = any(handler.level <= logging.INFO for handler in _console_handlers(logger))
+        verbose = any(handler.level <= logging.INFO for handler in console_handlers(logger))
         hidden = not is_main_process() or (self.stage == "val" and not verbose)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         active, number, numbers_by_name = backbone.stitch, 0, {}
@@ -342,7 +343,7 @@ def _report(
 @contextmanager
 def _quiet_console(logger: MMLogger) -> Iterator[None]:
     """Log what passes report, such as tables of classes, to the log file only: the console shows the progress."""
-    handlers = _console_handlers(logger)
+    handlers = console_handlers(logger)
     levels = [handler.level for handler in handlers]
     try:
         for handler in handlers:
@@ -351,7 +352,3 @@ def _quiet_console(logger: MMLogger) -> Iterator[None]:
     finally:
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)
-
-
-def _console_handlers(logger: MMLogger) -> list[logging.Handler]:
-    return [handler for handler in logger.handlers if not isinstance(handler, logging.FileHandler)]

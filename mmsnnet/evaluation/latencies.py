@@ -1,0 +1,144 @@
+"""Latencies of stitches, and how they are added to a file of operating points."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mmsnnet.errors import SettingError
+from mmsnnet.evaluation.operating_points import OperatingPoints
+from mmsnnet.stitching import Stitch
+
+Conditions = Mapping[str, str | int | bool | None]
+# Conditions that do not matter when two measurements are compared.
+INCIDENTAL = ("warmup", "repeats", "date")
+
+
+@dataclass(frozen=True)
+class StitchLatency:
+    """What was measured of one stitch.
+
+    Args:
+        stitch: the stitch.
+        times_ms: of a batch, in milliseconds, one for each repeat.
+        batch_size: images in the batch.
+        peak_memory: bytes of GPU memory in use at most; None on a CPU. It counts the batch, the activations and the
+            weights of all stitches: a model that can change its stitch at any time.
+    """
+
+    stitch: Stitch
+    times_ms: tuple[float, ...]
+    batch_size: int = 1
+    peak_memory: int | None = None
+
+    @property
+    def latency_ms(self) -> float:
+        """The median time of a batch, in milliseconds."""
+        return float(np.median(self.times_ms))
+
+    @property
+    def quartiles_ms(self) -> tuple[float, float]:
+        """The first and the third quartile of the times."""
+        first, third = np.quantile(self.times_ms, (0.25, 0.75))
+        return float(first), float(third)
+
+    @property
+    def throughput(self) -> float:
+        """Images per second, one batch after the other."""
+        return 1000 * self.batch_size / self.latency_ms
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The latencies that :func:`mmsnnet.apis.benchmark_stitches` measured.
+
+    Args:
+        input_shape: height and width of the images.
+        conditions: how and on what, as the file of operating points has them under ``benchmark``.
+        latencies: one for each stitch.
+        notes: remarks for a reader of the figures.
+    """
+
+    input_shape: tuple[int, int]
+    conditions: Conditions
+    latencies: tuple[StitchLatency, ...]
+    notes: tuple[str, ...] = ()
+
+
+def points_to_time(path: str | os.PathLike[str] | None, counted: OperatingPoints) -> OperatingPoints:
+    """The operating points to add latencies to: those of a file, or none if there is no file.
+
+    Args:
+        path: of the file, or None.
+        counted: every stitch of the model with its costs, and config and input shape.
+
+    Raises:
+        SettingError: the file has operating points of another config, input shape or model.
+        ValueError: the file has no operating points.
+    """
+    if path is None or not Path(path).exists():
+        return replace(counted, points=())
+    if Path(path).is_dir():
+        raise SettingError(f"{path} is a folder: set --out to a file")
+    points = OperatingPoints.load(path)
+    mismatch = f"{path} has other operating points, set another --out:"
+    if None not in (points.config, counted.config) and Path(points.config).name != Path(counted.config).name:
+        raise SettingError(f"{mismatch} its config is {points.config}, not {counted.config}")
+    if points.input_shape != counted.input_shape:
+        raise SettingError(f"{mismatch} its input shape is {points.input_shape}, not {counted.input_shape}")
+    known = {point.id: point for point in counted}
+    for point in points:
+        ours = known.get(point.id)
+        if ours is None:
+            raise SettingError(f"{mismatch} the model has no stitch {point}")
+        for key in ("name", "kind", "flops", "params"):
+            if getattr(point, key) != getattr(ours, key):
+                raise SettingError(
+                    f"{mismatch} its stitch {point} has {key} {getattr(point, key)}, the model's {getattr(ours, key)}"
+                )
+    return points
+
+
+def check_conditions(points: OperatingPoints, measured: Iterable[int], conditions: Conditions) -> None:
+    """Check that the latencies of other stitches than ``measured`` have the same conditions.
+
+    Raises:
+        SettingError: they differ, or are unknown.
+    """
+    measured = set(measured)
+    kept = [point for point in points if point.latency_ms is not None and point.id not in measured]
+    relevant = {key: value for key, value in conditions.items() if key not in INCIDENTAL}
+    different = [k for k, value in relevant.items() if k not in points.benchmark or points.benchmark[k] != value]
+    if kept and different:
+        details = ", ".join(f"{k} {points.benchmark.get(k, 'unknown')} instead of {relevant[k]}" for k in different)
+        raise SettingError(
+            f"the latencies of other stitches, such as {kept[0]}, were measured under other conditions ({details}): "
+            "measure these stitches too (--stitches), or set another --out"
+        )
+
+
+def with_latencies(points: OperatingPoints, counted: OperatingPoints, benchmark: Benchmark) -> OperatingPoints:
+    """``points`` with the latencies of a benchmark; all else is kept.
+
+    Stitches that ``points`` lacks are added from ``counted``, without metrics.
+
+    Raises:
+        SettingError: latencies of other stitches were measured under other conditions.
+    """
+    check_conditions(points, (latency.stitch.id for latency in benchmark.latencies), benchmark.conditions)
+    merged = {point.id: point for point in points}
+    known = {point.id: point for point in counted}
+    for latency in benchmark.latencies:
+        id_ = latency.stitch.id
+        merged[id_] = replace(
+            merged.get(id_, known[id_]),
+            latency_ms=latency.latency_ms,
+            throughput=latency.throughput,
+            peak_memory=latency.peak_memory,
+        )
+    ordered = tuple(merged[id_] for id_ in sorted(merged))
+    return replace(points, points=ordered, benchmark=dict(benchmark.conditions))
