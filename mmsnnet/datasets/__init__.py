@@ -1,4 +1,4 @@
-"""What the toolboxes lack: small procedural sets in the folders and file names of the real ones, and checks of data."""
+"""Procedural data sets in the layouts of real ones, and checks of data that the toolboxes lack."""
 
 from mmsnnet.datasets.folders import check_folders
 from mmsnnet.datasets.procedural.layouts import LAYOUTS, SPLITS, scene_rng, write_shapes

@@ -1,4 +1,4 @@
-"""COCO's layout with its annotation files checked."""
+"""Detection data sets in COCO's format, with checked annotation files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmsnnet.errors import DataError, MissingFileError
 from mmsnnet.registry import DATASETS
 
-# What mmdet reads of each entry.
-KEYS = dict(
+KEYS = dict(  # keys that mmdet reads of each entry
     images=("id", "file_name", "height", "width"),
     annotations=("id", "image_id", "category_id", "bbox", "area"),
     categories=("id", "name"),
@@ -23,11 +22,11 @@ KEYS = dict(
 
 
 class CocoAnnotations(COCO):
-    """An annotation file in COCO's format for instances.
+    """Annotation file in COCO's format for instances.
 
     Raises:
-        MissingFileError: there is no such file.
-        DataError: it is not JSON or not in this format, where mmdet's class would find no annotations or lose some.
+        MissingFileError: the file does not exist.
+        DataError: the file is not JSON or not in this format. mmdet's class would silently lose annotations.
     """
 
     def __init__(self, annotation_file: str) -> None:
@@ -36,31 +35,29 @@ class CocoAnnotations(COCO):
             super().__init__(annotation_file)
         except FileNotFoundError as error:
             raise MissingFileError(
-                f"there is no annotation file {annotation_file!r}: set data_root and ann_file of the data set"
+                f"no annotation file {annotation_file!r}: set data_root and ann_file of the data set"
             ) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{annotation_file} is not JSON, as COCO's annotation files are: {error}") from error
+            raise DataError(f"{annotation_file} is not JSON; COCO's annotation files are JSON: {error}") from error
         except AssertionError as error:  # the JSON is no object
-            raise DataError(
-                f"{annotation_file} has no lists {', '.join(KEYS)}, as COCO's annotation files have"
-            ) from error
+            raise DataError(f"{annotation_file} has no lists {', '.join(KEYS)}; COCO's format needs them") from error
 
     def createIndex(self) -> None:
         for kind, keys in KEYS.items():
             entries = self.dataset.get(kind)
             if not isinstance(entries, list):
                 raise DataError(
-                    f"{self.file} has no list {kind!r}: a file in COCO's format for instances has lists "
-                    f"{', '.join(KEYS)}; this one has {', '.join(self.dataset) or 'nothing'}"
+                    f"{self.file} has no list {kind!r}: COCO's format for instances needs {', '.join(KEYS)}; this file "
+                    f"has {', '.join(self.dataset) or 'nothing'}"
                 )
             for number, entry in enumerate(entries):
-                lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-                if lacking:
+                missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+                if missing:
                     raise DataError(
-                        f"{self.file}: {kind}[{number}] lacks {', '.join(lacking)}; COCO's format has {', '.join(keys)}"
+                        f"{self.file}: {kind}[{number}] lacks {', '.join(missing)}; COCO's format has {', '.join(keys)}"
                     )
             if len({entry["id"] for entry in entries}) < len(entries):
-                raise DataError(f"{self.file}: two of its {kind} have the same id; each has one of its own")
+                raise DataError(f"{self.file}: two of its {kind} have the same id; ids must differ")
         for number, image in enumerate(self.dataset["images"]):
             if not (_finite([image["height"], image["width"]]) and min(image["height"], image["width"]) >= 1):
                 raise DataError(
@@ -77,26 +74,25 @@ class CocoAnnotations(COCO):
     def get_cat_ids(
         self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()
     ) -> list[int]:
-        """The ids of the categories with these names.
+        """Return the ids of the categories with these names.
 
         Raises:
-            DataError: the file lacks one, or has them in another order, in which labels would have the wrong names.
+            DataError: the file lacks one, or has another order, so that labels would get wrong names.
         """
-        found = super().get_cat_ids(cat_names, sup_names, cat_ids)
-        own = [self.cats[id_]["name"] for id_ in found]
-        if cat_names and own != list(cat_names):
-            lacking = [name for name in cat_names if name not in own]
-            names = ", ".join(category["name"] for category in self.dataset["categories"])
-            what = f"no category {', '.join(map(repr, lacking))}" if lacking else "the categories in another order"
+        ids = super().get_cat_ids(cat_names, sup_names, cat_ids)
+        names = [self.cats[id_]["name"] for id_ in ids]
+        if cat_names and names != list(cat_names):
+            missing = [repr(name) for name in cat_names if name not in names]
+            problem = f"no category {', '.join(missing)}" if missing else "the categories in another order"
             raise DataError(
-                f"{self.file} has {what}: metainfo.classes of the data set names categories of the file, in the file's "
-                f"order, which are {names}"
+                f"{self.file} has {problem}: metainfo.classes of the data set must name categories of the file, in the "
+                f"file's order: {', '.join(category['name'] for category in self.dataset['categories'])}"
             )
-        return found
+        return ids
 
 
 def _fault(annotation: dict[str, Any], images: set[int], categories: set[int]) -> str:
-    """What is wrong with an annotation; nothing for one of COCO's format. A side or an area of 0 is of it."""
+    """Describe the fault of an annotation; empty if it is valid. A side or an area of 0 is valid."""
     if annotation["image_id"] not in images:
         return f"image_id {annotation['image_id']!r}, which is not among the images of the file"
     if annotation["category_id"] not in categories:
@@ -108,10 +104,10 @@ def _fault(annotation: dict[str, Any], images: set[int], categories: set[int]) -
         return f"area {reprlib.repr(annotation['area'])}: expected a number of pixels, at least 0"
     masks = annotation.get("segmentation") or []  # the format's crowds have run lengths, all others polygons
     if isinstance(masks, dict):
-        good = isinstance(masks.get("counts"), list | str) and _finite(masks.get("size")) and len(masks["size"]) == 2
+        valid = isinstance(masks.get("counts"), list | str) and _finite(masks.get("size")) and len(masks["size"]) == 2
     else:
-        good = isinstance(masks, list) and all(map(_finite, masks))
-    if not good:
+        valid = isinstance(masks, list) and all(map(_finite, masks))
+    if not valid:
         return (
             f"segmentation {reprlib.repr(masks)}: expected a list of polygons, each a list [x, y, x, y, ...] of "
             "finite numbers, or run lengths, dict(size=[height, width], counts=...)"
@@ -120,7 +116,7 @@ def _fault(annotation: dict[str, Any], images: set[int], categories: set[int]) -
 
 
 def _finite(numbers: Any) -> bool:
-    """Whether this is a list of finite numbers. The sum tells at a tenth of the cost of a look at each."""
+    """Whether this is a list of finite numbers. Testing the sum is ten times as fast as testing each number."""
     try:
         return isinstance(numbers, list) and math.isfinite(sum(numbers))
     except (TypeError, OverflowError):
@@ -129,15 +125,15 @@ def _finite(numbers: Any) -> bool:
 
 @DATASETS.register_module()
 class CocoDataset(_CocoDataset):
-    """mmdet's ``CocoDataset``, which says what is wrong with an annotation file instead of training on no boxes.
+    """mmdet's ``CocoDataset`` with a checked annotation file.
 
-    Each sample has ``ann_file``, the file that it is from, where
-    :class:`mmsnnet.evaluation.metrics.coco_metric.CocoMetric` finds the ground truth.
+    Each sample has ``ann_file``, its annotation file, from which
+    :class:`mmsnnet.evaluation.metrics.coco_metric.CocoMetric` takes the ground truth.
 
     Raises:
-        MissingFileError: there is no such annotation file.
+        MissingFileError: the annotation file does not exist.
         DataError: the annotation file is not in COCO's format, lacks a class of ``metainfo`` or masks that the
-            pipeline loads, or ``filter_cfg`` leaves no image.
+            pipeline loads, or ``filter_cfg`` removes every image.
     """
 
     COCOAPI = CocoAnnotations
@@ -152,7 +148,7 @@ class CocoDataset(_CocoDataset):
         if loads_masks and any("mask" not in instance for instance in data_info["instances"]):
             raise DataError(
                 f"{self.ann_file}: an annotation of image {data_info['img_path']} has no segmentation, and the "
-                "pipeline loads masks: leave out with_mask of LoadAnnotations, and the mask head"
+                "pipeline loads masks: remove with_mask from LoadAnnotations, and the mask head"
             )
         return data_info
 
@@ -160,6 +156,6 @@ class CocoDataset(_CocoDataset):
         kept = super().filter_data()
         if not kept:
             raise DataError(
-                f"{self.ann_file}: of its {len(self.data_list)} images, filter_cfg={self.filter_cfg} leaves none"
+                f"{self.ann_file}: filter_cfg={self.filter_cfg} removes all of its {len(self.data_list)} images"
             )
         return kept

@@ -1,3 +1,5 @@
+"""Images in class folders, as ImageNet has them."""
+
 from __future__ import annotations
 
 import os
@@ -17,21 +19,20 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 class ImageNet(BaseDataset):
     """Images in ImageNet's layout, ``<data_root>/<split>/<class>/<image>``: any set of class folders.
 
-    The class folders, sorted by name, are the classes. A split has those of ``train``, where there is a ``train``.
-    A sample is ``img_path``, ``gt_label`` and ``num_classes``.
+    The classes are the class folders, sorted by name. If there is a split ``train``, the others must have the same
+    classes. A sample has ``img_path``, ``gt_label`` and ``num_classes``.
 
     Args:
         data_root: the folder of the splits.
         split: ``train``, ``val`` or any other folder of class folders.
-        pipeline: of transforms.
+        pipeline: transforms.
         metainfo: such as ``name``, the data set's name in a file of operating points.
-        indices: the first so many images, or those with these indices; all by default.
-        lazy_init: look into the folders when the data set is first asked for an image.
+        indices: the number of images to take from the start, or the indices of images; all by default.
+        lazy_init: list the folders when the first image is requested.
 
     Raises:
         MissingFileError: a folder is missing.
-        DataError: a class folder has no images, a file is none of an image's, or the classes differ from the training
-            set's.
+        DataError: a class folder has no images or another file, or the classes differ from those of ``train``.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class ImageNet(BaseDataset):
         lazy_init: bool = False,
     ) -> None:
         self.split = split
-        # No refetch: an image that cannot be had is an error, not another image.
+        # No refetch: an image that cannot be read is an error, and no other image takes its place.
         super().__init__(
             data_root=data_root,
             data_prefix=dict(img_path=split),
@@ -58,12 +59,12 @@ class ImageNet(BaseDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         folder = Path(self.data_prefix["img_path"])
         classes = _classes(folder)
-        trained_on = Path(self.data_root) / "train"
-        if trained_on.is_dir() and (expected := _classes(trained_on)) != classes:
-            lacking, more = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
+        train = Path(self.data_root) / "train"
+        if train.is_dir() and (expected := _classes(train)) != classes:
+            missing, unknown = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
             raise DataError(
-                f"{folder} is to have the class folders of {trained_on}: {len(lacking)} are missing ({_few(lacking)}), "
-                f"{len(more)} are not among them ({_few(more)})"
+                f"{folder} must have the class folders of {train}: {len(missing)} are missing ({_few(missing)}), "
+                f"{len(unknown)} are not among them ({_few(unknown)})"
             )
         self._metainfo["classes"] = classes
         return [
@@ -74,26 +75,26 @@ class ImageNet(BaseDataset):
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    """The names of the class folders in a split's folder, sorted."""
+    """Names of the class folders in a split's folder, sorted."""
     if not folder.is_dir():
         raise MissingFileError(
-            f"there is no folder {folder}; data_root is the folder of train/<class>/<image> and val/<class>/<image>"
+            f"no folder {folder}; data_root must be the folder of train/<class>/<image> and val/<class>/<image>"
         )
     names = sorted(os.listdir(folder))
     for name in names:
         if name.startswith(".") or not (folder / name).is_dir():
-            raise DataError(f"{folder / name}: expected nothing but a folder for each class in {folder}")
+            raise DataError(f"{folder / name}: expected only class folders in {folder}")
     if not names:
         raise DataError(f"{folder}: expected a folder for each class, found nothing")
     return tuple(names)
 
 
 def _images(folder: Path) -> list[str]:
-    """The paths of the images in a class folder, sorted."""
+    """Paths of the images in a class folder, sorted."""
     names = sorted(os.listdir(folder))
     for name in names:
         if name.startswith(".") or not name.lower().endswith(SUFFIXES):
-            raise DataError(f"{folder / name}: expected nothing but images ({', '.join(SUFFIXES)}) in a class folder")
+            raise DataError(f"{folder / name}: expected only images ({', '.join(SUFFIXES)}) in a class folder")
     if not names:
         raise DataError(f"{folder}: the class has no images")
     return [os.path.join(folder, name) for name in names]

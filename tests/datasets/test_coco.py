@@ -244,7 +244,7 @@ def test_a_file_of_which_no_image_is_left(annotations: Annotations, make: Make) 
     annotations["annotations"].clear()
     with pytest.raises(ValueError) as error:
         make(annotations)
-    says(error, "of its 3 images", "filter_empty_gt")
+    says(error, "all of its 3 images", "filter_empty_gt")
 
 
 def test_a_missing_image_is_named(annotations: Annotations, make: Make) -> None:

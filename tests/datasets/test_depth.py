@@ -77,7 +77,7 @@ def test_the_unit_and_the_range_are_settings(write_png: WritePng) -> None:
         (np.full((2, 3), 10000, np.uint16), r"between 0 and 10\.0 m, found none: values from 10000 to 10000"),
         (np.ones((2, 3), np.uint8), r"16-bit PNG of one channel, found uint8 of shape \(2, 3\)"),
         (np.ones((2, 3, 3), np.uint16), r"16-bit PNG of one channel, found uint16 of shape \(2, 3, 3\)"),
-        (np.ones((3, 2), np.uint16), r"as large as its image, found \(3, 2\) for .*kitchen_1\.jpg of \(2, 3\)"),
+        (np.ones((3, 2), np.uint16), r"the size of its image, found \(3, 2\) for .*kitchen_1\.jpg of \(2, 3\)"),
         (b"no image", r"16-bit PNG of one channel, found no image"),
         (b"", r"16-bit PNG of one channel, found no image"),
     ],
@@ -269,7 +269,7 @@ def test_floating_images_of_any_bands_change_as_bytes_do(channels: int) -> None:
 
 @pytest.mark.parametrize("image", [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3), np.uint16)])
 def test_images_that_it_does_not_know_are_refused(image: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"RandomColor: an image is \(H, W, channels\)"):
+    with pytest.raises(DataError, match=r"RandomColor: an image must be \(H, W, channels\)"):
         TRANSFORMS.build(dict(type="mmsnnet.RandomColor"))(dict(img=image, img_path="a.png"))
 
 
@@ -285,10 +285,10 @@ def test_the_same_seed_gives_the_same_colours() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(prob=1.5), r"prob is from 0 to 1, got 1\.5"),
-        (dict(gamma=(0.0, 1.0)), r"gamma is \(lowest, highest\), both above 0, got \(0\.0, 1\.0\)"),
-        (dict(brightness=(1.2, 0.8)), r"brightness is \(lowest, highest\).*got \(1\.2, 0\.8\)"),
-        (dict(color=(-1.0, 1.0)), r"color is \(lowest, highest\)"),
+        (dict(prob=1.5), r"prob must be 0 to 1, got 1\.5"),
+        (dict(gamma=(0.0, 1.0)), r"gamma must be \(lowest, highest\), both above 0, got \(0\.0, 1\.0\)"),
+        (dict(brightness=(1.2, 0.8)), r"brightness must be \(lowest, highest\).*got \(1\.2, 0\.8\)"),
+        (dict(color=(-1.0, 1.0)), r"color must be \(lowest, highest\)"),
     ],
 )
 def test_wrong_ranges(settings: dict[str, Any], message: str) -> None:

@@ -81,12 +81,12 @@ def test_a_missing_folder_is_named_with_the_layout(tmp_path: Path, split: str) -
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("train/notes.txt", "expected nothing but a folder for each class in"),
-        ("train/loose.JPEG", "expected nothing but a folder for each class in"),
-        ("train/n01/notes.txt", r"expected nothing but images \(.jpeg, .*\) in a class folder"),
-        ("train/n01/.hidden.jpg", "expected nothing but images"),
-        ("train/n01/deeper/a.jpg", "expected nothing but images"),
-        ("train/.cache/a.jpg", "expected nothing but a folder for each class in"),
+        ("train/notes.txt", "expected only class folders in"),
+        ("train/loose.JPEG", "expected only class folders in"),
+        ("train/n01/notes.txt", r"expected only images \(.jpeg, .*\) in a class folder"),
+        ("train/n01/.hidden.jpg", "expected only images"),
+        ("train/n01/deeper/a.jpg", "expected only images"),
+        ("train/.cache/a.jpg", "expected only class folders in"),
     ],
 )
 def test_what_is_no_image_of_a_class_is_named(root: Path, wrong: str, message: str) -> None:

@@ -1,6 +1,6 @@
-"""The folders, file names and formats of real sets, and procedural scenes written in them.
+"""Procedural scenes in the folders, file names and formats of real data sets.
 
-Image ``i`` of a split is a pure function of (seed, split, ``i``), so that a longer run only adds images.
+Image ``i`` of a split is a pure function of (seed, split, ``i``), so a longer run only adds images.
 """
 
 from __future__ import annotations
@@ -25,29 +25,28 @@ SPLITS = ("train", "val")
 
 
 class Layout(ABC):
-    """How a real set lies on disk."""
+    """Folders and files of a real data set on disk."""
 
     summary: str
-    """What the set holds, in one line."""
+    """Contents of the set, in one line."""
     size: tuple[int, int] = (128, 128)
-    """Height and width of an image where none are asked for."""
+    """Default height and width of an image."""
     min_count: int = 1
-    """The fewest images that a split may have."""
+    """The smallest number of images in a split."""
 
     @abstractmethod
     def write(self, root: Path, split: str, scenes: Iterator[np.random.Generator], size: tuple[int, int]) -> Iterator:
-        """Writes an image of ``size`` (H, W) for each source of randomness, with what is annotated, below the folder
-        ``root``; yields after each."""
+        """Write an image of ``size`` (H, W) with its annotation below ``root`` for each generator; yield after each."""
 
 
 @dataclass(frozen=True)
 class SemanticLayout(Layout):
-    """``images/`` and ``annotations/`` with a label map for each image.
+    """Images in ``images/``, with a label map for each in ``annotations/``.
 
-    ``folders`` are the folders of ``SPLITS``, in that order, below both; ``stems`` are the file names without suffix,
-    to be formatted with the image's number, from 1. Class 0 is the background, class ``k`` has look ``k - 1``. What is
-    written is the class plus ``first_label``, in a byte: 255, which stands for no class, becomes 0 if that is 1.
-    ``blobs`` is the class of the blobs.
+    Both have the subfolders ``folders``, in the order of ``SPLITS``. ``stems`` are the file names without suffix,
+    formatted with the image's number, from 1. Class 0 is the background, class ``k`` has look ``k - 1``. A label map
+    stores the class plus ``first_label`` in a byte, so 255 (no class) wraps to 0 if ``first_label`` is 1. ``blobs`` is
+    the class of the blobs.
     """
 
     summary: str
@@ -59,23 +58,25 @@ class SemanticLayout(Layout):
     blobs: int = 255
 
     def write(self, root: Path, split: str, scenes: Iterator[np.random.Generator], size: tuple[int, int]) -> Iterator:
-        which = SPLITS.index(split)
-        images, annotations = root / "images" / self.folders[which], root / "annotations" / self.folders[which]
+        place = SPLITS.index(split)
+        images, annotations = root / "images" / self.folders[place], root / "annotations" / self.folders[place]
         images.mkdir(parents=True)
         annotations.mkdir(parents=True)
         for number, rng in enumerate(scenes, 1):
             scene = make_scene(rng, size, self.looks)
-            stem = self.stems[which].format(number)
+            stem = self.stems[place].format(number)
             _save_jpeg(scene.image, images / f"{stem}.jpg")
-            # Grey, not indexed, colours: OpenCV would read the colours of an indexed PNG instead of its labels.
+            # Gray, not indexed: OpenCV would read the colours of an indexed PNG instead of its labels.
             label_map = Image.fromarray(scene.labels(self.blobs) + np.uint8(self.first_label))
             label_map.save(annotations / f"{stem}{self.label_suffix}")
             yield
 
 
 class CocoLayout(Layout):
-    """``train2017/`` and ``val2017/``, and ``annotations/instances_*2017.json`` with the visible part of each shape: as
-    polygons, or, for a crowd, as run lengths."""
+    """COCO's ``train2017/`` and ``val2017/``, with ``annotations/instances_*2017.json``.
+
+    An annotation covers the visible part of a shape: as polygons, or, for a crowd, as run lengths.
+    """
 
     summary = "instances of COCO's 80 categories, some of them crowds"
     looks = distinct_looks(80)
@@ -119,7 +120,7 @@ class CocoLayout(Layout):
 
 
 class ImageNetLayout(Layout):
-    """``train/`` and ``val/`` with a folder for each class; image ``i`` is of class ``i`` modulo their number."""
+    """ImageNet's ``train/`` and ``val/`` with a folder for each class; image ``i`` has class ``i % 10``."""
 
     wnids: ClassVar[tuple[str, ...]] = (
         "n01440764",
@@ -133,8 +134,8 @@ class ImageNetLayout(Layout):
         "n01514859",
         "n01518878",
     )
-    """The names of ImageNet's first classes, so that their places in the sorted list are ImageNet's."""
-    summary = f"{len(wnids)} classes, in folders named as ImageNet's first {len(wnids)}"
+    """ImageNet's first classes, so that labels by sorted names equal ImageNet's labels."""
+    summary = f"{len(wnids)} classes, in the folders of ImageNet's first {len(wnids)}"
     looks = distinct_looks(len(wnids))
     min_count = len(wnids)
 
@@ -142,17 +143,17 @@ class ImageNetLayout(Layout):
         for wnid in self.wnids:
             (root / split / wnid).mkdir(parents=True)
         for index, rng in enumerate(scenes):
-            which = index % len(self.wnids)
-            wnid = self.wnids[which]
+            label = index % len(self.wnids)
+            wnid = self.wnids[label]
             name = f"{wnid}_{index + 1}" if split == "train" else f"ILSVRC2012_val_{index + 1:08d}"
-            _save_jpeg(make_portrait(rng, size, self.looks[which]).image, root / split / wnid / f"{name}.JPEG")
+            _save_jpeg(make_portrait(rng, size, self.looks[label]).image, root / split / wnid / f"{name}.JPEG")
             yield
 
 
 class NyuLayout(Layout):
-    """``images/`` and ``annotations/``, each with ``train/`` and ``test/``: depth in millimetres, as 16-bit PNG."""
+    """NYUv2's ``images/`` and ``annotations/``, each with ``train/`` and ``test/``: depth in mm as 16-bit PNG."""
 
-    summary = "rooms with their depth in millimetres, 16 bits, 0 where it is unknown"
+    summary = "rooms with their depth in millimetres, 16 bits, 0 for unknown depth"
     size = (480, 640)
     scenes: ClassVar[tuple[str, ...]] = ("kitchen", "living_room", "bedroom", "office", "dining_room", "classroom")
 
@@ -179,16 +180,16 @@ LAYOUTS: dict[str, Layout] = {
         first_label=1,
         blobs=0,
     ),
-    # ADE20K and COCO-Stuff 10k keep 0 for what has no label: to be read with reduce_zero_label=True.
+    # ADE20K and COCO-Stuff 10k use 0 for "no label": read them with reduce_zero_label=True.
     "ade20k": SemanticLayout(
-        "150 classes; labels from 1, 0 for what has none",
+        "150 classes; labels from 1, 0 for no label",
         ("training", "validation"),
         ("ADE_train_{:08d}", "ADE_val_{:08d}"),
         distinct_looks(149),
         first_label=1,
     ),
     "coco_stuff10k": SemanticLayout(
-        "171 classes; labels from 1, 0 for what has none",
+        "171 classes; labels from 1, 0 for no label",
         ("train2014", "test2014"),
         ("COCO_train2014_{:012d}", "COCO_train2014_{:012d}"),
         distinct_looks(170),
@@ -196,7 +197,7 @@ LAYOUTS: dict[str, Layout] = {
         first_label=1,
     ),
     "camvid": SemanticLayout(
-        "11 classes; labels from 0, 255 for what has none",
+        "11 classes; labels from 0, 255 for no label",
         ("train", "val"),
         ("train_{:06d}", "val_{:06d}"),
         distinct_looks(10),
@@ -216,19 +217,25 @@ def write_shapes(
     seed: int = 0,
     on_image: Callable[[], None] | None = None,
 ) -> Path:
-    """Writes ``train`` + ``val`` scenes of ``size`` (H, W; None: the layout's own) below the folder ``out`` and returns
-    its absolute path.
+    """Write ``train`` + ``val`` scenes below the folder ``out`` and return its absolute path.
 
-    The set comes into being in a temporary folder beside ``out`` and takes its name at the end: what is called ``out``
-    is always complete. ``on_image`` is called after each image.
+    The set is written to a temporary folder beside ``out``, which is renamed at the end, so ``out`` is always complete.
+
+    Args:
+        out: a new or empty folder.
+        layout: a key of ``LAYOUTS``.
+        train, val: numbers of images.
+        size: (H, W); None for the layout's default.
+        seed: of all random draws.
+        on_image: called after each image.
 
     Raises:
-        FileExistsError: ``out`` is there already and is not an empty folder; nothing in it is changed.
+        FileExistsError: ``out`` exists and is not an empty folder; it stays unchanged.
         ValueError: an unknown layout, too few images, a side below ``MIN_SIDE``, a negative seed, or an ``out`` that
             cannot be renamed.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}: there are {', '.join(LAYOUTS)}")
+        raise ValueError(f"unknown layout {layout!r}: must be one of {', '.join(LAYOUTS)}")
     chosen = LAYOUTS[layout]
     for split, count in zip(SPLITS, (train, val), strict=True):
         if count < chosen.min_count:
@@ -242,7 +249,7 @@ def write_shapes(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        # One level down, because the temporary folder itself is readable by its owner alone.
+        # In a subfolder, because only its owner can read the temporary folder itself.
         root = Path(temporary, out.name)
         root.mkdir()
         for split, count in zip(SPLITS, (train, val), strict=True):
@@ -258,13 +265,13 @@ def write_shapes(
 
 
 def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
-    """The source of all that is random in image ``index`` (from 0) of ``split``.
+    """Return the random generator of image ``index`` (from 0) in ``split``.
 
     Raises:
         ValueError: an unknown split, or a negative seed.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: there are {', '.join(SPLITS)}")
+        raise ValueError(f"unknown split {split!r}: must be one of {', '.join(SPLITS)}")
     _check_seed(seed)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index)))
 
@@ -277,9 +284,9 @@ def _check_seed(seed: int) -> None:
 def _check_free(out: Path) -> None:
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         kind = "a folder that is not empty" if out.is_dir() else "a file"
-        raise FileExistsError(f"{out} is {kind}: nothing was written. Remove it or name another output folder")
+        raise FileExistsError(f"{out} is {kind}: nothing was written. Remove it or choose another output folder")
     if out.is_mount():
-        raise ValueError(f"{out} is a mount point, which cannot be replaced by a rename: name a folder inside it")
+        raise ValueError(f"{out} is a mount point, which cannot be renamed: choose a folder inside it")
 
 
 def _save_jpeg(image: np.ndarray, path: Path) -> None:
@@ -287,7 +294,7 @@ def _save_jpeg(image: np.ndarray, path: Path) -> None:
 
 
 def _coco_categories() -> list[dict[str, Any]]:
-    """COCO's categories, with the gaps that its ids have."""
+    """COCO's 80 categories with its ids, which have gaps."""
     categories = []
     for line in _COCO.splitlines():
         supercategory, members = line.split(": ")

@@ -1,4 +1,4 @@
-"""Binary masks as COCO's annotation files hold them: polygons, or run lengths for crowds."""
+"""Binary masks in COCO's formats: polygons, and run lengths for crowds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # (y, x): right, down, left, up; th
 
 
 def polygons(mask: np.ndarray) -> list[list[int]]:
-    """The polygons ``[x0, y0, x1, y1, ...]``, along the edges of pixels, that cover exactly the mask (H, W).
+    """Polygons ``[x0, y0, x1, y1, ...]`` along pixel edges that cover exactly the mask (H, W).
 
-    COCO's polygons know no holes: a region with a hole is cut in two where the hole is.
+    COCO's polygons cannot have holes, so a region is cut in two at a hole.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
@@ -30,7 +30,7 @@ def polygons(mask: np.ndarray) -> list[list[int]]:
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
-    """COCO's uncompressed run lengths of the mask (H, W): down the columns, pixels outside and inside in turns."""
+    """COCO's uncompressed run lengths of the mask (H, W): column by column, alternately outside and inside."""
     flat = np.concatenate([[False], mask.ravel(order="F").astype(bool)])
     starts = np.flatnonzero(flat[1:] != flat[:-1])
     counts = np.diff(np.concatenate([[0], starts, [mask.size]]))
@@ -38,17 +38,17 @@ def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:
-    """``[x, y, width, height]`` of what the mask (H, W) covers, in pixels."""
+    """Bounding box ``[x, y, width, height]`` of the mask (H, W), in pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return [int(n) for n in (columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])]
 
 
 def _outlines(mask: np.ndarray) -> list[list[tuple[int, int]]]:
-    """The corners (y, x) of each closed outline of the mask, clockwise, those of holes the other way round."""
+    """Corners (y, x) of each closed outline of the mask, clockwise; counter-clockwise for holes."""
     padded = np.pad(mask.astype(bool), 1)
     inside = padded[1:-1, 1:-1]
     neighbours = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])  # above, right, below, left
-    corners = ((0, 0), (0, 1), (1, 1), (1, 0))  # where a pixel's edge towards each of them begins, clockwise
+    corners = ((0, 0), (0, 1), (1, 1), (1, 0))  # start of a pixel's edge towards each neighbour, clockwise
     edges = {
         (int(y) + dy, int(x) + dx, heading): None  # a dict, for its order
         for heading, (neighbour, (dy, dx)) in enumerate(zip(neighbours, corners, strict=True))
@@ -61,7 +61,7 @@ def _outlines(mask: np.ndarray) -> list[list[tuple[int, int]]]:
         while not walked or edge != first:
             walked.append(edge)
             y, x, heading = edge[0] + _STEPS[edge[2]][0], edge[1] + _STEPS[edge[2]][1], edge[2]
-            # To the right first: where two pixels touch at a corner, the outline stays with the one that it is of.
+            # Try a right turn first: where two pixels touch at a corner, the outline then stays with the same pixel.
             turn = next(turn for turn in (1, 0, 3) if (y, x, (heading + turn) % 4) in edges)
             if turn:
                 loop.append((y, x))
@@ -73,5 +73,5 @@ def _outlines(mask: np.ndarray) -> list[list[tuple[int, int]]]:
 
 
 def _area(loop: list[tuple[int, int]]) -> float:
-    """The area inside a clockwise outline; negative for one that runs the other way."""
+    """Signed area of an outline: positive if it is clockwise."""
     return sum(x0 * y1 - x1 * y0 for (y0, x0), (y1, x1) in zip(loop, [*loop[1:], loop[0]], strict=True)) / 2

@@ -1,7 +1,7 @@
 """Rooms with furniture and balls, seen through a pinhole camera: pictures and true depth.
 
-Lengths are in metres; in the room x goes to the right, y up and z away from the wall behind the camera. Depth is what a
-depth camera measures: the distance along the optical axis, not along the ray.
+Lengths are in metres. In the room, x points right, y up and z away from the wall behind the camera. Depth is the
+distance along the optical axis, as a depth camera measures it, not along the ray.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from mmsnnet.datasets.procedural.shapes import check_size
 from mmsnnet.datasets.procedural.textures import PATTERNS, colour, photograph
 
 NEAREST, FARTHEST = 0.5, 10.0
-"""What lies outside has no depth, as with the sensor."""
+"""Range of the sensor; a surface outside it has no depth."""
 FOCAL = 519 / 640
-"""The focal length as a share of the image's width: that of the Kinect with which NYUv2 was taken."""
+"""Focal length divided by the image's width, of the Kinect that took NYUv2."""
 BASELINE = 0.075
-"""How far to the right of the camera the sensor's projector sits: what it does not light has no depth."""
+"""Distance of the sensor's projector to the right of the camera. A surface in its shadow has no depth."""
 _PATTERNS = ("plain", "plain", "stripes", "checks", "dots")
-_PER_METRE = 40  # of the patterns' units
+_PER_METRE = 40  # units of the patterns
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box with its middle at ``centre`` and sides of twice ``half``, turned by ``angle`` about the vertical axis.
-    ``hollow``: seen from within, as a room is."""
+    """Box around ``centre`` with sides of twice ``half``, rotated by ``angle`` about the vertical axis.
+
+    ``hollow``: seen from inside, as a room is.
+    """
 
     centre: tuple[float, float, float]
     half: tuple[float, float, float]
@@ -35,8 +37,8 @@ class Box:
     hollow: bool = False
 
     def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """How many times each of the directions (3, N) leads from ``origin`` (3,) to the surface; infinity if never."""
-        start, along = self._own(origin - np.array(self.centre)), self._own(directions)
+        """Distance (N,) from ``origin`` (3,) to the surface, in lengths of each direction (3, N); inf if missed."""
+        start, along = self._to_local(origin - np.array(self.centre)), self._to_local(directions)
         half = np.array(self.half)
         with np.errstate(divide="ignore", invalid="ignore"):
             to_sides = np.stack([(-half - start)[:, None] / along, (half - start)[:, None] / along])
@@ -46,34 +48,42 @@ class Box:
         return np.where((enters < leaves) & (enters > 0), enters, np.inf)
 
     def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For points (3, N) on the surface: normals (3, N) towards the side that is seen, coordinates (2, N) on the
-        face, and the face's number (N,), from 0 to 5."""
-        own = self._own(points - np.array(self.centre)[:, None])
-        axis = np.argmax(abs(own) / np.array(self.half)[:, None], axis=0)
-        each = np.arange(own.shape[1])
-        positive = own[axis, each] > 0
-        normals = np.zeros_like(own)
-        normals[axis, each] = np.where(positive != self.hollow, 1, -1)
-        # Height stays the second coordinate on upright faces.
-        first, second = np.where(axis == 0, 2, 0), np.where(axis == 1, 2, 1)
-        return self._own(normals, back=True), np.stack([own[first, each], own[second, each]]), 2 * axis + positive
+        """Describe points (3, N) on the surface.
 
-    def _own(self, vectors: np.ndarray, back: bool = False) -> np.ndarray:
-        """Vectors (3, ...) of the room as seen from the box's own axes, or back again."""
-        cos, sin = np.cos(self.angle), np.sin(self.angle) * (-1 if back else 1)
+        Returns:
+            Normals (3, N) towards the visible side, coordinates (2, N) on the face, and the face's number (N,), 0 to 5.
+        """
+        local = self._to_local(points - np.array(self.centre)[:, None])
+        axis = np.argmax(abs(local) / np.array(self.half)[:, None], axis=0)
+        each = np.arange(local.shape[1])
+        positive = local[axis, each] > 0
+        normals = np.zeros_like(local)
+        normals[axis, each] = np.where(positive != self.hollow, 1, -1)
+        # Height is the second coordinate on upright faces.
+        first, second = np.where(axis == 0, 2, 0), np.where(axis == 1, 2, 1)
+        coordinates = np.stack([local[first, each], local[second, each]])
+        return self._rotate(normals, -self.angle), coordinates, 2 * axis + positive
+
+    def _to_local(self, vectors: np.ndarray) -> np.ndarray:
+        """Rotate vectors (3, ...) of the room into the box's axes."""
+        return self._rotate(vectors, self.angle)
+
+    @staticmethod
+    def _rotate(vectors: np.ndarray, angle: float) -> np.ndarray:
+        cos, sin = np.cos(angle), np.sin(angle)
         x, y, z = vectors
         return np.stack([cos * x - sin * z, y, sin * x + cos * z])
 
 
 @dataclass(frozen=True)
 class Ball:
-    """A ball of ``radius`` about ``centre``."""
+    """Ball of ``radius`` around ``centre``."""
 
     centre: tuple[float, float, float]
     radius: float
 
     def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """As of :class:`Box`."""
+        """Like :meth:`Box.distances`."""
         start = origin - np.array(self.centre)
         a, b, c = (directions**2).sum(axis=0), start @ directions, start @ start - self.radius**2
         discriminant = b**2 - a * c
@@ -81,7 +91,7 @@ class Ball:
         return np.where(hits, (-b - np.sqrt(np.where(hits, discriminant, 0))) / a, np.inf)
 
     def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As of :class:`Box`; a ball has one face, with its longitude and latitude, in metres along its equator."""
+        """Like :meth:`Box.surface`; a ball has one face, with longitude and latitude in metres along its equator."""
         normals = (points - np.array(self.centre)[:, None]) / self.radius
         longitude, latitude = np.arctan2(normals[0], normals[2]), np.arcsin(np.clip(normals[1], -1, 1))
         return normals, self.radius * np.stack([longitude, latitude]), np.zeros(points.shape[1], int)
@@ -92,15 +102,17 @@ Solid = Box | Ball
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera at ``position``, turned by ``yaw`` to the right and ``pitch`` down."""
+    """Pinhole camera at ``position``, rotated by ``yaw`` to the right and ``pitch`` down."""
 
     position: tuple[float, float, float]
     yaw: float = 0.0
     pitch: float = 0.0
 
     def directions(self, size: tuple[int, int]) -> np.ndarray:
-        """The directions (3, H * W) in the room in which an image of ``size`` (H, W) looks through the middles of its
-        pixels, of unit length along the optical axis."""
+        """Directions (3, H * W) through the pixel centres of an image of ``size`` (H, W), in the room's axes.
+
+        Their length along the optical axis is 1.
+        """
         height, width = size
         x = (np.arange(width) + 0.5 - width / 2) / (FOCAL * width)
         y = (height / 2 - np.arange(height) - 0.5) / (FOCAL * width)
@@ -110,21 +122,26 @@ class Camera:
         return np.stack([np.cos(self.yaw) * x + np.sin(self.yaw) * z, y, np.cos(self.yaw) * z - np.sin(self.yaw) * x])
 
     def beside(self, distance: float) -> np.ndarray:
-        """The place (3,) to the right of the camera."""
+        """Position (3,) at a distance to the right of the camera."""
         return np.array(self.position) + distance * np.array([np.cos(self.yaw), 0, -np.sin(self.yaw)])
 
 
 def cast(solids: Sequence[Solid], origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many times each of the directions (3, N) leads from ``origin`` (3,) to the first of the solids' surfaces, and
-    which of them it is."""
+    """Cast rays from ``origin`` (3,) along directions (3, N).
+
+    Returns:
+        The distance (N,) to the first surface, in lengths of each direction, and the index (N,) of its solid.
+    """
     distances = np.stack([solid.distances(origin, directions) for solid in solids])
     nearest = distances.argmin(axis=0)
     return distances[nearest, np.arange(distances.shape[1])], nearest
 
 
 def depth_map(solids: Sequence[Solid], camera: Camera, size: tuple[int, int]) -> np.ndarray:
-    """The depth (H, W) in millimetres, uint16; 0 where the sensor has none: too near, too far, or where something
-    stands between the surface and the projector."""
+    """Depth (H, W) in millimetres, uint16.
+
+    It is 0 where the sensor measures none: too near, too far, or in the projector's shadow.
+    """
     origin, directions = np.array(camera.position), camera.directions(size)
     depth, _ = cast(solids, origin, directions)
     lit = _sees(solids, camera.beside(BASELINE), origin[:, None] + depth * directions)
@@ -133,9 +150,10 @@ def depth_map(solids: Sequence[Solid], camera: Camera, size: tuple[int, int]) ->
 
 
 def make_room(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Furnishes a room and looks into it.
+    """Furnish a random room and photograph it.
 
-    Returns the RGB image (H, W, 3), uint8, and the depth (H, W) of :func:`depth_map`.
+    Returns:
+        The RGB image (H, W, 3), uint8, and the depth (H, W) of :func:`depth_map`.
 
     Raises:
         ValueError: a side is below ``MIN_SIDE``.
@@ -146,7 +164,7 @@ def make_room(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarr
 
 
 def _furnish(rng: np.random.Generator) -> tuple[list[Solid], Camera]:
-    """The room, its furniture and balls, and a camera near the wall behind it that looks forwards and a little down."""
+    """Draw the room, its furniture and balls, and a camera near its rear wall that looks forwards and slightly down."""
     width, height, length = rng.uniform(2.5, 7), rng.uniform(2.3, 3.2), rng.uniform(3, 10.5)
     room = Box((0, height / 2, length / 2), (width / 2, height / 2, length / 2), hollow=True)
     camera = Camera(
@@ -163,40 +181,40 @@ def _furnish(rng: np.random.Generator) -> tuple[list[Solid], Camera]:
         else:
             half = rng.uniform(0.15, 0.7), rng.uniform(0.15, 1.0), rng.uniform(0.15, 0.7)
             solid, reach = Box((x, half[1], z), half, angle=rng.uniform(0, np.pi)), np.hypot(half[0], half[2])
-        # Nothing stands around the camera, nor so near that it would fill the picture.
+        # Keep solids away from the camera, so that none fills the picture.
         if np.hypot(x - camera.position[0], z - camera.position[2]) > reach + 0.7:
             solids.append(solid)
     return solids, camera
 
 
 def _picture(rng: np.random.Generator, solids: Sequence[Solid], camera: Camera, size: tuple[int, int]) -> np.ndarray:
-    """The photograph (H, W, 3) of textured surfaces in the light of one lamp below the ceiling, shadows included."""
+    """Photograph (H, W, 3) textured surfaces, lit by one lamp below the ceiling, with shadows."""
     origin, directions = np.array(camera.position), camera.directions(size)
     depth, nearest = cast(solids, origin, directions)
     points = origin[:, None] + depth * directions
     room = solids[0]
     lamp = np.array(room.centre) + np.array(room.half) * [rng.uniform(-0.6, 0.6), 0.9, rng.uniform(-0.8, 0.4)]
     to_lamp = lamp[:, None] - points
-    away = np.linalg.norm(to_lamp, axis=0)
+    lamp_distance = np.linalg.norm(to_lamp, axis=0)
     canvas = np.zeros((points.shape[1], 3), np.float32)
     facing = np.zeros(points.shape[1])
     for index, solid in enumerate(solids):
-        mine = np.flatnonzero(nearest == index)
-        if not len(mine):
+        pixels = np.flatnonzero(nearest == index)
+        if not len(pixels):
             continue
-        normals, coordinates, faces = solid.surface(points[:, mine])
-        facing[mine] = (normals * to_lamp[:, mine]).sum(axis=0) / away[mine]
-        # A room's faces have a colour each; furniture is of one piece.
+        normals, coordinates, faces = solid.surface(points[:, pixels])
+        facing[pixels] = (normals * to_lamp[:, pixels]).sum(axis=0) / lamp_distance[pixels]
+        # Each face of the room has its own colour; furniture has one colour.
         groups = [faces == face for face in np.unique(faces)] if solid is room else [slice(None)]
         for group in groups:
             pattern = PATTERNS[_PATTERNS[rng.integers(len(_PATTERNS))]]
             values = pattern(rng, *(_PER_METRE * coordinates[:, group]))
-            canvas[mine[group]] = colour(rng, values, rng.uniform(15, 70))
-    direct = np.maximum(facing, 0) * _sees(solids, lamp, points) / (1 + (away / 4) ** 2)
+            canvas[pixels[group]] = colour(rng, values, rng.uniform(15, 70))
+    direct = np.maximum(facing, 0) * _sees(solids, lamp, points) / (1 + (lamp_distance / 4) ** 2)
     canvas *= (0.45 + 0.75 * direct)[:, None]
     return photograph(rng, canvas.reshape(*size, 3))
 
 
 def _sees(solids: Sequence[Solid], origin: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Whether nothing stands between ``origin`` (3,) and each of the points (3, N), which lie on surfaces."""
+    """Whether each of the points (3, N), which lie on surfaces, is visible from ``origin`` (3,)."""
     return cast(solids, origin, points - origin[:, None])[0] > 1 - 1e-3

@@ -1,9 +1,9 @@
-"""Scenes of flat shapes before a textured background, as many classes of them as a set needs.
+"""Scenes of flat shapes on a textured background, with any number of classes up to 175.
 
-The seven outlines are the classes of the quickstart's set: there the hue that most shapes of a class lean to gives a
-first hint, but some have any colour, and textures are drawn alike for all, so that beyond the hint only the outline
-tells. Sets with more classes tell them by outline, hue and texture together. Irregular blobs of any colour, sizes,
-angles, overlaps and light belong to no class.
+In the quickstart's set, each of the seven outlines is a class. Most shapes of a class have its hue, some have a random
+colour, and textures are the same for all classes, so only the outline identifies a class. Sets with more classes
+combine outline, hue and texture. Irregular blobs of random colour belong to no class. Sizes, angles, overlaps and light
+are random.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 from mmsnnet.datasets.procedural.textures import colour, photograph, texture
 
 MIN_SIDE = 32
-"""The shortest side, in pixels, at which the smallest shapes can still be told apart."""
+"""The shortest side, in pixels, at which the smallest shapes can still be distinguished."""
 HUE_SHARE, HUE_SPREAD = 0.9, 0.03
-"""How many shapes have the hue that their class leans to, and how far around it, in turns."""
+"""Share of shapes with the hue of their class, and its standard deviation (hues run from 0 to 1)."""
 
 
-# A shape is the set of points (u, v) of its own frame that lie inside; the sizes make the areas alike.
+# Each function tests points (u, v) in the frame of a shape. The sizes give all shapes about the same area.
 def _inside_disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return u**2 + v**2 <= 0.85**2
 
@@ -45,7 +45,7 @@ def _inside_cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _inside_star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     tip, notch, half = 1.15, 0.48, np.pi / 5
-    # The angle to the nearest of five tips leaves one edge to test, from (tip, 0) to the notch.
+    # By symmetry, the angle to the nearest of five tips leaves one edge to test, from (tip, 0) to the notch.
     angle = abs((np.arctan2(v, u) + half) % (2 * half) - half)
     distance = np.hypot(u, v)
     x, y = distance * np.cos(angle), distance * np.sin(angle)
@@ -67,7 +67,7 @@ _INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 OUTLINES = tuple(_INSIDE)
 CLASSES = ("background", *OUTLINES)
-"""The classes of the quickstart's set."""
+"""Classes of the quickstart's set."""
 PALETTE = (
     (80, 80, 80),
     (230, 159, 0),
@@ -78,7 +78,7 @@ PALETTE = (
     (213, 94, 0),
     (204, 121, 167),
 )
-_REACH = 1.7  # no figure extends further than this from the origin of its frame, stretching included
+_REACH = 1.7  # upper bound of a figure's extent in its frame, stretching included
 _SAMPLES = 3  # per pixel and direction, for smooth edges
 _HUES = 5
 _TEXTURES = ("plain", "stripes", "checks", "dots", "noise")
@@ -87,8 +87,7 @@ MAX_LOOKS = len(OUTLINES) * _HUES * len(_TEXTURES)
 
 @dataclass(frozen=True)
 class Look:
-    """What tells a class: its outline, its hue in turns, and its texture. Without a texture of its own, the hue is no
-    more than a hint."""
+    """Appearance of a class: outline, hue (0 to 1) and texture. Without a texture, some shapes have another hue."""
 
     outline: str
     hue: float
@@ -96,15 +95,17 @@ class Look:
 
 
 SHAPES = tuple(Look(outline, k / len(OUTLINES)) for k, outline in enumerate(OUTLINES))
-"""The looks of the quickstart's classes but the background."""
+"""Looks of the quickstart's classes except the background."""
 
 
 def distinct_looks(count: int) -> tuple[Look, ...]:
-    """The first ``count``, 175 at the most, of the looks that differ in outline, hue or texture; neighbours differ in
-    outline and hue."""
+    """Return ``count`` looks, at most 175, that differ in outline, hue or texture.
+
+    Neighbours differ in outline and hue.
+    """
     if not 1 <= count <= MAX_LOOKS:
-        raise ValueError(f"there are from 1 to {MAX_LOOKS} distinct looks, asked for {count}")
-    # 7 outlines and 5 hues have no common divisor: each of their 35 pairs comes once before the texture changes.
+        raise ValueError(f"the number of distinct looks must be 1 to {MAX_LOOKS}, got {count}")
+    # 7 outlines and 5 hues have no common divisor, so all 35 pairs occur before the texture changes.
     pairs = len(OUTLINES) * _HUES
     return tuple(
         Look(OUTLINES[k % len(OUTLINES)], k % _HUES / _HUES, _TEXTURES[k // pairs % len(_TEXTURES)])
@@ -114,8 +115,10 @@ def distinct_looks(count: int) -> tuple[Look, ...]:
 
 @dataclass(frozen=True)
 class Figure:
-    """One outline, placed in the image: ``centre`` (y, x) and ``radius`` in pixels, ``angle`` in radians. A blob has no
-    ``outline``."""
+    """Outline placed in the image: ``centre`` (y, x) and ``radius`` in pixels, ``angle`` in radians.
+
+    A blob has no ``outline``.
+    """
 
     outline: str | None
     centre: tuple[float, float]
@@ -123,7 +126,7 @@ class Figure:
     angle: float
     stretch: float
     waves: tuple[tuple[int, float, float], ...] = ()
-    """A blob's outline: frequency, amplitude and phase of what is added to its radius."""
+    """Outline of a blob: frequency, amplitude and phase of each wave on its radius."""
 
     def inside(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         if self.outline is not None:
@@ -132,8 +135,7 @@ class Figure:
         return np.hypot(u, v) <= 0.75 + sum(a * np.cos(k * angle + phase) for k, a, phase in self.waves)
 
     def draw(self, size: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:
-        """The window of an image of ``size`` in which the figure lies, and the share of each of its pixels (h, w) that
-        it covers."""
+        """Return the figure's window in an image of ``size``, and its coverage (h, w) of each pixel there, 0 to 1."""
         reach = self.radius * _REACH
         rows, columns = (
             slice(max(0, int(c - reach)), min(side, int(c + reach) + 2))
@@ -152,7 +154,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape (``label`` from 1: look ``label - 1``), a crowd of small ones of one class, or a blob (``label`` 0)."""
+    """Shape (``label`` from 1, with look ``label - 1``), crowd of small shapes of one class, or blob (``label`` 0)."""
 
     label: int
     figures: tuple[Figure, ...]
@@ -164,10 +166,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is seen where.
+    """Picture with the visible thing of each pixel.
 
-    ``image`` is RGB (H, W, 3), uint8; ``things`` go from the farthest to the nearest; ``owners`` (H, W) has, for each
-    pixel, the index in ``things`` of the one that is seen there, -1 for the background.
+    ``image`` is RGB (H, W, 3), uint8. ``things`` are ordered from the farthest to the nearest. ``owners`` (H, W) has
+    the index in ``things`` of the visible thing, -1 for the background.
     """
 
     image: np.ndarray
@@ -175,8 +177,8 @@ class Scene:
     owners: np.ndarray
 
     def labels(self, blobs: int = 0) -> np.ndarray:
-        """The classes (H, W), uint8: 0 for the background, else the things' labels, and ``blobs`` for the blobs."""
-        # The last entry is what index -1 finds.
+        """Classes (H, W), uint8: 0 for the background, ``blobs`` for blobs, else the labels of the things."""
+        # Index -1, the background, takes the last entry.
         table = [thing.label or blobs for thing in self.things] + [0]
         return np.array(table, np.uint8)[self.owners]
 
@@ -184,8 +186,9 @@ class Scene:
 def make_scene(
     rng: np.random.Generator, size: tuple[int, int], looks: Sequence[Look] = SHAPES, crowd_share: float = 0.0
 ) -> Scene:
-    """Draws a scene of ``size`` (H, W) with several shapes of any of the classes that ``looks`` describe; the share
-    ``crowd_share`` of them are crowds.
+    """Draw a scene of ``size`` (H, W) with several shapes of the classes in ``looks``.
+
+    A shape becomes a crowd with probability ``crowd_share``.
 
     Raises:
         ValueError: a side is below ``MIN_SIDE``.
@@ -199,7 +202,7 @@ def make_scene(
 
 
 def make_portrait(rng: np.random.Generator, size: tuple[int, int], look: Look) -> Scene:
-    """Draws a scene of ``size`` (H, W) with one large shape, label 1, that has this look.
+    """Draw a scene of ``size`` (H, W) with one large shape of this look, label 1.
 
     Raises:
         ValueError: a side is below ``MIN_SIDE``.
@@ -213,10 +216,10 @@ def make_portrait(rng: np.random.Generator, size: tuple[int, int], look: Look) -
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Raises a ValueError unless ``size`` is a height and a width of at least ``MIN_SIDE``."""
+    """Raise ValueError unless ``size`` is a height and a width of at least ``MIN_SIDE``."""
     if len(size) != 2 or min(size) < MIN_SIDE:
         raise ValueError(
-            f"size is height and width, each at least {MIN_SIDE} pixels; got {' x '.join(str(side) for side in size)}"
+            f"size must be height and width, each at least {MIN_SIDE} pixels; got {' x '.join(map(str, size))}"
         )
 
 
@@ -225,7 +228,7 @@ def _backdrop(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def _place_things(rng: np.random.Generator, size: tuple[int, int], looks: Sequence[Look]) -> list[Thing]:
-    """What the scene holds, from the farthest to the nearest; as many for each square of the shorter side."""
+    """Place things, from the farthest to the nearest. Their number grows with the ratio of the image's sides."""
     squares = size[0] * size[1] / min(size) ** 2
     shapes, blobs = round(rng.uniform(3, 7) * squares), round(rng.uniform(1, 3) * squares)
     labels = [0] * blobs + [1 + int(rng.integers(len(looks))) for _ in range(shapes)]
@@ -244,7 +247,7 @@ def _place_figure(rng: np.random.Generator, outline: str | None, size: tuple[int
 
 
 def _crowd(rng: np.random.Generator, thing: Thing, size: tuple[int, int]) -> Thing:
-    """Small copies of a shape, crowded together in its place."""
+    """Replace a shape by small copies around its centre."""
     (figure,) = thing.figures
     copies = []
     for _ in range(int(rng.integers(4, 8))):
@@ -257,7 +260,7 @@ def _crowd(rng: np.random.Generator, thing: Thing, size: tuple[int, int]) -> Thi
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, things: Sequence[Thing], looks: Sequence[Look]) -> Scene:
-    """Paints the things over the canvas (H, W, 3), in their order, and takes the picture."""
+    """Paint the things over the canvas (H, W, 3), in order, and photograph it."""
     size = canvas.shape[:2]
     owners = np.full(size, -1, np.int16)
     for index, thing in enumerate(things):
@@ -274,14 +277,13 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, things: Sequence[Thing]
 
 
 def _dress(rng: np.random.Generator, size: tuple[int, int], under: np.ndarray, look: Look | None) -> np.ndarray:
-    """The colours (h, w, 3) of a figure with this look, or of a blob; not so near the colour ``under`` it that it could
-    not be seen at all."""
-    hue, leans = (look.hue if look else 0) + rng.normal(0, HUE_SPREAD), rng.random() < HUE_SHARE
-    own = look.texture if look else None
-    pattern = texture(rng, size, own)
+    """Draw colours (h, w, 3) of a figure, or of a blob without look, that differ from the colour ``under`` it."""
+    hue, has_class_hue = (look.hue if look else 0) + rng.normal(0, HUE_SPREAD), rng.random() < HUE_SHARE
+    class_texture = look.texture if look else None
+    pattern = texture(rng, size, class_texture)
     while True:
-        # A texture that tells the class must be plain to see.
-        contrast = rng.uniform(60, 110) if own else rng.uniform(10, 60)
-        colours = colour(rng, pattern, contrast, hue % 1 if look and (own or leans) else None)
+        # A texture that identifies the class needs a high contrast.
+        contrast = rng.uniform(60, 110) if class_texture else rng.uniform(10, 60)
+        colours = colour(rng, pattern, contrast, hue % 1 if look and (class_texture or has_class_hue) else None)
         if np.linalg.norm(colours.mean(axis=(0, 1)) - under) > 45:
             return colours

@@ -1,7 +1,7 @@
-"""What drawn surfaces look like: patterns, colours, and the camera that takes the picture.
+"""Textures of drawn surfaces: patterns, colours, and a simulated camera.
 
-A pattern takes the coordinates of points along and across its own direction, in pixels or any other unit of about that
-size, and gives values from 0 to 1.
+A pattern takes the coordinates of points along and across its direction, in pixels or a unit of about that size, and
+returns values from 0 to 1.
 """
 
 from __future__ import annotations
@@ -40,14 +40,16 @@ def dots(rng: np.random.Generator, along: np.ndarray, across: np.ndarray) -> np.
 
 
 def noise(rng: np.random.Generator, along: np.ndarray, across: np.ndarray) -> np.ndarray:
-    """Value noise over the pixels (h, w), whatever their coordinates: random grids, blown up smoothly and added; the
-    coarser the grid, the greater its share."""
+    """Value noise over the pixels (h, w): a sum of smoothly upsampled random grids, weighted by their cell size.
+
+    Only the shape of the coordinates matters.
+    """
     height, width = along.shape
     cell, total, weight = rng.uniform(6, 40), np.zeros_like(along), 0.0
     while cell >= 2:
         grid = rng.random((int(height / cell) + 2, int(width / cell) + 2), dtype=np.float32)
-        blown_up = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
-        total += cell * np.asarray(blown_up)
+        upsampled = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
+        total += cell * np.asarray(upsampled)
         weight += cell
         cell /= 2.5
     return np.clip((total / weight - 0.5) * 2 + 0.5, 0, 1)
@@ -65,14 +67,16 @@ _DRAWN_FROM = (*PATTERNS, "noise")  # noise twice as often
 
 
 def texture(rng: np.random.Generator, size: tuple[int, int], pattern: str | None = None) -> np.ndarray:
-    """A pattern (h, w) that lies at a random angle: the one of this name, or any."""
+    """Draw a pattern (h, w) at a random angle: the named one, or a random one."""
     drawn = _DRAWN_FROM[rng.integers(len(_DRAWN_FROM))]
-    return PATTERNS[pattern or drawn](rng, *_turned_axes(rng, size))
+    return PATTERNS[pattern or drawn](rng, *_rotated_axes(rng, size))
 
 
 def colour(rng: np.random.Generator, texture: np.ndarray, contrast: float, hue: float | None = None) -> np.ndarray:
-    """The texture (...,) between two RGB colours (..., 3) that lie ``contrast`` apart, about one of this ``hue``, in
-    turns, if it is given."""
+    """Colour a texture (...,) as RGB (..., 3), between two random colours at distance ``contrast``.
+
+    ``hue``, from 0 to 1, sets the hue of their middle.
+    """
     base, step = rng.uniform(20, 235, 3), rng.normal(size=3)
     if hue is not None:
         base = 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 1), rng.uniform(0.5, 1)))
@@ -81,8 +85,8 @@ def colour(rng: np.random.Generator, texture: np.ndarray, contrast: float, hue: 
 
 
 def photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """The canvas (H, W, 3), from 0 to 255, under uneven coloured light, out of focus, with sensor noise; uint8."""
-    ramp = gradient(rng, *_turned_axes(rng, canvas.shape[:2]))
+    """Photograph the canvas (H, W, 3), from 0 to 255: uneven coloured light, blur, sensor noise; returns uint8."""
+    ramp = gradient(rng, *_rotated_axes(rng, canvas.shape[:2]))
     light = 1 + rng.uniform(0, 0.6) * (ramp - 0.5)
     tint = rng.uniform(0.85, 1.15, 3) * rng.uniform(0.7, 1.15)
     lit = 255 * np.clip(canvas * (light[..., None] * tint) / 255, 0, 1) ** rng.uniform(0.8, 1.3)
@@ -91,8 +95,8 @@ def photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     return np.clip(np.asarray(picture) + grain, 0, 255).round().astype(np.uint8)
 
 
-def _turned_axes(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels' coordinates (h, w) along a random direction and across it."""
+def _rotated_axes(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates (h, w) along a random direction and across it."""
     angle = rng.uniform(0, 2 * np.pi)
     y = np.arange(size[0], dtype=np.float32)[:, None]
     x = np.arange(size[1], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The pipeline of classification: Pillow's images through timm's transforms."""
+"""Transforms for classification: images of Pillow, augmented by timm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import Compose, RandomCrop, Resize
 
 from mmsnnet.datasets.transforms.headers import read_header
-from mmsnnet.datasets.transforms.orientation import turned
+from mmsnnet.datasets.transforms.orientation import rotate_upright
 from mmsnnet.datasets.transforms.pixels import check_max_value, decode, to_byte_range
 from mmsnnet.errors import DataError, MissingFileError, SettingError
 from mmsnnet.registry import TRANSFORMS
@@ -24,18 +24,18 @@ CROP_MODES = ("rrc", "rkrc", "rkrr", "src")
 
 @TRANSFORMS.register_module()
 class LoadPillowImage:
-    """Reads ``img_path`` into ``img``, an upright RGB image of Pillow's.
+    """Read ``img_path`` into ``img``, an upright RGB image of Pillow.
 
-    The EXIF orientation is applied: a label has no frame to fit. Alpha is dropped.
+    The EXIF orientation is always applied, because a class label has no frame. Alpha is dropped.
 
     Args:
-        max_value: what stands for white in images that do not have 8 bits, as of ``LoadImage``. They are scaled to
-            0..255 and rounded. Without it, such images are errors.
+        max_value: the value of white in images that do not have 8 bits, as in ``LoadImage``. They are scaled to 0..255
+            and rounded. Without it, such images are errors.
 
     Raises:
         SettingError: ``max_value`` is not a finite number above 0.
-        MissingFileError: there is no such file.
-        DataError: it cannot be decoded, or not to its end, or has values or bands without a clear meaning.
+        MissingFileError: the file does not exist.
+        DataError: the file cannot be decoded completely, or has values or bands without a clear meaning.
     """
 
     def __init__(self, max_value: float | None = None) -> None:
@@ -47,7 +47,7 @@ class LoadPillowImage:
         try:
             content = Path(path).read_bytes()
         except FileNotFoundError:
-            raise MissingFileError(f"there is no image {path}") from None
+            raise MissingFileError(f"no image {path}") from None
         except OSError as error:
             raise DataError(f"{path}: expected an image, found a file that cannot be read ({error})") from error
         header = read_header(content, path)
@@ -55,15 +55,15 @@ class LoadPillowImage:
         if header.has_unknown_band:
             raise DataError(f"{path} has bands that are neither colours nor alpha: LoadPillowImage reads three colours")
         if header.bits > 8 or (tiff is not None and (tiff.kind != "u" or tiff.extra_bands or tiff.pages > 1)):
-            # Pillow keeps the bits of one channel alone.
+            # Pillow keeps more than 8 bits in gray images only.
             backend = "pillow" if header.is_gray else "cv2"
             values = to_byte_range(decode(content, header, path, backend, "color"), path, self.max_value, "color")
-            pixels = turned(np.rint(values).astype(np.uint8), header.orientation)
+            pixels = rotate_upright(np.rint(values).astype(np.uint8), header.orientation)
             results["img"] = Image.fromarray(pixels[..., ::-1])
             return results
         try:
             with Image.open(BytesIO(content)) as image:
-                if header.orientation != 1 and tiff is None:  # Pillow turns a TIFF by itself
+                if header.orientation != 1 and tiff is None:  # Pillow rotates a TIFF by itself
                     image = ImageOps.exif_transpose(image)
                 results["img"] = image.convert("RGB")
         except (Image.DecompressionBombError, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
@@ -76,27 +76,26 @@ class LoadPillowImage:
 
 @TRANSFORMS.register_module()
 class TimmTransform:
-    """``img``, an image of Pillow's, through ``timm.data.create_transform``, to a uint8 tensor (3, H, W).
+    """Apply ``timm.data.create_transform`` to the Pillow image ``img``, giving a uint8 tensor (3, H, W).
 
     Args:
-        train_crop_mode: as timm's, and ``'src'``, DeiT-III's simple random crop (arXiv 2204.07118): the shorter side
-            is resized to the crop's, 4 pixels of reflection go around, and the crop is taken anywhere. For training
-            alone.
+        train_crop_mode: timm's modes, or ``'src'``, DeiT-III's simple random crop (arXiv 2204.07118): resize the
+            shorter side to the crop's, pad 4 pixels by reflection, crop at a random place. For training only.
         options: of ``timm.data.create_transform``: ``input_size``, ``is_training``, ``auto_augment`` (``'3a'`` is
             DeiT-III's three-augment), ``color_jitter``, ``interpolation``, ``crop_pct`` and so on. The model's
             ``data_preprocessor`` normalises.
 
     Raises:
-        SettingError: a ``train_crop_mode`` that is none, or one without ``is_training=True``.
+        SettingError: an unknown ``train_crop_mode``, or one without ``is_training=True``.
     """
 
     def __init__(self, input_size: int, train_crop_mode: str | None = None, **options: Any) -> None:
         if train_crop_mode not in (None, *CROP_MODES):
-            raise SettingError(f"train_crop_mode is one of {', '.join(CROP_MODES)}; got {train_crop_mode!r}")
+            raise SettingError(f"train_crop_mode must be one of {', '.join(CROP_MODES)}; got {train_crop_mode!r}")
         if train_crop_mode is not None and not options.get("is_training"):
             raise SettingError(
-                f"train_crop_mode={train_crop_mode!r} crops at random, for training: set is_training=True, or leave it "
-                "out for evaluation"
+                f"train_crop_mode={train_crop_mode!r} crops at random, for training: set is_training=True, or remove "
+                "it for evaluation"
             )
         simple = train_crop_mode == "src"
         transform = create_transform(
@@ -107,7 +106,7 @@ class TimmTransform:
                 Resize(input_size, str_to_interp_mode(options.get("interpolation", "bilinear"))),
                 RandomCrop(input_size, padding=4, padding_mode="reflect"),
             ]
-            # The first of timm's training transforms is its random crop.
+            # timm's first training transform is its random crop.
             transform = Compose([*crop, *transform.transforms[1:]])
         self.transform = transform
 
@@ -121,9 +120,9 @@ class TimmTransform:
 
 @TRANSFORMS.register_module()
 class PackClsInputs:
-    """``img`` as ``inputs``; ``gt_label``, ``num_classes`` and ``img_path`` as the ``data_samples`` of a classifier.
+    """Pack ``img`` as ``inputs``, and ``gt_label``, ``num_classes`` and ``img_path`` as ``data_samples``.
 
-    The label stays a Python number: a model can look at it without waiting for the GPU.
+    The label stays a Python number, so a model can read it without waiting for the GPU.
     """
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Depth maps in mmseg's pipelines: checked loading, and the augmentations of NYUv2 that mmseg lacks.
 
-mmseg's ``RandomFlip``, ``RandomRotate``, ``RandomCrop`` and ``Resize`` treat a depth map as a label map: moved along
-with the image, by nearest neighbour, its values left alone. Where they pad, ``seg_pad_val`` has to be 0, not measured.
+mmseg's ``RandomFlip``, ``RandomRotate``, ``RandomCrop`` and ``Resize`` treat a depth map as a label map: they move it
+with the image, by nearest neighbour, and keep its values. If they pad, ``seg_pad_val`` must be 0 (not measured).
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from mmsnnet.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LoadDepth(LoadDepthAnnotation):
-    """mmseg's ``LoadDepthAnnotation`` for 16-bit PNGs, with a check of what was read.
+    """mmseg's ``LoadDepthAnnotation`` for 16-bit PNGs, with checked values.
 
-    Adds ``gt_depth_map``, float32 (H, W) in metres, 0 where nothing was measured. A sample without ``depth_map_path``,
-    as the inference functions of mmseg make them, goes through unchanged.
+    Adds ``gt_depth_map``, float32 (H, W) in metres, 0 for unmeasured pixels. A sample without ``depth_map_path``,
+    which mmseg's inference functions make, passes unchanged.
 
     Args:
         depth_rescale_factor: metres per step of the file's values; 1e-3 for millimetres.
-        max_depth: in metres; what lies there or farther counts as not measured in the check that a pixel is. The values
-            stay as they are: the head and the metric leave those out by ranges of their own.
-        backend_args: of mmengine's file backend.
+        max_depth: in metres. At least one pixel must be measured below it. Values above it are kept, because the head
+            and the metric have their own ranges.
+        backend_args: arguments of mmengine's file backend.
 
     Raises:
-        MissingFileError: there is no such file.
-        DataError: it is not a 16-bit PNG of one channel, not of its image's size or frame, or has no measured pixel.
+        MissingFileError: the file does not exist.
+        DataError: the file is not a 16-bit PNG of one channel, has another size or frame than its image, or no measured
+            pixel.
     """
 
     def __init__(
@@ -52,25 +53,27 @@ class LoadDepth(LoadDepthAnnotation):
         try:
             content = fileio.get(path, self.backend_args)
         except FileNotFoundError:
-            raise MissingFileError(f"there is no depth map {path} for the image {results['img_path']}") from None
+            raise MissingFileError(f"no depth map {path} for the image {results['img_path']}") from None
         header = read_header(content, path)
         try:
             values = decode(content, header, path, "cv2", "unchanged", "a depth map (a 16-bit PNG of one channel)")
         except DataError as error:
-            raise DataError(f"{path}: a depth map is a 16-bit PNG of one channel, found no image: {error}") from error
+            raise DataError(
+                f"{path}: a depth map must be a 16-bit PNG of one channel, found no image: {error}"
+            ) from error
         if values.dtype != np.uint16 or values.ndim != 2:
-            raise DataError(f"{path}: a depth map is a 16-bit PNG of one channel, found {describe(values)}")
+            raise DataError(f"{path}: a depth map must be a 16-bit PNG of one channel, found {describe(values)}")
         check_map(path, header, results, self.backend_args)
         if values.shape != tuple(results["ori_shape"]):
             raise DataError(
-                f"{path}: a depth map is as large as its image, found {values.shape} for {results['img_path']} of "
-                f"{tuple(results['ori_shape'])} (height, width)"
+                f"{path}: a depth map must have the size of its image, found {values.shape} for {results['img_path']} "
+                f"of {tuple(results['ori_shape'])} (height, width)"
             )
         depth = values.astype(np.float32) * np.float32(self.depth_rescale_factor)
         if not ((depth > 0) & (depth < self.max_depth)).any():
             raise DataError(
-                f"{path}: a depth map has pixels between 0 and {self.max_depth} m, found none: values from "
-                f"{values.min()} to {values.max()}, each worth {self.depth_rescale_factor} m"
+                f"{path}: a depth map must have pixels between 0 and {self.max_depth} m, found none: values from "
+                f"{values.min()} to {values.max()}, in steps of {self.depth_rescale_factor} m"
             )
         results["gt_depth_map"] = depth
         results["seg_fields"].append("gt_depth_map")
@@ -86,8 +89,10 @@ class LoadDepth(LoadDepthAnnotation):
 
 @TRANSFORMS.register_module()
 class NYUCrop(BaseTransform):
-    """Cuts off the blank border that NYUv2's frames have from the registration of colour and depth: rows 45 to 471 and
-    columns 43 to 607 of 480 x 640 stay, and the same share of another size."""
+    """Crop the blank border that the registration of colour and depth leaves in NYUv2's frames.
+
+    Keeps rows 45 to 471 and columns 43 to 607 of 480 x 640, and the same share of another size.
+    """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         height, width = results["img"].shape[:2]
@@ -101,18 +106,18 @@ class NYUCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomColor(BaseTransform):
-    """Changes the exposure and tint of an image, as BTS (arXiv 1907.10326) and its successors do on NYUv2.
+    """Change exposure and tint of an image, as BTS (arXiv 1907.10326) and its successors do on NYUv2.
 
-    With ``x`` from 0 to 1 in each channel ``c``: ``clip(x ** gamma * brightness * color[c], 0, 1)``. Gamma and
-    brightness are drawn once for an image, the colour for each channel, all uniformly. An image of any number of
-    channels, (H, W, C), uint8 or float32 from 0 to 255.
+    Computes ``clip(x ** gamma * brightness * color[c], 0, 1)`` with ``x`` from 0 to 1 in each channel ``c``. Gamma and
+    brightness are drawn once for an image, the colour for each channel, all uniformly. The image is (H, W, C), with any
+    number of channels, uint8 or float32 from 0 to 255.
 
     Args:
-        prob: of a change.
+        prob: probability of a change.
         gamma, brightness, color: the lowest and the highest value.
 
     Raises:
-        SettingError: a probability outside of 0 to 1, or a range that is none.
+        SettingError: a probability outside 0 to 1, or an empty or negative range.
         DataError: an image without channels, or of another type.
     """
 
@@ -125,17 +130,17 @@ class RandomColor(BaseTransform):
     ) -> None:
         super().__init__()
         if not 0 <= prob <= 1:
-            raise SettingError(f"RandomColor: prob is from 0 to 1, got {prob}")
+            raise SettingError(f"RandomColor: prob must be 0 to 1, got {prob}")
         for name, (low, high) in (("gamma", gamma), ("brightness", brightness), ("color", color)):
             if not 0 < low <= high:
-                raise SettingError(f"RandomColor: {name} is (lowest, highest), both above 0, got {(low, high)}")
+                raise SettingError(f"RandomColor: {name} must be (lowest, highest), both above 0, got {(low, high)}")
         self.prob = prob
         self.gamma, self.brightness, self.color = gamma, brightness, color
 
     @cache_randomness
     def draw(self, channels: int) -> tuple[float, np.ndarray] | None:
-        """Gamma and the factor of each channel; None for no change."""
-        # NumPy's global generator, as mmcv's transforms: mmengine seeds it in each worker.
+        """Draw gamma and the factor of each channel; None for no change."""
+        # mmengine seeds NumPy's global generator in each worker, as mmcv's transforms expect.
         if np.random.rand() >= self.prob:
             return None
         gamma, brightness = np.random.uniform(*self.gamma), np.random.uniform(*self.brightness)
@@ -145,13 +150,13 @@ class RandomColor(BaseTransform):
         image = results["img"]
         if image.ndim != 3 or image.dtype not in (np.uint8, np.float32):
             raise DataError(
-                f"RandomColor: an image is (H, W, channels), uint8 or float32, found {describe(image)} for "
+                f"RandomColor: an image must be (H, W, channels), uint8 or float32, found {describe(image)} for "
                 f"{results.get('img_path')}"
             )
-        drawn = self.draw(image.shape[2])
-        if drawn is None:
+        change = self.draw(image.shape[2])
+        if change is None:
             return results
-        gamma, factors = drawn
+        gamma, factors = change
         if image.dtype == np.float32:
             results["img"] = (255 * ((image / 255) ** gamma * factors).clip(0, 1)).astype(np.float32)
             return results

@@ -1,4 +1,4 @@
-"""What a picture file states about its pixels, read without decoding them."""
+"""Headers of picture files, read without decoding pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from mmsnnet.errors import DataError
 
 ORIENTATION = 0x0112
-"""The EXIF tag for the way in which the camera was held; TIFF has it among its own tags."""
+"""EXIF tag for how to rotate a picture; TIFF has the same tag."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -25,15 +25,15 @@ _COLOURS = {0: 1, 1: 1, 2: 3, _PALETTE: 1, _CMYK: 4, 6: 3, 8: 3}  # channels of 
 
 @dataclass(frozen=True)
 class Tiff:
-    """What the first picture of a TIFF states.
+    """Header of the first picture in a TIFF.
 
     Attributes:
         bands: channels of each pixel.
-        kind, bits: of a value; ``kind`` is NumPy's ``u``, ``i``, ``f`` or ``c``.
-        extra: the meanings of the bands beyond the colours: 0 not stated, 1 and 2 alpha.
-        planar: whether each band is stored as a plane of its own.
-        photometric: 0 where zero stands for white, 1 gray, 2 RGB, 3 palette, 5 CMYK.
-        pages: pictures in the file, without reduced copies and masks; counted up to 2.
+        kind, bits: NumPy's kind (``u``, ``i``, ``f`` or ``c``) and the bits of a value.
+        extra: meanings of the bands after the colours: 0 unspecified, 1 and 2 alpha.
+        planar: whether each band is stored as a separate plane.
+        photometric: 0 gray with zero as white, 1 gray, 2 RGB, 3 palette, 5 CMYK.
+        pages: number of pictures, without reduced copies and masks; counted up to 2.
     """
 
     bands: int
@@ -46,17 +46,17 @@ class Tiff:
 
     @property
     def dtype(self) -> np.dtype:
-        """NumPy's type for a value, the smallest that holds its bits."""
+        """The smallest NumPy type that holds the bits of a value."""
         return np.dtype(f"{self.kind}{max(1, 2 ** (self.bits - 1).bit_length() // 8)}")
 
     @property
     def extra_bands(self) -> int:
-        """Bands beyond the colours, alpha included."""
+        """Number of bands after the colours, alpha included."""
         return max(0, self.bands - _COLOURS.get(self.photometric, self.bands))
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the only band beyond the colours is alpha."""
+        """Whether alpha is the only band after the colours."""
         return self.extra_bands == 1 and self.extra[:1] in ((1,), (2,))
 
     @property
@@ -70,15 +70,15 @@ class Tiff:
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture file states.
+    """Header of a picture file.
 
     Attributes:
-        orientation: the EXIF orientation, 1 to 8; 1 is upright, and stands for files that state none.
-        size: (height, width) as stored; None where it was not looked for, or only a decoder can tell.
+        orientation: the EXIF orientation, 1 to 8; 1 (upright) for files without one.
+        size: (height, width) as stored; None if it was not read, or only a decoder can tell.
         bits: of a value.
-        is_gray: one channel, and no palette.
-        has_unknown_band: a fourth channel that is neither a colour nor alpha.
-        tiff: more about a TIFF.
+        is_gray: whether it has one channel and no palette.
+        has_unknown_band: whether it has a band that is neither a colour nor alpha.
+        tiff: the header of a TIFF.
     """
 
     orientation: int = 1
@@ -90,10 +90,12 @@ class Header:
 
 
 def read_header(content: bytes, path: str) -> Header:
-    """The header of a file. Of a JPEG, only the segments before its pixels are looked at, for the sake of speed.
+    """Read the header of a file.
+
+    For speed, only the segments before the pixels of a JPEG are read, which do not give its size.
 
     Raises:
-        DataError: a damaged TIFF, or a file larger than Pillow opens.
+        DataError: the file is a damaged TIFF, or larger than Pillow's limit.
     """
     if content.startswith(_TIFF):
         return _tiff_header(content, path)
@@ -106,58 +108,58 @@ def read_header(content: bytes, path: str) -> Header:
                 size=(image.height, image.width),
                 bits=_bits(image, content),
                 is_gray=_is_gray(image, content),
-                # The standard has no such file, and OpenCV and Pillow take its fourth channel for alpha.
+                # The standard has no such file. OpenCV and Pillow treat its fourth channel as alpha.
                 has_unknown_band=image.format == "JPEG2000" and image.mode == "RGBA" and b"cdef" not in content[:4096],
             )
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{path} is larger than Pillow opens ({error}): cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"{path} is larger than Pillow's limit ({error}): cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        return Header()  # a format without an orientation tag, or a damaged file, which its decoder names
+        return Header()  # a format without an orientation tag, or a damaged file, which its decoder reports
 
 
 def size_of(content: bytes, path: str) -> tuple[int, int] | None:
-    """(height, width) as stored in a file; None where it is damaged or of an unknown format."""
+    """Stored (height, width) of a file; None if it is damaged or of an unknown format."""
     header = read_header(content, path)
     if header.size is None and content.startswith(_JPEG):
         try:
             with Image.open(BytesIO(content)) as image:
                 return image.height, image.width
-        except (OSError, SyntaxError):  # damaged, which its loader names
+        except (OSError, SyntaxError):  # damaged; its loader reports it
             return None
     return header.size
 
 
 def _jpeg_orientation(content: bytes) -> int | None:
-    """The orientation of a JPEG; None where only Pillow can tell. It takes a tenth of the time that Pillow does."""
-    position, found, has_xmp = 2, 1, False
+    """Orientation of a JPEG, ten times as fast as by Pillow; None if only Pillow can tell."""
+    position, orientation, has_xmp = 2, 1, False
     try:
-        while content[position] == 0xFF and content[position + 1] != 0xDA:  # 0xDA: the pixels begin
-            if content[position + 1] == 0xFF:  # the standard lets a marker begin with several
+        while content[position] == 0xFF and content[position + 1] != 0xDA:  # 0xDA: start of the pixels
+            if content[position + 1] == 0xFF:  # the standard allows several before a marker
                 position += 1
                 continue
             start, length = position + 4, int.from_bytes(content[position + 2 : position + 4], "big")
             if content[position + 1] == 0xE1:
                 segment = content[start : position + 2 + length]
                 if segment.startswith(b"Exif\0\0"):  # a TIFF without pixels
-                    found = _known(next(_directories(segment[6:])).get(ORIENTATION, (1,))[0])
+                    orientation = _defined(next(_directories(segment[6:])).get(ORIENTATION, (1,))[0])
                 has_xmp = has_xmp or b"tiff:Orientation" in segment
             position += 2 + length
         is_whole = content[position] == 0xFF
     except (IndexError, StopIteration, struct.error):
         return None
-    return None if not is_whole or (has_xmp and found == 1) else found
+    return None if not is_whole or (has_xmp and orientation == 1) else orientation
 
 
 def _orientation(image: Image.Image, content: bytes) -> int:
-    late = image.format == "PNG" and "exif" not in image.info and _has_chunk(content, b"eXIf")
+    exif_follows_pixels = image.format == "PNG" and "exif" not in image.info and _has_chunk(content, b"eXIf")
     try:
-        # PngImageFile.getexif decodes the pixels first, to find EXIF behind them.
-        exif = image.getexif() if late or image.format != "PNG" else Image.Image.getexif(image)
-    except (SyntaxError, struct.error):  # an EXIF block that no program can read says nothing
+        # PngImageFile.getexif decodes all pixels to find an EXIF block after them, so it is called only for such files.
+        exif = image.getexif() if exif_follows_pixels or image.format != "PNG" else Image.Image.getexif(image)
+    except (SyntaxError, struct.error):  # viewers ignore an unreadable EXIF block too
         return 1
-    return _known(exif.get(ORIENTATION, 1))
+    return _defined(exif.get(ORIENTATION, 1))
 
 
 def _has_chunk(png: bytes, name: bytes) -> bool:
@@ -169,8 +171,8 @@ def _has_chunk(png: bytes, name: bytes) -> bool:
     return False
 
 
-def _known(value: Any) -> int:
-    """An orientation that EXIF defines. Cameras write 0 for "not known"; viewers show those files as stored."""
+def _defined(value: Any) -> int:
+    """Orientation, or 1 for a value that EXIF does not define. Cameras write 0; viewers show such files as stored."""
     return int(value) if value in range(1, 9) else 1
 
 
@@ -205,7 +207,7 @@ def _tiff_header(content: bytes, path: str) -> Header:
             pages=1 if next(others, None) is None else 2,
         )
         return Header(
-            orientation=_known(first.get(ORIENTATION, (1,))[0]),
+            orientation=_defined(first.get(ORIENTATION, (1,))[0]),
             size=(first[257][0], first[256][0]),
             bits=tiff.bits,
             is_gray=tiff.bands == 1 and not tiff.has_palette,
@@ -213,12 +215,14 @@ def _tiff_header(content: bytes, path: str) -> Header:
             tiff=tiff,
         )
     except (KeyError, IndexError, StopIteration, struct.error) as error:
-        raise DataError(f"{path} is a TIFF that is damaged or cut short: its first directory cannot be read") from error
+        raise DataError(f"{path} is a damaged or truncated TIFF: its first directory cannot be read") from error
 
 
 def _directories(content: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
-    """The whole numbers of each directory of a TIFF or BigTIFF, by their tags; those stored elsewhere, of the first 16
-    values. Pillow reads no big-endian BigTIFF, and every list of strips."""
+    """Yield the integer tags of each directory of a TIFF or BigTIFF, with at most 16 values each.
+
+    Pillow cannot read big-endian BigTIFF, and reads long lists of strips completely.
+    """
     order = "<" if content[:2] == b"II" else ">"
     big = b"+" in content[2:4]
     # Formats of a count of entries, of an entry's tag, type and count, and of an offset.

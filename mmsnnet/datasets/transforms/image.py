@@ -9,7 +9,13 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 
 from mmsnnet.datasets.transforms.headers import read_header
-from mmsnnet.datasets.transforms.orientation import LEFT, annotation_file, is_to_be_turned, stated_size, turned
+from mmsnnet.datasets.transforms.orientation import (
+    PENDING_ORIENTATION,
+    annotation_file,
+    annotation_is_upright,
+    rotate_upright,
+    stated_size,
+)
 from mmsnnet.datasets.transforms.pixels import IMAGE, check_backend, check_max_value, decode, to_byte_range
 from mmsnnet.errors import DataError, MissingFileError, SettingError
 from mmsnnet.registry import TRANSFORMS
@@ -23,25 +29,25 @@ class LoadImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile``, which refuses values without a clear meaning.
 
     Adds ``img``, (H, W, C) or (H, W), blue first, and its ``img_shape`` and ``ori_shape``. 8-bit values stay uint8;
-    others are scaled to 0..255 in float32. docs/datasets.md lists what is accepted.
+    others are scaled to 0..255 in float32. docs/datasets.md lists accepted files.
 
-    For training pipelines, and for test pipelines that need ``exif`` or ``max_value``: the toolboxes' inferencers look
-    for ``LoadImageFromFile`` in a test pipeline by its name.
+    Use it in training pipelines, and in test pipelines that need ``exif`` or ``max_value``. The toolboxes' inferencers
+    look for ``LoadImageFromFile`` in a test pipeline by its name.
 
     Args:
-        to_float32, color_type, imdecode_backend, backend_args: as of ``LoadImageFromFile``. There is no
-            ``ignore_empty``, which skips images that cannot be had.
-        exif: ``'apply'`` turns each image as its EXIF orientation says, ``'ignore'`` none. By default the annotation
-            says: an image is turned where its label map, its depth map or the size that a COCO file states fits it
-            turned and not as stored, and where there is no annotation; where sizes cannot tell, it is an error.
-        max_value: what stands for white in images that do not have 8 bits: 4095 for 12 bits, 65535 for 16, 1.0 for
-            floating point values up to 1. Without it, such images are errors.
+        to_float32, color_type, imdecode_backend, backend_args: as in ``LoadImageFromFile``. There is no
+            ``ignore_empty``, which skips unreadable images.
+        exif: ``'apply'`` rotates each image by its EXIF orientation, ``'ignore'`` none. By default the annotation
+            decides: an image is rotated if it has no annotation, or if its label map, its depth map or the size in a
+            COCO file fits only the rotated image. If sizes cannot decide, that is an error.
+        max_value: the value of white in images that do not have 8 bits: 4095 for 12 bits, 65535 for 16, 1.0 for
+            floating-point values up to 1. Without it, such images are errors.
 
     Raises:
-        SettingError: a setting with another value, or two that contradict each other.
-        MissingFileError: there is no such file.
-        DataError: it cannot be read or decoded, is empty, has values without a clear meaning, or is not as large as its
-            annotation.
+        SettingError: a setting has an unknown value, or two contradict each other.
+        MissingFileError: the file does not exist.
+        DataError: the file cannot be read or decoded, is empty, has values without a clear meaning, or another size
+            than its annotation.
     """
 
     def __init__(
@@ -56,13 +62,13 @@ class LoadImage(LoadImageFromFile):
     ) -> None:
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         if color_type not in COLOR_TYPES:
-            raise SettingError(f"LoadImage: color_type is one of {', '.join(COLOR_TYPES)}; got {color_type!r}")
+            raise SettingError(f"LoadImage: color_type must be one of {', '.join(COLOR_TYPES)}; got {color_type!r}")
         if exif not in (None, "apply", "ignore"):
-            raise SettingError(f"LoadImage: exif is 'apply', 'ignore' or None; got {exif!r}")
+            raise SettingError(f"LoadImage: exif must be 'apply', 'ignore' or None; got {exif!r}")
         check_backend(imdecode_backend, "LoadImage")
         if color_type.endswith(_IGNORE):
             if exif == "apply":
-                raise SettingError(f"LoadImage: exif='apply' contradicts color_type={color_type!r}: leave out one")
+                raise SettingError(f"LoadImage: exif='apply' contradicts color_type={color_type!r}: remove one")
             exif = "ignore"
         check_max_value(max_value, "LoadImage")
         self.exif = exif
@@ -75,12 +81,12 @@ class LoadImage(LoadImageFromFile):
         color = self.color_type.removesuffix(_IGNORE)
         image = decode(content, header, path, self.imdecode_backend, color)
         image = to_byte_range(image, path, self.max_value, color)
-        left = header.orientation
-        if left != 1:
-            turn = self.exif == "apply" or (
-                self.exif is None and is_to_be_turned(results, left, image.shape[:2], self.backend_args)
-            )
-            image, left = (turned(image, left), 1) if turn else (image, left)
+        orientation = header.orientation
+        if orientation != 1 and (
+            self.exif == "apply"
+            or (self.exif is None and annotation_is_upright(results, orientation, image.shape[:2], self.backend_args))
+        ):
+            image, orientation = rotate_upright(image, orientation), 1
         size = stated_size(results)
         if size is not None and image.shape[:2] != tuple(size):
             raise DataError(
@@ -90,7 +96,7 @@ class LoadImage(LoadImageFromFile):
             )
         results["img"] = image.astype(np.float32) if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
-        results[LEFT] = left
+        results[PENDING_ORIENTATION] = orientation
         return results
 
     def __repr__(self) -> str:
@@ -105,6 +111,6 @@ def _read(path: str, backend_args: dict | None, backend: str) -> bytes:
     try:
         return fileio.get(path, backend_args=backend_args)
     except FileNotFoundError:
-        raise MissingFileError(f"there is no image {path}") from None
+        raise MissingFileError(f"no image {path}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be decoded by {backend!r} ({error}): expected {IMAGE}") from error

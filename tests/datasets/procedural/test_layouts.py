@@ -288,7 +288,7 @@ def test_what_exists_already_stays_untouched(tmp_path):
     (folder / "mine.txt").write_text("mine")
     file.write_text("mine")
     for taken in (folder, file):
-        with pytest.raises(FileExistsError, match=rf"{re.escape(str(taken))}.*[Rr]emove it or name another"):
+        with pytest.raises(FileExistsError, match=rf"{re.escape(str(taken))}.*[Rr]emove it or choose another"):
             write_shapes(taken, "camvid", train=1, val=1, size=SIZE)
     assert contents(tmp_path) == {"folder/mine.txt": b"mine", "file": b"mine"}
 
@@ -339,15 +339,15 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path, options, messag
 @pytest.mark.parametrize("module", ["layouts", "masks", "rooms", "shapes", "textures"])
 def test_drawing_needs_numpy_and_pillow_alone(module):
     imported = set()
-    for node in ast.walk(ast.parse((ROOT / f"mmsnnet/datasets/{module}.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / f"mmsnnet/datasets/procedural/{module}.py").read_text())):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module)
     foreign = {name.split(".")[0] for name in imported} - sys.stdlib_module_names
     assert foreign <= {"numpy", "PIL", "mmsnnet"}
-    own = {name for name in imported if name.startswith("mmsnnet")}
-    assert own <= {f"mmsnnet.datasets.{name}" for name in ("masks", "rooms", "shapes", "textures")}
+    ours = {name for name in imported if name.startswith("mmsnnet")}
+    assert ours <= {f"mmsnnet.datasets.procedural.{name}" for name in ("masks", "rooms", "shapes", "textures")}
 
 
 # The command line
@@ -390,7 +390,7 @@ def test_help_names_layouts_and_defaults(command, capsys):
 
 @pytest.mark.parametrize(
     ("out", "layout", "message"),
-    [("new", "pascal", "ade20k, coco_stuff10k, camvid"), ("taken", "camvid", "name another output folder")],
+    [("new", "pascal", "ade20k, coco_stuff10k, camvid"), ("taken", "camvid", "choose another output folder")],
 )
 def test_mistakes_end_with_an_error_and_code_2(tmp_path, command, capsys, out, layout, message):
     (tmp_path / "taken").mkdir()

@@ -167,7 +167,7 @@ def test_looks_differ_and_neighbours_do_in_outline_and_hue():
 
 @pytest.mark.parametrize("count", [0, 176])
 def test_there_are_only_so_many_looks(count):
-    with pytest.raises(ValueError, match=f"from 1 to 175.*{count}"):
+    with pytest.raises(ValueError, match=f"must be 1 to 175.*{count}"):
         distinct_looks(count)
 
 

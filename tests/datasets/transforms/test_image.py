@@ -113,11 +113,11 @@ def test_four_bands_go_through_mmsegs_transforms(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(color_type="colour"), "color_type is one of color, "),
-        (dict(exif="auto"), "exif is 'apply', 'ignore' or None; got 'auto'"),
+        (dict(color_type="colour"), "color_type must be one of color, "),
+        (dict(exif="auto"), "exif must be 'apply', 'ignore' or None; got 'auto'"),
         (dict(exif="apply", color_type="color_ignore_orientation"), "exif='apply' contradicts color_type"),
-        (dict(max_value=0), "max_value is what stands for white"),
-        (dict(imdecode_backend="gdal"), "imdecode_backend is one of cv2"),
+        (dict(max_value=0), "max_value must be"),
+        (dict(imdecode_backend="gdal"), "imdecode_backend must be one of cv2"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from mmsnnet.datasets.transforms.orientation import turned, turned_back
+from mmsnnet.datasets.transforms.orientation import rotate_back, rotate_upright
 from mmsnnet.errors import DataError
 from mmsnnet.registry import TRANSFORMS
 
@@ -69,8 +69,8 @@ def red(results: dict) -> np.ndarray:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_turn_is_pillows_and_goes_back(orientation: int) -> None:
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    np.testing.assert_array_equal(turned(pixels, orientation), upright(pixels, orientation))
-    np.testing.assert_array_equal(turned_back(turned(pixels, orientation), orientation), pixels)
+    np.testing.assert_array_equal(rotate_upright(pixels, orientation), upright(pixels, orientation))
+    np.testing.assert_array_equal(rotate_back(rotate_upright(pixels, orientation), orientation), pixels)
 
 
 @pytest.mark.parametrize(("suffix", "backend"), DECODERS)
@@ -118,7 +118,7 @@ def test_a_label_map_of_another_size_is_named_with_both_frames(tmp_path):
     image = save(tmp_path / "a.jpg", picture(WIDE), 6)
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(
-        DataError, match=r"a\.png has \(10, 10\).*\(48, 96\) as stored, \(96, 48\) turned.*orientation 6"
+        DataError, match=r"a\.png has \(10, 10\).*\(48, 96\) as stored, \(96, 48\) rotated.*orientation 6"
     ):
         load(image, tmp_path / "a.png")
 

@@ -154,7 +154,7 @@ def test_16_bits_of_other_formats_are_read_whole_or_refused(suffix: str, channel
     if channels == 1:
         np.testing.assert_array_equal(read(content, "pillow", "color"), pixels)
     else:
-        with pytest.raises(DataError, match="16 bits a channel, 'pillow' keeps 8: set imdecode_backend='cv2'"):
+        with pytest.raises(DataError, match="16 bits a channel, but 'pillow' keeps 8: set imdecode_backend='cv2'"):
             read(content, "pillow", "color")
 
 
@@ -235,6 +235,10 @@ def test_max_value_is_a_number_above_0(value: Any) -> None:
 def test_a_backend_is_one_that_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     check_backend("tifffile", "Load")
     monkeypatch.setattr("mmcv.image.io.tifffile", None)
-    for name, message in (("gdal", "one of cv2"), ("turbojpeg", "PyTurboJPEG"), ("tifffile", "pip install tifffile")):
+    for name, message in (
+        ("gdal", "must be one of cv2"),
+        ("turbojpeg", "PyTurboJPEG"),
+        ("tifffile", "pip install tifffile"),
+    ):
         with pytest.raises(SettingError, match=f"Load: imdecode_backend.*{message}"):
             check_backend(name, "Load")

@@ -97,7 +97,7 @@ BAD_LABELS = {
     ),
     "16 bits": (np.full(SIZE, 257, np.uint16), r"found 257$"),  # would be label 1 in a byte
     "colours": (np.zeros((*SIZE, 3), np.uint8), r"one channel, found an array of shape \(32, 40, 3\)"),
-    "another size": (np.zeros((32, 41), np.uint8), r"as large as its image, found \(32, 41\) for .*\(32, 40\)"),
+    "another size": (np.zeros((32, 41), np.uint8), r"the size of its image, found \(32, 41\) for .*\(32, 40\)"),
 }
 
 
@@ -258,7 +258,9 @@ def test_good_labels_of_any_whole_type_are_good(tmp_path, dtype, backend):
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("value", [1.0, 0.5, np.nan, -9999.0])
 def test_floats_are_refused_even_whole_ones(tmp_path, dtype, value):
-    with pytest.raises(DataError, match=r"a\.tif: a label map has whole numbers.*uint8; found float\d\d .*values from"):
+    with pytest.raises(
+        DataError, match=r"a\.tif: a label map must have integer values.*uint8; found float\d\d .*values from"
+    ):
         load_labels(tmp_path / "a.tif", with_nodata(dtype, value), imdecode_backend="tifffile")
 
 
