@@ -57,11 +57,16 @@ MODELS = ToolboxRegistry(
     },
 )
 MODEL_WRAPPERS = Registry(
-    "model wrapper", scope="mmsnnet", parent=mmengine_registry.MODEL_WRAPPERS, locations=["mmsnnet.models"]
+    "model wrapper",
+    scope="mmsnnet",
+    parent=mmengine_registry.MODEL_WRAPPERS,
+    locations=["mmsnnet.models", "mmsnnet.engine.sharding"],
 )
 HOOKS = Registry("hook", scope="mmsnnet", parent=mmengine_registry.HOOKS, locations=["mmsnnet.engine"])
 LOOPS = Registry("loop", scope="mmsnnet", parent=mmengine_registry.LOOPS, locations=["mmsnnet.engine"])
-STRATEGIES = Registry("strategy", scope="mmsnnet", parent=mmengine_registry.STRATEGIES, locations=["mmsnnet.engine"])
+STRATEGIES = Registry(
+    "strategy", scope="mmsnnet", parent=mmengine_registry.STRATEGIES, locations=["mmsnnet.engine.sharding"]
+)
 OPTIMIZERS = Registry("optimizer", scope="mmsnnet", parent=mmengine_registry.OPTIMIZERS, locations=["mmsnnet.engine"])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     "optimizer wrapper constructor",

@@ -22,7 +22,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.randomness import kept_generators, seed_generators
-from mmsnnet.engine.runner.seeded_loading import SeededDataset
 from mmsnnet.errors import DataError, MissingFileError, SettingError, UserError
 from mmsnnet.files.reading import listed
 from mmsnnet.models import StitchedBackbone
@@ -113,8 +112,6 @@ def _samples(dataset: Any, indices: Sequence[int]) -> list[Any]:
 
 def _parts(dataset: Any, place: str) -> Iterator[tuple[str, Any]]:
     """The data sets that list samples, out of wrappers that repeat or join them, with their settings."""
-    if isinstance(dataset, SeededDataset):
-        dataset = dataset.unwrapped
     if (inner := getattr(dataset, "dataset", None)) is not None:
         yield from _parts(inner, f"{place}.dataset")
     elif (members := getattr(dataset, "datasets", None)) is not None:

@@ -25,7 +25,8 @@ from mmsnnet.engine.agreement import sizes_explained
 from mmsnnet.engine.runner.labels import check_first_batch, keeps_nothing
 from mmsnnet.engine.runner.metric_warnings import absent_classes
 from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths
-from mmsnnet.models import StitchedBackbone, StitchedFullyShardedDataParallel
+from mmsnnet.engine.sharding import refuse_uneven_batches
+from mmsnnet.models import StitchedBackbone
 from mmsnnet.stitching import Stitch
 
 # What the metrics of one pass may keep in host memory, in bytes, unless the number of stitches is given.
@@ -167,21 +168,6 @@ class StitchPass:
         for stitch in self.stitches[fitting:]:
             del self.gathered[stitch]
         self.stitches = self.stitches[:fitting]
-
-
-def refuse_uneven_batches(model: nn.Module, dataloader: DataLoader, stage: str) -> None:
-    """All ranks raise a RuntimeError where a sharded model is to evaluate more batches on some than on others.
-    ``stage`` is what the config has the loader for: ``'test'`` or ``'val'``."""
-    if not isinstance(model, StitchedFullyShardedDataParallel):
-        return
-    least, most = torch.tensor(len(dataloader)), torch.tensor(len(dataloader))
-    all_reduce(least, op="min")
-    all_reduce(most, op="max")
-    if least < most:
-        raise RuntimeError(
-            f"some ranks have {least} batches and some {most}, and those of a model that is sharded have to run "
-            f"together: set {stage}_dataloader.sampler.round_up=True"
-        )
 
 
 def copied_state(metric: BaseMetric) -> dict[str, Any] | None:
