@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 from torch.autograd import Variable
+
+# The tensors in nested arguments and outputs, containers that other libraries have registered included.
 from torch.utils._pytree import tree_leaves
 
 __all__ = ["foreach_copy_", "queue_callback", "tree_leaves"]
 
-# One kernel for many small copies, as optimizers use; there is no public one. `tree_leaves` walks nested arguments and
-# outputs as torch.compile and FSDP do, registered containers included.
+# One kernel for many small copies, which has no public name.
 foreach_copy_ = torch._foreach_copy_
 
 
