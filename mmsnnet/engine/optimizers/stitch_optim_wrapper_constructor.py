@@ -19,7 +19,6 @@ from mmsnnet.engine.sharding import parameter_shapes
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmsnnet.stitching import Anchor, StitchedNetwork
-from mmsnnet.stitching.anchors.plain import CLASSIFIER_MODULES
 
 DEFAULTS = dict(anchor_lr_mult=1.0, stitching_lr_mult=1.0, head_lr_mult=1.0, layer_decay_rate=1.0)
 # Parameters with several dimensions that weight decay spares too, by the last part of their name.
@@ -114,12 +113,10 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         }
         for index in range(len(network.anchors)):
             anchor = network.anchor(index)
-            for name, parameter in anchor.named_parameters():
-                layer = _layer(anchor, name)
-                if layer is not None:
-                    # Without layer-wise decay, one group holds the whole anchor.
-                    label = _layer_name(anchor, layer) if rate < 1 else ""
-                    places[parameter] = (f"anchor {index}", label, lr_mult * rate ** (anchor.depth + 1 - layer))
+            for parameter, layer in _layers(anchor).items():
+                # Without layer-wise decay, one group holds the whole anchor.
+                label = _layer_name(anchor, layer) if rate < 1 else ""
+                places[parameter] = (f"anchor {index}", label, lr_mult * rate ** (anchor.depth + 1 - layer))
         return places
 
 
@@ -137,17 +134,19 @@ def _refuse_fused_momentum(optimizer: Optimizer, model: nn.Module) -> None:
         )
 
 
-def _layer(anchor: Anchor, name: str) -> int | None:
-    """The layer of an anchor's parameter: 0 in the stem, ``i + 1`` in block ``i``, ``depth + 1`` in the last norm.
+def _layers(anchor: Anchor) -> dict[nn.Parameter, int]:
+    """The layer of each parameter of an anchor, the classification head left out.
 
-    None for the classification head.
+    Layer 0 is the stem, layer ``i + 1`` block ``i``, layer ``depth + 1`` the norm after the last block.
     """
-    module, _, inner = name.removeprefix("model.").partition(".")
-    if module == "blocks":
-        return int(inner.partition(".")[0]) + 1
-    if module in ("head", "head_dist"):
-        return None
-    return anchor.depth + 1 if module in CLASSIFIER_MODULES else 0
+    classifier = anchor.model.get_classifier()  # timm's distilled models have two heads
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    in_heads = {parameter for head in heads for parameter in head.parameters()}
+    layers: dict[nn.Parameter, int] = {}
+    for component in anchor.components:
+        layer = {"block": component.block + 1, "classifier": anchor.depth + 1}.get(component.role, 0)
+        layers |= {parameter: layer for parameter in anchor.parameters_of(component) if parameter not in in_heads}
+    return layers
 
 
 def _layer_name(anchor: Anchor, layer: int) -> str:
