@@ -110,7 +110,7 @@ def benchmark_stitches(
     device = _checked_device(next(model.parameters()).device if device is None else device, settings)
     with _current(device):
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-        options = dict(dtype=PRECISIONS[settings.precision])
+        options: dict[str, Any] = dict(dtype=PRECISIONS[settings.precision])
         if settings.channels_last:
             options |= dict(memory_format=torch.channels_last)
         deployed = _deployed(model).to(device=device, **options)

@@ -56,9 +56,9 @@ def load_config(path: StrPath, options: Mapping[str, Any] | None = None) -> Conf
     _move_data(config, _base_roots(path), str(path))
     if options:
         if "data_root" in options:
-            old_roots = {config.get("data_root")}
+            old_root = config.get("data_root")
             config.data_root = options["data_root"]
-            _move_data(config, old_roots, "--cfg-options")
+            _move_data(config, set() if old_root is None else {old_root}, "--cfg-options")
         config.merge_from_dict(dict(options))
     _use_our_segmentor(config)
     _expand_home(config)
@@ -86,26 +86,27 @@ def _read(path: Path) -> Config:
         raise SettingError(f"config {str(path)!r} cannot be read ({type(error).__name__}: {text}{place})") from error
 
 
-def _base_roots(path: Path) -> set[StrPath | None]:
+def _base_roots(path: Path) -> set[StrPath]:
     """The ``data_root`` of every config that a config inherits from by ``_base_``."""
-    roots: set[StrPath | None] = set()
+    roots: set[StrPath] = set()
     for name in Config._get_base_files(str(path)):
         base = Path(Config._get_cfg_path(name, str(path))[0])
         if base.is_file():  # False if the name has variables, such as {{ fileDirname }}
             roots |= {Config.fromfile(base, import_custom_modules=False).get("data_root"), *_base_roots(base)}
-    return roots
+    return roots - {None}
 
 
-def _move_data(config: Config, old_roots: set[StrPath | None], source: str) -> None:
+def _move_data(config: Config, old_roots: set[StrPath], source: str) -> None:
     """Move the paths that lie in an old root to the config's ``data_root``.
 
     Raises:
         SettingError: ``source`` sets a new root, and no data set lies in it.
     """
-    if _is_working_folder(config.get("data_root")):
+    root = config.get("data_root")
+    if root is None or not PurePath(root).parts:
         return
-    root = config.data_root
-    others = {PurePath(old) for old in old_roots if not _is_working_folder(old)} - {PurePath(root)}
+    # All relative paths lie in the working folder, PurePath(): a root there tells nothing.
+    others = {PurePath(old) for old in old_roots} - {PurePath(), PurePath(root)}
 
     def moved(text: StrPath) -> StrPath:
         for old in sorted(others, key=lambda old: len(old.parts), reverse=True):
@@ -128,14 +129,9 @@ def _move_data(config: Config, old_roots: set[StrPath | None], source: str) -> N
     )
 
 
-def _is_working_folder(root: StrPath | None) -> bool:
-    """Whether a root is unset or the working folder, in which all relative paths lie."""
-    return root is None or not PurePath(root).parts
-
-
 def _map_texts(setting: Any, change: Callable[[StrPath], StrPath]) -> Any:
     """A setting with each text and path in it changed."""
-    if isinstance(setting, Mapping):
+    if isinstance(setting, dict):
         return type(setting)({key: _map_texts(value, change) for key, value in setting.items()})
     if isinstance(setting, list | tuple):
         return type(setting)(_map_texts(value, change) for value in setting)
@@ -146,8 +142,8 @@ def _texts(setting: Any) -> Iterator[StrPath]:
     """The texts and paths in a setting."""
     if isinstance(setting, str | os.PathLike):
         yield setting
-    elif isinstance(setting, Mapping | list | tuple):
-        for value in setting.values() if isinstance(setting, Mapping) else setting:
+    elif isinstance(setting, dict | list | tuple):
+        for value in setting.values() if isinstance(setting, dict) else setting:
             yield from _texts(value)
 
 
@@ -161,7 +157,7 @@ def _expand_home(config: Config) -> None:
 def _use_our_segmentor(config: Config) -> None:
     """Set mmsnnet's segmentor around a stitched backbone: it equals mmseg's, and takes images of any size."""
     model = config.get("model")
-    if not isinstance(model, Mapping) or not isinstance(model.get("backbone"), Mapping):
+    if not isinstance(model, dict) or not isinstance(model.get("backbone"), dict):
         return
     segmentor, backbone = model.get("type"), model["backbone"].get("type")
     if isinstance(segmentor, type):  # in a config of mmengine's new style

@@ -96,11 +96,12 @@ def count_stitches(
         ValueError: height or width is not positive.
     """
     backbone = find_stitched_backbone(model)
+    height, width = input_shape or backbone.img_size
     points = OperatingPoints(
         config=str(config.filename),
         checkpoint=checkpoint,
         dataset=None,
-        input_shape=tuple(input_shape or backbone.img_size),
+        input_shape=(height, width),
         device=device,
         depths=backbone.space.depths,
     )

@@ -164,7 +164,7 @@ def _check_gpus(process: Process) -> None:
         )
 
 
-def _start_gloo(process: Process, dist_cfg: Mapping[str, Any]) -> None:
+def _start_gloo(process: Process, dist_cfg: dict[str, Any]) -> None:
     """Start a gloo process group with the timeout of ``env_cfg.dist_cfg``."""
     dist_cfg["backend"] = "gloo"
     # By default gloo listens at the address of the host name, which may not resolve.

@@ -86,7 +86,7 @@ def points_to_time(path: str | os.PathLike[str] | None, counted: OperatingPoints
         raise SettingError(f"{path} is a folder: set --out to a file")
     points = OperatingPoints.load(path)
     mismatch = f"{path} has other operating points, set another --out:"
-    if None not in (points.config, counted.config) and Path(points.config).name != Path(counted.config).name:
+    if points.config and counted.config and Path(points.config).name != Path(counted.config).name:
         raise SettingError(f"{mismatch} its config is {points.config}, not {counted.config}")
     if points.input_shape != counted.input_shape:
         raise SettingError(f"{mismatch} its input shape is {points.input_shape}, not {counted.input_shape}")
