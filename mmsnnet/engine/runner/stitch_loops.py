@@ -72,10 +72,10 @@ class _StitchLoop(BaseLoop):
         runner: Runner,
         dataloader: DataLoader | dict,
         evaluator: Evaluator | dict | list,
-        fp16: bool,
-        stitches: str | Sequence[int | str],
-        prefix_reuse: bool,
-        stitches_per_pass: int | None,
+        fp16: bool = False,
+        stitches: str | Sequence[int | str] = "spread",
+        prefix_reuse: bool = True,
+        stitches_per_pass: int | None = None,
     ) -> None:
         # Calls the constructor of mmengine's TestLoop or ValLoop, which follows in the order of base classes.
         super().__init__(runner, use_checked_image_loader(dataloader), evaluator, fp16)  # type: ignore[call-arg]
@@ -278,18 +278,6 @@ class StitchValLoop(_StitchLoop, ValLoop):
 
     stage = "val"
     _has_run = False
-
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: DataLoader | dict,
-        evaluator: Evaluator | dict | list,
-        fp16: bool = False,
-        stitches: str | Sequence[int | str] = "spread",
-        prefix_reuse: bool = True,
-        stitches_per_pass: int | None = None,
-    ) -> None:
-        super().__init__(runner, dataloader, evaluator, fp16, stitches, prefix_reuse, stitches_per_pass)
 
     def run(self) -> dict[str, Any]:
         """Evaluate each stitch; return every metric under ``<stitch>/<metric>``.
