@@ -61,9 +61,10 @@ def check_loader(model: nn.Module, loader: DataLoader, setting: str, training: b
     model = unwrapped_model(model)
     _check_channels(model)
     _check_inference(model)
-    if not len(loader.dataset) or not len(loader):
+    samples = len(loader.dataset)  # type: ignore[arg-type]
+    if not samples or not len(loader):
         raise SettingError(
-            f"{setting} has no batch: its data set has {len(loader.dataset)} samples, batch_size={loader.batch_size}, "
+            f"{setting} has no batch: its data set has {samples} samples, batch_size={loader.batch_size}, "
             f"drop_last={loader.drop_last}. Lower {setting}.batch_size, or leave out drop_last"
         )
     datasets = _datasets(loader, setting)
@@ -223,9 +224,9 @@ def _heads(model: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:
         yield "model", number, model
 
 
-def _learns_labels(head: nn.Module) -> bool:
+def _learns_labels(head: Any) -> bool:
     """Whether a head of mmseg's has the loss of its base class, over the classes of the label map."""
-    base = next((cls for cls in type(head).__mro__ if cls.__name__ == "BaseDecodeHead"), None)
+    base: Any = next((cls for cls in type(head).__mro__ if cls.__name__ == "BaseDecodeHead"), None)
     return base is not None and type(head).loss_by_feat is base.loss_by_feat
 
 
@@ -285,7 +286,7 @@ def _why_missing(dataset: Any, missing: Sequence[str]) -> str:
 
 def _check_sizes(model: nn.Module, loader: DataLoader, dataset: Any, setting: str, training: bool) -> None:
     """Check that mmseg's preprocessor can stack the images of a data set, judging by those of extreme sizes."""
-    preprocessor = getattr(model, "data_preprocessor", None)
+    preprocessor: Any = getattr(model, "data_preprocessor", None)
     if training and _is_mmsegs(preprocessor) and preprocessor.size is None and preprocessor.size_divisor is None:
         raise SettingError(
             "model.data_preprocessor has neither size nor size_divisor, and training images are padded to one of them: "
@@ -344,7 +345,7 @@ def _shapes(inputs: Any, samples: Any) -> Shapes | None:
 
 def _is_mmsegs(preprocessor: Any) -> bool:
     """Whether a preprocessor stacks images as mmseg's does."""
-    stock = next((cls for cls in type(preprocessor).__mro__ if cls.__module__.startswith("mmseg.")), None)
+    stock: Any = next((cls for cls in type(preprocessor).__mro__ if cls.__module__.startswith("mmseg.")), None)
     return stock is not None and type(preprocessor).forward is stock.forward
 
 

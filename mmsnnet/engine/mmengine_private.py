@@ -33,7 +33,7 @@ def drawn_images(hook: Hook) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def set_drawn_images(hook: Hook, count: int) -> None:
+def set_drawn_images(hook: Any, count: int | None) -> None:
     """The counter of :func:`drawn_images` has to be set when another stitch continues."""
     hook._test_index = count
 

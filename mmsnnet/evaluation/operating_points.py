@@ -122,12 +122,13 @@ class OperatingPoint:
         """
         if not isinstance(entry, Mapping):
             raise TypeError(f"expected an object, found {_shortened(entry)}")
-        keys = ("id", "name", "kind", "flops", "params", "metrics")
-        _require(entry, keys)
-        *values, metrics = (entry[key] for key in keys)
+        keys = ("id", "name", "kind", "flops", "params")
+        _require(entry, (*keys, "metrics"))
+        metrics = entry["metrics"]
         if isinstance(metrics, Mapping):
             metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
-        return cls(*values, metrics, **{key: entry.get(key) for key in MEASURED_COSTS})
+        values: dict[str, Any] = {key: entry.get(key) for key in keys + MEASURED_COSTS}
+        return cls(metrics=metrics, **values)
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class OperatingPoints:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file atomically, and create its folders. NaN is written as null."""
-        header = {
+        header: dict[str, Any] = {
             "schema": self.schema,
             "config": self.config,
             "checkpoint": self.checkpoint,
@@ -246,9 +247,9 @@ class OperatingPoints:
         if isinstance(schema, bool) or schema != cls.schema:
             found = repr(schema) if "schema" in document else f"none among the keys {_shortened(list(document))}"
             raise ValueError(f"schema: expected {cls.schema}, found {found}")
-        keys = ("config", "checkpoint", "dataset", "input_shape", "device", "stitches")
-        _require(document, keys)
-        *header, stitches = (document[key] for key in keys)
+        keys = ("config", "checkpoint", "dataset", "input_shape", "device")
+        _require(document, (*keys, "stitches"))
+        stitches = document["stitches"]
         _of_type("stitches", stitches, list, "a list")
         points = []
         for index, stitch in enumerate(stitches):
@@ -256,8 +257,9 @@ class OperatingPoints:
                 points.append(OperatingPoint.from_json(stitch))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"stitches[{index}]: {error}") from None
-        optional = {key: document.get(key) or {} for key in ("fingerprint", "benchmark")}
-        return cls(*header, tuple(points), **optional, depths=document.get("depths"))
+        header = {key: document[key] for key in keys}
+        header |= {key: document.get(key) or {} for key in ("fingerprint", "benchmark")}
+        return cls(**header, points=tuple(points), depths=document.get("depths"))
 
 
 def default_metric(points: Iterable[OperatingPoint]) -> str:

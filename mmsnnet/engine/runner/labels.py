@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 from mmengine.evaluator import BaseMetric
-from torch.utils.data import Dataset
 
 from mmsnnet.datasets.dataset_parts import is_instance, transforms_of
 from mmsnnet.engine.agreement import first_sample
@@ -55,7 +54,7 @@ LABELS_OF_METRICS = {
 }
 
 
-def check_labels(dataset: Dataset, metrics: Sequence[BaseMetric], stage: str) -> None:
+def check_labels(dataset: Any, metrics: Sequence[BaseMetric], stage: str) -> None:
     """Check that a data set lists the labels that metrics need; no sample is loaded.
 
     Args:
@@ -77,8 +76,8 @@ def check_labels(dataset: Dataset, metrics: Sequence[BaseMetric], stage: str) ->
             if reason:
                 raise _no_labels_error(metric, labels, stage, reason)
     for metric in metrics:
-        if getattr(metric, "format_only", False) and (labels := _labels_of(metric)) in LOADERS:
-            _check_unlabelled_pipeline(dataset, stage, labels)
+        if getattr(metric, "format_only", False) and (unused := _labels_of(metric)) is not None and unused in LOADERS:
+            _check_unlabelled_pipeline(dataset, stage, unused)
 
 
 def check_first_batch(metrics: Sequence[BaseMetric], stage: str, batch: Any) -> None:
@@ -107,7 +106,7 @@ def check_first_batch(metrics: Sequence[BaseMetric], stage: str, batch: Any) -> 
             raise _no_labels_error(metric, labels, stage, reason)
 
 
-def check_sample(dataset: Dataset, metrics: Sequence[BaseMetric], stage: str) -> None:
+def check_sample(dataset: Any, metrics: Sequence[BaseMetric], stage: str) -> None:
     """Load the first sample of a data set and check it by :func:`check_first_batch`; random states stay as they are.
 
     Args:
@@ -152,7 +151,7 @@ def _labels_of(metric: BaseMetric) -> Labels | None:
     return None
 
 
-def _check_unlabelled_pipeline(dataset: Dataset, stage: str, labels: Labels) -> None:
+def _check_unlabelled_pipeline(dataset: Any, stage: str, labels: Labels) -> None:
     """Check that a pipeline loads no labels if only predictions are written and there are no labels."""
     loader = next((step for step in transforms_of(dataset) if is_instance(step, LOADERS[labels])), None)
     if loader is None or not hasattr(dataset, "get_data_info"):
@@ -167,7 +166,7 @@ def _check_unlabelled_pipeline(dataset: Dataset, stage: str, labels: Labels) -> 
         )
 
 
-def _why_no_boxes(dataset: Dataset, metric: BaseMetric) -> str | None:
+def _why_no_boxes(dataset: Any, metric: BaseMetric) -> str | None:
     """Why a data set has no annotated boxes; None if it has some."""
     # A metric without annotations of its own gets them from the samples.
     if (annotations := coco_annotations(metric)) is not None:
@@ -177,7 +176,7 @@ def _why_no_boxes(dataset: Dataset, metric: BaseMetric) -> str | None:
     return None if has_boxes else f"{getattr(dataset, 'ann_file', '') or 'the data set'} has none"
 
 
-def _why_no_files(dataset: Dataset, labels: Labels) -> str | None:
+def _why_no_files(dataset: Any, labels: Labels) -> str | None:
     """Why samples have no label files, judging by the paths, the folders and the first files; None if they have."""
     infos = (dataset.get_data_info(index) for index in range(len(dataset)))
     paths = [info.get(labels.path) for info in islice(infos, FILES_TRIED)]

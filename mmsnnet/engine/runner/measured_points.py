@@ -14,7 +14,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from torch import nn
-from torch.utils.data import Dataset
 
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.errors import UserError
@@ -31,7 +30,7 @@ class CannotResumeError(UserError, ValueError):
     """A file of operating points does not belong to the run that should continue it."""
 
 
-def run_header(config: Config, backbone: StitchedBackbone, dataset: Dataset) -> OperatingPoints:
+def run_header(config: Config, backbone: StitchedBackbone, dataset: Any) -> OperatingPoints:
     """The header of a run's file: operating points without points and without a fingerprint."""
     return OperatingPoints(
         config=config.filename and str(Path(config.filename)),
@@ -43,7 +42,7 @@ def run_header(config: Config, backbone: StitchedBackbone, dataset: Dataset) -> 
     )
 
 
-def run_fingerprint(config: Config, model: nn.Module, dataset: Dataset, fp16: bool) -> dict[str, str]:
+def run_fingerprint(config: Config, model: nn.Module, dataset: Any, fp16: bool) -> dict[str, str]:
     """Digests of everything that metrics depend on: the checkpoint, the config, and the data set.
 
     A runner that was built without a config is identified by the ``repr`` of its parts.
@@ -140,7 +139,7 @@ def _settings_of_metrics(setting: Any) -> Any:
     return [_settings_of_metrics(value) for value in setting] if isinstance(setting, list | tuple) else setting
 
 
-def _entries_digest(dataset: Dataset) -> str | None:
+def _entries_digest(dataset: Any) -> str | None:
     """A digest of the entries of mmengine's data sets and of their files' sizes and dates; None for other data sets."""
     if not hasattr(dataset, "get_data_info"):
         return None

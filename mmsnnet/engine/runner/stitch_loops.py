@@ -66,11 +66,44 @@ class _StitchLoop(BaseLoop):
     """Evaluation of stitches, for testing and validation; ``stage`` is ``'test'`` or ``'val'``."""
 
     stage: ClassVar[str]
-    evaluator: Evaluator
-    backbone: StitchedBackbone
-    stitches: tuple[Stitch, ...]
-    prefix_reuse: bool
-    stitches_per_pass: int | None
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        evaluator: Evaluator | dict | list,
+        fp16: bool = False,
+        stitches: str | Sequence[int | str] = "spread",
+        prefix_reuse: bool = True,
+        stitches_per_pass: int | None = None,
+    ) -> None:
+        # Calls the constructor of mmengine's TestLoop or ValLoop, which follows in the order of base classes.
+        super().__init__(runner, use_checked_image_loader(dataloader), evaluator, fp16)  # type: ignore[call-arg]
+        if stitches_per_pass is not None and stitches_per_pass < 1:
+            raise ValueError(
+                f"stitches_per_pass is at least 1, or None for as many as memory allows; got {stitches_per_pass}"
+            )
+        self._selection = stitches
+        self.prefix_reuse = prefix_reuse
+        self.stitches_per_pass = stitches_per_pass
+        if isinstance(runner.model, nn.Module):  # a FlexibleRunner builds its model later
+            _ = self.stitches
+
+    @cached_property
+    def backbone(self) -> StitchedBackbone:
+        """The stitched backbone of the runner's model."""
+        return find_stitched_backbone(self.runner.model)
+
+    @cached_property
+    def stitches(self) -> tuple[Stitch, ...]:
+        """The stitches to evaluate.
+
+        Raises:
+            UnknownStitchError: the space lacks one of them.
+        """
+        if self.stage == "val" and self._selection == "spread":
+            return spread(self.backbone.space, self.backbone.sampler().bins)
+        return self.backbone.space.select(self._selection)
 
     def _run_batch(self, results: StitchResults, index: int, batch: Any) -> None:
         """Run mmengine's iteration with the evaluator and the losses of one stitch, which hooks then see."""
@@ -101,7 +134,8 @@ class _StitchLoop(BaseLoop):
         verbose = any(handler.level <= logging.INFO for handler in console_handlers(logger))
         hidden = not is_main_process() or (self.stage == "val" and not verbose)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        active, number, numbers_by_name = backbone.stitch, 0, {}
+        active, number = backbone.stitch, 0
+        numbers_by_name: dict[str, dict[str, float]] = {}
         try:
             with _quiet_console(logger), Progress(*columns, console=Console(), disable=hidden) as progress:
                 task = progress.add_task("", total=len(waiting) * len(self.dataloader))
@@ -184,12 +218,8 @@ class StitchTestLoop(_StitchLoop, TestLoop):
         stitches_per_pass: int | None = None,
         resume: bool = False,
     ) -> None:
-        super().__init__(runner, use_checked_image_loader(dataloader), evaluator, fp16=fp16)
-        self.backbone = find_stitched_backbone(runner.model)
-        self.stitches = self.backbone.space.select(stitches)
+        super().__init__(runner, dataloader, evaluator, fp16, stitches, prefix_reuse, stitches_per_pass)
         self.out = out
-        self.prefix_reuse = prefix_reuse
-        self.stitches_per_pass = _check_stitches_per_pass(stitches_per_pass)
         self.resume = resume
 
     def run(self) -> dict[str, Any]:
@@ -249,40 +279,6 @@ class StitchValLoop(_StitchLoop, ValLoop):
     stage = "val"
     _has_run = False
 
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: DataLoader | dict,
-        evaluator: Evaluator | dict | list,
-        fp16: bool = False,
-        stitches: str | Sequence[int | str] = "spread",
-        prefix_reuse: bool = True,
-        stitches_per_pass: int | None = None,
-    ) -> None:
-        super().__init__(runner, use_checked_image_loader(dataloader), evaluator, fp16=fp16)
-        self._selection = stitches
-        self.prefix_reuse = prefix_reuse
-        self.stitches_per_pass = _check_stitches_per_pass(stitches_per_pass)
-        if isinstance(runner.model, nn.Module):  # a FlexibleRunner builds its model later
-            _ = self.stitches
-
-    @cached_property
-    def backbone(self) -> StitchedBackbone:
-        """The stitched backbone of the runner's model."""
-        return find_stitched_backbone(self.runner.model)
-
-    @cached_property
-    def stitches(self) -> tuple[Stitch, ...]:
-        """The stitches to evaluate.
-
-        Raises:
-            UnknownStitchError: the space lacks one of them.
-        """
-        backbone = self.backbone
-        if self._selection == "spread":
-            return spread(backbone.space, backbone.sampler().bins)
-        return backbone.space.select(self._selection)
-
     def run(self) -> dict[str, Any]:
         """Evaluate each stitch; return every metric under ``<stitch>/<metric>``.
 
@@ -303,12 +299,6 @@ class StitchValLoop(_StitchLoop, ValLoop):
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
         return metrics
-
-
-def _check_stitches_per_pass(number: int | None) -> int | None:
-    if number is not None and number < 1:
-        raise ValueError(f"stitches_per_pass is at least 1, or None for as many as memory allows; got {number}")
-    return number
 
 
 def _by_name(stitches: Sequence[Stitch], metrics: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

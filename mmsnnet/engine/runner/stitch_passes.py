@@ -133,7 +133,7 @@ class StitchPass:
             for metric in results.evaluator.metrics:
                 if keeps_nothing(metric) and not metric.results:
                     metric.results.append(None)  # mmengine warns of a metric without results
-            metrics = results.evaluator.evaluate(len(self.dataloader.dataset))
+            metrics = results.evaluator.evaluate(len(self.dataloader.dataset))  # type: ignore[arg-type]
         return metrics | (parse_losses(results.losses, self.stage) if results.losses else {})
 
     def _drop_what_does_not_fit(self, share: float) -> None:

@@ -47,7 +47,7 @@ class CocoMetric(_CocoMetric):
         super().process(data_batch, data_samples)
 
     def _read_ground_truth_of(self, sample: dict[str, Any]) -> None:
-        file = sample.get("ann_file")
+        file: Any = sample.get("ann_file")
         if file is None and "instances" not in sample:  # mmdet's metric takes the ground truth from the samples
             raise SettingError(
                 "CocoMetric finds no ground truth: add 'ann_file' to meta_keys of PackDetInputs in the test pipeline, "
