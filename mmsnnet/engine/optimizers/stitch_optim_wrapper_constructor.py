@@ -28,7 +28,9 @@ NOT_DECAYED = ("bias", "pos_embed", "freqs", "cls_token", "reg_token", "dist_tok
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Parameter groups for a model with a stitched backbone, in any toolbox; logged as a table.
+    """Parameter groups for a model with a stitched backbone.
+
+    It serves any toolbox, and logs the groups as a table.
 
     The learning rate of a parameter is that of the optimizer, times
 
@@ -138,9 +140,9 @@ def _refuse_fused_momentum(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def _layer(anchor: Anchor, name: str) -> int | None:
-    """The layer of an anchor's parameter: 0 in the stem, ``i + 1`` in block ``i``, ``depth + 1`` in the last norm.
+    """The layer of an anchor's parameter.
 
-    None for the classification head.
+    It is 0 in the stem, ``i + 1`` in block ``i``, ``depth + 1`` in the last norm, None in the classification head.
     """
     module, _, inner = name.removeprefix("model.").partition(".")
     if module == "blocks":
