@@ -1,4 +1,7 @@
-"""The registries of the scope ``mmsnnet``: children of mmengine's, so that configs of mmseg and mmdet find them."""
+"""The registries of the scope ``mmsnnet``, children of mmengine's.
+
+So configs of mmseg and mmdet find their modules as ``mmsnnet.NAME``.
+"""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -15,7 +18,7 @@ except ModuleNotFoundError as error:
 
 
 class ToolboxRegistry(Registry):
-    """A registry that imports modules which need a toolbox only when a config names them.
+    """A registry that imports modules of a toolbox only when needed.
 
     So a user of one toolbox need not install the other, and other modules load no toolbox.
 

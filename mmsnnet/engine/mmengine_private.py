@@ -45,18 +45,27 @@ def image_folders(visualizer: Visualizer) -> list[str]:
 
 
 def uses_rank_seeds(runner: Runner) -> bool:
-    """Whether each rank has a seed (``randomness.diff_rank_seed``): the runner keeps this setting nowhere else."""
+    """Whether each rank has its own seed (``randomness.diff_rank_seed``).
+
+    The runner has no public name for this setting.
+    """
     return runner._randomness_cfg.get("diff_rank_seed", False)
 
 
 def accumulative_counts(wrapper: OptimWrapper) -> int:
-    """After how many backward passes a wrapper makes a step; it has no public attribute. 1 for ``OptimWrapperDict``."""
+    """After how many backward passes a wrapper makes a step, 1 for ``OptimWrapperDict``.
+
+    The number has no public name.
+    """
     return getattr(wrapper, "_accumulative_counts", 1)
 
 
 @contextmanager
 def accumulate_more(wrapper: OptimWrapper, factor: int) -> Iterator[None]:
-    """Inside, steps need ``factor`` times as many backward passes; only the constructor takes that number."""
+    """Inside, a step needs ``factor`` times as many backward passes.
+
+    Only the constructor takes that number.
+    """
     counts = wrapper._accumulative_counts
     wrapper._accumulative_counts = counts * factor
     try:
@@ -66,5 +75,8 @@ def accumulate_more(wrapper: OptimWrapper, factor: int) -> Iterator[None]:
 
 
 def replace_clipping(wrapper: OptimWrapper, clip: Callable[[], None]) -> None:
-    """Let a wrapper clip gradients by another function: its public ``clip_func`` is not called without gradients."""
+    """Let a wrapper clip gradients by another function.
+
+    The wrapper does not call its public ``clip_func`` where there is no gradient.
+    """
     wrapper._clip_grad = clip

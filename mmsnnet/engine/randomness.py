@@ -1,4 +1,4 @@
-"""Random states as a function of the place in a run, so that a checkpoint need not save any."""
+"""Random states as a function of the place in a run: no checkpoint saves them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 
 def hashed(*place: int | str) -> int:
-    """A seed of 63 bits for a place in a run, such as its seed, a rank and an iteration.
+    """A seed of 63 bits for a place in a run.
 
-    Seeds of neighbouring places are unrelated.
+    A place is, for example, the run's seed, a rank and an iteration. Seeds of neighbouring places are unrelated.
     """
     digest = hashlib.blake2b(":".join(map(str, place)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

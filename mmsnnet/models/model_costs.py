@@ -1,4 +1,4 @@
-"""Cost of a whole model for each stitch: the backbone's composed cost, and everything behind it, counted once."""
+"""Cost of a whole model for each stitch: the backbone's, and the heads', counted once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) ->
 
 
 class _TensorMode(nn.Module):
-    """A model's forward from images to its heads' outputs and ``read``; adds the parameters it uses to ``used``."""
+    """A model's forward from images to its heads' outputs and ``read``.
+
+    It adds the parameters that it uses to ``used``.
+    """
 
     def __init__(self, model: BaseModel, read: list[Any], used: set[nn.Parameter]) -> None:
         super().__init__()
@@ -98,10 +101,10 @@ def _countable_attention() -> Iterator[None]:
 
 @contextmanager
 def _every_proposal(model: BaseModel) -> Iterator[list[Any]]:
-    """Let a two-stage detector's RPN return as many proposals as it may, and RoI extractors return empty regions.
+    """Let a two-stage detector's RPN return as many proposals as it may.
 
-    So the count does not depend on weights. Yields a list of the inputs of both, because fvcore counts only operators
-    on which the outputs of a model depend.
+    RoI extractors return empty regions. So the count does not depend on weights. Yields a list of the inputs of both,
+    because fvcore counts only operators on which the outputs of a model depend.
     """
     read: list[Any] = []
     with ExitStack() as stack:

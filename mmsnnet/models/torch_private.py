@@ -17,5 +17,5 @@ foreach_copy_ = torch._foreach_copy_
 
 
 def queue_callback(function: Callable[[], None]) -> None:
-    """Call a function at the end of the running backward pass. DistributedDataParallel does so, by the same name."""
+    """Call a function at the end of the running backward pass, as DDP does."""
     Variable._execution_engine.queue_callback(function)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseDataPreprocessor
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
@@ -667,6 +668,33 @@ def test_another_number_of_processes_is_warned_of(
     runner.logger.setLevel(logging.WARNING)
     runner.train()
     assert any("trained by 2 processes and continues with 1" in text for text in said) is (ranks == 2)
+
+
+class DeferredHistory(HistoryBuffer):
+    """A loss history as the ``DeferredRuntimeInfoHook`` of 0.1.0 wrote it into checkpoints."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HistoryBuffer, (*self.data, self.max_length)
+
+
+def test_a_checkpoint_with_the_deferred_log_of_0_1_0_resumes(
+    make_runner: Callable[..., Runner], train: Train, tmp_path: Path
+) -> None:
+    checkpoint = dict(type="CheckpointHook", by_epoch=False, interval=5, save_last=False)
+    kwargs = dict(work_dir=str(tmp_path), default_hooks=dict(checkpoint=checkpoint))
+    train(LOOPS["iterations"], kill_after=5, **kwargs)
+    path = tmp_path / "iter_5.pth"
+    written = torch.load(path, weights_only=False)
+    histories = written["message_hub"]["log_scalars"]
+    losses, _ = histories["train/loss"].data
+    for name, history in histories.items():
+        histories[name] = DeferredHistory(*history.data, history.max_length)
+    torch.save(written, path)
+    runner = make_runner(LOOPS["iterations"], resume=True, **kwargs)
+    runner.train()
+    resumed, _ = runner.message_hub.get_scalar("train/loss").data
+    assert len(losses) == 5 and len(resumed) == ITERATIONS
+    assert_equal(resumed[:5], losses)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Fault:
-    """The first losses of a rank that are not finite, by name, and the iteration that gave them."""
+    """The first losses of a rank that are not finite."""
 
     iteration: Iteration
     losses: Mapping[str, float]
@@ -75,26 +75,28 @@ class RankRecord:
 
 
 class NotFiniteError(UserError, FloatingPointError):
-    """A loss of some rank is infinite or not a number. All ranks raise it with the same message."""
+    """A loss is infinite or not a number. All ranks raise this with one message."""
 
 
 class RanksDifferError(UserError, RuntimeError):
-    """The ranks differ in what they have to share. All ranks raise it with the same message."""
+    """The ranks are not equal. All ranks raise this with one message."""
 
 
 @HOOKS.register_module()
 class ConsistencyHook(Hook):
-    """Stop training on all ranks, with the cause, if the ranks differ or a loss is not finite.
+    """Stop training if the ranks differ or a loss is not finite.
 
-    The hook checks before the first iteration, every ``interval`` iterations, before each checkpoint and at the end. A
-    check compares between the ranks, in this order: the parameters' names, shapes, dtypes and which of them are
-    trained; the sampler; the stitches of each iteration since the last check; and the bits of the parameters. All
-    losses since the last check have to be finite, so no checkpoint is written after one that was not. Buffers are not
-    compared, because each rank has its own running statistics of plain batch norm.
+    All ranks stop with the same error, which names the cause. The hook checks before the first iteration, every
+    ``interval`` iterations, before each checkpoint and at the end. A check compares between the ranks, in this order:
+    the parameters' names, shapes, dtypes and which of them are trained; the sampler; the stitches of each iteration
+    since the last check; and the bits of the parameters. All losses since the last check have to be finite, so no
+    checkpoint is written after one that was not. Buffers are not compared, because each rank has its own running
+    statistics of plain batch norm.
 
     A check reads every parameter once, and exchanges 16 bytes and one line of text for each. Between two checks the
-    hook neither waits for the device nor sends a message: it reads the losses that mmengine has logged. In one process
-    it checks only the losses. The bits of sharded parameters are not compared; the log says so once.
+    hook neither waits for the device nor sends a message: it reads the losses that mmengine's ``RuntimeInfoHook`` has
+    just logged. In one process it checks only the losses. The bits of sharded parameters are not compared; the log says
+    so once.
 
     fp16 training whose scaled gradients overflow passes: its loss is finite, and the optimizer skips the step.
 
@@ -172,12 +174,13 @@ class ConsistencyHook(Hook):
 
 @torch.no_grad()
 def bit_checksum(tensor: Tensor, chunk: int = CHUNK) -> Tensor:
-    """Checksum of the bits of a tensor's elements, in their order: an int64 scalar on the tensor's device.
+    """Checksum of the bits of a tensor's elements, in their order.
 
-    With ``b_i`` the words of at most 32 bits that the elements consist of, it is the sum of ``b_i w_i`` modulo 2^64.
-    The ``w_i`` are random and odd. Tensors that differ in one word always differ in their checksums, even if only by
-    the sign of a zero or the payload of a NaN. Other tensors, such as the same words in another order, have equal
-    checksums with a probability of about 2^-32. Strides do not count. It works on ``chunk`` words at a time.
+    It is an int64 scalar on the tensor's device. With ``b_i`` the words of at most 32 bits that the elements
+    consist of, it is the sum of ``b_i w_i`` modulo 2^64. The ``w_i`` are random and odd. Tensors that differ in one
+    word always differ in their checksums, even if only by the sign of a zero or the payload of a NaN. Other tensors,
+    such as the same words in another order, have equal checksums with a probability of about 2^-32. Strides do not
+    count. It works on ``chunk`` words at a time.
     """
     word = {1: torch.int8, 2: torch.int16}.get(tensor.element_size(), torch.int32)
     words = tensor.detach().reshape(-1).view(word)
@@ -214,13 +217,13 @@ def _compare_bits(parameters: Sequence[tuple[str, nn.Parameter]], iteration: int
 
 
 def _description(name: str, parameter: Tensor, sharded: bool) -> str:
-    """What a parameter has in common on all ranks. A rank's part of a sharded parameter has its own shape."""
+    """A parameter's properties that are equal on all ranks, without a sharded part's shape."""
     shape = "" if sharded else f"{tuple(parameter.shape)} "
     return f"{name} {shape}{parameter.dtype} {'trained' if parameter.requires_grad else 'frozen'}"
 
 
 def _parties(values: Sequence[Any]) -> str:
-    """The ranks grouped by equal values, from one value for each rank: ``ranks 0, 2 and rank 1``."""
+    """The ranks grouped by equal values: ``ranks 0, 2 and rank 1``."""
     parties: dict[Any, list[str]] = {}
     for rank, value in enumerate(values):
         parties.setdefault(value, []).append(str(rank))

@@ -24,10 +24,11 @@ LINES = 4
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Show one line of progress in training: iterations, loss, remaining time, and the last validation.
+    """Show one line of progress in training.
 
-    On a terminal the line changes in place. A file or pipe gets a line after each quarter of the run. The tools use
-    the hook in place of the log (``--quiet``).
+    It has the iterations, the loss, the remaining time and the last validation. On a terminal the line changes in
+    place. A file or pipe gets a line after each quarter of the run. The tools use the hook in place of the log
+    (``--quiet``).
     """
 
     priority = "VERY_LOW"

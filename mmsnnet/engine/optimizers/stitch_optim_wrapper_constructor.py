@@ -27,7 +27,9 @@ NOT_DECAYED = ("bias", "pos_embed", "freqs", "cls_token", "reg_token", "dist_tok
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Parameter groups for a model with a stitched backbone, in any toolbox; logged as a table.
+    """Parameter groups for a model with a stitched backbone.
+
+    It serves any toolbox, and logs the groups as a table.
 
     The learning rate of a parameter is that of the optimizer, times
 

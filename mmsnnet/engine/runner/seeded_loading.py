@@ -1,4 +1,4 @@
-"""Training batches whose order and augmentations are a function of the run's seed and the place in the run."""
+"""Training batches as a function of the seed and the place in the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmsnnet.engine.randomness import hashed, seed_generators
 
 @dataclass(frozen=True)
 class SeededBatch:
-    """The indices of a batch, with a seed for the random states from which each sample starts.
+    """The indices of a batch, with a seed for each sample.
 
     torch loads a batch by ``[dataset[index] for index in batch]``, in a worker or in the main process. Iterating seeds
     the global generators right before each sample, so a data set needs no wrapper. The generators stay as the last
@@ -110,7 +110,7 @@ class SeededBatchSampler(Sampler):
 
 
 def seeded_loader(loader: DataLoader, rank: int, world_size: int, endless: bool) -> DataLoader:
-    """A copy of a data loader that loads the same samples in the same order, seeded by :class:`SeededBatchSampler`.
+    """A copy of a data loader with seeded samples in the same order.
 
     Raises:
         TypeError: the data set has no indices, or the loader makes no batches.

@@ -1,4 +1,4 @@
-"""Training loops after which a resumed run equals the uninterrupted one, bit for bit on a CPU."""
+"""Training loops that resume exactly, bit for bit on a CPU."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class _StitchTrainLoop:
             return super().run()
 
     def _check(self) -> None:
-        """Find what would fail later: data that does not fit the model, also in a validation hours later."""
+        """Check now what would fail later, in a validation hours from now too."""
         model, val_loop = self.runner.model, self.runner.val_loop
         with fail_together():
             check_loader(model, self.dataloader, "train_dataloader", training=True)
@@ -231,9 +231,10 @@ class StitchEpochBasedTrainLoop(_StitchTrainLoop, EpochBasedTrainLoop):
         self._epoch += 1
 
     def _trained_batches(self) -> int:
-        """How many batches of this epoch the run has trained already, by a record in the message hub.
+        """How many batches of this epoch the run has trained already.
 
-        A checkpoint of another loop has no such record. Then the epoch starts anew, as with mmengine's loop.
+        The message hub records it. A checkpoint of another loop has no such record. Then the epoch starts anew, as with
+        mmengine's loop.
         """
         hub = self.runner.message_hub
         epoch, began = hub.get_info(EPOCH_BEGAN, (None, 0))
@@ -247,7 +248,10 @@ class StitchEpochBasedTrainLoop(_StitchTrainLoop, EpochBasedTrainLoop):
 
 
 class _Batches:
-    """The batches of an endless loader. Workers start at the first one, when the place to start from is known."""
+    """The batches of an endless loader.
+
+    Workers start at the first batch, when a resumed run knows where to start.
+    """
 
     def __init__(self, loader: DataLoader) -> None:
         self._loader = loader
@@ -262,13 +266,13 @@ class _Batches:
         return next(self._iterator)
 
     def skip_iter(self, num_iters: int) -> None:
-        """Start after this many batches from the beginning of training, without loading them; mmengine calls this."""
+        """Skip this many batches from the start of training; mmengine calls this."""
         self._loader.batch_sampler.skip = num_iters
 
 
 @contextmanager
 def _summing_passes(wrapper: OptimWrapper, passes: int) -> Iterator[None]:
-    """Inside, the wrapper accumulates a sum over the passes of an iteration, and as before a mean over iterations."""
+    """Inside, gradients are summed over an iteration's passes and averaged over iterations."""
     scale_loss = wrapper.scale_loss
     wrapper.scale_loss = lambda loss: scale_loss(loss * passes)  # mmengine takes the mean over all passes
     try:
@@ -280,7 +284,7 @@ def _summing_passes(wrapper: OptimWrapper, passes: int) -> Iterator[None]:
 
 @contextmanager
 def _preprocessed_once(preprocessor: nn.Module) -> Iterator[None]:
-    """Inside, a preprocessor runs once and returns a copy of its result to each call.
+    """Inside, a preprocessor runs once, and each call gets a copy.
 
     So all stitches see the same batch and the same augmentations. Each needs a copy, because heads change data samples
     in place.

@@ -1,4 +1,7 @@
-"""Training with the weights sharded over the ranks (FSDP). Other files use the functions, which take any model."""
+"""Training with weights that are sharded over the ranks (FSDP).
+
+The rest of the package knows only the functions here, which take any model.
+"""
 
 from mmsnnet.engine.sharding.fsdp_strategy import FSDPStrategy, clean_tensor_name
 from mmsnnet.engine.sharding.sharded_model import (

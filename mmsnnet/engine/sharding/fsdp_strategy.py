@@ -98,7 +98,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         return built
 
     def optim_state_dict(self) -> dict[str, Any]:
-        """The whole optimizer state by parameter names, and the wrapper's own state (a loss scale)."""
+        """The whole optimizer state by parameter names, and the wrapper's state (a loss scale)."""
         with _frozen(self._never_stepped()):
             state = FullyShardedDataParallel.optim_state_dict(self.model, self.optim_wrapper.optimizer)
         return _wrapper_state(self.optim_wrapper.state_dict()) | state
@@ -114,7 +114,10 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         self.optim_wrapper.load_state_dict(_wrapper_state(state_dict) | state)
 
     def _by_name(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The state of a run without sharding, with parameters by name instead of by their place in the groups."""
+        """The optimizer state with parameters by name.
+
+        A run without sharding has them by their place in the groups.
+        """
         groups = state_dict.get("param_groups", [])
         if not any(isinstance(key, int) for group in groups for key in group["params"]):
             return state_dict
@@ -135,9 +138,10 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         )
 
     def _never_stepped(self) -> list[nn.Parameter]:
-        """The trained parameters for which no rank has an optimizer state, in the same order on every rank.
+        """The trained parameters without optimizer state on any rank.
 
-        A single rank also lacks the state of a parameter if its part of it is empty.
+        They are in the same order on every rank. A single rank also lacks the state of a parameter if its part of the
+        parameter is empty.
         """
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         states = self.optim_wrapper.optimizer.state
@@ -152,7 +156,10 @@ def _wrapper_state(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Mark parameters as frozen: torch gathers the states of a unit only if all its trained parameters have one."""
+    """Inside, parameters count as frozen.
+
+    torch gathers the states of a unit only if all its trained parameters have one.
+    """
     for parameter in parameters:
         parameter.requires_grad = False
     try:
@@ -163,6 +170,9 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def _clip(model: StitchedFullyShardedDataParallel, wrapper: OptimWrapper) -> None:
-    """Clip and log as ``OptimWrapper`` does, but on all ranks: also on one whose part of the model has no gradient."""
+    """Clip and log as ``OptimWrapper`` does, but together on all ranks.
+
+    A rank takes part even if its part of the model has no gradient.
+    """
     norm = model.clip_grad_norm_(**wrapper.clip_grad_kwargs)
     wrapper.message_hub.update_scalar(f"train/{wrapper.grad_name}", float(norm))

@@ -1,4 +1,4 @@
-"""One set of functions for models whose weights are sharded over the ranks, and for those that are whole."""
+"""Functions that take any model, whether its weights are sharded or whole."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def parameter_shapes(model: nn.Module) -> Mapping[nn.Parameter, torch.Size]:
-    """The shape of each whole parameter.
+    """Shape of each whole parameter.
 
     Raises:
         TypeError: another wrapper than ours shards the model, and hides the shapes.
@@ -47,7 +47,7 @@ def parameter_shapes(model: nn.Module) -> Mapping[nn.Parameter, torch.Size]:
 
 
 def state_shapes(model: nn.Module) -> Mapping[str, object]:
-    """The shape of each whole tensor in a model's state dict, by name; without communication."""
+    """Shape of each whole tensor in a model's state dict, without communication."""
     if isinstance(model, StitchedFullyShardedDataParallel):
         return model.state_shapes
     return shapes(unwrapped_model(model).state_dict())
@@ -69,12 +69,15 @@ def run_batches(
 
 
 def gathered(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside, all parameters outside the anchors' blocks are whole and can be written to, alike on every rank."""
+    """Inside, all parameters outside the anchors' blocks are whole.
+
+    What all ranks write to them alike is kept.
+    """
     return model.gathered() if isinstance(model, StitchedFullyShardedDataParallel) else nullcontext()
 
 
 def refuse_uneven_batches(model: nn.Module, dataloader: DataLoader, stage: str) -> None:
-    """Refuse an evaluation of a sharded model for which the ranks have different numbers of batches.
+    """Refuse to evaluate a sharded model on different numbers of batches.
 
     Args:
         stage: what the config has the loader for: ``'test'`` or ``'val'``.
@@ -95,7 +98,9 @@ def refuse_uneven_batches(model: nn.Module, dataloader: DataLoader, stage: str) 
 
 
 def refuse_stock_sharding(runner: Runner) -> None:
-    """Refuse mmengine's own sharding of a stitched model, before it may fail to wrap the model.
+    """Refuse mmengine's sharding of a stitched model.
+
+    Call this before the model is built, because mmengine may fail to wrap it.
 
     Raises:
         TypeError: the runner's strategy is mmengine's.

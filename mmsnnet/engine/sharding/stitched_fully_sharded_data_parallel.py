@@ -1,4 +1,4 @@
-"""Anchors larger than a GPU's memory: each rank keeps a part of every block, and gathers a block to run it."""
+"""Training of anchors that are larger than one GPU's memory."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
             self._some_rank_runs(True)
 
     def _some_rank_runs(self, this_rank: bool) -> bool:
-        """Whether any rank is about to run the model. All ranks have to call this together."""
+        """Whether any rank is about to run the model. All ranks call this together."""
         running = torch.tensor(int(this_rank), device=next(self.parameters()).device)
         dist.all_reduce(running, op="max")
         return this_rank or bool(running)
@@ -129,10 +129,10 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
         yield
 
     def drop_unused_gradients(self) -> None:
-        """Set the gradients of backbone parameters to None that no stitch has used since the last step.
+        """Set gradients of backbone parameters that no stitch used to None.
 
-        Such a gradient is zero if another stitch's pass has used the parameter's unit. Momentum and weight decay would
-        then move the parameter. Call this right before a step.
+        Such a gradient is zero if a stitch since the last step has used another parameter of the same unit. Momentum
+        and weight decay would then move the parameter. Call this right before a step.
         """
         backbone = self.backbone
         used = {parameter for stitch in self._drawn for parameter in backbone.trained_parameters(stitch)}
@@ -144,9 +144,9 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
     def run_batches(
         self, function: Callable[[Batch], object], batches: Iterable[Batch], idle: Callable[[], object]
     ) -> None:
-        """Call ``function`` with each batch, and ``idle`` as long as other ranks have more batches.
+        """Call ``function`` with each batch, then ``idle`` while other ranks have more.
 
-        Blocks of the model that these run have their weights gathered. Both have to run the same blocks.
+        The blocks that these run have their weights gathered. Both have to run the same blocks.
         """
         for batch in batches:
             self._some_rank_runs(True)
@@ -165,18 +165,19 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Inside, parameters outside the blocks are whole; what all ranks write to them alike is kept.
+        """Inside, parameters outside the anchors' blocks are whole.
 
-        No forward can run inside.
+        What all ranks write to them alike is kept. No forward can run inside.
         """
         with self.summon_full_params(self, recurse=False):
             yield
 
 
 def sharded_units(backbone: StitchedBackbone) -> Iterator[nn.Module]:
-    """The modules of a backbone that FSDP gathers one by one: the blocks of its anchors.
+    """The modules of a backbone that FSDP gathers one by one.
 
-    A block with a relative position bias is gathered in parts, because the anchor reads the bias from outside.
+    These are the blocks of its anchors. A block with a relative position bias is gathered in parts, because the anchor
+    reads the bias from outside.
     """
     for anchor in backbone.network.anchors:
         assert isinstance(anchor, Anchor)

@@ -66,7 +66,9 @@ class StitchedClassifier(BaseModel):
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
 
     def loss(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
-        """The loss of images (B, 3, H, W) with the samples' ``gt_label``. Mixing changes the images in place.
+        """The loss of images (B, 3, H, W) with the samples' ``gt_label``.
+
+        Mixing changes the images in place.
 
         Raises:
             ValueError: the data set has another number of classes, or mixing gets an odd batch.
@@ -84,7 +86,7 @@ class StitchedClassifier(BaseModel):
         return dict(loss=self.criterion(self.backbone(inputs), targets))
 
     def predict(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None) -> list[BaseDataElement]:
-        """The samples, or new ones, with ``logits`` (K,) and ``pred_label``, a tensor of one number.
+        """The samples, or new ones, with ``logits`` (K,) and a scalar ``pred_label``.
 
         Raises:
             ValueError: the data set has another number of classes.
@@ -107,7 +109,7 @@ class StitchedClassifier(BaseModel):
                 )
 
     def _mix(self, mixing: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix images (B, 3, H, W) and labels (B,) to images and soft targets (B, K)."""
+        """Mixed images (B, 3, H, W) and soft targets (B, K) from labels (B,)."""
         # timm draws from NumPy's global generator, which mmengine seeds equally on all ranks and does not resume.
         state = np.random.get_state()
         np.random.seed([self.backbone.seed % 2**32, self.backbone.draws, dist.get_rank()])

@@ -72,7 +72,7 @@ class DPTDepthHead(DPTHead):
         self.max_depth = max_depth
 
     def forward(self, inputs: Taps) -> Tensor:
-        """Depth map (B, 1, 8h, 8w) from four taps, in float32 at any precision of training.
+        """Depth map (B, 1, 8h, 8w) from four taps, always in float32.
 
         Raises:
             ValueError: there are no class tokens, and the readout is not ``'ignore'``.

@@ -40,7 +40,9 @@ class SILogLoss(nn.Module):
         self.loss_name = loss_name
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, of positive predictions and targets of the same shape; 0 marks unmeasured targets.
+        """The loss, a scalar, of predictions and targets of the same shape.
+
+        Predictions are positive; a target of 0 marks a pixel without a measurement.
 
         Raises:
             ValueError: the shapes differ.

@@ -17,12 +17,13 @@ MODELS.register_module(name="LayerNorm2d", module=LayerNorm2d)
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
-    """The simple feature pyramid of ViTDet (arXiv 2203.16527, section 3): every level comes from the last map.
+    """The simple feature pyramid of ViTDet (arXiv 2203.16527, section 3).
 
-    The backbone's last map (B, in_channels, h, w) gives ``num_outs`` maps (B, out_channels, h * scale, w * scale), from
-    the finest to the coarsest; uneven sizes are rounded up. One deconvolution makes the level of twice the map's size,
-    two with layer norm and GELU between them that of four times, max pooling that of half the size. A 1x1 and a 3x3
-    convolution follow, each with layer norm over the channels. Coarser levels subsample the last one, as in FPN.
+    Every level comes from the last map. The backbone's last map (B, in_channels, h, w) gives ``num_outs`` maps (B,
+    out_channels, h * scale, w * scale), from the finest to the coarsest; uneven sizes are rounded up. One deconvolution
+    makes the level of twice the map's size, two with layer norm and GELU between them that of four times, max pooling
+    that of half the size. A 1x1 and a 3x3 convolution follow, each with layer norm over the channels. Coarser levels
+    subsample the last one, as in FPN.
 
     Args:
         in_channels: channels of the last map.
@@ -51,7 +52,7 @@ class SimpleFeaturePyramid(BaseModule):
         self.levels = nn.ModuleList(_level(in_channels, out_channels, scale) for scale in scales)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """``num_outs`` levels from the last map (B, in_channels, h, w); the other maps are ignored."""
+        """The levels of the last map (B, in_channels, h, w); other maps are ignored."""
         levels = [level(maps[-1]) for level in self.levels]
         while len(levels) < self.num_outs:
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
@@ -70,7 +71,7 @@ def _level(in_channels: int, out_channels: int, scale: float) -> nn.Sequential:
 
 
 def _resize(channels: int, scale: float) -> tuple[list[nn.Module], int]:
-    """Layers that resize a map to ``scale`` times its size, and the number of their output channels."""
+    """Layers that resize a map by ``scale``, and their number of output channels."""
     if scale == 0.5:
         return [nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)], channels
     if scale not in (1, 2, 4):

@@ -21,13 +21,13 @@ from mmsnnet.stitching import Stitch
 
 @MODEL_WRAPPERS.register_module()
 class StitchedDataParallel(nn.Module):
-    """Average the gradients that drawn stitches use over the ranks, as ``DistributedDataParallel`` does all gradients.
+    """Average the gradients of what drawn stitches use over the ranks.
 
-    All ranks draw the same stitch. So each knows, without a search of the graph or communication, which parameters a
-    forward uses: those of the backbone's ``trained_parameters``, and all outside the backbone. Buckets collect their
-    gradients during the backward pass, in the order in which they arrive, and each full bucket is reduced while the
-    backward pass goes on. Afterwards each gradient is a view of its bucket. Parameters that no stitch uses cost no
-    memory, copy or communication.
+    ``DistributedDataParallel`` averages all gradients. Here all ranks draw the same stitch. So each knows, without a
+    search of the graph or communication, which parameters a forward uses: those of the backbone's
+    ``trained_parameters``, and all outside the backbone. Buckets collect their gradients during the backward pass, in
+    the order in which they arrive, and each full bucket is reduced while the backward pass goes on. Afterwards each
+    gradient is a view of its bucket. Parameters that no stitch uses cost no memory, copy or communication.
 
     A parameter outside the backbone may have a gradient on some ranks only, such as that of a detection head without
     positives. The other ranks count as zeros. If no rank has one, ``grad`` stays None, and the optimizer skips the
@@ -99,7 +99,7 @@ class StitchedDataParallel(nn.Module):
             self._sync = before
 
     def train_step(self, data: dict | tuple | list, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """Train on a batch as mmengine's models do, with reduced gradients; returns the losses to log."""
+        """Train on a batch, with reduced gradients; returns the losses to log."""
         with optim_wrapper.optim_context(self):
             data = self.module.data_preprocessor(data, training=True)
             losses = self(**data, mode="loss") if isinstance(data, Mapping) else self(*data, mode="loss")
@@ -200,10 +200,10 @@ class _Bucket:
 
     @torch.no_grad()
     def launch(self) -> None:
-        """Copy the gradients into one tensor and start to reduce it. From now on they are views of it.
+        """Copy the gradients into one tensor and start to reduce it.
 
-        Behind the gradients it has a flag for each parameter, which is nonzero in the end if any rank has its gradient.
-        A gradient that this rank lacks counts as zeros.
+        From now on the gradients are views of it. Behind them it has a flag for each parameter, which is nonzero in the
+        end if any rank has its gradient. A gradient that this rank lacks counts as zeros.
         """
         sizes = [parameter.numel() for parameter in self.parameters]
         flat = self.parameters[0].new_empty(sum(sizes) + len(sizes))
@@ -224,7 +224,7 @@ class _Bucket:
         self._work = dist.all_reduce(flat, async_op=True)
 
     def wait(self) -> list[nn.Parameter]:
-        """Wait for the reduction, and set gradients that only other ranks have; returns parameters without any."""
+        """Wait for the reduction; returns the parameters without a gradient on any rank."""
         # With NCCL this makes the stream wait, not the process. Only reading flags waits for the device.
         self._work.wait()
         flags = self._flags.tolist() if self._missing else []
@@ -286,16 +286,19 @@ class _Reduction:
 
 
 def _with_layout(piece: Tensor, parameter: nn.Parameter) -> Tensor:
-    """View a piece (N,) of a bucket in a parameter's shape and memory layout, which fused optimizers need."""
+    """View a piece (N,) of a bucket in a parameter's shape and memory layout.
+
+    Fused optimizers need the same layout.
+    """
     if parameter.is_contiguous():
         return piece.view(parameter.shape)
     return piece.as_strided(parameter.shape, torch.empty_like(parameter, device="meta").stride())
 
 
 def _divide(order: Iterable[nn.Parameter], cap: float) -> list[list[nn.Parameter]]:
-    """Divide parameters into buckets of one dtype and device, each closed when it has reached ``cap`` bytes.
+    """Divide parameters into buckets of one dtype and device.
 
-    The buckets come in the order in which they are closed.
+    A bucket is closed when it has reached ``cap`` bytes. The buckets come in the order in which they are closed.
     """
     closed: list[list[nn.Parameter]] = []
     opened: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
