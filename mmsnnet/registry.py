@@ -1,4 +1,4 @@
-"""The registries of the scope ``mmsnnet``: children of mmengine's, so that mmseg and mmdet configs find them alike."""
+"""The registries of the scope ``mmsnnet``: children of mmengine's, so that configs of mmseg and mmdet find them."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -9,17 +9,18 @@ try:
     from mmengine.registry import Registry
 except ModuleNotFoundError as error:
     raise ImportError(
-        f"{error.name} is missing, which all of mmsnnet but mmsnnet.stitching needs: pip install 'mmsnnet[mminstall]' "
+        f"{error.name} is missing, which mmsnnet needs outside mmsnnet.stitching: pip install 'mmsnnet[mminstall]' "
         "installs mmengine, mmcv and mmsegmentation"
     ) from error
 
 
 class ToolboxRegistry(Registry):
-    """A registry some of whose modules build on a toolbox: these are imported when one of them is first asked for, so
-    that ``import mmsnnet`` loads no toolbox, and a user of one toolbox need not have the other.
+    """A registry that imports modules which need a toolbox only when a config names them.
+
+    So a user of one toolbox need not install the other, and other modules load no toolbox.
 
     Args:
-        on_demand: the Python module that registers each of them, by the name in the registry.
+        on_demand: the Python module that registers a name, for each such name.
         args, kwargs: as of mmengine's ``Registry``.
     """
 
@@ -57,11 +58,16 @@ MODELS = ToolboxRegistry(
     },
 )
 MODEL_WRAPPERS = Registry(
-    "model wrapper", scope="mmsnnet", parent=mmengine_registry.MODEL_WRAPPERS, locations=["mmsnnet.models"]
+    "model wrapper",
+    scope="mmsnnet",
+    parent=mmengine_registry.MODEL_WRAPPERS,
+    locations=["mmsnnet.models", "mmsnnet.engine.sharding"],
 )
 HOOKS = Registry("hook", scope="mmsnnet", parent=mmengine_registry.HOOKS, locations=["mmsnnet.engine"])
 LOOPS = Registry("loop", scope="mmsnnet", parent=mmengine_registry.LOOPS, locations=["mmsnnet.engine"])
-STRATEGIES = Registry("strategy", scope="mmsnnet", parent=mmengine_registry.STRATEGIES, locations=["mmsnnet.engine"])
+STRATEGIES = Registry(
+    "strategy", scope="mmsnnet", parent=mmengine_registry.STRATEGIES, locations=["mmsnnet.engine.sharding"]
+)
 OPTIMIZERS = Registry("optimizer", scope="mmsnnet", parent=mmengine_registry.OPTIMIZERS, locations=["mmsnnet.engine"])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     "optimizer wrapper constructor",

@@ -2,7 +2,6 @@ import mmsnnet.registry  # noqa: F401  first: it says what to install where mmen
 from mmsnnet.engine.hooks import (
     AtomicCheckpointHook,
     ConsistencyHook,
-    DeferredRuntimeInfoHook,
     ProgressHook,
     ResumeHook,
     StitchInitHook,
@@ -16,13 +15,10 @@ from mmsnnet.engine.runner import (
     StitchTestLoop,
     StitchValLoop,
 )
-from mmsnnet.engine.strategies import FSDPStrategy
 
 __all__ = [
     "AtomicCheckpointHook",
     "ConsistencyHook",
-    "DeferredRuntimeInfoHook",
-    "FSDPStrategy",
     "ProgressHook",
     "ResumeHook",
     "StitchEpochBasedTrainLoop",

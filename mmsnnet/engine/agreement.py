@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 
 from mmsnnet.datasets.dataset_parts import evenly_spaced, is_instance, transforms_of, unwrapped_datasets
 from mmsnnet.engine.randomness import kept_generators, seed_generators
-from mmsnnet.engine.runner.seeded_loading import SeededDataset
 from mmsnnet.errors import DataError, MissingFileError, SettingError, UserError
 from mmsnnet.files.reading import listed
 from mmsnnet.models import StitchedBackbone
@@ -112,8 +111,7 @@ def _load_samples(dataset: Any, indices: Sequence[int]) -> list[Any]:
 
 def _datasets(loader: DataLoader, setting: str) -> list[tuple[str, Any]]:
     """The data sets of a loader without their wrappers, each with the name of its setting."""
-    dataset = loader.dataset.unwrapped if isinstance(loader.dataset, SeededDataset) else loader.dataset
-    return list(unwrapped_datasets(dataset, f"{setting}.dataset"))
+    return list(unwrapped_datasets(loader.dataset, f"{setting}.dataset"))
 
 
 def _classes(dataset: Any) -> Any:

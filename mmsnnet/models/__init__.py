@@ -5,7 +5,7 @@ from mmsnnet.models.classifiers import StitchedClassifier
 from mmsnnet.models.losses import SILogLoss
 from mmsnnet.models.model_costs import model_costs
 from mmsnnet.models.necks import SimpleFeaturePyramid
-from mmsnnet.models.wrappers import StitchedDataParallel, StitchedFullyShardedDataParallel
+from mmsnnet.models.wrappers import StitchedDataParallel
 
 __all__ = [
     "SILogLoss",
@@ -13,7 +13,6 @@ __all__ = [
     "StitchedBackbone",
     "StitchedClassifier",
     "StitchedDataParallel",
-    "StitchedFullyShardedDataParallel",
     "Taps",
     "check_weights",
     "find_stitched_backbone",

@@ -1,4 +1,4 @@
-"""What a whole model costs at each stitch: the backbone's cost composed, everything behind it counted once."""
+"""Cost of a whole model for each stitch: the backbone's composed cost, and everything behind it, counted once."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from mmsnnet.models.backbones import find_stitched_backbone
+from mmsnnet.models.torch_private import tree_leaves
 from mmsnnet.stitching import Cost, count_flops
 from mmsnnet.stitching.network import evaluation_mode
 
 
 @torch.no_grad()
 def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) -> dict[int, Cost]:
-    """FLOPs and parameters of the deployed model by stitch id, for one input of ``input_shape`` (height, width; the
-    backbone's ``img_size`` by default).
+    """FLOPs and parameters of the deployed model by stitch id, for one input.
 
-    What follows the backbone sees maps of one shape whichever stitch ran, so that it is counted once, on empty maps.
-    Heads that only training runs are not counted.
+    The heads get maps of the same shape from every stitch, so they are counted once, on empty maps. Heads that run
+    only in training are not counted.
 
-    A two-stage detector is counted with as many proposals as its RPN may hand on (``test_cfg.rpn.max_per_img``): how
-    many of them NMS leaves depends on weights and image. The box head runs on all of them, a mask head on the first
-    100, as in mmdet's tensor mode. NMS and the cutting out of regions (RoIAlign) count nothing.
+    For a two-stage detector, the count assumes the most proposals that its RPN may pass on
+    (``test_cfg.rpn.max_per_img``), because the number that NMS leaves depends on weights and image. The box head runs
+    on all of them, a mask head on the first 100, as in mmdet's tensor mode. NMS and RoIAlign count nothing.
+
+    Args:
+        model: any mmengine model with a stitched backbone.
+        input_shape: height and width; the backbone's ``img_size`` by default.
     """
     backbone = find_stitched_backbone(model)
     shape = backbone.img_size if input_shape is None else input_shape
@@ -46,8 +49,7 @@ def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) ->
 
 
 class _TensorMode(nn.Module):
-    """A model's forward from images to what its heads put out, and to ``read``; adds the parameters that it uses to
-    ``used``."""
+    """A model's forward from images to its heads' outputs and ``read``; adds the parameters it uses to ``used``."""
 
     def __init__(self, model: BaseModel, read: list[Any], used: set[nn.Parameter]) -> None:
         super().__init__()
@@ -63,8 +65,11 @@ class _TensorMode(nn.Module):
 
 
 class _UsedParameters(TorchFunctionMode):
-    """Adds to ``used`` the parameters that tensors are computed from: also those of modules that are never called
-    themselves, such as the output projection of ``nn.MultiheadAttention``."""
+    """Add to ``used`` the parameters from which tensors are computed.
+
+    This includes parameters of modules that are never called, such as the output projection of
+    ``nn.MultiheadAttention``.
+    """
 
     def __init__(self, used: set[nn.Parameter]) -> None:
         super().__init__()
@@ -74,7 +79,7 @@ class _UsedParameters(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        # A shape, a device or the like is no use of the values.
+        # Reading a shape or a device does not use a parameter's values.
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             self.used.update(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
         return result
@@ -82,7 +87,7 @@ class _UsedParameters(TorchFunctionMode):
 
 @contextmanager
 def _countable_attention() -> Iterator[None]:
-    """Has ``nn.MultiheadAttention`` run the operators that it consists of: fvcore counts its fused one as 0."""
+    """Let ``nn.MultiheadAttention`` run its single operators, because fvcore counts the fused one as 0."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -93,9 +98,11 @@ def _countable_attention() -> Iterator[None]:
 
 @contextmanager
 def _every_proposal(model: BaseModel) -> Iterator[list[Any]]:
-    """Makes a two-stage detector's RPN hand on as many proposals as it may, and the RoI extractors empty regions, so
-    that nothing depends on weights. Gives a list of what these would have read: fvcore does not count what the outputs
-    of a model do not depend on."""
+    """Let a two-stage detector's RPN return as many proposals as it may, and RoI extractors return empty regions.
+
+    So the count does not depend on weights. Yields a list of the inputs of both, because fvcore counts only operators
+    on which the outputs of a model depend.
+    """
     read: list[Any] = []
     with ExitStack() as stack:
         proposer = getattr(model, "rpn_head", None)
@@ -134,7 +141,7 @@ def _extract(extractor: nn.Module, read: list[Any]) -> Callable[..., Tensor]:
 
 @contextmanager
 def _replaced(owner: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Gives an object another method for a while."""
+    """Inside, a module has another method."""
     setattr(owner, name, method)
     try:
         yield

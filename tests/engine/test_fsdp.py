@@ -1,5 +1,6 @@
 """Two processes that share out the weights train as one process with the doubled batch does."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from mmsnnet.engine import FSDPStrategy
-from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone, read_weights
+import mmsnnet
+from mmsnnet.engine.sharding import FSDPStrategy, StitchedFullyShardedDataParallel
+from mmsnnet.models import find_stitched_backbone, read_weights
 from mmsnnet.registry import MODELS
 
 # The first process trains alone, then with the second one. A file for each run and iteration has all weights after it
@@ -97,7 +99,6 @@ def train(name, model="plain", counts=1, val=None, **settings):
         param_scheduler=[dict(type="LinearLR", start_factor=0.5, by_epoch=False, end=3)],
         default_hooks=dict(
             checkpoint=dict(type="mmsnnet.AtomicCheckpointHook", interval=2, by_epoch=False),
-            runtime_info=dict(type="mmsnnet.DeferredRuntimeInfoHook"),
         ),
         custom_hooks=[
             # Three images for the first rank, two for the second.
@@ -430,9 +431,22 @@ def test_what_cannot_go_well_is_refused_on_all_ranks(folder: Path) -> None:
 
 
 def test_settings_that_make_no_sense_are_refused(make_model: Callable[[str], nn.Module], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"one: bash tools/dist_train\.sh"):
+    with pytest.raises(ValueError, match=r"run bash tools/dist_train\.sh"):
         FSDPStrategy(work_dir=str(tmp_path), env_kwargs=dict(launcher="none"), log_kwargs=dict(log_level="ERROR"))
     with pytest.raises(ValueError, match="state_dict_cfg='local'"):
         FSDPStrategy(state_dict_cfg="local")
     with pytest.raises(ValueError, match="use_orig_params"):
         StitchedFullyShardedDataParallel(make_model("plain"), use_orig_params=False)
+
+
+def test_no_other_file_of_the_package_knows_how_models_are_sharded() -> None:
+    """All else goes by the functions of ``mmsnnet.engine.sharding``, which take any model."""
+    package = Path(mmsnnet.__file__).parent
+    names = re.compile("fsdp|FullySharded|summon_full", re.IGNORECASE)
+    naming = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if path.parent != package / "engine" / "sharding" and names.search(path.read_text())
+    }
+    # This one removes what FSDP inserts into the names of tensors in other people's checkpoints.
+    assert naming == {"stitching/anchors/weight_sections.py"}

@@ -1,6 +1,5 @@
 """Training batches: order and augmentations follow from the seed and the place in the run, and from nothing else."""
 
-import copy
 import pickle
 import random
 from collections import Counter
@@ -16,7 +15,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dataset import sampler as mmengine_samplers
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
-from mmsnnet.engine.runner.seeded_loading import SeededDataset, SeededIndex, seeded_loader
+from mmsnnet.engine.runner.seeded_loading import SeededBatch, seeded_loader
 
 SIZE = 11  # no multiple of a batch, nor of the ranks
 
@@ -197,27 +196,16 @@ def test_a_data_set_that_fetches_whole_batches_is_seeded_for_each_sample() -> No
     assert batches(6, dataset=FetchesBatches()) == batches(6)
 
 
-def test_indices_without_a_seed_give_what_the_data_set_gives() -> None:
-    dataset = SeededDataset(Noisy())
-    first, second = dataset[3], dataset[3]
-    assert first[0] == 3 and first != second
-    assert dataset[SeededIndex(3, 1)] == dataset[SeededIndex(3, 1)] != dataset[SeededIndex(3, 2)]
-
-
-def test_a_data_set_is_itself_in_all_else() -> None:
-    noisy = Noisy()
-    dataset = SeededDataset(noisy)
-    assert (dataset.metainfo, dataset.pipeline, dataset.dataset, len(dataset)) == (
-        noisy.metainfo,
-        "stock",
-        "what it repeats",
-        SIZE,
-    )
-    dataset.pipeline = "other"
-    assert noisy.pipeline == "other" and "pipeline" not in vars(dataset)
-    assert not hasattr(dataset, "no_such_attribute")
-    for made in (copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
-        assert made.pipeline == "other" and made[SeededIndex(3, 1)] == dataset[SeededIndex(3, 1)]
+def test_a_batch_reaches_a_worker_without_a_draw() -> None:
+    """torch pickles batches in a thread of the main process, whose generators that must not touch."""
+    state = torch.get_rng_state()
+    batch = pickle.loads(pickle.dumps(SeededBatch([3, 4], [1, 2])))
+    assert torch.equal(torch.get_rng_state(), state)
+    dataset = Noisy()
+    samples = [dataset[index] for index in batch]
+    assert [index for index, *_ in samples] == [3, 4]
+    assert samples == [dataset[index] for index in batch]
+    assert samples[1] == next(dataset[index] for index in SeededBatch([4], [2]))
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -240,11 +228,11 @@ def test_pipelines_are_switched_by_mmdets_hook(persistent: bool) -> None:
     assert "switched" not in seen[0] and set(seen[1]) == {"switched"}
 
 
-def test_settings_are_kept_and_the_loader_that_was_given_is_left_alone() -> None:
+def test_settings_and_data_set_are_kept_and_the_first_loader_is_left_alone() -> None:
     dataset = Noisy()
     loader = DataLoader(dataset, batch_size=3, num_workers=2, prefetch_factor=5, timeout=9, collate_fn=as_it_is)
     seeded = seeded_loader(loader, 0, 1, endless=False)
-    for name in ("batch_size", "num_workers", "prefetch_factor", "timeout", "collate_fn", "sampler"):
+    for name in ("dataset", "batch_size", "num_workers", "prefetch_factor", "timeout", "collate_fn", "sampler"):
         assert getattr(seeded, name) is getattr(loader, name)
     assert loader.dataset is dataset and isinstance(loader.batch_sampler, BatchSampler)
     assert len(seeded) == len(loader) == 4

@@ -145,7 +145,9 @@ def test_layers_loaded_in_part_are_left_alone() -> None:
 
 @pytest.mark.parametrize("settings", [dict(num_images=0), dict(num_images=-3), dict(batch_size=0)])
 def test_wrong_arguments(settings: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=rf"num_images and batch_size are at least 1.*{next(iter(settings.values()))}"):
+    with pytest.raises(
+        ValueError, match=rf"num_images and batch_size must be at least 1.*{next(iter(settings.values()))}"
+    ):
         StitchInitHook(**settings)
 
 

@@ -213,11 +213,11 @@ def test_only_the_main_process_prints_it(make_backbone: Make, log: Path, monkeyp
             ValueError,
             "unknown key 'custom_keys'.*anchor_lr_mult, stitching_lr_mult, head_lr_mult, layer_decay_rate",
         ),
-        (dict(head_lr_mult="10"), TypeError, "head_lr_mult is a number, got '10'"),
-        (dict(head_lr_mult=True), TypeError, "head_lr_mult is a number, got True"),
-        (dict(anchor_lr_mult=0), ValueError, "anchor_lr_mult is above 0, got 0"),
-        (dict(stitching_lr_mult=float("nan")), ValueError, "stitching_lr_mult is above 0, got nan"),
-        (dict(layer_decay_rate=1.5), ValueError, "layer_decay_rate is above 0 and at most 1, got 1.5"),
+        (dict(head_lr_mult="10"), TypeError, "head_lr_mult must be a number, got '10'"),
+        (dict(head_lr_mult=True), TypeError, "head_lr_mult must be a number, got True"),
+        (dict(anchor_lr_mult=0), ValueError, "anchor_lr_mult must be above 0, got 0"),
+        (dict(stitching_lr_mult=float("nan")), ValueError, "stitching_lr_mult must be above 0, got nan"),
+        (dict(layer_decay_rate=1.5), ValueError, "layer_decay_rate must be above 0 and at most 1, got 1.5"),
     ],
 )
 def test_options_out_of_range(make_backbone: Make, paramwise: dict, error: type[Exception], message: str) -> None:
@@ -226,7 +226,7 @@ def test_options_out_of_range(make_backbone: Make, paramwise: dict, error: type[
 
 
 def test_a_rate_is_needed(make_backbone: Make) -> None:
-    with pytest.raises(ValueError, match=r"optim_wrapper\.optimizer needs lr"):
+    with pytest.raises(ValueError, match=r"optim_wrapper\.optimizer has no lr"):
         build(Detector(make_backbone()), dict(type="AdamW"))
 
 

@@ -666,7 +666,7 @@ def test_another_number_of_processes_is_warned_of(
     monkeypatch.setattr(runner.logger, "callHandlers", lambda record: said.append(record.getMessage()))
     runner.logger.setLevel(logging.WARNING)
     runner.train()
-    assert any("trained by 2 processes and goes on with 1" in text for text in said) is (ranks == 2)
+    assert any("trained by 2 processes and continues with 1" in text for text in said) is (ranks == 2)
 
 
 @pytest.mark.parametrize(

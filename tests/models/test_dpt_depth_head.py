@@ -197,7 +197,7 @@ def test_losses_are_weighted_summed_and_named(make_head: Callable[..., Any]) -> 
 
 @pytest.mark.parametrize("settings", [dict(min_depth=0.0), dict(min_depth=2.0, max_depth=2.0), dict(max_depth=-1.0)])
 def test_a_wrong_range(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="0 < min_depth < max_depth, got"):
+    with pytest.raises(ValueError, match="0 < min_depth < max_depth must hold, got"):
         MODELS.build(HEAD | settings)
 
 

@@ -47,7 +47,7 @@ def test_three_channels_are_as_in_mmseg() -> None:
     [
         (dict(mean=[1.0] * 4, std=[1.0] * 3), "mean has 4 values and std 3"),
         (dict(mean=[], std=[]), "mean has 0 values"),
-        (dict(mean=[1.0] * 4, std=[1.0] * 4, bgr_to_rgb=True), "images of three, and mean has 4"),
+        (dict(mean=[1.0] * 4, std=[1.0] * 4, bgr_to_rgb=True), "three channels, but mean has 4"),
     ],
 )
 def test_settings_that_do_not_fit(config: dict[str, Any], message: str) -> None:

@@ -181,7 +181,7 @@ def test_it_is_named_in_the_log_and_registered() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match=r"warm_up_iters is 0 or more, got -1"):
+    with pytest.raises(ValueError, match=r"warm_up_iters must be at least 0, got -1"):
         SILogLoss(warm_up_iters=-1)
     with pytest.raises(ValueError, match=r"\(2, 1, 4, 4\) and \(2, 4, 4\)"):
         SILogLoss()(torch.ones(2, 1, 4, 4), torch.ones(2, 4, 4))

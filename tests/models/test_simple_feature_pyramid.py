@@ -120,7 +120,7 @@ def test_of_several_maps_the_last_is_read() -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="num_outs"):
         SimpleFeaturePyramid(8, num_outs=3)
-    with pytest.raises(ValueError, match=r"4, 2, 1 and 0\.5; got 3"):
+    with pytest.raises(ValueError, match=r"4, 2, 1 or 0\.5; got 3"):
         SimpleFeaturePyramid(8, scales=(3,))
 
 

@@ -200,7 +200,7 @@ def test_a_data_set_of_other_classes_is_refused(mode: str) -> None:
 
 
 def test_an_odd_batch_cannot_be_mixed() -> None:
-    with pytest.raises(ValueError, match=r"even size, got one of 3.*drop_last"):
+    with pytest.raises(ValueError, match=r"even size, got 3 images.*drop_last"):
         classifier(mixing=CUTMIX).train()(images(3), samples(0, 1, 2), mode="loss")
 
 
@@ -210,5 +210,5 @@ def test_mixing_that_mixes_nothing_is_refused() -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="'loss', 'predict' or 'tensor'; got 'logits'"):
+    with pytest.raises(ValueError, match="'loss', 'predict' or 'tensor', got 'logits'"):
         classifier()(images(), mode="logits")

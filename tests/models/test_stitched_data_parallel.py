@@ -562,7 +562,7 @@ def test_a_gradient_that_no_stitch_accounts_for_is_an_error(make_pair: Callable[
     losses = wrapped(**make_batch(0), mode="loss")
     assert wrapped.backbone.drawn.name == "S"
     stray = wrapped.module.get_parameter(NAME)
-    with pytest.raises(RuntimeError, match=f"{NAME} got a gradient, though no stitch drawn"):
+    with pytest.raises(RuntimeError, match=f"{NAME} got a gradient, but no stitch drawn"):
         (sum(losses.values()) + stray.sum()).backward()
     wrapped.zero_grad()
     backward(wrapped)

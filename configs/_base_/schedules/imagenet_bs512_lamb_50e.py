@@ -13,7 +13,6 @@ val_cfg = dict(type="mmsnnet.StitchValLoop")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 auto_scale_lr = dict(base_batch_size=512, enable=False)
 default_hooks = dict(
-    runtime_info=dict(type="mmsnnet.DeferredRuntimeInfoHook"),
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=100),
     param_scheduler=dict(type="ParamSchedulerHook"),

@@ -14,7 +14,6 @@ train_cfg = dict(type="mmsnnet.StitchEpochBasedTrainLoop", max_epochs=100, val_i
 val_cfg = dict(type="mmsnnet.StitchValLoop")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 default_hooks = dict(
-    runtime_info=dict(type="mmsnnet.DeferredRuntimeInfoHook"),
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),

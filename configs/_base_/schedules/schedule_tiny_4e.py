@@ -13,7 +13,6 @@ train_cfg = dict(type="mmsnnet.StitchEpochBasedTrainLoop", max_epochs=4, val_int
 val_cfg = dict(type="mmsnnet.StitchValLoop", stitches="anchors")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 default_hooks = dict(
-    runtime_info=dict(type="mmsnnet.DeferredRuntimeInfoHook"),
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),

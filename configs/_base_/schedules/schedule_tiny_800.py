@@ -14,7 +14,6 @@ train_cfg = dict(type="mmsnnet.StitchIterBasedTrainLoop", max_iters=800, val_int
 val_cfg = dict(type="mmsnnet.StitchValLoop", stitches="anchors")
 test_cfg = dict(type="mmsnnet.StitchTestLoop")
 default_hooks = dict(
-    runtime_info=dict(type="mmsnnet.DeferredRuntimeInfoHook"),
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),

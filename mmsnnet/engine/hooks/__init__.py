@@ -1,6 +1,5 @@
 from mmsnnet.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
 from mmsnnet.engine.hooks.consistency_hook import ConsistencyHook
-from mmsnnet.engine.hooks.deferred_runtime_info_hook import DeferredRuntimeInfoHook
 from mmsnnet.engine.hooks.progress_hook import ProgressHook
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.hooks.stitch_init_hook import StitchInitHook
@@ -10,7 +9,6 @@ from mmsnnet.engine.hooks.strict_load_hook import StrictLoadHook
 __all__ = [
     "AtomicCheckpointHook",
     "ConsistencyHook",
-    "DeferredRuntimeInfoHook",
     "ProgressHook",
     "ResumeHook",
     "StitchInitHook",

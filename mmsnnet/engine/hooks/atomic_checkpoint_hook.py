@@ -20,7 +20,6 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 import mmsnnet.engine.atomic_backend  # noqa: F401  writes of mmengine's become atomic
@@ -34,6 +33,7 @@ from mmsnnet.engine.latest_checkpoint import (
     name_pattern,
 )
 from mmsnnet.engine.ranks import fail_together
+from mmsnnet.engine.sharding import is_sharded
 from mmsnnet.errors import UserError
 from mmsnnet.files.writing import abandoned_files, write_atomically
 from mmsnnet.registry import HOOKS
@@ -311,7 +311,7 @@ def _checkpoint_size(runner: AnyRunner) -> tuple[int, int]:
     wrapper = runner.optim_wrapper
     wrappers = list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     optimizer = sum(_state_size(wrapper.optimizer) for wrapper in wrappers)
-    if any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()):
+    if is_sharded(runner.model):
         weights, optimizer = map(sum, zip(*all_gather_object((weights, optimizer)), strict=True))
     records = RECORDS + HISTORY * min(runner.max_iters, LONGEST_HISTORY)
     return weights + records, optimizer

@@ -16,18 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mmsnnet.evaluation.metric_names import main_metric
 from mmsnnet.registry import HOOKS
 
-# Iterations whose mean loss is shown, and after how many it is shown anew.
+# The line shows the mean loss of this many iterations, and changes as often.
 WINDOW = 50
-# To a file or pipe, lines for a whole run.
+# Lines for a whole run in a file or pipe.
 LINES = 4
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Shows one line of progress in training: iterations, loss, the time that is left, and the last validation.
+    """Show one line of progress in training: iterations, loss, remaining time, and the last validation.
 
-    On a terminal the line is renewed in place; to a file or pipe there is a line after each quarter of the run. The
-    tools use it in place of the log (``--quiet``).
+    On a terminal the line changes in place. A file or pipe gets a line after each quarter of the run. The tools use
+    the hook in place of the log (``--quiet``).
     """
 
     priority = "VERY_LOW"
@@ -46,7 +46,7 @@ class ProgressHook(Hook):
         )
         self._task = self._progress.add_task("", total=runner.max_iters, completed=runner.iter)
         self._progress.start()
-        atexit.register(self._progress.stop)  # gives the cursor back where the run ends by an error
+        atexit.register(self._progress.stop)  # shows the cursor again if the run ends with an error
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = runner.iter + 1
@@ -64,8 +64,8 @@ class ProgressHook(Hook):
         self._progress.update(self._task, description=self._figures(runner))
         self._progress.stop()
         atexit.unregister(self._progress.stop)
-        took = _clock(time.monotonic() - self._start)
-        self._print(f"{runner.iter}/{runner.max_iters}  {self._figures(runner)}  in {took}")
+        duration = _clock(time.monotonic() - self._start)
+        self._print(f"{runner.iter}/{runner.max_iters}  {self._figures(runner)}  in {duration}")
 
     def _figures(self, runner: Runner) -> str:
         hub = runner.message_hub
@@ -82,7 +82,7 @@ def _clock(seconds: float) -> str:
 
 
 def _main_metrics(metrics: Mapping[str, Any]) -> str:
-    """The metric that the task is known by, of each stitch that was validated."""
+    """The task's main metric for each validated stitch."""
     main = main_metric(metrics)
     if main is None:
         return ""

@@ -11,11 +11,11 @@ from mmsnnet.registry import HOOKS
 
 @HOOKS.register_module()
 class StitchLogHook(Hook):
-    """Logs ``flops_share`` in training: the FLOPs of the stitch that was drawn over those of the costliest one, with
-    the taps of training.
+    """Log ``flops_share`` in training: FLOPs of the drawn stitch over those of the costliest.
 
-    The loss depends on the stitch that was drawn. For a mean over the same iterations as the loss's, rather than the
-    last one, the log processor's ``mean_pattern`` names ``flops_share`` too (``configs/_base_/default_runtime.py``).
+    Both count the taps of training. The loss depends on the stitch that was drawn, so the log should average the two
+    over the same iterations: name ``flops_share`` in the log processor's ``mean_pattern``, as
+    ``configs/_base_/default_runtime.py`` does.
     """
 
     def before_train(self, runner: Runner) -> None:

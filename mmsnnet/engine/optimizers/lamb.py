@@ -1,4 +1,4 @@
-"""LAMB (arXiv 1904.00962), timm's, for configs: ``optimizer=dict(type="mmsnnet.Lamb", ...)``."""
+"""timm's LAMB (arXiv 1904.00962) for configs: ``optimizer=dict(type="mmsnnet.Lamb", ...)``."""
 
 from timm.optim import Lamb
 

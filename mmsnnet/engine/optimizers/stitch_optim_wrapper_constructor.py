@@ -13,22 +13,21 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Size, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import SGD, Optimizer
 
-from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone
+from mmsnnet.engine.sharding import parameter_shapes
+from mmsnnet.models import find_stitched_backbone
 from mmsnnet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmsnnet.stitching import Anchor, StitchedNetwork
-from mmsnnet.stitching.anchors.plain import CLASSIFIER_MODULES
 
 DEFAULTS = dict(anchor_lr_mult=1.0, stitching_lr_mult=1.0, head_lr_mult=1.0, layer_decay_rate=1.0)
-# Parameters of more than one dimension that are not decayed either, by the last part of their name.
+# Parameters with several dimensions that weight decay spares too, by the last part of their name.
 NOT_DECAYED = ("bias", "pos_embed", "freqs", "cls_token", "reg_token", "dist_token", "relative_position_bias_table")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Parameter groups for a model with a stitched backbone, in any toolbox; printed as a table at the start.
+    """Parameter groups for a model with a stitched backbone, in any toolbox; logged as a table.
 
     The learning rate of a parameter is that of the optimizer, times
 
@@ -36,15 +35,15 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
       and ViTDet: layer 0 is the stem, layer ``i + 1`` block ``i`` with its relative-position bias, and layer
       ``depth + 1`` the norm after the last block. Each anchor counts its own layers;
     - ``stitching_lr_mult`` in a stitching layer;
-    - ``head_lr_mult`` in all else: necks, decode heads, and the anchors' classification heads.
+    - ``head_lr_mult`` elsewhere: necks, decode heads, and the anchors' classification heads.
 
-    Weight decay spares parameters of at most one dimension (biases, norms, layer scale), position embeddings, rotary
-    frequencies, class and register tokens and relative-position biases, wherever they are. It does act on the low-rank
-    updates of stitching layers, which it draws towards none, that is towards the least-squares solution. Parameters
-    without gradient (frozen anchors, the base weights of stitching layers) are in no group.
+    Weight decay spares parameters with at most one dimension (biases, norms, layer scale), position embeddings, rotary
+    frequencies, class and register tokens and relative-position biases everywhere. It acts on the low-rank updates of
+    stitching layers, and so draws a layer towards its least-squares solution. Frozen parameters (frozen anchors, the
+    base weights of stitching layers) are in no group.
 
     Args:
-        optim_wrapper_cfg: of the wrapper, with ``optimizer``, which sets ``lr``.
+        optim_wrapper_cfg: the wrapper's config; its ``optimizer`` sets ``lr``.
         paramwise_cfg: any of the four keys above, 1.0 by default; ``layer_decay_rate`` is at most 1.
 
     Raises:
@@ -53,40 +52,33 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
-        given = dict(paramwise_cfg or {})
-        unknown = [key for key in given if key not in DEFAULTS]
+        settings = dict(paramwise_cfg or {})
+        unknown = [key for key in settings if key not in DEFAULTS]
         if unknown:
             raise ValueError(
                 f"optim_wrapper.paramwise_cfg: unknown key {', '.join(map(repr, unknown))}; "
-                f"mmsnnet.StitchOptimWrapperConstructor knows {', '.join(DEFAULTS)}"
+                f"mmsnnet.StitchOptimWrapperConstructor takes {', '.join(DEFAULTS)}"
             )
-        for key, value in given.items():
+        for key, value in settings.items():
             if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"optim_wrapper.paramwise_cfg.{key} is a number, got {value!r}")
+                raise TypeError(f"optim_wrapper.paramwise_cfg.{key} must be a number, got {value!r}")
             if not 0 < value < math.inf or (key == "layer_decay_rate" and value > 1):
-                wanted = "above 0 and at most 1" if key == "layer_decay_rate" else "above 0"
-                raise ValueError(f"optim_wrapper.paramwise_cfg.{key} is {wanted}, got {value}")
-        # Never empty: without options mmengine's class would put all parameters into one group, norms included.
-        super().__init__(optim_wrapper_cfg, DEFAULTS | given)
+                allowed = "above 0 and at most 1" if key == "layer_decay_rate" else "above 0"
+                raise ValueError(f"optim_wrapper.paramwise_cfg.{key} must be {allowed}, got {value}")
+        # Never empty: without options, mmengine's class puts all parameters into one group, norms included.
+        super().__init__(optim_wrapper_cfg, DEFAULTS | settings)
         if self.base_lr is None:
-            raise ValueError("optim_wrapper.optimizer needs lr, which the groups of parameters take their rates from")
-        # Of parameters of which a process holds a piece, the shapes as a whole.
-        self._shapes: dict[nn.Parameter, Size] = {}
+            raise ValueError("optim_wrapper.optimizer has no lr, which the rates of all parameter groups depend on")
+        self._shapes: Mapping[nn.Parameter, Size] = {}
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """The wrapper of an optimizer whose groups are those of ``model``, wrapped or not.
+        """Build the optimizer wrapper for a model, which may be wrapped for distributed training.
 
         Raises:
-            TypeError: the model is sharded by a wrapper that does not tell the shapes of whole parameters.
-            ValueError: the optimizer cannot train what a stitch leaves out: PyTorch's fused SGD with momentum.
+            TypeError: mmengine's own sharding wraps the model.
+            ValueError: the optimizer needs gradients of all parameters: PyTorch's fused SGD with momentum.
         """
-        if isinstance(model, StitchedFullyShardedDataParallel):
-            self._shapes = model.shapes
-        elif isinstance(model, FullyShardedDataParallel):
-            raise TypeError(
-                f"{type(model).__name__} hides which parameters are vectors, which are not decayed, and moves what a "
-                "stitch does not use: set strategy=dict(type='mmsnnet.FSDPStrategy')"
-            )
+        self._shapes = parameter_shapes(model)
         wrapper = super().__call__(model)
         _refuse_fused_momentum(wrapper.optimizer, model)
         if is_main_process():
@@ -95,8 +87,10 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return wrapper
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs: Any) -> None:
-        """Appends the groups of ``module`` to ``params``: one for each part, layer and decay, in the order in which the
-        model has its parameters, so that a resumed optimizer finds its groups again."""
+        """Append the groups of ``module`` to ``params``, one for each part, layer and decay.
+
+        They are in the order of the model's parameters, so that a resumed optimizer finds its groups again.
+        """
         places = self._backbone_places(find_stitched_backbone(module).network)
         elsewhere = ("head", "", self.paramwise_cfg["head_lr_mult"])
         groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
@@ -104,8 +98,7 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if not parameter.requires_grad:
                 continue
             part, layer, lr_mult = places.get(parameter, elsewhere)
-            shape = self._shapes.get(parameter, parameter.shape)
-            decayed = len(shape) > 1 and name.rpartition(".")[2] not in NOT_DECAYED
+            decayed = len(self._shapes[parameter]) > 1 and name.rpartition(".")[2] not in NOT_DECAYED
             group = dict(params=[], part=part, layer=layer, lr=self.base_lr * lr_mult)
             if not decayed:
                 group["weight_decay"] = 0.0
@@ -113,42 +106,47 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         params.extend(groups.values())
 
     def _backbone_places(self, network: StitchedNetwork) -> dict[nn.Parameter, tuple[str, str, float]]:
-        """Part, layer and multiple of the learning rate of each parameter of anchors and stitching layers."""
+        """Part, layer and learning-rate factor of each parameter in anchors and stitching layers."""
         rate, lr_mult = self.paramwise_cfg["layer_decay_rate"], self.paramwise_cfg["anchor_lr_mult"]
         places = {
             p: ("stitching layers", "", self.paramwise_cfg["stitching_lr_mult"]) for p in network.layers.parameters()
         }
         for index in range(len(network.anchors)):
             anchor = network.anchor(index)
-            for name, parameter in anchor.named_parameters():
-                layer = _layer(anchor, name)
-                if layer is not None:
-                    # Without decay over layers, one group serves the whole anchor.
-                    label = _layer_name(anchor, layer) if rate < 1 else ""
-                    places[parameter] = (f"anchor {index}", label, lr_mult * rate ** (anchor.depth + 1 - layer))
+            for parameter, layer in _layers(anchor).items():
+                # Without layer-wise decay, one group holds the whole anchor.
+                label = _layer_name(anchor, layer) if rate < 1 else ""
+                places[parameter] = (f"anchor {index}", label, lr_mult * rate ** (anchor.depth + 1 - layer))
         return places
 
 
 def _refuse_fused_momentum(optimizer: Optimizer, model: nn.Module) -> None:
-    """PyTorch 2.11 fails in the step that has a parameter's first gradient after that of others: a TypeError about
-    NoneType, maybe hours into a run."""
+    """Refuse PyTorch's fused SGD with momentum.
+
+    PyTorch 2.11 fails with a TypeError about NoneType in the step in which a parameter gets its first gradient later
+    than others, maybe hours into a run.
+    """
     several = len(find_stitched_backbone(model).space) > 1
     if several and isinstance(optimizer, SGD) and any(g["fused"] and g["momentum"] for g in optimizer.param_groups):
         raise ValueError(
-            "PyTorch's SGD with momentum and fused=True needs the first gradients of all parameters in one step, where "
-            "each stitch trains its own: set foreach=True in optim_wrapper.optimizer, or leave out fused"
+            "PyTorch's SGD with momentum and fused=True needs the first gradients of all parameters in one step, but "
+            "each stitch trains only some: set foreach=True in optim_wrapper.optimizer, or leave out fused"
         )
 
 
-def _layer(anchor: Anchor, name: str) -> int | None:
-    """The layer of an anchor that its parameter ``name`` belongs to: 0 the stem, ``i + 1`` block ``i``, ``depth + 1``
-    the norm after the last block; None for the classification head."""
-    module, _, inner = name.removeprefix("model.").partition(".")
-    if module == "blocks":
-        return int(inner.partition(".")[0]) + 1
-    if module in ("head", "head_dist"):
-        return None
-    return anchor.depth + 1 if module in CLASSIFIER_MODULES else 0
+def _layers(anchor: Anchor) -> dict[nn.Parameter, int]:
+    """The layer of each parameter of an anchor, the classification head left out.
+
+    Layer 0 is the stem, layer ``i + 1`` block ``i``, layer ``depth + 1`` the norm after the last block.
+    """
+    classifier = anchor.model.get_classifier()  # timm's distilled models have two heads
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    in_heads = {parameter for head in heads for parameter in head.parameters()}
+    layers: dict[nn.Parameter, int] = {}
+    for component in anchor.components:
+        layer = {"block": component.block + 1, "classifier": anchor.depth + 1}.get(component.role, 0)
+        layers |= {parameter: layer for parameter in anchor.parameters_of(component) if parameter not in in_heads}
+    return layers
 
 
 def _layer_name(anchor: Anchor, layer: int) -> str:
@@ -163,7 +161,7 @@ def _table(groups: Sequence[dict[str, Any]], shapes: Mapping[nn.Parameter, Size]
     for column in ("lr", "weight decay", "tensors", "parameters"):
         table.add_column(column, justify="right")
     for group in groups:
-        size = sum(math.prod(shapes.get(parameter, parameter.shape)) for parameter in group["params"])
+        size = sum(math.prod(shapes[parameter]) for parameter in group["params"])
         names = [group["part"], group["layer"]] if with_layers else [group["part"]]
         numbers = (f"{group['lr']:.3g}", f"{group['weight_decay']:.3g}", f"{len(group['params'])}", f"{size:,}")
         table.add_row(*names, *numbers)

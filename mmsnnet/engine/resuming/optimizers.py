@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
-from torch.distributed.fsdp._common_utils import clean_tensor_name
 from torch.optim import Optimizer
 
 from mmsnnet.engine.resuming.difference import Difference, Verdict, kept, refused, replaced
-from mmsnnet.models import StitchedFullyShardedDataParallel
+from mmsnnet.engine.sharding import clean_tensor_name, parameter_shapes
 from mmsnnet.models.checkpoint import unwrapped_model
 
 Group = Mapping[str, Any]
@@ -82,7 +81,7 @@ class _Parameters:
         named = unwrapped_model(model).named_parameters()
         self.names = {parameter: clean_tensor_name(name) for name, parameter in named}
         self.by_name = {name: parameter for parameter, name in self.names.items()}
-        self._shapes = model.shapes if isinstance(model, StitchedFullyShardedDataParallel) else {}
+        self._shapes = parameter_shapes(model)
 
     def name(self, parameter: nn.Parameter) -> str:
         return self.names.get(parameter, "a parameter outside the model")

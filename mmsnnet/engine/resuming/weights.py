@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
-from torch.distributed.fsdp._common_utils import clean_tensor_name
 
 from mmsnnet.engine.resuming.difference import Difference, refused
+from mmsnnet.engine.sharding import clean_tensor_name, state_shapes
 from mmsnnet.errors import SettingError
 from mmsnnet.files.reading import listed, misfits, shapes
-from mmsnnet.models import StitchedFullyShardedDataParallel
 from mmsnnet.models.checkpoint import DRAWS, model_weights, unwrapped_model
 from mmsnnet.stitching.anchors.plain import PlainAnchor
 from mmsnnet.stitching.anchors.positions import GRID, recorded_grid
@@ -105,9 +104,7 @@ def weight_shapes(model: nn.Module) -> Shapes:
 
     Of a sharded model, the shapes of the whole tensors, without communication.
     """
-    if isinstance(model, StitchedFullyShardedDataParallel):
-        return _without_records(model.state_shapes)
-    return _without_records(shapes(unwrapped_model(model).state_dict()))
+    return _without_records(state_shapes(model))
 
 
 def _without_records(named: Mapping[str, object]) -> Shapes:

@@ -23,7 +23,8 @@ from mmsnnet.engine.mmengine_private import parse_losses
 from mmsnnet.engine.runner.labels import check_first_batch, keeps_nothing
 from mmsnnet.engine.runner.metric_warnings import absent_classes_warning
 from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths, replaced_attributes
-from mmsnnet.models import StitchedBackbone, StitchedFullyShardedDataParallel
+from mmsnnet.engine.sharding import refuse_uneven_batches
+from mmsnnet.models import StitchedBackbone
 from mmsnnet.stitching import Stitch
 
 # The most host memory, in bytes, that the metrics of one pass may hold, unless the number of stitches is given.
@@ -146,21 +147,6 @@ class StitchPass:
         all_reduce(needed, op="max")
         fitting = max(1, int(HOST_MEMORY / max(float(needed), 1.0)))
         self.results = dict(list(self.results.items())[:fitting])
-
-
-def refuse_uneven_batches(model: nn.Module, dataloader: DataLoader, stage: str) -> None:
-    """All ranks raise a RuntimeError where a sharded model is to evaluate more batches on some than on others.
-    ``stage`` is what the config has the loader for: ``'test'`` or ``'val'``."""
-    if not isinstance(model, StitchedFullyShardedDataParallel):
-        return
-    least, most = torch.tensor(len(dataloader)), torch.tensor(len(dataloader))
-    all_reduce(least, op="min")
-    all_reduce(most, op="max")
-    if least < most:
-        raise RuntimeError(
-            f"some ranks have {least} batches and some {most}, and those of a model that is sharded have to run "
-            f"together: set {stage}_dataloader.sampler.round_up=True"
-        )
 
 
 def copied_evaluator(evaluator: Evaluator) -> Evaluator:

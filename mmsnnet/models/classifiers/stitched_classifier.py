@@ -18,22 +18,21 @@ from mmsnnet.registry import MODELS
 
 @MODELS.register_module()
 class StitchedClassifier(BaseModel):
-    """An image classifier whose every stitch ends in the norm and head of the anchor that it ends in (SN-Netv2, arXiv
-    2307.00154).
+    """Image classifier: each stitch ends in the norm and head of its last anchor.
 
-    Images (B, 3, H, W) give logits (B, K). The loss is the cross entropy against targets (B, K), which label smoothing
-    and mixing (CutMix, arXiv 1905.04899; mixup, arXiv 1710.09412) make soft.
+    Images (B, 3, H, W) give logits (B, K) (SN-Netv2, arXiv 2307.00154). The loss is the cross entropy against targets
+    (B, K), which label smoothing and mixing (CutMix, arXiv 1905.04899; mixup, arXiv 1710.09412) make soft.
 
     Args:
         backbone: an ``mmsnnet.StitchedViT``, the same dict as in a segmentor or a detector.
-        num_classes: K; the data set has as many.
-        mixing: of ``timm.data.Mixup``, such as ``dict(mixup_alpha=0.0, cutmix_alpha=1.0, label_smoothing=0.1)``; None
-            takes the labels as they are. What it draws is a function of the backbone's ``seed``, of its number of draws
-            and of the rank, so that a resumed run goes on with the draws that it would have made.
+        num_classes: K, as in the data set.
+        mixing: arguments of ``timm.data.Mixup``, such as ``dict(mixup_alpha=0.0, cutmix_alpha=1.0,
+            label_smoothing=0.1)``; None for hard labels. Its draws are a function of the backbone's ``seed`` and
+            number of draws and of the rank, so that a resumed run repeats them.
         data_preprocessor, init_cfg: as of any mmengine model.
 
     Raises:
-        ValueError: ``mixing`` mixes nothing, though its probability says that it should.
+        ValueError: ``mixing`` has a probability above 0, but no alpha above 0.
     """
 
     def __init__(
@@ -57,26 +56,25 @@ class StitchedClassifier(BaseModel):
     def forward(
         self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None, mode: str = "tensor"
     ) -> Tensor | dict[str, Tensor] | list[BaseDataElement]:
-        """What :meth:`loss` (mode ``'loss'``) or :meth:`predict` (mode ``'predict'``) returns, or the logits (B, K)
-        (mode ``'tensor'``)."""
+        """Logits (B, K) in mode ``'tensor'``, :meth:`loss` in mode ``'loss'``, :meth:`predict` in ``'predict'``."""
         if mode == "loss":
             return self.loss(inputs, data_samples or ())
         if mode == "predict":
             return self.predict(inputs, data_samples)
         if mode == "tensor":
             return self.backbone(inputs)
-        raise ValueError(f"mode is 'loss', 'predict' or 'tensor'; got {mode!r}")
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
 
     def loss(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
-        """The loss of images (B, 3, H, W), which mixing changes in place, with the samples' ``gt_label``.
+        """The loss of images (B, 3, H, W) with the samples' ``gt_label``. Mixing changes the images in place.
 
         Raises:
-            ValueError: the data set has another number of classes, or an odd batch is to be mixed.
+            ValueError: the data set has another number of classes, or mixing gets an odd batch.
         """
         self._check(data_samples)
         if self.mixing and len(inputs) % 2:
             raise SettingError(
-                f"mixing takes batches of an even size, got one of {len(inputs)}: change train_dataloader.batch_size, "
+                f"mixing needs batches of an even size, got {len(inputs)} images: change train_dataloader.batch_size, "
                 "or set train_dataloader.drop_last=True"
             )
         labels = torch.tensor([sample.gt_label for sample in data_samples], pin_memory=inputs.is_cuda)
@@ -86,7 +84,7 @@ class StitchedClassifier(BaseModel):
         return dict(loss=self.criterion(self.backbone(inputs), targets))
 
     def predict(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None) -> list[BaseDataElement]:
-        """The samples (new ones, where there are none) with ``logits`` (K,) and ``pred_label``, a tensor of one number.
+        """The samples, or new ones, with ``logits`` (K,) and ``pred_label``, a tensor of one number.
 
         Raises:
             ValueError: the data set has another number of classes.
@@ -105,12 +103,12 @@ class StitchedClassifier(BaseModel):
             if classes != self.num_classes:
                 raise SettingError(
                     f"the data set has {classes} classes ({sample.get('img_path')} is one of its images), the model "
-                    f"{self.num_classes}: set model.num_classes, or data_root to the folder meant"
+                    f"{self.num_classes}: set model.num_classes, or data_root to the right folder"
                 )
 
     def _mix(self, mixing: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) and labels (B,), mixed, as images and soft targets (B, K)."""
-        # timm draws from NumPy's global generator, which mmengine seeds alike on all ranks and does not resume.
+        """Mix images (B, 3, H, W) and labels (B,) to images and soft targets (B, K)."""
+        # timm draws from NumPy's global generator, which mmengine seeds equally on all ranks and does not resume.
         state = np.random.get_state()
         np.random.seed([self.backbone.seed % 2**32, self.backbone.draws, dist.get_rank()])
         try:

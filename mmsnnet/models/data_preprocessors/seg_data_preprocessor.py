@@ -1,4 +1,4 @@
-"""mmseg's preprocessor for images of any number of channels."""
+"""mmseg's preprocessor for images with any number of channels."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from mmsnnet.registry import MODELS
 
 @MODELS.register_module()
 class SegDataPreProcessor(_SegDataPreProcessor):
-    """mmseg's ``SegDataPreProcessor`` with a mean and a deviation for each of any number of channels.
+    """mmseg's ``SegDataPreProcessor`` for any number of channels, each with its mean and deviation.
 
     Args:
-        mean, std: one value for each channel of the images as they are loaded, or one for all.
-        kwargs: as of mmseg's; ``bgr_to_rgb`` and ``rgb_to_bgr`` are for three channels.
+        mean, std: one value for each channel of the loaded images, or one for all.
+        kwargs: as of mmseg's; ``bgr_to_rgb`` and ``rgb_to_bgr`` need three channels.
 
     Raises:
-        SettingError: ``mean`` and ``std`` have different numbers of values, or channels are to be swapped that are not
-            three.
+        SettingError: ``mean`` and ``std`` have different numbers of values, or channels are to be swapped although
+            there are not three.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], **kwargs: Any) -> None:
-        super().__init__(mean=None, std=None, **kwargs)
+        super().__init__(mean=[0.0], std=[1.0], **kwargs)  # mmseg takes 1 or 3 values; the buffers follow below
         if len(mean) != len(std) or not len(mean):
             raise SettingError(
                 f"data_preprocessor.mean has {len(mean)} values and std {len(std)}: give one for each channel, or one"
             )
-        if self._channel_conversion and len(mean) not in (1, 3):
+        if (kwargs.get("bgr_to_rgb") or kwargs.get("rgb_to_bgr")) and len(mean) not in (1, 3):
             raise SettingError(
-                f"data_preprocessor: bgr_to_rgb and rgb_to_bgr swap the channels of images of three, and mean has "
+                f"data_preprocessor: bgr_to_rgb and rgb_to_bgr need images with three channels, but mean has "
                 f"{len(mean)} values: leave them out"
             )
-        self._enable_normalize = True
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), False)
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)

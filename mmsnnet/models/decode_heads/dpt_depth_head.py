@@ -15,31 +15,29 @@ from mmsnnet.registry import MODELS
 
 @MODELS.register_module()
 class DPTDepthHead(DPTHead):
-    """DPT (arXiv 2103.13413) for depth: mmseg's ``DPTHead`` with one output, ``min_depth + (max_depth - min_depth) *
-    sigmoid(x)``, in the unit of the ground truth, metres as a rule.
+    """DPT (arXiv 2103.13413) for depth: mmseg's ``DPTHead`` with one bounded output.
 
-    The sigmoid keeps each prediction inside of the range that is trained and measured, so that its logarithm is finite.
-    With a ReLU in its place pixels that start below zero, about half of them, would get no gradient.
+    Four taps, from the shallowest to the deepest, each a map (B, C, h, w) with its class token (B, C), give a depth map
+    (B, 1, 8h, 8w), which has half the image's side at patch size 16. For the loss and for predictions it is resized to
+    the ground truth and to the image. Depth is ``min_depth + (max_depth - min_depth) * sigmoid(x)``, in the unit of the
+    ground truth, usually metres. The sigmoid keeps each prediction in the range, so its logarithm is finite. With a
+    ReLU, the half of the pixels that starts below zero would get no gradient.
 
-    Four taps, from the shallowest to the deepest, maps (B, C, h, w) with their class tokens (B, C), give a depth map
-    (B, 1, 8h, 8w): half the side of the image at patch size 16. For the loss and for predictions it is resized to the
-    ground truth and to the image.
-
-    Ground truth outside of (``min_depth``, ``max_depth``) counts as not measured: losses get 0 there.
+    Ground truth outside (``min_depth``, ``max_depth``) counts as not measured: losses get 0 there.
 
     Args:
-        in_channels: the width of the taps, that of the largest anchor.
-        channels: of the fusion blocks.
-        post_process_channels: of the four maps that the taps are reassembled into.
-        readout_type: what becomes of the class token: ``'project'`` joins it to each patch and projects back, ``'add'``
-            adds it, ``'ignore'`` leaves it out.
+        in_channels: the width of the taps, which is that of the largest anchor.
+        channels: channels of the fusion blocks.
+        post_process_channels: channels of the four reassembled maps.
+        readout_type: use of the class token: ``'project'`` joins it to each patch and projects back, ``'add'`` adds it,
+            ``'ignore'`` omits it.
         min_depth, max_depth: the range, with 0 < ``min_depth`` < ``max_depth``.
-        loss_decode: one loss or several, of positive prediction and target (B, 1, H, W); by default the
-            scale-invariant log loss with a warm-up of 100 iterations.
+        loss_decode: one loss or several of positive prediction and target (B, 1, H, W); by default the scale-invariant
+            log loss with a warm-up of 100 iterations.
         kwargs: as of mmseg's ``DPTHead``.
 
     Raises:
-        ValueError: the range is empty or begins at or below zero.
+        ValueError: the range is empty, or starts at or below zero.
     """
 
     def __init__(
@@ -54,7 +52,7 @@ class DPTDepthHead(DPTHead):
         **kwargs: Any,
     ) -> None:
         if not 0 < min_depth < max_depth:
-            raise ValueError(f"DPTDepthHead: 0 < min_depth < max_depth, got {min_depth} and {max_depth}")
+            raise ValueError(f"DPTDepthHead: 0 < min_depth < max_depth must hold, got {min_depth} and {max_depth}")
         taps = len(post_process_channels)
         super().__init__(
             embed_dims=in_channels,
@@ -65,8 +63,8 @@ class DPTDepthHead(DPTHead):
             input_transform="multiple_select",
             channels=channels,
             num_classes=1,
-            threshold=0.0,  # of binary segmentation: unused, but mmseg warns of one channel without it
-            dropout_ratio=0.0,  # depth is a regression: dropout would shift the mean of what the last layer sees
+            threshold=0.0,  # for binary segmentation, so unused; mmseg warns of one channel without it
+            dropout_ratio=0.0,  # depth is a regression: dropout would shift the mean of the last layer's input
             loss_decode=loss_decode or dict(type="mmsnnet.SILogLoss", warm_up_iters=100),
             **kwargs,
         )
@@ -74,24 +72,24 @@ class DPTDepthHead(DPTHead):
         self.max_depth = max_depth
 
     def forward(self, inputs: Taps) -> Tensor:
-        """Four taps to a depth map (B, 1, 8h, 8w), in float32 whatever the precision.
+        """Depth map (B, 1, 8h, 8w) from four taps, in float32 at any precision of training.
 
         Raises:
-            ValueError: there are no class tokens, and the readout is another than ``'ignore'``.
+            ValueError: there are no class tokens, and the readout is not ``'ignore'``.
         """
         tokens = inputs.class_tokens
         if tokens is None:
             if self.reassemble_blocks.readout_type != "ignore":
                 raise ValueError(
-                    f"DPTDepthHead: readout_type={self.reassemble_blocks.readout_type!r} reads class tokens, and the "
-                    "anchors have none: choose others, or decode_head.readout_type='ignore'"
+                    f"DPTDepthHead: readout_type={self.reassemble_blocks.readout_type!r} needs class tokens, but the "
+                    "anchors have none: set decode_head.readout_type='ignore', or take other anchors"
                 )
             tokens = (None,) * len(inputs)
         depth = super().forward(list(zip(inputs, tokens, strict=True)))
         return self.min_depth + (self.max_depth - self.min_depth) * depth.float().sigmoid()
 
     def loss_by_feat(self, depth: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """The losses of a batch by name; depth (B, 1, h, w), ground truth in the samples' ``gt_depth_map``."""
+        """The losses by name, from depth (B, 1, h, w) and the samples' ``gt_depth_map``."""
         target = torch.stack([sample.gt_depth_map.data for sample in batch_data_samples])
         target = torch.where((target > self.min_depth) & (target < self.max_depth), target, 0.0)
         depth = resize(depth, size=target.shape[2:], mode="bilinear", align_corners=self.align_corners)

@@ -1,4 +1,4 @@
-"""``LinearHead``: a linear classifier of patches, as DINOv2 (arXiv 2304.07193) evaluates its features."""
+"""``LinearHead``: a linear classifier of patches, as in DINOv2's evaluation (arXiv 2304.07193)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class LinearHead(BaseDecodeHead):
     """Batch norm, dropout and a 1x1 convolution: a map (B, C, h, w) to logits (B, classes, h, w).
 
     Args:
-        in_channels: C of the map that ``in_index`` names; with ``input_transform='resize_concat'`` those of each of
-            the maps, which are then put together.
-        norm_cfg: of the batch norm.
-        kwargs: as of mmseg's ``BaseDecodeHead``, but for ``channels``, which follow from ``in_channels``.
+        in_channels: C of the map that ``in_index`` names; with ``input_transform='resize_concat'``, one number for
+            each map, and the maps are concatenated.
+        norm_cfg: config of the batch norm.
+        kwargs: as of mmseg's ``BaseDecodeHead``, without ``channels``, which follow from ``in_channels``.
     """
 
     def __init__(

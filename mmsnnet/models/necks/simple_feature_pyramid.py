@@ -1,4 +1,4 @@
-"""``SimpleFeaturePyramid``: the levels that detection heads read, made from the one map of a plain ViT."""
+"""``SimpleFeaturePyramid``: levels for detection heads from the single map of a plain ViT."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ from torch import Tensor, nn
 
 from mmsnnet.registry import MODELS
 
-# The layer norm over the channels of a map, for the norm_cfg of toolbox heads, which have none of the kind.
+# Layer norm over the channels of a map, for the norm_cfg of heads: the toolboxes have none.
 MODELS.register_module(name="LayerNorm2d", module=LayerNorm2d)
 
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
-    """The simple feature pyramid of ViTDet (arXiv 2203.16527, section 3): every level comes from the last map alone.
+    """The simple feature pyramid of ViTDet (arXiv 2203.16527, section 3): every level comes from the last map.
 
-    A level of twice the map's size is made by a deconvolution, one of four times by two with layer norm and GELU
-    between them, one of half the size by max pooling. A 1x1 and a 3x3 convolution follow, each with layer norm over
-    the channels. Coarser levels are subsampled from the last of these, as in FPN.
-
-    Of the backbone's maps, the last one (B, in_channels, h, w) gives ``num_outs`` maps (B, out_channels, h * scale,
-    w * scale), from the finest to the coarsest; sizes that do not divide are rounded up.
+    The backbone's last map (B, in_channels, h, w) gives ``num_outs`` maps (B, out_channels, h * scale, w * scale), from
+    the finest to the coarsest; uneven sizes are rounded up. One deconvolution makes the level of twice the map's size,
+    two with layer norm and GELU between them that of four times, max pooling that of half the size. A 1x1 and a 3x3
+    convolution follow, each with layer norm over the channels. Coarser levels subsample the last one, as in FPN.
 
     Args:
-        in_channels: of the last map, C.
-        out_channels: of each level.
-        scales: sizes of the levels over the map's, among 4, 2, 1 and 0.5; with patches of 16 these are the strides 4,
-            8, 16 and 32.
-        num_outs: levels in all, those of ``scales`` and coarser ones, each half as large as the one before.
+        in_channels: channels of the last map.
+        out_channels: channels of each level.
+        scales: sizes of the levels relative to the map, among 4, 2, 1 and 0.5; with patches of 16 these are the strides
+            4, 8, 16 and 32.
+        num_outs: number of levels: those of ``scales`` and coarser ones, each half as large as the one before.
         init_cfg: as of any mmengine module.
 
     Raises:
@@ -48,12 +46,12 @@ class SimpleFeaturePyramid(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if num_outs < len(scales):
-            raise ValueError(f"num_outs counts the {len(scales)} levels of scales and coarser ones; got {num_outs}")
+            raise ValueError(f"num_outs must be at least {len(scales)}, the number of scales; got {num_outs}")
         self.num_outs = num_outs
         self.levels = nn.ModuleList(_level(in_channels, out_channels, scale) for scale in scales)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The last of the maps, (B, in_channels, h, w), to ``num_outs`` levels; the others are left alone."""
+        """``num_outs`` levels from the last map (B, in_channels, h, w); the other maps are ignored."""
         levels = [level(maps[-1]) for level in self.levels]
         while len(levels) < self.num_outs:
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
@@ -72,11 +70,11 @@ def _level(in_channels: int, out_channels: int, scale: float) -> nn.Sequential:
 
 
 def _resize(channels: int, scale: float) -> tuple[list[nn.Module], int]:
-    """The layers that bring a map to ``scale`` times its size, and the channels that they put out."""
+    """Layers that resize a map to ``scale`` times its size, and the number of their output channels."""
     if scale == 0.5:
         return [nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)], channels
     if scale not in (1, 2, 4):
-        raise ValueError(f"the scales of a pyramid's levels are among 4, 2, 1 and 0.5; got {scale}")
+        raise ValueError(f"each of SimpleFeaturePyramid's scales must be 4, 2, 1 or 0.5; got {scale}")
     layers: list[nn.Module] = []
     while scale > 1:
         if layers:

@@ -1,4 +1,4 @@
-"""mmseg's segmentors for images that are not whole patches."""
+"""mmseg's segmentors for images whose sides are no multiple of the patch size."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mmsnnet.registry import MODELS
 
 
 class _WholePatches:
-    """Pads images to whole patches before the backbone, and cuts the padding off what the heads return.
+    """Pad images to whole patches before the backbone, and crop the heads' outputs.
 
     A backbone pads images itself, and its maps then cover the padded image. mmseg's heads resize their logits to the
-    size of the image, which squeezes predictions: at patches of 16, an image of 500 pixels is 512 wide to the backbone.
-    Here the whole segmentor sees the padded image: images (B, C, H, W) become (B, C, H', W'), where H' and W' are the
-    backbone's ``padded_size``, and logits (B, K, H', W') become (B, K, H, W). So every head, whole images, windows of
-    slide inference and images smaller than a window are right, and images of whole patches run as in mmseg.
+    size of the image, which squeezes predictions: with patches of 16, the backbone makes an image of 500 pixels 512
+    wide. Here the whole segmentor sees the padded image: images (B, C, H, W) become (B, C, H', W'), where H' and W' are
+    the backbone's ``padded_size``, and logits (B, K, H', W') become (B, K, H, W). This holds for every head, whole
+    images, windows of slide inference and images smaller than a window. Images of whole patches run as in mmseg.
 
-    In training, label maps are padded with what losses leave out: the decode head's ``ignore_index``. A backbone
-    without ``padded_size`` gets images as they are.
+    In training, label maps are padded with the decode head's ``ignore_index``, which losses leave out. A backbone
+    without ``padded_size`` gets images unchanged.
     """
 
     backbone: Any
@@ -35,17 +35,19 @@ class _WholePatches:
         if padded == (height, width):
             return super().encode_decode(inputs, batch_img_metas)
         inputs = F.pad(inputs, (0, padded[1] - width, 0, padded[0] - height))
-        # Heads resize to one of these, depending on the mode of inference.
+        # The mode of inference decides to which of these heads resize.
         metas = [{**meta, "img_shape": padded, "pad_shape": padded} for meta in batch_img_metas]
         return super().encode_decode(inputs, metas)[..., :height, :width]
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         padded = self._padded_size(inputs)
         if padded != inputs.shape[-2:]:
-            inputs, data_samples = stack_batch(list(inputs), data_samples, size=padded, seg_pad_val=self._outside())
+            inputs, data_samples = stack_batch(
+                list(inputs), data_samples, size=padded, seg_pad_val=self._label_of_padding()
+            )
         return super().loss(inputs, data_samples)
 
-    def _outside(self) -> int:
+    def _label_of_padding(self) -> int:
         heads = self.decode_head
         return (heads[-1] if isinstance(heads, nn.ModuleList) else heads).ignore_index
 
@@ -56,17 +58,17 @@ class _WholePatches:
 
 @MODELS.register_module()
 class EncoderDecoder(_WholePatches, segmentors.EncoderDecoder):
-    """mmseg's ``EncoderDecoder``, right for images that are not whole patches; see :class:`_WholePatches`."""
+    """mmseg's ``EncoderDecoder``, for images of any size; see :class:`_WholePatches`."""
 
 
 @MODELS.register_module()
 class CascadeEncoderDecoder(_WholePatches, segmentors.CascadeEncoderDecoder):
-    """mmseg's ``CascadeEncoderDecoder``, right for images that are not whole patches; see :class:`_WholePatches`."""
+    """mmseg's ``CascadeEncoderDecoder``, for images of any size; see :class:`_WholePatches`."""
 
 
 @MODELS.register_module()
 class DepthEstimator(_WholePatches, segmentors.DepthEstimator):
-    """mmseg's ``DepthEstimator``, right for images that are not whole patches; see :class:`_WholePatches`."""
+    """mmseg's ``DepthEstimator``, for images of any size; see :class:`_WholePatches`."""
 
-    def _outside(self) -> int:
-        return 0  # not measured
+    def _label_of_padding(self) -> int:
+        return 0  # marks pixels without a measurement

@@ -1,4 +1,4 @@
-"""Data-parallel training of a stitched model: gradients are averaged of what the drawn stitches have used."""
+"""Data-parallel training that averages only the gradients that the drawn stitches use."""
 
 from __future__ import annotations
 
@@ -6,50 +6,50 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.autograd import Variable
 
 from mmsnnet.models.backbones import StitchedBackbone, find_stitched_backbone
+from mmsnnet.models.torch_private import foreach_copy_, queue_callback
 from mmsnnet.registry import MODEL_WRAPPERS
 from mmsnnet.stitching import Stitch
 
 
 @MODEL_WRAPPERS.register_module()
 class StitchedDataParallel(nn.Module):
-    """Averages gradients over the ranks as ``DistributedDataParallel`` does, but only of what drawn stitches have used.
+    """Average the gradients that drawn stitches use over the ranks, as ``DistributedDataParallel`` does all gradients.
 
-    All ranks draw the same stitch, so all know which parameters a forward has used without searching the graph or
-    telling each other: those of ``trained_parameters`` of the backbone, and all outside the backbone. Their gradients
-    are gathered in buckets during the backward pass, in the order in which they arrive, and each full bucket is reduced
-    while the backward pass goes on. Afterwards each gradient is a view of its bucket. Of what no stitch has used
-    nothing is allocated, copied or sent.
+    All ranks draw the same stitch. So each knows, without a search of the graph or communication, which parameters a
+    forward uses: those of the backbone's ``trained_parameters``, and all outside the backbone. Buckets collect their
+    gradients during the backward pass, in the order in which they arrive, and each full bucket is reduced while the
+    backward pass goes on. Afterwards each gradient is a view of its bucket. Parameters that no stitch uses cost no
+    memory, copy or communication.
 
-    A parameter outside the backbone, say of a detection head without positives, may have a gradient on some ranks only;
-    the others count as zeros. Where no rank has one, ``grad`` stays None. So optimizers leave what was not used alone,
-    with its state, on one rank as on many: a parameter without gradient is not decayed, not moved by its momentum, and
-    the step is not among those that Adam's bias correction counts for it. This needs gradients set to None after a
-    step, as mmengine and PyTorch do by default, rather than to zeros (``zero_grad(set_to_none=False)``).
+    A parameter outside the backbone may have a gradient on some ranks only, such as that of a detection head without
+    positives. The other ranks count as zeros. If no rank has one, ``grad`` stays None, and the optimizer skips the
+    parameter, as it does on a single rank: no weight decay, no momentum, no step counted for Adam's bias correction.
+    This needs gradients set to None after a step, as mmengine and PyTorch do by default, not to zeros
+    (``zero_grad(set_to_none=False)``).
 
-    Under :meth:`no_sync` gradients add up on each rank, over the stitches drawn; the next backward pass outside of it
-    averages what all of them have used.
+    Under :meth:`no_sync`, gradients add up on each rank over the drawn stitches. The next backward pass outside
+    averages the gradients of all of them.
 
-    Construction gives every rank the parameters and buffers of rank 0. As for ``DistributedDataParallel``, it also
-    settles which parameters are trained; every backward pass belongs to a forward in training mode through the wrapper;
-    and checkpointing is with ``use_reentrant=False``.
+    The constructor broadcasts the parameters and buffers of rank 0. As with ``DistributedDataParallel``, it also fixes
+    which parameters are trained; every backward pass needs a forward in training mode through the wrapper; and
+    activation checkpointing needs ``use_reentrant=False``.
 
     Args:
-        module: a model of mmengine's with one ``StitchedBackbone`` in it, on its device.
-        bucket_cap_mb: the size from which on a bucket is full, in MiB.
+        module: an mmengine model with one ``StitchedBackbone`` in it, on its device.
+        bucket_cap_mb: the size from which a bucket is full, in MiB.
 
     Raises:
-        TypeError: there is no stitched backbone in the model, or more than one.
-        RuntimeError: from ``backward()``, on all ranks: a parameter has a gradient that no drawn stitch accounts for,
-            has a second one, or has one with no forward to explain it; the message names it.
+        TypeError: the model has no stitched backbone, or more than one.
+        RuntimeError: from ``backward()``, on all ranks: a parameter gets a gradient that no drawn stitch or no forward
+            explains, or a second one; the message names the parameter.
     """
 
     def __init__(self, module: nn.Module, bucket_cap_mb: float = 25) -> None:
@@ -61,13 +61,12 @@ class StitchedDataParallel(nn.Module):
         self._trained: dict[Stitch, tuple[nn.Parameter, ...]] = {}
         self._unused: set[nn.Parameter] = set()
         self._sync = True
-        # The stitches of forwards since the last reduction: those whose gradients add up, and those whose backward pass
-        # reduces.
+        # The stitches since the last reduction: of forwards under no_sync, and of those whose backward pass reduces.
         self._accumulated: dict[Stitch, None] = {}
         self._expected: dict[Stitch, None] = {}
         self._reduction: _Reduction | None = None
         _broadcast([*module.parameters(), *module.buffers()])
-        self._watch()
+        self._register_hooks()
 
     # A submodule under a second name would be in the state dict twice; a cached property is none.
     @cached_property
@@ -76,11 +75,11 @@ class StitchedDataParallel(nn.Module):
         return find_stitched_backbone(self.module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns; the backward pass through it reduces gradients."""
+        """The model's output. The backward pass through it reduces gradients."""
         before = self.backbone.draws
         output = self.module(*args, **kwargs)
         if torch.is_grad_enabled() and self.backbone.draws > before:
-            self._reduction = None  # of a backward pass that an error has ended
+            self._reduction = None  # left over if an error has ended a backward pass
             sampler, space = self.backbone.sampler(), self.backbone.space
             drawn = dict.fromkeys(space[sampler.draw(n)] for n in range(before, self.backbone.draws))
             if self._sync:
@@ -92,7 +91,7 @@ class StitchedDataParallel(nn.Module):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Lets the gradients of forwards inside add up on each rank instead of being reduced."""
+        """Accumulate the gradients of forwards inside on each rank instead of reducing them."""
         before, self._sync = self._sync, False
         try:
             yield
@@ -100,7 +99,7 @@ class StitchedDataParallel(nn.Module):
             self._sync = before
 
     def train_step(self, data: dict | tuple | list, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
-        """One step on a batch as of mmengine's models, with gradients reduced; returns the losses to log."""
+        """Train on a batch as mmengine's models do, with reduced gradients; returns the losses to log."""
         with optim_wrapper.optim_context(self):
             data = self.module.data_preprocessor(data, training=True)
             losses = self(**data, mode="loss") if isinstance(data, Mapping) else self(*data, mode="loss")
@@ -109,61 +108,61 @@ class StitchedDataParallel(nn.Module):
         return log_vars
 
     def val_step(self, data: dict | tuple | list) -> list:
-        """The model's predictions; each rank has its own."""
+        """Predict a batch of this rank."""
         return self.module.val_step(data)
 
     def test_step(self, data: dict | tuple | list) -> list:
-        """The model's predictions; each rank has its own."""
+        """Predict a batch of this rank."""
         return self.module.test_step(data)
 
-    def _watch(self) -> None:
-        """Has each gradient announced that a backward pass has added up."""
+    def _register_hooks(self) -> None:
+        """Register a post-accumulate hook on every trained parameter."""
         # Parameters may outlive the wrapper and be wrapped again.
-        wrapper = weakref.ref(self)
+        reference = weakref.ref(self)
 
-        def arrived(parameter: nn.Parameter) -> None:
-            alive = wrapper()
-            if alive is not None:
-                alive._arrived(parameter)
+        def on_gradient(parameter: nn.Parameter) -> None:
+            if (wrapper := reference()) is not None:
+                wrapper._on_gradient(parameter)
 
         for parameter in self.module.parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(arrived)
+                parameter.register_post_accumulate_grad_hook(on_gradient)
 
-    def _arrived(self, parameter: nn.Parameter) -> None:
+    def _on_gradient(self, parameter: nn.Parameter) -> None:
         if self._reduction is None and self._expected:
             self._begin()
-        if self._reduction is not None:
-            wrong = self._reduction.refuses(parameter)
-            if wrong is None:
-                self._reduction.add(parameter)
-                # Heads have their gradients before the backbone has any. Until then nothing is launched: a head may
-                # send messages of its own in the backward pass (SyncBN), and where a rank lacks a gradient, those and
-                # buckets would not come in the same order on all ranks.
-                if parameter not in self._outside:
-                    self._reduction.launch()
-                return
-        elif self._accumulated:
+        if self._reduction is None:
+            if not self._accumulated:
+                self._fail(
+                    parameter,
+                    "a gradient, but no forward in training mode has gone through the wrapper since the last "
+                    "reduction: call the wrapper, not its module, once for each backward pass, and use "
+                    "use_reentrant=False for activation checkpointing",
+                )
             return
-        else:
-            wrong = (
-                "a gradient, and no forward in training mode has gone through the wrapper since gradients were last "
-                "reduced: call the wrapper, not its module, once for each backward pass, and checkpoint with "
-                "use_reentrant=False"
-            )
+        if problem := self._reduction.problem(parameter):
+            self._fail(parameter, problem)
+        self._reduction.add(parameter)
+        # Heads get their gradients before the backbone does. No bucket is launched until then: a head may communicate
+        # in the backward pass too (SyncBN), and if a rank lacks a gradient, the ranks would send its messages and
+        # buckets in different orders.
+        if parameter not in self._outside:
+            self._reduction.launch()
+
+    def _fail(self, parameter: nn.Parameter, problem: str) -> NoReturn:
         name = next(name for name, p in self.module.named_parameters() if p is parameter)
-        raise RuntimeError(f"StitchedDataParallel: {name} got {wrong}")
+        raise RuntimeError(f"StitchedDataParallel: {name} got {problem}")
 
     def _begin(self) -> None:
-        """Plans the reduction, at the first gradient of a backward pass."""
+        """Plan the reduction, at the first gradient of a backward pass."""
         expected = self._used_by(self._expected)
         earlier = [p for p in self._used_by(self._accumulated) if p not in expected]
         self._expected, self._accumulated = {}, {}
         order = [*reversed(earlier), *reversed(self._outside), *reversed(expected)]
-        # What no rank had a gradient for the last time would keep all behind it from being reduced before the end.
+        # Last, what no rank had a gradient for the last time: it would delay all buckets behind it to the end.
         order.sort(key=self._unused.__contains__)
         self._reduction = reduction = _Reduction(order, self.bucket_cap_mb)
-        Variable._execution_engine.queue_callback(partial(self._finish, reduction))
+        queue_callback(partial(self._finish, reduction))
         for parameter in earlier:
             if parameter.grad is not None:
                 reduction.add(parameter)
@@ -174,7 +173,7 @@ class StitchedDataParallel(nn.Module):
         self._reduction = None
 
     def _used_by(self, stitches: Iterable[Stitch]) -> dict[nn.Parameter, None]:
-        """What the stitches train, in the order of use."""
+        """The parameters that stitches train, in the order of use."""
         for stitch in stitches:
             if stitch not in self._trained:
                 self._trained[stitch] = self.backbone.trained_parameters(stitch)
@@ -185,11 +184,11 @@ class StitchedDataParallel(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._watch()
+        self._register_hooks()
 
 
 class _Bucket:
-    """Gradients of some parameters of one dtype and device, reduced together.
+    """Gradients of some parameters of one dtype and device, reduced in one message.
 
     Attributes:
         waiting: the parameters whose gradient has not arrived.
@@ -201,115 +200,119 @@ class _Bucket:
 
     @torch.no_grad()
     def launch(self) -> None:
-        """Moves the gradients into one tensor, of which they are views from now on, and starts to reduce it. After them
-        it has a flag for each parameter, in the end the part of the ranks that have its gradient; where there is none
-        here, zeros stand for it."""
+        """Copy the gradients into one tensor and start to reduce it. From now on they are views of it.
+
+        Behind the gradients it has a flag for each parameter, which is nonzero in the end if any rank has its gradient.
+        A gradient that this rank lacks counts as zeros.
+        """
         sizes = [parameter.numel() for parameter in self.parameters]
         flat = self.parameters[0].new_empty(sum(sizes) + len(sizes))
         *pieces, self._flags = flat.split([*sizes, len(sizes)])
-        self._views = list(map(_laid_out, pieces, self.parameters))
+        self._views = list(map(_with_layout, pieces, self.parameters))
         self._flags.fill_(1)
-        self._lacking = [place for place, parameter in enumerate(self.parameters) if parameter.grad is None]
-        if self._lacking:
-            torch._foreach_zero_([tensor[place] for place in self._lacking for tensor in (self._views, self._flags)])
-        held = [(p, view) for p, view in zip(self.parameters, self._views, strict=True) if p.grad is not None]
-        if held:
-            torch._foreach_copy_([view for _, view in held], [parameter.grad for parameter, _ in held])
-        for parameter, view in held:
+        self._missing = [index for index, parameter in enumerate(self.parameters) if parameter.grad is None]
+        for index in self._missing:
+            self._views[index].zero_()
+            self._flags[index] = 0
+        present = [(p, view) for p, view in zip(self.parameters, self._views, strict=True) if p.grad is not None]
+        if present:
+            foreach_copy_([view for _, view in present], [parameter.grad for parameter, _ in present])
+        for parameter, view in present:
             parameter.grad = view
-        # Before the sum, as DistributedDataParallel has it: to the bit the same, and out of the way of overflow.
+        # Scaled before the sum, as in DistributedDataParallel: the same bits, and no overflow.
         flat.mul_(1 / dist.get_world_size())
         self._work = dist.all_reduce(flat, async_op=True)
 
     def wait(self) -> list[nn.Parameter]:
-        """Lets what is done from now on find the bucket reduced, and gives parameters their gradient that other ranks
-        have one for; returns those that no rank has one for."""
-        # With NCCL this makes the stream wait, not the process; reading flags does, where a gradient is lacking.
+        """Wait for the reduction, and set gradients that only other ranks have; returns parameters without any."""
+        # With NCCL this makes the stream wait, not the process. Only reading flags waits for the device.
         self._work.wait()
-        ranks = self._flags.tolist() if self._lacking else []
-        for place in self._lacking:
-            if ranks[place]:
-                self.parameters[place].grad = self._views[place]
-        return [self.parameters[place] for place in self._lacking if not ranks[place]]
+        flags = self._flags.tolist() if self._missing else []
+        for index in self._missing:
+            if flags[index]:
+                self.parameters[index].grad = self._views[index]
+        return [self.parameters[index] for index in self._missing if not flags[index]]
 
 
 class _Reduction:
     """The reduction of the gradients of one backward pass.
 
-    Ranks reduce the same buckets in the same order, whenever each has them filled. What is left at the end of the
-    backward pass is launched then.
+    All ranks reduce the same buckets in the same order, each as soon as it is full. Buckets that are not full at the
+    end of the backward pass are launched then.
 
     Args:
-        order: the parameters, in the order in which their gradients are to be expected.
-        cap: the size from which on a bucket is full, in MiB.
+        order: the parameters, in the expected order of their gradients.
+        cap: the size from which a bucket is full, in MiB.
 
     Attributes:
         bucket_of: the bucket of each parameter.
     """
 
     def __init__(self, order: Iterable[nn.Parameter], cap: float) -> None:
-        self._buckets = [_Bucket(parameters) for parameters in _divided(order, cap * 2**20)]
+        self._buckets = [_Bucket(parameters) for parameters in _divide(order, cap * 2**20)]
         self._launched = 0
         self.bucket_of = {parameter: bucket for bucket in self._buckets for parameter in bucket.parameters}
 
-    def refuses(self, parameter: nn.Parameter) -> str | None:
-        """What is wrong with a gradient that has arrived; None if nothing is."""
+    def problem(self, parameter: nn.Parameter) -> str | None:
+        """Why a gradient should not have arrived; None if it should."""
         bucket = self.bucket_of.get(parameter)
         if bucket is None:
             return (
-                "a gradient, though no stitch drawn since the last reduction uses it: a model may use the parameters "
-                "of its backbone by the backbone's forward only"
+                "a gradient, but no stitch drawn since the last reduction uses it: a model may use parameters of its "
+                "backbone only through the backbone's forward"
             )
         if parameter not in bucket.waiting:
             return (
-                "a second gradient after the one that is being reduced: let one backward pass follow each forward, "
-                "and checkpoint with use_reentrant=False"
+                "a second gradient while the first one is being reduced: run one backward pass after each forward, "
+                "and use use_reentrant=False for activation checkpointing"
             )
         return None
 
     def add(self, parameter: nn.Parameter) -> None:
-        """Takes note of a gradient that has arrived."""
+        """Record that a gradient has arrived."""
         self.bucket_of[parameter].waiting.remove(parameter)
 
     def launch(self) -> None:
-        """Starts to reduce the buckets that are full, up to the first that is not."""
+        """Start to reduce the full buckets, up to the first that is not full."""
         while self._launched < len(self._buckets) and not self._buckets[self._launched].waiting:
             self._buckets[self._launched].launch()
             self._launched += 1
 
     def finish(self) -> set[nn.Parameter]:
-        """Reduces what is left, and returns the parameters that no rank has a gradient for."""
+        """Reduce the remaining buckets; returns the parameters for which no rank has a gradient."""
         for bucket in self._buckets[self._launched :]:
             bucket.launch()
         return {parameter for bucket in self._buckets for parameter in bucket.wait()}
 
 
-def _laid_out(piece: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A piece (N,) of a bucket in the shape of a parameter, and in its memory layout, which fused optimizers want."""
+def _with_layout(piece: Tensor, parameter: nn.Parameter) -> Tensor:
+    """View a piece (N,) of a bucket in a parameter's shape and memory layout, which fused optimizers need."""
     if parameter.is_contiguous():
         return piece.view(parameter.shape)
     return piece.as_strided(parameter.shape, torch.empty_like(parameter, device="meta").stride())
 
 
-def _divided(order: Iterable[nn.Parameter], cap: float) -> list[list[nn.Parameter]]:
-    """Parameters in buckets of one dtype and device, each closed when it has reached ``cap`` bytes; in the order in
-    which they are closed."""
+def _divide(order: Iterable[nn.Parameter], cap: float) -> list[list[nn.Parameter]]:
+    """Divide parameters into buckets of one dtype and device, each closed when it has reached ``cap`` bytes.
+
+    The buckets come in the order in which they are closed.
+    """
     closed: list[list[nn.Parameter]] = []
     opened: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
     sizes: dict[tuple[torch.dtype, torch.device], int] = {}
     for parameter in order:
-        kind = parameter.dtype, parameter.device
-        opened.setdefault(kind, []).append(parameter)
-        sizes[kind] = sizes.get(kind, 0) + parameter.numel() * parameter.element_size()
-        if sizes[kind] >= cap:
-            closed.append(opened.pop(kind))
-            del sizes[kind]
+        key = parameter.dtype, parameter.device
+        opened.setdefault(key, []).append(parameter)
+        sizes[key] = sizes.get(key, 0) + parameter.nbytes
+        if sizes[key] >= cap:
+            closed.append(opened.pop(key))
+            del sizes[key]
     return [*closed, *opened.values()]
 
 
 @torch.no_grad()
 def _broadcast(tensors: Iterable[Tensor]) -> None:
-    """Gives every rank the values of rank 0."""
+    """Broadcast the values of rank 0 to every rank."""
     for tensor in tensors:
         dense = tensor.contiguous()
         dist.broadcast(dense, 0)

@@ -1,0 +1,26 @@
+"""Training with the weights sharded over the ranks (FSDP). Other files use the functions, which take any model."""
+
+from mmsnnet.engine.sharding.fsdp_strategy import FSDPStrategy, clean_tensor_name
+from mmsnnet.engine.sharding.sharded_model import (
+    gathered,
+    is_sharded,
+    parameter_shapes,
+    refuse_stock_sharding,
+    refuse_uneven_batches,
+    run_batches,
+    state_shapes,
+)
+from mmsnnet.engine.sharding.stitched_fully_sharded_data_parallel import StitchedFullyShardedDataParallel
+
+__all__ = [
+    "FSDPStrategy",
+    "StitchedFullyShardedDataParallel",
+    "clean_tensor_name",
+    "gathered",
+    "is_sharded",
+    "parameter_shapes",
+    "refuse_stock_sharding",
+    "refuse_uneven_batches",
+    "run_batches",
+    "state_shapes",
+]

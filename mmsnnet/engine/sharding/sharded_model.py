@@ -1,0 +1,108 @@
+"""One set of functions for models whose weights are sharded over the ranks, and for those that are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import torch
+from mmengine import dist
+from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
+from mmengine.runner import Runner
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from mmsnnet.engine.sharding.fsdp_strategy import FSDPStrategy
+from mmsnnet.engine.sharding.stitched_fully_sharded_data_parallel import StitchedFullyShardedDataParallel
+from mmsnnet.files.reading import shapes
+from mmsnnet.models.checkpoint import unwrapped_model
+
+Batch = TypeVar("Batch")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a rank holds only a part of some weights."""
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in model.parameters()
+    )
+
+
+def parameter_shapes(model: nn.Module) -> Mapping[nn.Parameter, torch.Size]:
+    """The shape of each whole parameter.
+
+    Raises:
+        TypeError: another wrapper than ours shards the model, and hides the shapes.
+    """
+    if isinstance(model, StitchedFullyShardedDataParallel):
+        return model.parameter_shapes
+    if isinstance(model, FullyShardedDataParallel):
+        raise TypeError(
+            f"{type(model).__name__} hides which parameters are vectors, which are not decayed, and its optimizer "
+            "moves weights that a stitch does not use: set strategy=dict(type='mmsnnet.FSDPStrategy')"
+        )
+    return {parameter: parameter.shape for parameter in model.parameters()}
+
+
+def state_shapes(model: nn.Module) -> Mapping[str, object]:
+    """The shape of each whole tensor in a model's state dict, by name; without communication."""
+    if isinstance(model, StitchedFullyShardedDataParallel):
+        return model.state_shapes
+    return shapes(unwrapped_model(model).state_dict())
+
+
+def run_batches(
+    model: nn.Module, function: Callable[[Batch], object], batches: Iterable[Batch], idle: Callable[[], object]
+) -> None:
+    """Call ``function``, which runs parts of the model, with each batch of this rank.
+
+    On a rank with fewer batches than others, a sharded model calls ``idle`` in the place of the missing ones, because
+    all ranks gather weights together. So ``idle`` has to run the same blocks as ``function``, in the same order.
+    """
+    if isinstance(model, StitchedFullyShardedDataParallel):
+        model.run_batches(function, batches, idle)
+    else:
+        for batch in batches:
+            function(batch)
+
+
+def gathered(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, all parameters outside the anchors' blocks are whole and can be written to, alike on every rank."""
+    return model.gathered() if isinstance(model, StitchedFullyShardedDataParallel) else nullcontext()
+
+
+def refuse_uneven_batches(model: nn.Module, dataloader: DataLoader, stage: str) -> None:
+    """Refuse an evaluation of a sharded model for which the ranks have different numbers of batches.
+
+    Args:
+        stage: what the config has the loader for: ``'test'`` or ``'val'``.
+
+    Raises:
+        RuntimeError: on all ranks.
+    """
+    if not is_sharded(model):
+        return
+    fewest, most = torch.tensor(len(dataloader)), torch.tensor(len(dataloader))
+    dist.all_reduce(fewest, op="min")
+    dist.all_reduce(most, op="max")
+    if fewest < most:
+        raise RuntimeError(
+            f"some ranks have {fewest} batches and others {most}, but the ranks of a sharded model need the same "
+            f"number: set {stage}_dataloader.sampler.round_up=True"
+        )
+
+
+def refuse_stock_sharding(runner: Runner) -> None:
+    """Refuse mmengine's own sharding of a stitched model, before it may fail to wrap the model.
+
+    Raises:
+        TypeError: the runner's strategy is mmengine's.
+    """
+    strategy = getattr(runner, "strategy", None)  # only a FlexibleRunner has one
+    if isinstance(strategy, MMEngineFSDPStrategy) and not isinstance(strategy, FSDPStrategy):
+        raise TypeError(
+            "mmengine's FSDPStrategy moves weights that a stitch does not use, and cannot resume: set "
+            "strategy=dict(type='mmsnnet.FSDPStrategy')"
+        )

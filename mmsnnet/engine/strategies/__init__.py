@@ -1,3 +1,0 @@
-from mmsnnet.engine.strategies.fsdp_strategy import FSDPStrategy
-
-__all__ = ["FSDPStrategy"]
