@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,25 @@ def test_the_config_to_copy_builds_at_its_real_size(tmp_path: Path) -> None:
     assert len(model.auxiliary_head) == 3
     assert model.backbone.out_indices[model.decode_head.in_index] == 23
     assert [model.backbone.out_indices[head.in_index] for head in model.auxiliary_head] == [9, 14, 19]
+
+
+def test_the_first_tensor_has_the_shape_that_its_comment_states() -> None:
+    block = next(code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "create_stitched" in code)
+    names: dict[str, Any] = {}
+    with torch.device("meta"):  # the shapes alone: the real weights would take 1.3 GB
+        exec(block, names)
+    assert [tuple(one.shape) for one in names["maps"]] == [(1, 1024, 14, 14)] and "one map (1, 1024, 14, 14)" in block
+    assert names["net"].space["L7-S4-L20"].id == 57
+
+
+def test_files_that_the_pages_name_exist() -> None:
+    """Paths from the repository or, as architecture.md shortens them, from the package or ``stitching/``."""
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("**/*.md")]
+    path_in_ticks = re.compile(r"`([a-z][\w.]*/[\w./]+\.py)`")
+    named = {(page.name, path) for page in pages for path in path_in_ticks.findall(page.read_text())}
+    roots = [REPOSITORY, REPOSITORY / "mmsnnet", REPOSITORY / "mmsnnet/stitching"]
+    assert len(named) > 40
+    assert {(page, path) for page, path in named if not any((root / path).exists() for root in roots)} == set()
 
 
 def test_linked_files_exist() -> None:

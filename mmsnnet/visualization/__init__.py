@@ -1,4 +1,4 @@
-"""Operating points and routes as pictures, pages and tables."""
+"""Pictures, pages and tables of operating points and routes."""
 
 from mmsnnet.visualization.pareto import plot_pareto
 from mmsnnet.visualization.routes import draw_route, plot_routes

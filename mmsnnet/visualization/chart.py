@@ -1,4 +1,4 @@
-"""What a picture of quality over cost shows, whatever it is drawn with."""
+"""Contents of a plot of quality over cost, independent of the plotting library."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from mmsnnet.evaluation.operating_points import (
 from mmsnnet.visualization.references import REFERENCES, Reference
 
 MOST_RUNS = 8
-# Okabe and Ito's palette, told apart with every kind of colour vision; black is left for the front and the anchors.
+# Okabe and Ito's palette, which suits every kind of colour vision; black is for the front and the anchors.
 KIND_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-# For more kinds, those of three anchors and more: from blue to red, so that the kinds of one pair are near each other.
+# Three and more anchors have more kinds: a map from blue to red gives the kinds of one pair similar colours.
 MANY_COLOURS = "turbo"
 LONGEST_NAME = 56
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Stitches of one or several runs, ``metric`` over ``cost``; see :func:`make_chart`. ``fronts`` are the Pareto
-    fronts of ``runs``."""
+    """Stitches of one or several runs, ``metric`` over ``cost``, with the Pareto front of each run.
+
+    :func:`make_chart` checks the runs and makes one.
+    """
 
     runs: tuple[OperatingPoints, ...]
     fronts: tuple[tuple[OperatingPoint, ...], ...]
@@ -39,16 +41,18 @@ class Chart:
     reference: Reference | None
 
     def drawn(self, run: OperatingPoints) -> list[OperatingPoint]:
-        """The points of a run that have a place: all whose metric is not NaN."""
+        """Points of a run whose metric is not NaN."""
         return [point for point in run if not math.isnan(point.metric(self.metric))]
 
     def place(self, point: OperatingPoint) -> tuple[float, float]:
-        """Where a point is drawn: its cost, in the unit of the axis, and its metric."""
+        """Coordinates of a point: its cost, in the unit of the axis, and its metric."""
         return point.cost(self.cost) / self._unit[0], point.metric(self.metric)
 
     def steps(self, run: int) -> list[tuple[float, float]]:
-        """The corners of the front's line. The best that a budget buys stays the same until the next point of the
-        front, and after the last one up to the dearest stitch."""
+        """Corners of the front's step line.
+
+        Between two points of the front, a larger budget buys nothing better. The line ends at the costliest stitch.
+        """
         corners = [self.place(point) for point in self.fronts[run]]
         if not corners:
             return []
@@ -57,7 +61,7 @@ class Chart:
 
     @cached_property
     def colours(self) -> Mapping[str, str]:
-        """The colour of each kind of stitch, in the order of ids; anchors have none."""
+        """Colour of each kind of stitch, in the order of ids, without anchors."""
         by_id = sorted((point for run in self.runs for point in run), key=lambda point: point.id)
         kinds = list(dict.fromkeys(point.kind for point in by_id if not point.is_anchor))
         return dict(zip(kinds, _kind_colours(len(kinds)), strict=True))
@@ -88,8 +92,10 @@ class Chart:
 
     @property
     def run_names(self) -> list[str]:
-        """A number and a name for each run: of its config, and of its checkpoint where configs are the same. Then what
-        costs depend on, where it is not the same for all: the input size and, for latencies, how they were measured."""
+        """Number and name of each run: its config, and its checkpoint if runs share a config.
+
+        If runs differ in the input size or, for latencies, in the settings of the measurement, the name includes them.
+        """
         names = self._configs_and_checkpoints()
         settings = dict.fromkeys(key for run in self.runs for key in run.benchmark if key != "date")
         differing = [key for key in settings if len({run.benchmark.get(key) for run in self.runs}) > 1]
@@ -100,7 +106,7 @@ class Chart:
         return [f"{number}: {name}" for number, name in enumerate(names, start=1)] if len(names) > 1 else names
 
     def size_note(self, measured: OperatingPoints | Reference) -> str:
-        """The input size of a run or of the reference, to be said where it is not the same for all."""
+        """Input size of a run or of the reference, as a suffix; empty if all have the same."""
         height, width = measured.input_shape
         return f", {height} x {width}" if len(self._shapes) > 1 else ""
 
@@ -118,7 +124,7 @@ class Chart:
     def _unit(self) -> tuple[float, str]:
         if self.cost == "latency_ms":
             return 1.0, "latency (ms)"
-        # What is reported is in GFLOPs.
+        # The paper reports GFLOPs.
         return (1e9, "GFLOPs") if self.reference else flops_unit(point for run in self.runs for point in run)
 
     @cached_property
@@ -134,36 +140,35 @@ def make_chart(
     higher: bool | None,
     reference: str | None,
 ) -> Chart:
-    """A chart of ``runs``, arguments as of :func:`mmsnnet.visualization.plot_pareto`.
+    """Make a chart of ``runs``; the arguments are those of :func:`mmsnnet.visualization.plot_pareto`.
 
     Raises:
         ValueError: nothing to draw, too many runs, several data sets, a stitch without the metric or the cost, a metric
-            of an unknown name without ``higher``, or a reference of something else.
+            with an unknown name without ``higher``, or a reference for another data set, metric or cost.
     """
-    everything = _check_runs(runs)
-    name = default_metric(everything) if metric is None else metric
+    points = _check_runs(runs)
+    name = default_metric(points) if metric is None else metric
     if higher is None:
         higher = higher_is_better(name)
     fronts = tuple(pareto_front(run, cost, name, higher=higher) for run in runs)
     if not any(fronts):
-        raise ValueError(f"metric {name!r} is NaN for every stitch: there is nothing to draw")
+        raise ValueError(f"metric {name!r} is NaN for every stitch: nothing to draw")
     reported = None if reference is None else _check_reference(reference, runs[0].dataset, name, cost)
     return Chart(tuple(runs), fronts, name, cost, higher, reported)
 
 
 def flops_unit(points: Iterable[OperatingPoint]) -> tuple[float, str]:
-    """The unit in which to print the FLOPs of ``points``, and its name: (1e9, "GFLOPs"), or (1e6, "MFLOPs") if all are
-    below 1 G."""
+    """Unit for the FLOPs of ``points``, with its name: (1e9, "GFLOPs"), or (1e6, "MFLOPs") if all are below 1 G."""
     return (1e9, "GFLOPs") if max((point.flops for point in points), default=0) >= 1e9 else (1e6, "MFLOPs")
 
 
 def _check_runs(runs: Sequence[OperatingPoints]) -> list[OperatingPoint]:
-    """All points of ``runs``, which can be drawn together."""
+    """Return all points of ``runs`` if one plot can show them."""
     if not 1 <= len(runs) <= MOST_RUNS:
         raise ValueError(f"expected 1 to {MOST_RUNS} runs on one plot, found {len(runs)}")
     for number, run in enumerate(runs, start=1):
         if not len(run):
-            raise ValueError(f"run {number} ({run.config}) has no stitches: there is nothing to draw")
+            raise ValueError(f"run {number} ({run.config}) has no stitches: nothing to draw")
     datasets = list(dict.fromkeys(run.dataset for run in runs))
     if len(datasets) > 1:
         names = ", ".join(dataset or "an unnamed one" for dataset in datasets)
@@ -176,10 +181,12 @@ def _check_reference(name: str, dataset: str | None, metric: str, cost: CostName
         raise ValueError(f"reference: expected {' or '.join(REFERENCES)}, got {name!r}")
     reference = REFERENCES[name]
     if dataset != reference.dataset:
-        found = dataset or "an unnamed data set"
-        raise ValueError(f"reference {name} is of {reference.dataset}, and the operating points are of {found}")
+        raise ValueError(
+            f"reference {name} is for {reference.dataset}, but the operating points are for "
+            f"{dataset or 'an unnamed data set'}"
+        )
     if (metric, cost) != (reference.metric, "flops"):
-        raise ValueError(f"reference {name} is {reference.metric} over flops, and the plot is {metric} over {cost}")
+        raise ValueError(f"reference {name} is {reference.metric} over flops, but the plot is {metric} over {cost}")
     return reference
 
 

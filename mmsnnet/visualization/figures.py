@@ -1,4 +1,4 @@
-"""Figures of matplotlib as files."""
+"""Writing figures of matplotlib to files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_suffix(out: Path, *suffixes: str) -> None:
-    """Raises ValueError if a file's name ends in none of ``suffixes``."""
+    """Raise ValueError unless a file's name ends in one of ``suffixes``."""
     if out.suffix.lower() not in suffixes:
         *first, last = suffixes
         raise ValueError(
@@ -20,9 +20,9 @@ def check_suffix(out: Path, *suffixes: str) -> None:
 
 
 def render(figure: Figure, out: Path) -> bytes:
-    """The figure as the contents of a PNG or SVG file, by the suffix of ``out``; the same figure gives the same bytes.
+    """Render a figure as the bytes of a PNG or SVG file, chosen by the suffix of ``out``.
 
-    It has a canvas of its own: pyplot and its settings are left alone.
+    The same figure gives the same bytes. The canvas is separate from pyplot, whose state and settings stay unchanged.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,7 +32,7 @@ def render(figure: Figure, out: Path) -> bytes:
     if out.suffix.lower() == ".png":
         FigureCanvasAgg(figure).print_png(buffer)
     else:
-        # Without a salt the ids in the file are random.
+        # Without a salt, ids in the SVG are random.
         with rc_context({"svg.hashsalt": "mmsnnet"}):
             FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     return buffer.getvalue()

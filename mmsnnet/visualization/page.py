@@ -1,4 +1,4 @@
-"""Quality over cost of every stitch as an HTML page of its own: where the mouse is, what is known of the stitch."""
+"""Self-contained HTML page of quality over cost, which shows details of the stitch under the mouse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 RUN_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "pentagon")
 RUN_DASHES = ("solid", "dash", "dot", "dashdot")
-# Routes are drawn in characters, which need one width.
+# Routes are drawn in characters, so the font must be monospaced.
 ROUTE_FONT = "Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
 METRICS_PER_LINE = 4
 REPORTED_COLOUR = "#777777"
@@ -24,15 +24,15 @@ REPORTED_DASHES = ("dash", "dot")
 
 
 def render_page(chart: Chart) -> bytes:
-    """The page, which needs no network; the same chart gives the same bytes."""
-    # Plotly would offer a button that uploads the data.
+    """Render a page that needs no network; the same chart gives the same bytes."""
+    # showSendToCloud=False removes plotly's button that uploads the data.
     config = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
     page = _figure(chart).to_html(config, include_plotlyjs=True, div_id="chart", default_height="93vh")
     return page.encode()
 
 
 def _escape(text: str) -> str:
-    """Text that plotly, which reads a few tags, shows as it is."""
+    """Escape text for plotly, which interprets a few HTML tags."""
     return escape(text, quote=False)
 
 
@@ -61,7 +61,7 @@ def _figure(chart: Chart) -> Figure:
         yaxis={"title": {"text": _escape(chart.y_label)}, **axis},
         hovermode="closest",
         hoverlabel={"font": {"family": ROUTE_FONT, "size": 13, "color": "black"}, "bgcolor": "white", "align": "left"},
-        # Below, where names have room.
+        # Long names of runs fit only below the axes.
         legend={"orientation": "h", "yanchor": "top", "y": -0.12},
     )
     return figure
@@ -70,7 +70,7 @@ def _figure(chart: Chart) -> Figure:
 def _stitch_trace(
     chart: Chart, index: int, kind: str | None, points: Sequence[OperatingPoint], texts: Sequence[str]
 ) -> dict[str, Any]:
-    """The stitches of one kind of a run, or with None its anchors."""
+    """Trace of the stitches of one kind of a run; None for its anchors."""
     on_front = [point.id in {other.id for other in chart.fronts[index]} for point in points]
     marker: dict[str, Any] = {
         "symbol": RUN_SYMBOLS[index],
@@ -110,8 +110,8 @@ def _reference_traces(reference: Reference, note: str) -> list[dict[str, Any]]:
         gflops, quality = (
             f"{low:g}" if low == high else f"{low:g} - {high:g}" for low, high in (result.gflops, result.quality)
         )
-        what = f"<b>{result.name}</b> {'range' if result.is_range else 'alone'}"
-        return f"{what}<br>{gflops} GFLOPs{note}<br>{reference.metric} {quality}<br>reported by {SOURCE}"
+        title = f"<b>{result.name}</b> {'range' if result.is_range else 'alone'}"
+        return f"{title}<br>{gflops} GFLOPs{note}<br>{reference.metric} {quality}<br>reported by {SOURCE}"
 
     traces = []
     ranges = [result for result in reference.results if result.is_range]
@@ -144,7 +144,7 @@ def _reference_traces(reference: Reference, note: str) -> list[dict[str, Any]]:
 
 
 def _show_once(figure: Figure) -> None:
-    """Leaves one entry in the legend for each kind, whatever the number of runs."""
+    """Keep one entry of the legend for each kind, over all runs."""
     seen = set()
     for trace in figure.data:
         if trace.legendgroup is not None:
@@ -153,7 +153,7 @@ def _show_once(figure: Figure) -> None:
 
 
 def _hovers(chart: Chart, index: int) -> list[str]:
-    """What is known of each point of a run, in the few tags that plotly reads."""
+    """Hover text of each point of a run, in plotly's HTML tags."""
     run = chart.runs[index]
     on_front = {point.id for point in chart.fronts[index]}
     space = None if run.depths is None else full_space(run.depths)
@@ -172,7 +172,7 @@ def _hovers(chart: Chart, index: int) -> list[str]:
         if point.id in on_front:
             lines.append("on the Pareto front")
         if space is not None and point.name in space:
-            # No-break spaces: a browser would draw several others as one.
+            # A browser would collapse ordinary spaces.
             lines += ["", *(line.replace(" ", "\u00a0") for line in route_lines(space, space[point.name]))]
         texts.append("<br>".join(lines))
     return texts

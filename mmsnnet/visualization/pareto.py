@@ -1,4 +1,4 @@
-"""Quality over cost of every stitch, with the Pareto front, as a picture or a page."""
+"""Plot of quality over cost of every stitch with the Pareto front, as a picture or a page."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGEND_COLUMNS = 7
-# In inches, of what is said above the axes, for which the picture grows.
+# Height in inches of a line above the axes, by which the picture grows.
 HEADER_LINE = 0.19
-# Where the name of an anchor may stand, in points from its star, how far from the next star or name is enough, and
+# In points: possible offsets of an anchor's name from its star, a sufficient distance to the next star or name, and
 # half of a name's width.
 NAME_SIDES = ((0, 15), (0, -15), (-28, 0), (28, 0))
 NAME_ROOM, NAME_HALF = 24, 16
@@ -37,7 +37,7 @@ STAR: Mapping[str, Any] = {
     "markeredgewidth": 0.8,
     "linestyle": "none",
 }
-# What is reported is hollow and grey.
+# Reported results are hollow and grey.
 REPORTED_COLOUR = "0.45"
 REPORTED_LINES = ("--", ":")
 
@@ -52,30 +52,31 @@ def plot_pareto(
     higher: bool | None = None,
     reference: str | None = None,
 ) -> Path:
-    """Draws all stitches of ``runs``, ``metric`` over ``cost``, and writes the picture to ``out``.
+    """Plot all stitches of ``runs``, ``metric`` over ``cost``, to the file ``out``.
 
-    Dots are stitches, coloured by kind; ringed ones are on the Pareto front, and the step line is the best that its
-    cost buys; stars are the anchors alone. With several runs, the marker says which, and the legend what their
-    costs depend on, where that is not the same for all (input size, device). FLOPs are drawn in G, in M if all are
-    below 1 G. Stitches whose metric is NaN are not drawn; the title says how many. The same runs give the same file.
+    Dots are stitches, coloured by kind. Ringed dots are on the Pareto front, and the step line is the best metric for
+    each cost. Stars are the anchors. With several runs, the marker shows the run, and the legend lists settings in
+    which their costs differ (input size, device). FLOPs are in G, or in M if all are below 1 G. Stitches whose metric
+    is NaN are not drawn; the title counts them. The same runs give the same file.
 
     Args:
         runs: of one data set.
-        metric: by name; None for :func:`mmsnnet.evaluation.default_metric`.
-        out: ``.png`` (1200 x 750 pixels, higher with several runs), ``.svg``, or ``.html``: a page of its own, about
-            5 MB, that needs no network and shows what is known of a stitch, and its route through the blocks, where the
-            mouse is. Written whole or not at all.
+        metric: its name; None for :func:`mmsnnet.evaluation.default_metric`.
+        out: ``.png`` (1200 x 750 pixels, higher with several runs), ``.svg``, or ``.html``: a page of about 5 MB that
+            needs no network and shows details and the route of the stitch under the mouse. The file is written
+            atomically.
         cost: ``flops`` or ``latency_ms``.
-        higher: whether more of the metric is better; None for what its name says.
-        reference: draws what the paper of SN-Netv2 reports (arXiv 2307.00154, Table 1), too: a key of
+        higher: whether greater values of the metric are better; None to decide by its name.
+        reference: also draw results that the paper of SN-Netv2 reports (arXiv 2307.00154, Table 1): a key of
             ``mmsnnet.visualization.references.REFERENCES``.
 
     Returns:
-        The path written.
+        The path of the file.
 
     Raises:
         ValueError: another suffix, nothing to draw, several data sets, a stitch without the metric or the cost, a
-            metric of an unknown name without ``higher``, or a reference of another data set, metric or cost.
+            metric with an unknown name without ``higher``, or a reference for another data set, metric or cost.
+        MissingPackageError: matplotlib or, for a page, plotly is not installed.
     """
     out = Path(out)
     check_suffix(out, ".png", ".svg", ".html")
@@ -115,7 +116,7 @@ def _draw(chart: Chart) -> Figure:
 
 
 def _draw_reference(axes: Axes, reference: Reference) -> None:
-    """Diamonds for networks alone, frames for the ranges of stitched ones."""
+    """Draw diamonds for single networks, frames for the ranges of stitched ones."""
     from matplotlib.patches import Rectangle
 
     for result in reference.results:
@@ -148,11 +149,13 @@ def _draw_stitches(axes: Axes, chart: Chart, index: int) -> None:
 
 
 def _draw_stars(axes: Axes, anchors: Sequence[tuple[str, float, float]]) -> None:
-    """Stars at (x, y) and their names: above them, or where two anchors come close, on the side with the most room that
-    is not on the axis."""
+    """Draw stars at (x, y) with names.
+
+    A name stands above its star, or, if two anchors are close, on the side with the most room that is not on the axis.
+    """
     for _, x, y in anchors:
         axes.plot(x, y, **STAR, markersize=17, zorder=6)
-    # From here on it is known where the axes are.
+    # The layout, and with it the position of the axes, is computed only when the figure is drawn.
     axes.figure.draw_without_rendering()
     pixels = axes.figure.dpi / 72
     stars = [tuple(axes.transData.transform((x, y)) / pixels) for _, x, y in anchors]
@@ -196,7 +199,7 @@ def _add_legends(figure: Figure, chart: Chart, header: Sequence[tuple[Artist, st
 
     if header:
         handles, labels = zip(*header, strict=True)
-        # Above the axes: inside, it would lie on stitches.
+        # Inside the axes, the legend would cover stitches.
         legend = figure.legend(
             handles, labels, loc="outside upper left", fontsize=10, handlelength=3, frameon=False, labelspacing=0.3
         )
@@ -205,7 +208,7 @@ def _add_legends(figure: Figure, chart: Chart, header: Sequence[tuple[Artist, st
 
 
 def _header(chart: Chart) -> list[tuple[Artist, str]]:
-    """What is said of the runs and the reference: how they are drawn, and their names."""
+    """Entries of the legend for runs and reference: their styles and names."""
     if len(chart.runs) == 1 and chart.reference is None:
         return []
     from matplotlib.lines import Line2D

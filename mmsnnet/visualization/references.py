@@ -1,4 +1,4 @@
-"""Results that the paper of SN-Netv2 reports (arXiv 2307.00154), to be drawn beside one's own."""
+"""Results that the paper of SN-Netv2 reports (arXiv 2307.00154), to draw beside measured ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ SOURCE = "arXiv 2307.00154, Table 1"
 
 @dataclass(frozen=True)
 class Reported:
-    """A network alone, or the range over the stitches of a stitched one: ``gflops`` (1e9 multiply-accumulates for one
-    input) and ``quality`` are (lowest, highest), equal for a network alone."""
+    """Reported result of a single network, or range over the stitches of a stitched one.
+
+    ``gflops`` (1e9 multiply-accumulates for one input) and ``quality`` are (lowest, highest), equal for a single
+    network.
+    """
 
     name: str
     gflops: tuple[float, float]
@@ -23,7 +26,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Reference:
-    """What :data:`SOURCE` reports for one data set, which a file of operating points calls ``dataset``."""
+    """Results of :data:`SOURCE` for one data set; ``dataset`` is its name in a file of operating points."""
 
     dataset: str
     metric: str

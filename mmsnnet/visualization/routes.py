@@ -1,4 +1,4 @@
-"""A stitch as its route through the blocks of the anchors, in characters and as a picture."""
+"""Routes of stitches through the blocks of the anchors, in characters and as pictures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RUN, NOT_RUN = "■", "·"
-# Of Okabe and Ito's palette, as in the other pictures.
+# Okabe and Ito's palette, as in the other pictures.
 RUN_COLOUR, NOT_RUN_COLOUR, LAYER_COLOUR, TAP_COLOUR = "#0072B2", "0.92", "#D55E00", "black"
 LEGEND = ("block that runs", "block that does not", "stitching layer", "stitching layer of a tap", "tap")
-# Rows are one apart, blocks of the largest anchor too.
+# In data units: the distance of two rows, and of two blocks of the largest anchor, is 1.
 BLOCK_HEIGHT, GAP, TAP_HEIGHT = 0.5, 0.14, 0.5
 MOST_COLUMNS = 4
 # In inches.
@@ -29,9 +29,9 @@ ROW_SPACE, TITLE_SPACE, LEGEND_SPACE = 0.5, 0.5, 0.35
 
 
 def route_lines(space: StitchSpace, stitch: Stitch) -> list[str]:
-    """A line for each anchor, the smallest first, with a character for each block: whether the route runs it.
+    """Draw a route in one line for each anchor, smallest first, with a character for each block that runs or not.
 
-    Blocks of a smaller anchor stand under those of the largest one that they correspond to::
+    Blocks of a smaller anchor are aligned with the corresponding blocks of the largest one::
 
         S · · · ■ ■ ■ · · · · · ·
         L ■■■■■■······■■■■■■■■■■■■
@@ -46,7 +46,7 @@ def route_lines(space: StitchSpace, stitch: Stitch) -> list[str]:
 
 
 def full_space(depths: Sequence[int]) -> StitchSpace:
-    """The space of all stitches of anchors of these depths, smallest first."""
+    """Space of all stitches of anchors with these depths, smallest first."""
     return StitchSpace.single(*depths) if len(depths) == 1 else StitchSpace.two_way(depths)
 
 
@@ -54,20 +54,21 @@ def full_space(depths: Sequence[int]) -> StitchSpace:
 def draw_route(
     space: StitchSpace, stitch: Stitch, out_indices: Sequence[int] = (), axes: Axes | None = None, legend: bool = True
 ) -> Axes:
-    """Draws the route of a stitch: a row of blocks for each anchor, the largest on top, those that run filled and the
-    first and last of a segment numbered; the stitching layers that join the segments; the taps.
+    """Draw the route of a stitch with its stitching layers and taps.
 
-    Corresponding blocks stand one above the other. What leaves a block does so at its right edge; the tap of a smaller
-    anchor goes up through the stitching layers into the width of the largest one.
+    Each anchor is a row of blocks, the largest on top. Blocks that run are filled; the first and last of a segment are
+    numbered. Corresponding blocks are aligned. Features leave a block at its right edge. The tap of a smaller anchor
+    passes through stitching layers up to the width of the largest one.
 
     Args:
-        space, stitch: the route and the anchors that it goes through.
-        out_indices: blocks of the largest anchor whose output is handed out.
-        axes: where to draw; None for a figure of its own, ``.figure`` of what is returned.
-        legend: whether to say below what is what.
+        space, stitch: the route and its anchors.
+        out_indices: blocks of the largest anchor at which taps are taken.
+        axes: the axes to draw on; None for a new figure, the ``.figure`` of the returned axes.
+        legend: whether to draw a legend below.
 
     Raises:
         ValueError: an index is not a block of the largest anchor.
+        MissingPackageError: matplotlib is not installed.
     """
     taps = space.taps(stitch, out_indices)
     if axes is None:
@@ -99,25 +100,26 @@ def plot_routes(
     out: str | os.PathLike[str],
     out_indices: Sequence[int] = (),
 ) -> Path:
-    """Draws routes as :func:`draw_route` does, side by side, and writes the picture to ``out``.
+    """Draw several routes with :func:`draw_route` in one picture, and write it to ``out``.
 
     Args:
         space: of the stitches.
-        stitches: ids and names, as :meth:`StitchSpace.select` takes them.
-        out: ``.png`` or ``.svg``; written whole or not at all, with the same bytes for the same routes.
-        out_indices: blocks of the largest anchor whose output is handed out.
+        stitches: ids and names, as in :meth:`StitchSpace.select`.
+        out: ``.png`` or ``.svg``, written atomically; the same routes give the same bytes.
+        out_indices: blocks of the largest anchor at which taps are taken.
 
     Returns:
-        The path written.
+        The path of the file.
 
     Raises:
         UnknownStitchError: the space lacks one of the stitches.
         ValueError: another suffix, or an index that is not a block of the largest anchor.
+        MissingPackageError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
-
     out = Path(out)
     check_suffix(out, ".png", ".svg")
+    from matplotlib.figure import Figure
+
     chosen = space.select(stitches)
     columns = min(MOST_COLUMNS, math.ceil(math.sqrt(len(chosen) / 2)))
     rows = math.ceil(len(chosen) / columns)
@@ -133,7 +135,7 @@ def plot_routes(
 
 
 def _figure_size(space: StitchSpace, columns: int, rows: int) -> tuple[float, float]:
-    """In inches; a block has room for two digits, however many there are."""
+    """Width and height in inches, with room for two digits in each block."""
     width = max(ALONE_WIDTH if columns == 1 else COLUMN_WIDTH, BLOCK_SPACE * (max(space.depths) + 2))
     return columns * width, rows * (len(space.depths) * ROW_SPACE + TITLE_SPACE) + LEGEND_SPACE
 
@@ -143,7 +145,7 @@ def _runs(stitch: Stitch, anchor: int, block: int) -> bool:
 
 
 def _edge(space: StitchSpace, anchor: int, blocks: int) -> float:
-    """Where so many blocks of an anchor end, in blocks of the largest one."""
+    """Right edge of the first ``blocks`` blocks of an anchor, in blocks of the largest one."""
     return blocks * max(space.depths) / space.depths[anchor]
 
 
@@ -176,7 +178,7 @@ def _draw_layers(axes: Axes, space: StitchSpace, stitch: Stitch) -> None:
 
 
 def _draw_tap(axes: Axes, space: StitchSpace, tap: Tap) -> None:
-    """The path of a tap: from the block that it leaves up to the width of the largest anchor, and out."""
+    """Draw a tap from its block through stitching layers up to the largest anchor, and out."""
     path = [(_edge(space, tap.anchor, tap.block + 1), tap.anchor)]
     path += [(_edge(space, key.target, key.target_block), key.target) for key in tap.layers]
     if tap.layers:

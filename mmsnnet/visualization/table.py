@@ -1,4 +1,4 @@
-"""Operating points as a table for the terminal."""
+"""Tables of operating points for the terminal."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ def operating_points_table(
     *,
     higher: bool | None = None,
 ) -> Table:
-    """One row per stitch, by ascending ``cost``, with ``metric`` and others that were measured, four at most.
+    """Make a table with one row per stitch, by ascending ``cost``, with ``metric`` and up to three other metrics.
 
-    Stitches on the Pareto front of ``metric`` over ``cost`` are bold and say "front" in the last column, anchors say
-    "anchor" there; without a metric there is no front. ``metric`` and ``higher`` are those of
+    Stitches on the Pareto front of ``metric`` over ``cost`` are bold and marked "front" in the last column; anchors are
+    marked "anchor". Without a metric there is no front. ``metric`` and ``higher`` are those of
     :func:`mmsnnet.evaluation.pareto_front`.
 
     Raises:
         ValueError: a stitch lacks the metric or the cost, or the metric has an unknown name and ``higher`` is None.
+        MissingPackageError: rich is not installed.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -70,7 +71,7 @@ def operating_points_table(
 
 @needs_extra("viz")
 def print_table(table: Table) -> None:
-    """Prints to the terminal, or as wide as the table is to a file or pipe, so that nothing is cut off there."""
+    """Print to the terminal; a file or pipe gets the full width of the table, so no cell is truncated."""
     from rich.console import Console
 
     console = Console()
@@ -84,5 +85,5 @@ def _cell(value: float | None, decimals: int) -> str:
 
 
 def _decimals(values: Sequence[float | None]) -> int:
-    """Two for percentages, four for what is small (a relative error, say)."""
+    """Two decimals for percentages, four for small values such as relative errors."""
     return 2 if any(value is not None and not math.isnan(value) and abs(value) >= 10 for value in values) else 4

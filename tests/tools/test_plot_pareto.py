@@ -107,7 +107,7 @@ def test_a_reference(points: Path, main: Main, capsys: pytest.CaptureFixture[str
     out.write_bytes(b"old")
     capsys.readouterr()
     assert main([str(points), *arguments]) == 2
-    assert "reference ade20k is of ADE20KDataset, and the operating points are of shapes" in capsys.readouterr().err
+    assert "reference ade20k is for ADE20KDataset, but the operating points are for shapes" in capsys.readouterr().err
     assert out.read_bytes() == b"old"
 
 

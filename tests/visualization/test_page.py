@@ -82,8 +82,8 @@ def test_the_front_is_a_line_of_steps_and_its_stitches_are_ringed(tmp_path: Path
         if ring == "black"
     }
     assert ringed == {(point.flops / 1e9, point.metrics["mIoU"]) for point in front if not point.is_anchor}
-    said = {name for name, lines in hovers(traces).items() if "on the Pareto front" in lines}
-    assert said == {point.name for point in front}
+    on_front = {name for name, lines in hovers(traces).items() if "on the Pareto front" in lines}
+    assert on_front == {point.name for point in front}
 
 
 def test_the_mouse_shows_what_is_known_of_a_stitch(tmp_path: Path) -> None:

@@ -256,10 +256,10 @@ def test_a_reference_is_in_gflops_however_small_the_run(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"reference": "coco_stuff10k"}, "reference coco_stuff10k is of COCOStuffDataset, and .* are of ADE20KDataset"),
+        ({"reference": "coco_stuff10k"}, "reference coco_stuff10k is for COCOStuffDataset, but .* for ADE20KDataset"),
         ({"reference": "cityscapes"}, "expected ade20k or coco_stuff10k, got 'cityscapes'"),
-        ({"reference": "ade20k", "cost": "latency_ms"}, "is mIoU over flops, and the plot is mIoU over latency_ms"),
-        ({"reference": "ade20k", "metric": "aAcc"}, "is mIoU over flops, and the plot is aAcc over flops"),
+        ({"reference": "ade20k", "cost": "latency_ms"}, "is mIoU over flops, but the plot is mIoU over latency_ms"),
+        ({"reference": "ade20k", "metric": "aAcc"}, "is mIoU over flops, but the plot is aAcc over flops"),
     ],
 )
 def test_a_reference_of_something_else(tmp_path: Path, kwargs: dict, message: str) -> None:
