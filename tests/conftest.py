@@ -24,6 +24,15 @@ except ImportError:  # the tests of mmsnnet.stitching run without OpenMMLab
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is known from a test's folder and fixtures."""
+    for item in items:
+        if item.path.is_relative_to(REPOSITORY / "tests/end_to_end"):
+            item.add_marker("end_to_end")
+        if isinstance(item, pytest.Function) and "run_ranks" in item.fixturenames:
+            item.add_marker("distributed")
+
+
 class RunsCode:
     """What a hostile checkpoint holds: unpickling it makes a file."""
 

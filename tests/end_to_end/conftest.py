@@ -10,12 +10,6 @@ from mmsnnet.datasets import write_shapes
 TRAIN_IMAGES, VAL_IMAGES = 8, 4
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.end_to_end)
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few images of 64 x 64, made as the quickstart's."""
