@@ -1,4 +1,4 @@
-# Both commands start from Python (>= 3.10) and make alone: they build .venv and reuse it the next time.
+# Each target needs only Python (3.10 to 3.13) and make: it builds .venv and uses it again the next time.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,18 +6,31 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 # opencv-python needs a desktop's libraries; where they are missing, its headless build takes its place.
 HEADLESS := $(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-python-headless
 PACKAGING := constraints.txt pyproject.toml setup.py
+# A worker of pytest runs whole files: they share fixtures that are expensive.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+# These folders need torch and timm, but not OpenMMLab.
+STITCHING := tests/stitching tests/files
 
-.PHONY: help quickstart test setup setup-full lint clean
+.PHONY: help quickstart check test test-stitching setup setup-full lint clean
 
 help:
-	@echo "make quickstart  set up without a compiler, then train, evaluate and plot stitched ViTs (work_dirs/quickstart/)"
-	@echo "make test        set up everything (detection's compiled operators included), then lint, types and tests"
+	@echo "make quickstart      set up without a compiler, then train, evaluate and plot stitched ViTs"
+	@echo "make check           lint, types and the fast tests: before each commit, about two minutes on two cores"
+	@echo "make test            lint, types and all tests: what CI runs"
+	@echo "make test-stitching  the tests of mmsnnet.stitching and mmsnnet.files without OpenMMLab"
+	@echo "All but quickstart set up everything first, detection's compiled operators included."
 
 quickstart: setup
 	@PATH="$(abspath $(BIN)):$$PATH" bash configs/quickstart/run.sh
 
-test: setup-full lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+check: lint
+	$(PYTEST) -m "not (slow or distributed or end_to_end or detection)"
+
+test: lint test-stitching
+	$(PYTEST) $(STITCHING:%=--ignore=%) --cov --cov-append
+
+test-stitching: setup-full
+	$(PYTEST) -p tests.without_openmmlab $(STITCHING) --cov --cov-report=
 
 lint: setup-full
 	$(BIN)/ruff check .

@@ -2,21 +2,35 @@
 
 import os
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmsnnet.stitching import Anchor, StitchedNetwork, StitchSpace, create_anchor
+from tests.python_processes import REPOSITORY, PythonProcess
+
+try:
+    from mmengine.registry import DefaultScope
+except ImportError:  # the tests of mmsnnet.stitching run without OpenMMLab
+    DefaultScope = None
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is known from a test's folder and fixtures."""
+    for item in items:
+        if item.path.is_relative_to(REPOSITORY / "tests/end_to_end"):
+            item.add_marker("end_to_end")
+        if isinstance(item, pytest.Function) and "run_ranks" in item.fixturenames:
+            item.add_marker("distributed")
 
 
 class RunsCode:
@@ -42,36 +56,63 @@ def ending(job: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+class Tool:
+    """Runs ``tools/<name>.py`` as a user does, in a process that forks from a server.
+
+    Args:
+        make_folder: makes an empty folder for what a tool prints.
+    """
+
+    def __init__(self, make_folder: Callable[[str], Path]) -> None:
+        self.make_folder = make_folder
+
+    def __call__(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+        """Run a tool that succeeds."""
+        done = self.attempt(name, *arguments, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def attempt(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+        """Run a tool that succeeds or fails."""
+        return self.start(name, *arguments, cwd=cwd).wait()
+
+    def error(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> str:
+        """Run a tool that rejects its arguments; return the last line that it prints."""
+        done = self.attempt(name, *arguments, cwd=cwd)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        return done.stderr.splitlines()[-1]
+
+    def start(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> PythonProcess:
+        """Start a tool without waiting for its end."""
+        script = REPOSITORY / "tools" / f"{name}.py"
+        return PythonProcess(script, *arguments, folder=cwd, output=self.make_folder("tool"), COLUMNS=120)
+
+
+@pytest.fixture(scope="session")
+def tool(tmp_path_factory: pytest.TempPathFactory) -> Tool:
+    return Tool(tmp_path_factory.mktemp)
+
+
 @pytest.fixture(scope="session")
 def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """``run_ranks(*arguments)``: runs Python with these arguments and a rank, 0 or 1, in two processes until both end.
-    Where one fails, the other is killed, and what both said fails the test."""
+    If one fails, the other is killed, and the errors of both fail the test."""
 
     def run(*arguments: object, timeout: float = 300) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "ignore", *map(str, arguments)]
-        said = [tmp_path_factory.mktemp("rank") / "stderr.txt" for _ in range(2)]
-        processes: list[subprocess.Popen[bytes]] = []
+        ranks = [
+            PythonProcess(*arguments, rank, folder=Path.cwd(), output=tmp_path_factory.mktemp("rank"), quiet=True)
+            for rank in range(2)
+        ]
+        running, end = {rank.process.sentinel for rank in ranks}, time.monotonic() + timeout
         try:
-            for rank, path in enumerate(said):
-                with path.open("w") as errors:
-                    processes.append(
-                        subprocess.Popen(
-                            [*command, str(rank)], env=environment, stdout=subprocess.DEVNULL, stderr=errors
-                        )
-                    )
-            end = time.monotonic() + timeout
-            while time.monotonic() < end:
-                codes = [process.poll() for process in processes]
-                if any(codes) or None not in codes:
-                    break
-                time.sleep(0.05)
+            while running and not any(rank.process.exitcode for rank in ranks) and time.monotonic() < end:
+                running -= set(wait(running, timeout=end - time.monotonic()))
         finally:
-            for process in processes:
-                process.kill()
-        codes = [process.wait() for process in processes]
-        texts = [f"rank {rank}:\n{path.read_text()[-4000:]}" for rank, path in enumerate(said)]
-        assert codes == [0, 0], "\n".join(texts)
+            for rank in ranks:
+                rank.process.kill()
+                rank.process.join()
+        errors = [f"rank {number}:\n{rank.stderr[-4000:]}" for number, rank in enumerate(ranks)]
+        assert [rank.process.exitcode for rank in ranks] == [0, 0], "\n".join(errors)
 
     return run
 
@@ -94,8 +135,11 @@ def seeded() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def own_scope() -> Iterator[None]:
-    """The toolbox whose names a file of tests makes the default is so for this file alone."""
+def restored_scope() -> Iterator[None]:
+    """Restores the default scope (toolbox) after each test file."""
+    if DefaultScope is None:
+        yield
+        return
     scopes = DefaultScope._instance_dict.copy()
     yield
     DefaultScope._instance_dict = scopes

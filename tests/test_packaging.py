@@ -86,7 +86,7 @@ def test_building_leaves_the_sources_as_they_are(build: Build) -> None:
 
 
 def test_the_wheel_has_the_package_and_nothing_else(build: Build) -> None:
-    package = {name for name in build.sources("mmsnnet") if name.endswith(".py")}
+    package = {name for name in build.sources("mmsnnet") if name.endswith((".py", "/py.typed"))}
     assert len(package) > 20
     modules = {name for name in build.wheel if not name.startswith(f"{MIM}/") and ".dist-info/" not in name}
     assert modules == package

@@ -17,9 +17,9 @@ README = (REPOSITORY / "README.md").read_text()
 
 def test_the_config_to_copy_builds_at_its_real_size(tmp_path: Path) -> None:
     block = next(code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "EncoderDecoder" in code)
-    own = tmp_path / "own.py"
-    own.write_text('default_scope = "mmseg"\n' + re.sub(r"_base_ = \[.*?\]\n", "", block, flags=re.S))
-    config = load_config(own)
+    path = tmp_path / "config.py"
+    path.write_text('default_scope = "mmseg"\n' + re.sub(r"_base_ = \[.*?\]\n", "", block, flags=re.S))
+    config = load_config(path)
     assert MODEL_WRAPPERS.get(config.model_wrapper_cfg.type) is StitchedDataParallel
     assert all(HOOKS.get(hook.type) is not None for hook in config.custom_hooks)
     assert build_space(config) == StitchSpace.two_way((12, 24))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmengine.model import BaseModel
@@ -16,6 +16,9 @@ from mmsnnet.models.backbones import find_stitched_backbone
 from mmsnnet.models.torch_private import tree_leaves
 from mmsnnet.stitching import Cost, count_flops
 from mmsnnet.stitching.network import evaluation_mode
+
+if TYPE_CHECKING:
+    from mmdet.models import RPNHead, SingleRoIExtractor
 
 
 @torch.no_grad()
@@ -109,14 +112,14 @@ def _every_proposal(model: BaseModel) -> Iterator[list[Any]]:
     read: list[Any] = []
     with ExitStack() as stack:
         proposer = getattr(model, "rpn_head", None)
-        if hasattr(proposer, "predict_by_feat"):
+        if proposer is not None and hasattr(proposer, "predict_by_feat"):
             stack.enter_context(_replaced(proposer, "predict_by_feat", _propose(proposer, read)))
         for extractor in _roi_extractors(model):
             stack.enter_context(_replaced(extractor, "forward", _extract(extractor, read)))
         yield read
 
 
-def _propose(proposer: nn.Module, read: list[Any]) -> Callable[..., list[InstanceData]]:
+def _propose(proposer: RPNHead, read: list[Any]) -> Callable[..., list[InstanceData]]:
     number = proposer.test_cfg["max_per_img"]
 
     def propose(*maps: Sequence[Tensor], batch_img_metas: Sequence[dict], **_: Any) -> list[InstanceData]:
@@ -126,7 +129,7 @@ def _propose(proposer: nn.Module, read: list[Any]) -> Callable[..., list[Instanc
     return propose
 
 
-def _roi_extractors(model: BaseModel) -> list[nn.Module]:
+def _roi_extractors(model: BaseModel) -> list[SingleRoIExtractor]:
     if not hasattr(model, "roi_head"):
         return []
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
@@ -134,7 +137,7 @@ def _roi_extractors(model: BaseModel) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, SingleRoIExtractor)]
 
 
-def _extract(extractor: nn.Module, read: list[Any]) -> Callable[..., Tensor]:
+def _extract(extractor: SingleRoIExtractor, read: list[Any]) -> Callable[..., Tensor]:
     def extract(maps: Sequence[Tensor], regions: Tensor, *_: Any, **__: Any) -> Tensor:
         read.append(tuple(maps))
         return maps[0].new_zeros(len(regions), extractor.out_channels, *extractor.roi_layers[0].output_size)

@@ -1,56 +1,19 @@
-"""The tools, run as a user runs them, and a small procedural set for them to work on."""
+"""A small procedural set for the tools to work on, and settings that cut a run down to seconds."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from mmsnnet.datasets import write_shapes
+
 TRAIN_IMAGES, VAL_IMAGES = 8, 4
 
 
-class Tool:
-    """``tool(name, *arguments, cwd=...)`` runs ``tools/<name>.py`` in a process of its own, on one thread."""
-
-    def __call__(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-        with self.start(name, *arguments, cwd=cwd) as process:
-            try:
-                output, errors = process.communicate(timeout=300)
-            except BaseException:
-                process.kill()
-                raise
-        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
-
-    def start(
-        self, name: str, *arguments: object, cwd: Path = REPOSITORY, stdout: int = subprocess.PIPE
-    ) -> subprocess.Popen[str]:
-        """The process, running."""
-        return subprocess.Popen(
-            [sys.executable, REPOSITORY / "tools" / f"{name}.py", *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-
 @pytest.fixture(scope="session")
-def tool() -> Tool:
-    return Tool()
-
-
-@pytest.fixture(scope="session")
-def data(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few images of 64 x 64, made as the quickstart's."""
-    out = tmp_path_factory.mktemp("shapes") / "data"
-    options = ("--layout", "shapes", "--train", TRAIN_IMAGES, "--val", VAL_IMAGES, "--size", 64, 64)
-    done = tool("dataset_converters/make_shapes", out, *options)
-    assert done.returncode == 0, done.stderr
-    return out
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "data", "shapes", TRAIN_IMAGES, VAL_IMAGES, (64, 64))
 
 
 @pytest.fixture(scope="session")

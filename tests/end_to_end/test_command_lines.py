@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mmsnnet.apis import build_model, load_config
+from tests.conftest import Tool
 
-Tool = Callable[..., subprocess.CompletedProcess[str]]
 Options = Callable[..., list[str]]
 REPOSITORY = Path(__file__).parents[2]
 TOOLS = sorted(str(path.relative_to(REPOSITORY / "tools").with_suffix("")) for path in REPOSITORY.glob("tools/**/*.py"))
@@ -87,7 +87,6 @@ def is_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
 @pytest.mark.parametrize("name", TOOLS)
 def test_help_names_the_arguments(tool: Tool, folder: Path, name: str) -> None:
     done = tool(name, "--help", cwd=folder)
-    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
     missing = [
         argument for argument in ARGUMENTS[name] if not re.search(rf"(?<![\w-]){argument}(?![\w-])", done.stdout)
@@ -103,18 +102,18 @@ def test_every_tool_is_known() -> None:
 @pytest.mark.parametrize("name", ["train", "test", "analysis_tools/get_flops"])
 def test_a_missing_config(tool: Tool, checkpoint: Path, folder: Path, name: str) -> None:
     more = [checkpoint] if name == "test" else []
-    is_refused(tool(name, "configs/nowhere.py", *more, cwd=folder), "configs/nowhere.py")
+    is_refused(tool.attempt(name, "configs/nowhere.py", *more, cwd=folder), "configs/nowhere.py")
     assert list(folder.iterdir()) == []
 
 
 def test_a_missing_checkpoint(tool: Tool, folder: Path) -> None:
-    is_refused(tool("test", STITCHED, "nowhere.pth", cwd=folder), "nowhere.pth")
+    is_refused(tool.attempt("test", STITCHED, "nowhere.pth", cwd=folder), "nowhere.pth")
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("stitch", ["555", "X9"])
 def test_an_unknown_stitch(tool: Tool, checkpoint: Path, quickstart: Options, folder: Path, stitch: str) -> None:
-    done = tool("test", STITCHED, checkpoint, "--stitches", f"0,{stitch}", *quickstart(1), cwd=folder)
+    done = tool.attempt("test", STITCHED, checkpoint, "--stitches", f"0,{stitch}", *quickstart(1), cwd=folder)
     is_refused(done, f"no stitch {stitch!r}" if stitch == "X9" else f"no stitch {stitch}")
     assert [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()] == []
 
@@ -122,7 +121,9 @@ def test_an_unknown_stitch(tool: Tool, checkpoint: Path, quickstart: Options, fo
 def test_get_flops_wants_a_stitched_backbone(tool: Tool, folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "plain.py"
     config.write_text(PLAIN_CONFIG)
-    is_refused(tool("analysis_tools/get_flops", config, "--out", "flops.json", cwd=folder), "mmsnnet.StitchedViT")
+    is_refused(
+        tool.attempt("analysis_tools/get_flops", config, "--out", "flops.json", cwd=folder), "mmsnnet.StitchedViT"
+    )
     assert list(folder.iterdir()) == []
 
 
@@ -130,27 +131,29 @@ def test_data_parallelism_that_waits_for_what_a_stitch_leaves_out(
     tool: Tool, quickstart: Options, folder: Path
 ) -> None:
     wrapper = quickstart(1, model_wrapper_cfg__type="MMDistributedDataParallel")
-    done = tool("train", STITCHED, "--launcher", "pytorch", *wrapper, cwd=folder)
+    done = tool.attempt("train", STITCHED, "--launcher", "pytorch", *wrapper, cwd=folder)
     is_refused(done, r"model_wrapper_cfg=dict\(type='mmsnnet\.StitchedDataParallel'\)")
     assert list(folder.iterdir()) == []
 
 
 def test_a_model_that_cannot_be_built(tool: Tool, quickstart: Options, folder: Path) -> None:
-    done = tool("train", STITCHED, *quickstart(1, model__decode_head__num_conv=1), cwd=folder)
+    done = tool.attempt("train", STITCHED, *quickstart(1, model__decode_head__num_conv=1), cwd=folder)
     is_refused(done, r"TypeError: .* unexpected keyword argument 'num_conv' \(.*\.py, line \d+\)")
     assert list(folder.iterdir()) == []
 
 
 def test_a_missing_pretrained_file_is_named(tool: Tool, quickstart: Options, tmp_path: Path) -> None:
     pretrained = {f"model.backbone.anchors.{index}.pretrained": "nowhere.pth" for index in (0, 1)}
-    is_refused(tool("train", STITCHED, "--work-dir", tmp_path / "work", *quickstart(1, **pretrained)), "nowhere.pth")
+    is_refused(
+        tool.attempt("train", STITCHED, "--work-dir", tmp_path / "work", *quickstart(1, **pretrained)), "nowhere.pth"
+    )
     assert not list(tmp_path.rglob("*.pth"))
 
 
 def test_training_without_the_init_hook_names_it(tool: Tool, quickstart: Options, tmp_path: Path) -> None:
     pretrained = {f"model.backbone.anchors.{index}.pretrained": None for index in (0, 1)}
     options = quickstart(1, custom_hooks=[], **pretrained)
-    done = tool("train", STITCHED, "--work-dir", tmp_path / "work", *options)
+    done = tool.attempt("train", STITCHED, "--work-dir", tmp_path / "work", *options)
     assert done.returncode != 0
     assert "mmsnnet.StitchInitHook" in done.stderr.splitlines()[-1], done.stderr
     assert not list(tmp_path.rglob("*.pth"))

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mmsnnet.datasets import write_shapes
 from mmsnnet.evaluation import OperatingPoints
+from tests.conftest import Tool
 
-Tool = Callable[..., subprocess.CompletedProcess[str]]
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "configs/nyu/stitched-deit3-s-l_dpt_8xb2-24e_nyu-416x544.py"
 EPOCHS, BREAK, ITERATIONS_PER_EPOCH = 20, 10, 2
@@ -59,11 +58,9 @@ CROP = ("--cfg-options", "train_dataloader.dataset.pipeline.5.crop_size=(96,128)
 
 
 @pytest.fixture(scope="module")
-def config(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("depth")
-    size = ("--layout", "nyu", "--train", 4 * ITERATIONS_PER_EPOCH, "--val", 2, "--size", 120, 160)
-    done = tool("dataset_converters/make_shapes", folder / "data", *size)
-    assert done.returncode == 0, done.stderr
+    write_shapes(folder / "data", "nyu", 4 * ITERATIONS_PER_EPOCH, 2, (120, 160))
     path = folder / "small.py"
     settings = dict(config=str(CONFIG), data=str(folder / "data"), warm_up=WARM_UP, epochs=EPOCHS, break_=BREAK)
     path.write_text(SMALL.format(**settings))
@@ -76,8 +73,7 @@ def work(tool: Tool, config: Path) -> Path:
     work = config.parent / "work"
     options = (config, "--work-dir", work, *CROP)
     for more in ((f"train_cfg.max_epochs={BREAK}",), ("--resume",)):
-        done = tool("train", *options, *more)
-        assert done.returncode == 0, done.stderr
+        tool("train", *options, *more)
     return work
 
 
@@ -93,8 +89,7 @@ def runs(work: Path) -> list[list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def points(tool: Tool, config: Path, work: Path) -> OperatingPoints:
     stitches = ("--stitches", "S,L,S1-L4", "--metric", "d1")
-    done = tool("test", config, work / f"epoch_{EPOCHS}.pth", "--work-dir", work / "test", *stitches)
-    assert done.returncode == 0, done.stderr
+    tool("test", config, work / f"epoch_{EPOCHS}.pth", "--work-dir", work / "test", *stitches)
     return OperatingPoints.load(work / "test" / "operating_points.json")
 
 
@@ -157,8 +152,7 @@ def test_prefix_reuse_changes_no_figure(
 ) -> None:
     """With a flip of each image, whose taps are those of another call of the backbone."""
     arguments = (config, work / f"epoch_{EPOCHS}.pth", "--work-dir", tmp_path, "--stitches", "S,L,S1-L4")
-    done = tool("test", *arguments, "--no-prefix-reuse", "--cfg-options", "default_hooks.visualization.draw=False")
-    assert done.returncode == 0, done.stderr
+    tool("test", *arguments, "--no-prefix-reuse", "--cfg-options", "default_hooks.visualization.draw=False")
     assert OperatingPoints.load(tmp_path / "operating_points.json") == points
 
 

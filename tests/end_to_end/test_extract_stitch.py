@@ -2,9 +2,6 @@
 
 import json
 import re
-import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from mmsnnet.apis import build_model, load_config
+from tests.conftest import Tool
 
-Tool = Callable[..., subprocess.CompletedProcess[str]]
 Options = Callable[..., list[str]]
-Here = Callable[..., str]
 REPOSITORY = Path(__file__).parents[2]
 STITCHED = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
 
@@ -35,58 +31,37 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """``here(name, *arguments)`` runs a tool in this process, which is quick, and returns the end of what it said."""
-
-    def run(name: str, *arguments: object) -> str:
-        path = REPOSITORY / "tools" / f"{name}.py"
-        monkeypatch.setattr(sys, "argv", [path.name, *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        except SystemExit as error:
-            assert error.code == 2
-        said = capsys.readouterr()
-        return (said.err or said.out).splitlines()[-1]
-
-    return run
-
-
 def test_an_extracted_stitch_is_a_model_like_any_other(
     tool: Tool,
-    here: Here,
     quickstart: Options,
     checkpoint: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "one"
     done = tool("deployment/extract_stitch", STITCHED, checkpoint, "L3-S2-L6", "--out", out, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     sizes = [path.stat().st_size / 1e6 for path in (checkpoint, out / "model.safetensors")]
     assert f"{checkpoint}: {sizes[0]:.2f} MB\n" in done.stdout
     assert re.search(rf"{out}/model\.safetensors: {sizes[1]:.2f} MB, sha256 [0-9a-f]{{64}}$", done.stdout)
 
     # From a folder with nothing in it: the metrics and the cost of the stitch in the whole model, to the last digit
     # that merging leaves.
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     points = ("--out", tmp_path / "one.json", "--work-dir", tmp_path / "test_one", *quickstart(1))
-    here("test", out / "config.py", out, *points)
+    tool("test", out / "config.py", out, *points, cwd=elsewhere)
     points = ("--out", tmp_path / "whole.json", "--work-dir", tmp_path / "test_whole", *quickstart(1))
-    here("test", STITCHED, checkpoint, "--stitches", "L3-S2-L6", *points)
+    tool("test", STITCHED, checkpoint, "--stitches", "L3-S2-L6", *points)
     [found], [expected] = (json.loads((tmp_path / f"{name}.json").read_text())["stitches"] for name in ("one", "whole"))
     assert found["metrics"] == pytest.approx(expected["metrics"], abs=0.1)
     assert expected["metrics"]["mIoU"] > 0
     assert found | {"metrics": None} == expected | {"metrics": None}
-    here("analysis_tools/get_flops", out / "config.py", "--out", tmp_path / "flops.json")
+    tool("analysis_tools/get_flops", out / "config.py", "--out", tmp_path / "flops.json", cwd=elsewhere)
     [counted] = json.loads((tmp_path / "flops.json").read_text())["stitches"]
     assert (counted["flops"], counted["params"]) == (expected["flops"], expected["params"])
 
     # Fine-tuning, validation included: every weight is trained, and none is initialised.
     work = tmp_path / "tuned"
-    here("train", out / "config.py", "--work-dir", work, *quickstart(1, load_from=out))
+    tool("train", out / "config.py", "--work-dir", work, *quickstart(1, load_from=out), cwd=elsewhere)
     tuned, given = (
         torch.load(work / "iter_1.pth", weights_only=False)["state_dict"],
         load_file(out / "model.safetensors"),
@@ -109,7 +84,7 @@ def test_an_extracted_stitch_is_a_model_like_any_other(
     ],
 )
 def test_mistakes_are_said_in_one_line(
-    stitch: str, source: str, out: str, says: str, here: Here, checkpoint: Path, tmp_path: Path
+    stitch: str, source: str, out: str, says: str, tool: Tool, checkpoint: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / source
     if source != "nowhere.pth":
@@ -118,6 +93,6 @@ def test_mistakes_are_said_in_one_line(
             weights = {name: tensor for name, tensor in weights.items() if ".layers." not in name}
         torch.save({"state_dict": weights}, path)
     before = sorted(tmp_path.rglob("*"))
-    said = here("deployment/extract_stitch", STITCHED, path, stitch, "--out", tmp_path / out)
+    said = tool.error("deployment/extract_stitch", STITCHED, path, stitch, "--out", tmp_path / out)
     assert re.search(rf"error: .*{says}", said)
     assert sorted(tmp_path.rglob("*")) == before

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from mmsnnet.evaluation import OperatingPoints
-from tests.end_to_end.conftest import Tool
+from tests.conftest import Tool
 
 FOLDER = Path(__file__).parent / "checkpoint_of_0_1_0"
 
 
 def test_an_old_checkpoint_gives_the_figures_that_it_gave(tool: Tool, tmp_path: Path) -> None:
     out = tmp_path / "points.json"
-    done = tool("test", "config.py", "iter_1500.pth", "--out", out, "--work-dir", tmp_path / "work", cwd=FOLDER)
-    assert done.returncode == 0, done.stderr
+    tool("test", "config.py", "iter_1500.pth", "--out", out, "--work-dir", tmp_path / "work", cwd=FOLDER)
     before, after = OperatingPoints.load(FOLDER / "operating_points.json"), OperatingPoints.load(out)
     assert len({point.metrics["mIoU"] for point in before}) == len(before.points)  # or the test would see little
     for old, new in zip(before, after, strict=True):

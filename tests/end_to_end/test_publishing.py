@@ -3,9 +3,6 @@ the tools refuse, whether they lack a tensor or bring code along."""
 
 import json
 import re
-import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +11,9 @@ import pytest
 import torch
 
 from mmsnnet.apis import build_model, load_config
-from tests.conftest import RunsCode
+from tests.conftest import RunsCode, Tool
 
-Tool = Callable[..., subprocess.CompletedProcess[str]]
 Options = Callable[..., list[str]]
-Here = Callable[..., str]
 REPOSITORY = Path(__file__).parents[2]
 STITCHED = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
 STITCHES = "S,L,S2-L6"
@@ -42,35 +37,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """``here(name, *arguments)`` runs a tool in this process, which is quick, and returns what it said at its end."""
-
-    def run(name: str, *arguments: object) -> str:
-        path = REPOSITORY / "tools" / f"{name}.py"
-        monkeypatch.setattr(sys, "argv", [path.name, *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        except SystemExit as error:
-            assert error.code == 2
-        said = capsys.readouterr()
-        return (said.err or said.out).splitlines()[-1]
-
-    return run
-
-
 def figures(points: Path) -> dict[str, Any]:
     """What a file of operating points says of each stitch."""
     return {point["name"]: point["metrics"] for point in json.loads(points.read_text())["stitches"]}
 
 
-def test_a_published_model_is_the_checkpoint(
-    tool: Tool, here: Here, quickstart: Options, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_published_model_is_the_checkpoint(tool: Tool, quickstart: Options, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = tool("misc/publish_model", STITCHED, checkpoint, out, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     size, published = checkpoint.stat().st_size / 1e6, (out / "model.safetensors").stat().st_size / 1e6
     assert published < 0.6 * size  # half is the optimizer's
     assert f"{checkpoint}: {size:.2f} MB\n" in done.stdout
@@ -82,16 +56,15 @@ def test_a_published_model_is_the_checkpoint(
     # From a folder with nothing in it: the config has no bases, and the checkpoint is not where it was.
     (tmp_path / "elsewhere").mkdir()
     done = tool("test", out / "config.py", out, *points("published"), cwd=tmp_path / "elsewhere")
-    assert done.returncode == 0, done.stderr
-    here("test", STITCHED, checkpoint, *points("checkpoint"))
-    here("test", out / "config.py", out / "model.safetensors", *points("file"))
+    tool("test", STITCHED, checkpoint, *points("checkpoint"))
+    tool("test", out / "config.py", out / "model.safetensors", *points("file"))
     expected = figures(tmp_path / "checkpoint.json")
     assert list(expected) == STITCHES.split(",") and len({str(found) for found in expected.values()}) > 1
     assert figures(tmp_path / "published.json") == figures(tmp_path / "file.json") == expected
 
     # Fine-tuning: the file of the weights alone, nothing pretrained, and layers that need no initialisation.
     work = tmp_path / "tuned"
-    here(
+    tool(
         "train", out / "config.py", "--work-dir", work, *quickstart(1, load_from=out, optim_wrapper__optimizer__lr=0.0)
     )
     tuned, given = (
@@ -104,14 +77,16 @@ def test_a_published_model_is_the_checkpoint(
 
 
 def test_a_model_is_not_evaluated_with_random_weights(
-    here: Here, quickstart: Options, checkpoint: Path, tmp_path: Path
+    tool: Tool, quickstart: Options, checkpoint: Path, tmp_path: Path
 ) -> None:
     name = "decode_head.conv_seg.bias"
     weights = torch.load(checkpoint)["state_dict"]
     weights[f"{name}es"] = weights.pop(name)
     torch.save({"state_dict": weights}, tmp_path / "wrong.pth")
     out = tmp_path / "points.json"
-    said = here("test", STITCHED, tmp_path / "wrong.pth", "--out", out, "--work-dir", tmp_path / "w", *quickstart(1))
+    said = tool.error(
+        "test", STITCHED, tmp_path / "wrong.pth", "--out", out, "--work-dir", tmp_path / "w", *quickstart(1)
+    )
     says = rf"missing: {name} \(8,\); left over: {name}es \(8,\)$"
     assert re.search(rf"error: checkpoint '.*wrong\.pth' .*{says}", said)
     assert not out.exists()
@@ -119,25 +94,25 @@ def test_a_model_is_not_evaluated_with_random_weights(
 
 @pytest.mark.parametrize("how", ["test", "publish", "resume"])
 def test_a_hostile_checkpoint_is_not_run(
-    how: str, here: Here, quickstart: Options, checkpoint: Path, tmp_path: Path
+    how: str, tool: Tool, quickstart: Options, checkpoint: Path, tmp_path: Path
 ) -> None:
     mark, path, work = tmp_path / "mark", tmp_path / "hostile.pth", ("--work-dir", tmp_path / "work")
     torch.save({**torch.load(checkpoint), "code": RunsCode(mark)}, path)
     if how == "test":
-        said = here("test", STITCHED, path, *work, *quickstart(1))
+        said = tool.error("test", STITCHED, path, *work, *quickstart(1))
     elif how == "publish":
-        said = here("misc/publish_model", STITCHED, path, tmp_path / "out")
+        said = tool.error("misc/publish_model", STITCHED, path, tmp_path / "out")
     else:
         nothing = {f"model__backbone__anchors__{index}__pretrained": None for index in (0, 1)}
-        said = here("train", STITCHED, "--resume", *work, *quickstart(1, load_from=path, **nothing))
+        said = tool.error("train", STITCHED, "--resume", *work, *quickstart(1, load_from=path, **nothing))
     assert re.search(r"error: .*hostile\.pth.*refused.*could run code", said)
     assert not mark.exists()
     torch.load(path, weights_only=False)
     assert mark.exists()  # it would have been
 
 
-def test_what_is_there_is_not_published_over(here: Here, checkpoint: Path, tmp_path: Path) -> None:
+def test_what_is_there_is_not_published_over(tool: Tool, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors").write_text("mine")
-    assert re.search(r"error: .*out exists", here("misc/publish_model", STITCHED, checkpoint, tmp_path / "out"))
+    assert re.search(r"error: .*out exists", tool.error("misc/publish_model", STITCHED, checkpoint, tmp_path / "out"))
     assert (tmp_path / "out" / "model.safetensors").read_text() == "mine"

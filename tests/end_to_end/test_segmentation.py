@@ -8,9 +8,7 @@ import math
 import re
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,8 +22,8 @@ from torch import Tensor
 from mmsnnet.apis import load_config
 from mmsnnet.datasets import write_shapes
 from mmsnnet.evaluation import OperatingPoints
+from tests.conftest import Tool
 
-Tool = Callable[..., subprocess.CompletedProcess[str]]
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETR = "ade20k/stitched-deit3-s-l_setr-naive_8xb2-160k_ade20k-512x512.py"
 UPERNET = "ade20k/stitched-deit3-s-l_upernet_8xb2-160k_ade20k-512x512.py"
@@ -123,8 +121,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(tool: Tool, work: Path) -> Path:
     """A few images in ADE20K's layout, with its classes."""
     options = ("--layout", "ade20k", "--train", TRAIN_IMAGES, "--val", 2, "--size", 64, 64)
-    done = tool("dataset_converters/make_shapes", work / "data", *options)
-    assert done.returncode == 0, done.stderr
+    tool("dataset_converters/make_shapes", work / "data", *options)
     return work / "data"
 
 
@@ -132,8 +129,7 @@ def data(tool: Tool, work: Path) -> Path:
 def ade20k(tool: Tool, data: Path, work: Path) -> tuple[Path, Path]:
     """The config and the work folder of a run with the published head."""
     config = write_config(work / "setr.py", SETR, shrunk(SETR, data, ITERATIONS))
-    done = tool("train", config, "--work-dir", work / "setr")
-    assert done.returncode == 0, done.stderr
+    tool("train", config, "--work-dir", work / "setr")
     return config, work / "setr"
 
 
@@ -143,8 +139,7 @@ def resumed(tool: Tool, ade20k: tuple[Path, Path]) -> Path:
     config, work_dir = ade20k
     copy = shutil.copytree(work_dir, work_dir.with_name("resumed"))
     more = ("--cfg-options", f"train_cfg.max_iters={MORE_ITERATIONS}", "default_hooks.checkpoint.interval=1")
-    done = tool("train", config, "--work-dir", copy, "--resume", *more)
-    assert done.returncode == 0, done.stderr
+    tool("train", config, "--work-dir", copy, "--resume", *more)
     return copy
 
 
@@ -153,8 +148,7 @@ def points(tool: Tool, ade20k: tuple[Path, Path], work: Path) -> OperatingPoints
     config, work_dir = ade20k
     out = work / "points.json"
     which = ("--stitches", ",".join(STITCHES), "--out", out, "--work-dir", work / "test")
-    done = tool("test", config, work_dir / f"iter_{ITERATIONS}.pth", *which)
-    assert done.returncode == 0, done.stderr
+    tool("test", config, work_dir / f"iter_{ITERATIONS}.pth", *which)
     return OperatingPoints.load(out)
 
 
@@ -217,27 +211,25 @@ def test_a_killed_run_goes_on(
     command = [config, work_dir / f"iter_{ITERATIONS}.pth", "--stitches", ",".join(STITCHES), "--out", out]
     command += ["--work-dir", tmp_path / "test"]
     slowly = ["--no-prefix-reuse", "--cfg-options", "test_cfg.stitches_per_pass=1"]
-    with tool.start("test", *command, *slowly, stdout=subprocess.DEVNULL) as process:
-        while not out.exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.002)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    running = tool.start("test", *command, *slowly)
+    while not out.exists():
+        assert running.process.exitcode is None, running.stderr
+        time.sleep(0.002)
+    running.process.kill()
+    assert running.wait().returncode == -signal.SIGKILL
     assert 0 < len(OperatingPoints.load(out)) < len(STITCHES)
-    done = tool("test", *command, "--resume")
-    assert done.returncode == 0, done.stderr
+    tool("test", *command, "--resume")
     assert OperatingPoints.load(out) == points
     assert out.read_text() == (work / "points.json").read_text()
 
-    done = tool("test", *command, "--resume", "--cfg-options", "model.test_cfg.stride=(32,32)")
-    assert done.returncode == 2 and "results of another config" in done.stderr.splitlines()[-1]
+    other = ("--cfg-options", "model.test_cfg.stride=(32,32)")
+    assert "results of another config" in tool.error("test", *command, "--resume", *other)
     assert out.read_text() == (work / "points.json").read_text()
 
 
 def test_another_head(tool: Tool, data: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.py", UPERNET, shrunk(UPERNET, data, ITERATIONS))
-    done = tool("train", config, "--work-dir", tmp_path / "work")
-    assert done.returncode == 0, done.stderr
+    tool("train", config, "--work-dir", tmp_path / "work")
     loss_falls(tmp_path / "work")
     is_validated_at_the_anchors(tmp_path / "work")
 

@@ -1,19 +1,19 @@
 """The converter of released checkpoints, run as a user runs it."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import Tool
 from tests.converters.published_snnetv2 import Published, released_weights
 
 CONVERTER = "model_converters/snnetv2_to_mmsnnet"
 MODEL = Published(depths=(2, 4), widths=(16, 24), heads=(2, 3), grid=(2, 2), rank=3)
 
 
-def test_a_released_checkpoint_is_converted(tool: Callable, tmp_path: Path) -> None:
+def test_a_released_checkpoint_is_converted(tool: Tool, tmp_path: Path) -> None:
     weights = released_weights(MODEL)
     torch.save({"state_dict": weights, "meta": {}}, tmp_path / "released.pth")
     there = tool(CONVERTER, "released.pth", "ours.safetensors", cwd=tmp_path)
@@ -32,12 +32,12 @@ def test_a_released_checkpoint_is_converted(tool: Callable, tmp_path: Path) -> N
     assert len(load_file(tmp_path / "ours.safetensors")) == len(weights) - 6 + 3
 
 
-def test_a_mistake_ends_with_one_line_and_writes_nothing(tool: Callable, tmp_path: Path) -> None:
+def test_a_mistake_ends_with_one_line_and_writes_nothing(tool: Tool, tmp_path: Path) -> None:
     weights = released_weights(MODEL)
     weights["backbone.anchors.0.layers.1.gamma"] = weights.pop("backbone.anchors.0.layers.1.gamma_1")
     torch.save({"state_dict": weights}, tmp_path / "released.pth")
     (tmp_path / "ours.pth").write_bytes(b"old")
-    done = tool(CONVERTER, "released.pth", "ours.pth", cwd=tmp_path)
+    done = tool.attempt(CONVERTER, "released.pth", "ours.pth", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     errors = [line for line in done.stderr.splitlines() if re.search(r"\berror: ", line)]
     assert len(errors) == 1 and "Traceback" not in done.stderr

@@ -166,11 +166,12 @@ def run_rank(rank: int, world_size: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.distributed
 def test_every_rank_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
 ) -> None:
     monkeypatch.syspath_prepend(pytestconfig.rootpath)  # where the processes find this file
-    torch.multiprocessing.spawn(run_rank, (2, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.start_processes(run_rank, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     (own, first), (others, second) = (torch.load(tmp_path / f"rank_{rank}.pth") for rank in range(2))
     assert equal(first, second)
 

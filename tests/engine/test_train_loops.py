@@ -357,7 +357,9 @@ def two_ranks(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(pytestconfig.rootpath)  # where the processes find this file
-        ranks = torch.multiprocessing.spawn(run_rank, (str(folder), configs), nprocs=2, join=False)
+        ranks = torch.multiprocessing.start_processes(
+            run_rank, (str(folder), configs), nprocs=2, join=False, start_method="forkserver"
+        )
     try:
         for _ in range(2):
             ranks.join(timeout=60)
@@ -369,6 +371,7 @@ def two_ranks(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
     ]
 
 
+@pytest.mark.distributed
 def test_two_ranks_train_as_one_process_with_the_doubled_batch(
     two_ranks: list[dict[str, Any]], make_runner: Callable[..., Runner]
 ) -> None:
@@ -391,6 +394,7 @@ def test_two_ranks_train_as_one_process_with_the_doubled_batch(
     )
 
 
+@pytest.mark.distributed
 def test_two_ranks_resume_together(two_ranks: list[dict[str, Any]]) -> None:
     for rank in two_ranks:
         for run in ("resumed", "whole"):

@@ -95,5 +95,6 @@ class DPTDepthHead(DPTHead):
         depth = resize(depth, size=target.shape[2:], mode="bilinear", align_corners=self.align_corners)
         losses: dict[str, Tensor] = {}
         for loss in self.loss_decode if isinstance(self.loss_decode, nn.ModuleList) else [self.loss_decode]:
-            losses[loss.loss_name] = losses.get(loss.loss_name, 0.0) + loss(depth, target)
+            name = str(loss.loss_name)
+            losses[name] = losses.get(name, 0.0) + loss(depth, target)
         return losses

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from mmseg.models import segmentors
+from mmseg.models import BaseSegmentor, segmentors
 from mmseg.utils import stack_batch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsnnet.registry import MODELS
 
 
-class _WholePatches:
+class _WholePatches(BaseSegmentor):
     """Pad images to whole patches before the backbone, and crop the heads' outputs.
 
     A backbone pads images itself, and its maps then cover the padded image. mmseg's heads resize their logits to the
@@ -25,9 +23,6 @@ class _WholePatches:
     In training, label maps are padded with the decode head's ``ignore_index``, which losses leave out. A backbone
     without ``padded_size`` gets images unchanged.
     """
-
-    backbone: Any
-    decode_head: Any
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         height, width = inputs.shape[-2:]
@@ -48,8 +43,7 @@ class _WholePatches:
         return super().loss(inputs, data_samples)
 
     def _label_of_padding(self) -> int:
-        heads = self.decode_head
-        return (heads[-1] if isinstance(heads, nn.ModuleList) else heads).ignore_index
+        return self.decode_head.ignore_index
 
     def _padded_size(self, inputs: Tensor) -> torch.Size:
         size = (inputs.shape[-2], inputs.shape[-1])
@@ -64,6 +58,9 @@ class EncoderDecoder(_WholePatches, segmentors.EncoderDecoder):
 @MODELS.register_module()
 class CascadeEncoderDecoder(_WholePatches, segmentors.CascadeEncoderDecoder):
     """mmseg's ``CascadeEncoderDecoder``, for images of any size; see :class:`_WholePatches`."""
+
+    def _label_of_padding(self) -> int:
+        return self.decode_head[-1].ignore_index
 
 
 @MODELS.register_module()

@@ -118,24 +118,13 @@ def test_an_anchor_alone_gives_what_timms_model_gives(
 def assert_the_same_at(
     model: str, img_size: tuple[int, int], options: dict[str, int], reference: nn.Module, folder: Path, images: Tensor
 ) -> None:
-    """Asserts that a backbone with this anchor alone gives at ``img_size`` what timm's model gives once timm's own
-    ``set_input_size`` has brought it there."""
-    from mmsnnet.models import StitchedBackbone  # the rest of this file needs timm alone
-
-    anchor = dict(model=model, pretrained=saved(reference, folder), **TINY, **options)
-    backbone = StitchedBackbone(anchors=[anchor], img_size=img_size, out_indices=TAPS)
-    backbone.init_weights()
-    backbone.eval()
+    """Asserts that the anchor's blocks give at ``img_size`` what timm's give after timm's ``set_input_size``."""
+    anchor = create_anchor(model, img_size, **TINY, **options)
+    load_pretrained(anchor, saved(reference, folder))
+    network = StitchedNetwork([anchor], StitchSpace.single(TINY["depth"])).eval()
+    (stitch,) = network.space
     reference.set_input_size(img_size, options.get("patch_size"))
-    expected = timms_taps(reference, images)
-    found = backbone(images)
-    grid, prefix = reference.patch_embed.grid_size, reference.num_prefix_tokens
-    maps = [tokens[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2) for tokens in expected]
-    assert_taps(tuple(found), maps)
-    if reference.cls_token is None:
-        assert found.class_tokens is None
-    else:
-        assert_taps(found.class_tokens, [tokens[:, 0] for tokens in expected])
+    assert_taps(network.tokens(images, stitch, TAPS), timms_taps(reference, images))
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmseg.models.backbones import VisionTransformer as MMSegViT
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -362,31 +361,6 @@ def test_a_classifier_comes_along(
     assert report.left_out == report.kept == ()
     images = make_images(2, 32, 32)
     torch.testing.assert_close(anchor.model(images), source.model(images), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("patch_bias", [False, True])
-@torch.no_grad()
-def test_a_model_that_mmseg_made(
-    patch_bias: bool, make_anchor: MakeAnchor, make_images: Callable[..., Tensor], tmp_path: Path
-) -> None:
-    """Not renamed here: mmseg's own module, its own names, its own forward; its stem has no bias by default."""
-    theirs = MMSegViT(
-        img_size=32,
-        embed_dims=32,
-        num_layers=2,
-        num_heads=2,
-        qkv_bias=True,
-        patch_bias=patch_bias,
-        norm_cfg=dict(type="LN", eps=1e-6),
-    )
-    theirs.eval()  # which gives nothing back
-    for parameter in theirs.parameters():
-        parameter.normal_(std=0.1)
-    anchor, images = make_anchor(**VIT), make_images(2, 32, 32)
-    torch.save({"state_dict": {f"backbone.{k}": v for k, v in theirs.state_dict().items()}}, tmp_path / "w.pth")
-    load_pretrained(anchor, tmp_path / "w.pth")
-    *_, (_, features) = anchor.run(anchor.stem(images))
-    torch.testing.assert_close(features.map(), theirs(images)[0], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
