@@ -60,40 +60,70 @@ def python(code: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_importing_the_package_is_light_and_registers_its_modules() -> None:
-    found = python("""
+def test_importing_the_package_imports_nothing_else() -> None:
+    code = (
+        "import json, sys, mmsnnet; print(json.dumps([n for n in sys.modules if n in {'torch', 'mmengine', 'timm'}]))"
+    )
+    assert python(code) == []
+    code = "import json, sys, mmsnnet.stitching; print(json.dumps('mmengine' in sys.modules))"
+    assert python(code) is False
+
+
+@pytest.mark.parametrize("how", ["", "import mmsnnet"])
+def test_registries_find_our_modules_by_their_scope(how: str) -> None:
+    found = python(f"""
 import json, sys
-import mmsnnet
-unwanted = ("mmseg", "mmdet", "mmcv.ops", "matplotlib", "plotly", "gradio", "fvcore")
-heavy = [name for name in unwanted if name in sys.modules]
+{how}
 from mmengine.registry import HOOKS, LOOPS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 wanted = [(MODELS, "StitchedViT"), (HOOKS, "StitchInitHook"), (HOOKS, "StitchLogHook"), (LOOPS, "StitchTestLoop"),
           (LOOPS, "StitchValLoop"), (LOOPS, "StitchIterBasedTrainLoop"), (HOOKS, "ConsistencyHook"),
           (MODEL_WRAPPERS, "StitchedDataParallel"), (OPTIM_WRAPPER_CONSTRUCTORS, "StitchOptimWrapperConstructor")]
-names = {}
-for registry, name in wanted:
-    child = registry.children.get("mmsnnet")
-    by_scope = registry.get(f"mmsnnet.{name}")
-    names[name] = [child is not None and name in child.module_dict, by_scope.__module__, name in registry.module_dict]
-print(json.dumps([heavy, names]))
+names = {{name: [registry.get(f"mmsnnet.{{name}}").__module__, name in registry.module_dict] for registry, name in wanted}}
+unwanted = ("mmseg", "mmdet", "mmcv.ops", "matplotlib", "plotly", "gradio", "fvcore")
+print(json.dumps([[name for name in unwanted if name in sys.modules], names]))
 """)
     heavy, names = found
     assert heavy == []
+    constructor = "mmsnnet.engine.optimizers.stitch_optim_wrapper_constructor"
     assert names == {
-        "StitchedViT": [True, "mmsnnet.models.backbones.stitched_backbone", False],
-        "StitchInitHook": [True, "mmsnnet.engine.hooks.stitch_init_hook", False],
-        "StitchLogHook": [True, "mmsnnet.engine.hooks.stitch_log_hook", False],
-        "ConsistencyHook": [True, "mmsnnet.engine.hooks.consistency_hook", False],
-        "StitchIterBasedTrainLoop": [True, "mmsnnet.engine.runner.train_loops", False],
-        "StitchedDataParallel": [True, "mmsnnet.models.wrappers.stitched_data_parallel", False],
-        "StitchOptimWrapperConstructor": [
-            True,
-            "mmsnnet.engine.optimizers.stitch_optim_wrapper_constructor",
-            False,
-        ],
-        "StitchTestLoop": [True, "mmsnnet.engine.runner.stitch_loops", False],
-        "StitchValLoop": [True, "mmsnnet.engine.runner.stitch_loops", False],
+        "StitchedViT": ["mmsnnet.models.backbones.stitched_backbone", False],
+        "StitchInitHook": ["mmsnnet.engine.hooks.stitch_init_hook", False],
+        "StitchLogHook": ["mmsnnet.engine.hooks.stitch_log_hook", False],
+        "ConsistencyHook": ["mmsnnet.engine.hooks.consistency_hook", False],
+        "StitchIterBasedTrainLoop": ["mmsnnet.engine.runner.train_loops", False],
+        "StitchedDataParallel": ["mmsnnet.models.wrappers.stitched_data_parallel", False],
+        "StitchOptimWrapperConstructor": [constructor, False],
+        "StitchTestLoop": ["mmsnnet.engine.runner.stitch_loops", False],
+        "StitchValLoop": ["mmsnnet.engine.runner.stitch_loops", False],
     }
+
+
+# mmengine's loaders and file backends, before and after an import.
+REPLACED = """
+import json
+from mmengine.fileio import FileClient
+from mmengine.fileio.backends import backends, prefix_to_backends
+from mmengine.runner import CheckpointLoader
+
+tables = [CheckpointLoader._schemes, backends, prefix_to_backends, FileClient._backends, FileClient._prefix_to_backends]
+before = [dict(table) for table in tables]
+{imports}
+print(json.dumps([
+    sorted(name for name in {{*old, *table}} if table.get(name) is not old.get(name))
+    for old, table in zip(before, tables)
+]))
+"""
+
+
+@pytest.mark.parametrize("part", ["", *(f".{part}" for part in ORDER)])
+def test_importing_replaces_nothing_of_mmengine(part: str) -> None:
+    assert python(REPLACED.format(imports=f"import mmsnnet{part}")) == [[], [], [], [], []]
+
+
+def test_safe_loading_replaces_mmengines_loaders_alone() -> None:
+    loaders, *backends = python(REPLACED.format(imports="import mmsnnet.safe_loading"))
+    assert {"", "http://", "https://", "hf-hub:", "pavi://", "torchvision://"} <= set(loaders)
+    assert backends == [[], [], [], []]
 
 
 def test_stitching_works_without_openmmlab() -> None:

@@ -13,6 +13,7 @@ import torch
 from mmengine.device import get_device
 from torch.distributed.elastic.multiprocessing.errors import record
 
+import mmsnnet.safe_loading  # noqa: F401  mmengine then runs no code in checkpoints
 from mmsnnet.apis import load_config
 from mmsnnet.apis.model import check_channels, check_preprocessor
 from mmsnnet.cli.arguments import DictAction, LaunchedParser

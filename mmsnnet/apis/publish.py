@@ -17,7 +17,7 @@ from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
 from mmsnnet.evaluation import OperatingPoints, compact_front
 from mmsnnet.models import StitchedBackbone, check_weights, find_stitched_backbone, read_weights
-from mmsnnet.models.checkpoint import DRAWS
+from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.version import __version__
 
 WEIGHTS, CONFIG, CARD, FRONT = "model.safetensors", "config.py", "README.md", "front.json"
@@ -154,10 +154,10 @@ def published_config(config: Config) -> Config:
     for key in ("work_dir", "load_from", "resume", "launcher"):
         settings.pop(key, None)
     settings["model"] = _standalone(settings["model"])
-    # So that mmseg's and mmdet's own tools find what is registered here.
+    # So that mmseg's and mmdet's own tools can read the published weights.
     imports = settings.setdefault("custom_imports", dict(imports=[]))
     names = [imports["imports"]] if isinstance(imports["imports"], str) else imports["imports"]
-    imports["imports"] = names if "mmsnnet" in names else ["mmsnnet", *names]
+    imports["imports"] = names if "mmsnnet.safe_loading" in names else ["mmsnnet.safe_loading", *names]
     return Config(settings)
 
 

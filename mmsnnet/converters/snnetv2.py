@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
-from mmsnnet.files.reading import listed, misfits, shapes, unwrapped
+from mmsnnet.files.reading import describe_mismatch, extract_weights, join_names, tensor_shapes
 from mmsnnet.files.writing import write_atomically
 from mmsnnet.models import check_weights, find_stitched_backbone, read_model_checkpoint
-from mmsnnet.models.checkpoint import DRAWS
+from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.stitching import StitchSpace
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE, position_index
 from mmsnnet.stitching.anchors.base import GRID, recorded_grid
@@ -285,15 +285,16 @@ def _resolve(
     if released and not in_file:
         indices = []  # buffers, which a program may have left out of what it saved
     side |= {key: "M M" for key, _ in indices if released}
-    given = {key: shape for key, shape in shapes(weights).items() if key not in heads}
+    given = {key: shape for key, shape in tensor_shapes(weights).items() if key not in heads}
     sizes = _sizes(side, given)
-    if wrong := misfits(given, {key: _implied(shape, sizes) for key, shape in side.items()}):
+    if wrong := describe_mismatch(given, {key: _implied(shape, sizes) for key, shape in side.items()}):
         raise ValueError(wrong)
     if tables:
         found = _grid_of_table(sizes["N"], sizes["T"], [weights[key] for key in in_file], grid)
         if disordered := [key for key in in_file if not _same(weights[key], _own_index(found))]:
             raise ValueError(
-                "these index relative positions in another order than BEiT's, in which ours are: " + listed(disordered)
+                "these index relative positions in another order than BEiT's, in which ours are: "
+                + join_names(disordered)
             )
     elif grid is not None and math.prod(grid) != sizes["N"]:
         raise ValueError(_of_another_grid(str(sizes["N"]), grid))
@@ -313,7 +314,7 @@ def _naming(weights: Mapping[str, Tensor]) -> Kind | Literal["ours"]:
         raise ValueError(
             "no stitched model: expected names like backbone.anchors.0.cls_token (released, segmentation), "
             "anchors.0.cls_token (released, classification) or backbone.network.anchors.0.model.cls_token (mmsnnet); "
-            f"got {listed(list(weights), 4)}"
+            f"got {join_names(list(weights), 4)}"
         )
     return naming
 
@@ -454,9 +455,9 @@ def _grid_of(model: nn.Module) -> Grid:
 def _read(source: str) -> tuple[Weights, dict[str, Any]]:
     """The weights of a checkpoint, and what it says of the data set."""
     file = read_model_checkpoint(source)
-    weights = clean_state_dict(unwrapped(file, f"checkpoint {source!r}"))
+    weights = clean_state_dict(extract_weights(file, f"checkpoint {source!r}"))
     if others := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"checkpoint {source!r} has entries that are no tensors: {listed(others)}")
+        raise ValueError(f"checkpoint {source!r} has entries that are no tensors: {join_names(others)}")
     meta = file.get("meta")
     kept = ("dataset_meta", "CLASSES", "PALETTE")  # where mmseg looks for the classes' names and colours
     return weights, {key: meta[key] for key in kept if key in meta} if isinstance(meta, Mapping) else {}

@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader
 from mmsnnet.engine.randomness import kept_generators, seed_generators
 from mmsnnet.engine.runner.seeded_loading import SeededDataset
 from mmsnnet.errors import DataError, MissingFileError, SettingError, UserError
-from mmsnnet.files.reading import listed
+from mmsnnet.files.reading import join_names
 from mmsnnet.models import StitchedBackbone
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.models.model_weights import unwrapped_model
 
 # How many images are looked at for their sizes, evenly spaced, and at most how many entries for their files.
 IMAGES = 64
@@ -190,7 +190,7 @@ def _check_classes(model: nn.Module, dataset: Any, place: str) -> None:
         )
     if classes is None:
         return
-    named = f"{place}: the data set has {len(classes)} classes ({listed(list(map(str, classes)), 3)})"
+    named = f"{place}: the data set has {len(classes)} classes ({join_names(list(map(str, classes)), 3)})"
     cure = f"set it to {len(classes)}, or {place}.metainfo.classes to the names of all classes"
     chosen = getattr(dataset, "label_map", None)  # of the classes in its files, whose number only the loader knows
     for step in _steps(dataset):

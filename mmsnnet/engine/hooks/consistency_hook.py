@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from mmsnnet.engine.hooks.device_scalars import DeviceScalars
 from mmsnnet.errors import UserError
 from mmsnnet.models import find_stitched_backbone
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import HOOKS
 from mmsnnet.stitching import StitchSampler
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmsnnet.engine.randomness import kept_generators, seed_generators
 from mmsnnet.models import StitchedFullyShardedDataParallel, find_stitched_backbone
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import HOOKS
 from mmsnnet.stitching import NormalEquations, StitchedNetwork
 from mmsnnet.stitching.network import evaluation_mode

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from mmsnnet.errors import UserError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
-from mmsnnet.models.checkpoint import DRAWS
+from mmsnnet.models.model_weights import DRAWS
 
 if TYPE_CHECKING:
     from mmsnnet.engine.runner.stitch_loops import StitchTestLoop

@@ -30,7 +30,7 @@ from mmsnnet.engine.runner.stitch_files import output_paths
 from mmsnnet.engine.runner.stitch_passes import StitchPass, needs_own_pass
 from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import LOOPS
 from mmsnnet.stitching import LayerKey, Stitch
 from mmsnnet.stitching.route_parts import classifier_parts, tap_parts

@@ -25,7 +25,7 @@ from mmsnnet.engine.runner.stitch_passes import refuse_uneven_batches
 from mmsnnet.engine.strategies import FSDPStrategy
 from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import LOOPS
 
 # What checkpoints record of a run, in the message hub.

@@ -18,7 +18,8 @@ from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoint, read_points, select_stitch
 from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.backbones.taps import Taps
-from mmsnnet.models.checkpoint import DRAWS, HISTORY_GLOBALS
+from mmsnnet.models.checkpoint_reading import HISTORY_GLOBALS
+from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
     Anchor,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmsnnet.errors import SettingError
-from mmsnnet.files.reading import listed
+from mmsnnet.files.reading import join_names
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE, AnchorAttention, resize_table, table_rows
 from mmsnnet.stitching.windows import Grid, from_windows, to_windows
 
@@ -185,7 +185,7 @@ class Anchor(nn.Module, ABC):
             grid, names = taken
             logging.getLogger("mmsnnet").warning(
                 f"{prefix.rstrip('.') or 'anchor'}: from a checkpoint for {grid[0]} x {grid[1]} patches, resampled to "
-                f"the {self.stored_grid[0]} x {self.stored_grid[1]} of this anchor's img_size: {listed(names, 2)}"
+                f"the {self.stored_grid[0]} x {self.stored_grid[1]} of this anchor's img_size: {join_names(names, 2)}"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
