@@ -60,40 +60,63 @@ def python(code: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_importing_the_package_is_light_and_registers_its_modules() -> None:
-    found = python("""
+def test_importing_a_part_imports_no_more() -> None:
+    imported = "print(json.dumps([name for name in ('torch', 'timm', 'mmengine') if name in sys.modules]))"
+    assert python(f"import json, sys, mmsnnet; {imported}") == []
+    assert python(f"import json, sys, mmsnnet.stitching; {imported}") == ["torch", "timm"]
+
+
+def test_registries_find_our_modules_by_their_scope() -> None:
+    """Without an import of ours."""
+    heavy, names = python("""
 import json, sys
-import mmsnnet
-unwanted = ("mmseg", "mmdet", "mmcv.ops", "matplotlib", "plotly", "gradio", "fvcore")
-heavy = [name for name in unwanted if name in sys.modules]
 from mmengine.registry import HOOKS, LOOPS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 wanted = [(MODELS, "StitchedViT"), (HOOKS, "StitchInitHook"), (HOOKS, "StitchLogHook"), (LOOPS, "StitchTestLoop"),
           (LOOPS, "StitchValLoop"), (LOOPS, "StitchIterBasedTrainLoop"), (HOOKS, "ConsistencyHook"),
           (MODEL_WRAPPERS, "StitchedDataParallel"), (OPTIM_WRAPPER_CONSTRUCTORS, "StitchOptimWrapperConstructor")]
-names = {}
-for registry, name in wanted:
-    child = registry.children.get("mmsnnet")
-    by_scope = registry.get(f"mmsnnet.{name}")
-    names[name] = [child is not None and name in child.module_dict, by_scope.__module__, name in registry.module_dict]
-print(json.dumps([heavy, names]))
+names = {name: [registry.get(f"mmsnnet.{name}").__module__, name in registry.module_dict] for registry, name in wanted}
+unwanted = ("mmseg", "mmdet", "mmcv.ops", "matplotlib", "plotly", "gradio", "fvcore")
+print(json.dumps([[name for name in unwanted if name in sys.modules], names]))
 """)
-    heavy, names = found
     assert heavy == []
+    constructor = "mmsnnet.engine.optimizers.stitch_optim_wrapper_constructor"
     assert names == {
-        "StitchedViT": [True, "mmsnnet.models.backbones.stitched_backbone", False],
-        "StitchInitHook": [True, "mmsnnet.engine.hooks.stitch_init_hook", False],
-        "StitchLogHook": [True, "mmsnnet.engine.hooks.stitch_log_hook", False],
-        "ConsistencyHook": [True, "mmsnnet.engine.hooks.consistency_hook", False],
-        "StitchIterBasedTrainLoop": [True, "mmsnnet.engine.runner.train_loops", False],
-        "StitchedDataParallel": [True, "mmsnnet.models.wrappers.stitched_data_parallel", False],
-        "StitchOptimWrapperConstructor": [
-            True,
-            "mmsnnet.engine.optimizers.stitch_optim_wrapper_constructor",
-            False,
-        ],
-        "StitchTestLoop": [True, "mmsnnet.engine.runner.stitch_loops", False],
-        "StitchValLoop": [True, "mmsnnet.engine.runner.stitch_loops", False],
+        "StitchedViT": ["mmsnnet.models.backbones.stitched_backbone", False],
+        "StitchInitHook": ["mmsnnet.engine.hooks.stitch_init_hook", False],
+        "StitchLogHook": ["mmsnnet.engine.hooks.stitch_log_hook", False],
+        "ConsistencyHook": ["mmsnnet.engine.hooks.consistency_hook", False],
+        "StitchIterBasedTrainLoop": ["mmsnnet.engine.runner.train_loops", False],
+        "StitchedDataParallel": ["mmsnnet.models.wrappers.stitched_data_parallel", False],
+        "StitchOptimWrapperConstructor": [constructor, False],
+        "StitchTestLoop": ["mmsnnet.engine.runner.stitch_loops", False],
+        "StitchValLoop": ["mmsnnet.engine.runner.stitch_loops", False],
     }
+
+
+def test_nothing_of_mmengine_is_replaced_but_by_safe_loading() -> None:
+    """Each loader and file backend is the object that it was before the import."""
+    code = f"""
+import json
+from importlib import import_module
+from mmengine.fileio import FileClient
+from mmengine.fileio.backends import backends, prefix_to_backends
+from mmengine.runner import CheckpointLoader
+
+def tables():
+    return dict(
+        loaders=dict(CheckpointLoader._schemes), backends=dict(backends), prefixes=dict(prefix_to_backends),
+        clients=dict(FileClient._backends), client_prefixes=dict(FileClient._prefix_to_backends),
+    )
+
+before, changed = tables(), dict()
+for part in {["", *(f".{part}" for part in ORDER), ".safe_loading"]}:
+    import_module("mmsnnet" + part)
+    for name, now in tables().items():
+        if [key for key in now.keys() | before[name].keys() if now.get(key) is not before[name].get(key)]:
+            changed.setdefault(part, []).append(name)
+print(json.dumps(changed))
+"""
+    assert python(code) == {".safe_loading": ["loaders"]}
 
 
 def test_stitching_works_without_openmmlab() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import record
 
+import mmsnnet.safe_loading  # noqa: F401  mmengine then runs no code in checkpoints
 from mmsnnet.apis import build_space, load_config
 from mmsnnet.cli.arguments import DistributedParser, add_config_arguments, add_launch_options
 from mmsnnet.cli.console import import_toolbox, short_console

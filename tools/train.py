@@ -14,6 +14,7 @@ from mmengine.device import get_device
 from mmengine.runner import FlexibleRunner, Runner
 from torch.distributed.elastic.multiprocessing.errors import record
 
+import mmsnnet.safe_loading  # noqa: F401  mmengine then runs no code in checkpoints
 from mmsnnet.apis import load_config
 from mmsnnet.apis.model import check_channels, check_preprocessor
 from mmsnnet.cli.arguments import DistributedParser, add_config_arguments, add_launch_options

@@ -1,5 +1,5 @@
 default_scope = "mmseg"
-custom_imports = dict(imports=["mmsnnet"])
+custom_imports = dict(imports=["mmsnnet.safe_loading"])
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),

@@ -21,7 +21,7 @@ from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoints, compact_front
 from mmsnnet.models import StitchedBackbone, check_weights, find_stitched_backbone, read_weights
 from mmsnnet.models.backbones.budget import check_points
-from mmsnnet.models.checkpoint import DRAWS
+from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.version import __version__
 
 WEIGHTS, CONFIG, CARD, FRONT = "model.safetensors", "config.py", "README.md", "front.json"
@@ -172,7 +172,7 @@ def published_config(config: Config) -> Config:
     # mmseg's and mmdet's tools, too, must find the modules of mmsnnet.
     imports = settings.setdefault("custom_imports", dict(imports=[]))
     names = [imports["imports"]] if isinstance(imports["imports"], str) else imports["imports"]
-    imports["imports"] = names if "mmsnnet" in names else ["mmsnnet", *names]
+    imports["imports"] = names if "mmsnnet.safe_loading" in names else ["mmsnnet.safe_loading", *names]
     return Config(settings)
 
 

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
 from mmsnnet.errors import DataError, SettingError
-from mmsnnet.files.reading import listed, misfits, shapes, unwrapped
+from mmsnnet.files.reading import describe_mismatch, extract_weights, join_names, tensor_shapes
 from mmsnnet.files.writing import write_atomically
 from mmsnnet.models import check_weights, find_stitched_backbone, read_model_checkpoint
-from mmsnnet.models.checkpoint import DRAWS
+from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.stitching import StitchSpace
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE, position_index
 from mmsnnet.stitching.anchors.positions import GRID
@@ -213,9 +213,9 @@ def to_mmsnnet(weights: Mapping[str, Tensor], merged: bool = False, grid: Grid |
     if not any(key in weights for key in indices):
         indices = []  # buffers, which a program may leave out of its checkpoints
     symbols = {renaming.released: renaming.shape for renaming in renamings} | dict.fromkeys(indices, "M M")
-    tensor_shapes = {key: shape for key, shape in shapes(weights).items() if key not in heads}
-    sizes = _sizes(symbols, tensor_shapes)
-    if wrong := misfits(tensor_shapes, {key: _numbers(shape, sizes) for key, shape in symbols.items()}):
+    saved = {key: shape for key, shape in tensor_shapes(weights).items() if key not in heads}
+    sizes = _sizes(symbols, saved)
+    if wrong := describe_mismatch(saved, {key: _numbers(shape, sizes) for key, shape in symbols.items()}):
         raise DataError(wrong)
     patch_grid = _grid(sizes, {key: weights[key] for key in indices}, grid)
     structure = Structure(
@@ -243,7 +243,7 @@ def _task(weights: Mapping[str, Tensor]) -> Task:
     if not counts[task]:
         raise DataError(
             "no stitched model: expected names like backbone.anchors.0.cls_token (segmentation) or anchors.0.cls_token "
-            f"(classification); got {listed(list(weights), 4)}"
+            f"(classification); got {join_names(list(weights), 4)}"
         )
     return task
 
@@ -344,7 +344,7 @@ def _grid(sizes: Mapping[str, int], indices: Mapping[str, Tensor], expected: Gri
         )
     grid = candidates[0] if expected is None else expected
     if disordered := [key for key, index in indices.items() if not _equal(index, _index(grid))]:
-        raise DataError("these indices of relative positions have another order than BEiT's: " + listed(disordered))
+        raise DataError("these indices of relative positions have another order than BEiT's: " + join_names(disordered))
     return grid
 
 
@@ -376,9 +376,9 @@ def _grid_of(model: nn.Module) -> Grid:
 def _read(source: str) -> tuple[Weights, dict[str, Any]]:
     """The weights of a checkpoint, and its names and colours of the classes, where mmseg looks for them."""
     file = read_model_checkpoint(source)
-    weights = clean_state_dict(unwrapped(file, f"checkpoint {source!r}"))
+    weights = clean_state_dict(extract_weights(file, f"checkpoint {source!r}"))
     if others := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
-        raise DataError(f"checkpoint {source!r} has entries that are no tensors: {listed(others)}")
+        raise DataError(f"checkpoint {source!r} has entries that are no tensors: {join_names(others)}")
     meta = file.get("meta")
     names = ("dataset_meta", "CLASSES", "PALETTE")
     return weights, {key: meta[key] for key in names if key in meta} if isinstance(meta, Mapping) else {}

@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader
 from mmsnnet.datasets.dataset_parts import evenly_spaced, is_instance, transforms_of, unwrapped_datasets
 from mmsnnet.engine.randomness import kept_generators, seed_generators
 from mmsnnet.errors import DataError, MissingFileError, SettingError, UserError
-from mmsnnet.files.reading import listed
+from mmsnnet.files.reading import join_names
 from mmsnnet.models import StitchedBackbone
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.models.model_weights import unwrapped_model
 
 # The most images whose sizes are compared, and the most entries whose files are looked for; both evenly spaced.
 IMAGES = 64
@@ -180,7 +180,7 @@ def _check_classes(model: nn.Module, dataset: Any, place: str) -> None:
         )
     if classes is None:
         return
-    count = f"{place}: the data set has {len(classes)} classes ({listed(list(map(str, classes)), 3)})"
+    count = f"{place}: the data set has {len(classes)} classes ({join_names(list(map(str, classes)), 3)})"
     cure = f"set it to {len(classes)}, or {place}.metainfo.classes to the names of all classes"
     # A data set that uses some of the classes in its files has a label map; the loader alone knows the files' number.
     has_subset = bool(getattr(dataset, "label_map", None))

@@ -1,7 +1,7 @@
-"""Which checkpoint a run goes on from: the newest one in its folder that is whole.
+"""The checkpoint that a run resumes from: the newest complete one in its folder.
 
-mmengine takes the one that the file ``last_checkpoint`` names, whatever became of it: cut off where a disk was full,
-left behind where a work folder was moved, one before the newest where the process was killed between the two files.
+mmengine takes the one that the file ``last_checkpoint`` names. That one may be cut short (the disk was full), gone (the
+work folder was moved), or not the newest (the process was killed between writing the two files).
 """
 
 from __future__ import annotations
@@ -14,47 +14,53 @@ from pathlib import Path
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import FlexibleRunner, Runner
 
-from mmsnnet.models.checkpoint import read_model_checkpoint
+from mmsnnet.engine.mmengine_private import AnyRunner, load_from, resumes, set_load_from
+from mmsnnet.errors import DataError, MissingFileError
+from mmsnnet.models.checkpoint_reading import read_model_checkpoint
 
-# The file in which mmengine's hook names the checkpoint that it wrote last.
+# The file in which mmengine's CheckpointHook names the last checkpoint that it wrote.
 LAST_CHECKPOINT = "last_checkpoint"
-# How mmengine names checkpoints unless it is told otherwise.
-TEMPLATES = ("epoch_{}.pth", "iter_{}.pth")
+# mmengine's names for checkpoints.
+DEFAULT_TEMPLATES = ("epoch_{}.pth", "iter_{}.pth")
 
 
-def choose_checkpoint(runner: Runner | FlexibleRunner) -> None:
-    """Sets which checkpoint a runner resumes from, where it is to resume and no ``load_from`` says from which: the
-    newest whole one of its folder, the same on all ranks, with a warning for each that is passed over. Where there is
-    none at all, the runner starts anew, which mmengine logs.
+def choose_checkpoint(runner: AnyRunner) -> None:
+    """Set the checkpoint that a runner resumes from: the newest complete one in its folder.
+
+    All ranks get the same one. Each newer, damaged one is a warning. Nothing changes where the runner does not resume
+    or the config names the checkpoint. Without any checkpoint the runner starts a new run, and mmengine logs that.
 
     Raises:
-        FileNotFoundError: checkpoints were written, and none is there any more.
-        ValueError: there are some, of which none is whole.
+        MissingFileError: the run has written checkpoints, and all are gone.
+        DataError: all checkpoints are damaged.
     """
-    folder, template = _of_hook(runner)
-    named = isinstance(runner._resume, str) or runner._load_from is not None  # a FlexibleRunner's may be a path
-    if not runner._resume or named or "://" in folder:
+    folder, template = _folder_and_template(runner)
+    if not resumes(runner) or load_from(runner) is not None or "://" in folder:
         return
-    # One rank looks: ranks that find different files would train different models.
-    found: list[str | Exception | None] = [None]
+    # Only rank 0 looks: ranks that found different files would train different models.
+    result: list[str | Exception | None] = [None]
     if is_main_process():
         try:
-            path, passed_over = latest_checkpoint(runner.work_dir, folder, template)
-            for told in passed_over:
-                runner.logger.warning(told)
-            found = [None if path is None else str(path)]
+            path, warnings = latest_checkpoint(runner.work_dir, folder, template)
+            for warning in warnings:
+                runner.logger.warning(warning)
+            result = [None if path is None else str(path)]
         except Exception as error:
-            found = [error]
-    broadcast_object_list(found)
-    if isinstance(found[0], Exception):
-        raise found[0]
-    runner._load_from = found[0]
+            result = [error]
+    broadcast_object_list(result)
+    if isinstance(result[0], Exception):
+        raise result[0]
+    set_load_from(runner, result[0])
+
+
+def loaded_checkpoint(runner: AnyRunner) -> str:
+    """The path of the checkpoint that a runner loads, for messages."""
+    return str(load_from(runner) or _last_written(Path(runner.work_dir)) or runner.work_dir)
 
 
 def checkpoint_folder(hook: CheckpointHook | None, work_dir: str) -> str:
-    """Where a hook of mmengine's that has not begun to train will write checkpoints."""
+    """The folder into which a hook will write checkpoints, before training has started."""
     if hook is None or hook.out_dir is None or str(hook.out_dir) == work_dir:
         return work_dir
     return os.path.join(str(hook.out_dir), os.path.basename(work_dir.rstrip(os.sep)))
@@ -63,57 +69,60 @@ def checkpoint_folder(hook: CheckpointHook | None, work_dir: str) -> str:
 def latest_checkpoint(
     work_dir: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None, template: str | None = None
 ) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run.
+    """Find the newest complete checkpoint of a run.
 
-    What ``last_checkpoint`` names is the newest unless one with a higher number was written after it; of others, by how
-    many iterations or epochs they have been trained tells nothing, for they may be of another run in the same folder.
-    It is looked for under its name in ``folder`` first: work folders are moved and copied.
+    The newest is the one that ``last_checkpoint`` names, or one with a higher number that was written after
+    ``last_checkpoint``. The others are ordered by time: their numbers may be of an earlier run in the same folder.
 
     Args:
-        work_dir: where ``last_checkpoint`` lies.
-        folder: where the checkpoints are, by default ``work_dir``.
-        template: how they are named, ``'step_{}.pth'`` say; mmengine's names, and those like the one that
-            ``last_checkpoint`` has, are known.
+        work_dir: the folder of ``last_checkpoint``.
+        folder: the folder of the checkpoints, by default ``work_dir``. Since work folders are moved and copied, the
+            function first looks there for the name in ``last_checkpoint``.
+        template: the name of the run's checkpoints, such as ``'step_{}.pth'``. The function also finds mmengine's names
+            and those like the name in ``last_checkpoint``.
 
     Returns:
-        The path, None if the run has not written a checkpoint yet; and for each newer one what is wrong with it.
+        The path, None if the run has not written a checkpoint yet; and a warning for each newer, damaged checkpoint.
 
     Raises:
-        FileNotFoundError: ``last_checkpoint`` names one, and there is none.
-        ValueError: none is whole.
+        MissingFileError: ``last_checkpoint`` names a checkpoint, and there is none.
+        DataError: all checkpoints are damaged.
     """
-    named = _named(Path(work_dir))
-    templates = dict.fromkeys(filter(None, (named and _template(named), template, *TEMPLATES)))
+    work_dir = Path(work_dir)
     folder = Path(folder or work_dir)
-    candidates = _newest_first(folder, named, templates, Path(work_dir))
-    if not candidates and named is not None and named.exists():
-        candidates = _newest_first(named.parent, named, templates, Path(work_dir))
-    if not candidates and (Path(work_dir) / LAST_CHECKPOINT).exists():
-        raise FileNotFoundError(
-            f"{Path(work_dir) / LAST_CHECKPOINT} names {named or 'nothing'}, and there is no checkpoint, neither there "
-            f"nor in {folder}: put it back, or leave out --resume to start anew"
+    last = _last_written(work_dir)
+    templates = [one for one in (last and _template_of(last), template, *DEFAULT_TEMPLATES) if one]
+    candidates = _newest_first(folder, last, templates, work_dir)
+    if not candidates and last is not None and last.exists():
+        candidates = _newest_first(last.parent, last, templates, work_dir)
+    if not candidates and (work_dir / LAST_CHECKPOINT).exists():
+        raise MissingFileError(
+            f"{work_dir / LAST_CHECKPOINT} names {last or 'nothing'}, and there is no checkpoint, neither there nor in "
+            f"{folder}: put it back, or leave out --resume to start a new run"
         )
-    passed_over = []
+    warnings: list[str] = []
     for path in candidates:
-        if (wrong := damage(path)) is None:
-            return path, passed_over
-        passed_over.append(f"checkpoint {path} is passed over: {wrong}")
+        if (fault := find_damage(path)) is None:
+            return path, warnings
+        warnings.append(f"checkpoint {path} is skipped: {fault}")
     if candidates:
-        raise ValueError(
-            f"none of the checkpoints in {candidates[0].parent} is whole ({'; '.join(passed_over)}): leave out "
-            "--resume to start anew"
+        raise DataError(
+            f"all checkpoints in {candidates[0].parent} are damaged ({'; '.join(warnings)}): leave out --resume to "
+            "start a new run"
         )
     return None, []
 
 
-def damage(path: Path) -> str | None:
-    """What keeps a checkpoint from being whole, None if nothing does. Of a zip file, which ``torch.save`` writes, it is
-    the list of its contents at its end that tells; one in an older format of torch's has to be read."""
-    if path.is_dir():  # of a strategy that shards: one file for each rank
+def find_damage(path: Path) -> str | None:
+    """Say what is wrong with the file or folder of a checkpoint, None if it is complete.
+
+    For a zip file, which ``torch.save`` writes, the list of contents at its end is enough. A file in torch's older
+    format has to be read. A folder has a file for each rank.
+    """
+    if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return next(
-            (f"{file.name}: {wrong}" for file in files if (wrong := damage(file))), None if files else "it is empty"
-        )
+        faults = (f"{file.name}: {fault}" for file in files if (fault := find_damage(file)))
+        return next(faults, None) if files else "it is empty"
     with path.open("rb") as file:
         start = file.read(2)
     if not start:
@@ -132,18 +141,19 @@ def damage(path: Path) -> str | None:
 
 
 def name_pattern(template: str) -> str:
-    """A regular expression for the names that a template gives; its one group is the number."""
+    """A regular expression for the names that a template gives, with one group: the number."""
     before, after = re.split(r"\{.*?\}", template, maxsplit=1)
     return rf"{re.escape(before)}(\d+){re.escape(after)}"
 
 
-def _of_hook(runner: Runner | FlexibleRunner) -> tuple[str, str | None]:
-    """The folder and the names of a runner's checkpoints."""
+def _folder_and_template(runner: AnyRunner) -> tuple[str, str | None]:
+    """The folder and the name template of a runner's checkpoints."""
     hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
     return checkpoint_folder(hook, runner.work_dir), hook and hook.filename_tmpl
 
 
-def _named(work_dir: Path) -> Path | None:
+def _last_written(work_dir: Path) -> Path | None:
+    """The path in ``last_checkpoint``, None where there is none."""
     try:
         text = (work_dir / LAST_CHECKPOINT).read_text().strip()
     except FileNotFoundError:
@@ -151,30 +161,30 @@ def _named(work_dir: Path) -> Path | None:
     return Path(text) if text else None
 
 
-def _template(path: Path) -> str | None:
-    """The template that a checkpoint has its name by: the last number in it is the one that goes up."""
+def _template_of(path: Path) -> str | None:
+    """The template that gives a checkpoint its name. The last number in the name is the one that counts up."""
     match = re.fullmatch(r"(.*?)\d+(\D*)", path.name)
     return f"{match[1]}{{}}{match[2]}" if match else None
 
 
-def _newest_first(folder: Path, named: Path | None, templates: Iterable[str], work_dir: Path) -> list[Path]:
+def _newest_first(folder: Path, last: Path | None, templates: Iterable[str], work_dir: Path) -> list[Path]:
     """The checkpoints in a folder, without those that an earlier and longer run left there."""
-    found = []
+    checkpoints = []  # (path, template, number, time)
     for path in folder.iterdir() if folder.is_dir() else ():
         for template in templates:
             if match := re.fullmatch(name_pattern(template), path.name):
-                found.append((path, template, int(match[1]), path.stat().st_mtime_ns))
+                checkpoints.append((path, template, int(match[1]), path.stat().st_mtime_ns))
                 break
-    if named is None:
-        return [path for path, *_ in sorted(found, key=lambda one: (one[2], one[3]), reverse=True)]
-    template = _template(named)
-    last = int(re.findall(r"\d+", named.name)[-1]) if template else 0
-    written = (work_dir / LAST_CHECKPOINT).stat().st_mtime_ns
-    higher = [one for one in found if one[1] == template and one[2] > last]
-    newer = [one for one in higher if one[3] >= written]
-    others = [one for one in found if one not in higher and one[0].name != named.name]
+    if last is None:
+        return [path for path, *_ in sorted(checkpoints, key=lambda one: (one[2], one[3]), reverse=True)]
+    last_template = _template_of(last)
+    last_number = int(re.findall(r"\d+", last.name)[-1]) if last_template else 0
+    last_time = (work_dir / LAST_CHECKPOINT).stat().st_mtime_ns
+    higher = [one for one in checkpoints if one[1] == last_template and one[2] > last_number]
+    newer = [one for one in higher if one[3] >= last_time]
+    others = [one for one in checkpoints if one not in higher and one[0].name != last.name]
     return [
         *(path for path, *_ in sorted(newer, key=lambda one: one[2], reverse=True)),
-        *(path for path in [folder / named.name] if path.exists()),
+        *(path for path in [folder / last.name] if path.exists()),
         *(path for path, *_ in sorted(others, key=lambda one: (one[3], one[2]), reverse=True)),
     ]

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 
 # The loops over stitches average the losses of each stitch exactly as mmengine's loops do.
 from mmengine.runner.loops import _parse_losses as parse_losses  # noqa: F401
 from mmengine.visualization import LocalVisBackend, Visualizer
+
+AnyRunner = Runner | FlexibleRunner
 
 
 def coco_annotations(metric: BaseMetric) -> Any | None:
@@ -80,3 +82,33 @@ def replace_clipping(wrapper: OptimWrapper, clip: Callable[[], None]) -> None:
     The wrapper does not call its public ``clip_func`` where there is no gradient.
     """
     wrapper._clip_grad = clip
+
+
+def training_loop(runner: AnyRunner) -> BaseLoop | None:
+    """The training loop, None where the runner does not train: ``runner.train_loop`` would build one."""
+    return runner._train_loop if isinstance(runner._train_loop, BaseLoop) else None
+
+
+def resumes(runner: AnyRunner) -> bool:
+    """Whether the runner resumes: no public attribute says so."""
+    return bool(runner._resume)
+
+
+def load_from(runner: AnyRunner) -> str | None:
+    """The checkpoint that the config names, in a FlexibleRunner perhaps by ``resume``: no public attribute has it."""
+    return runner._resume if isinstance(runner._resume, str) else runner._load_from
+
+
+def set_load_from(runner: AnyRunner, checkpoint: str | None) -> None:
+    """Set the checkpoint to load after the runner is built: its constructor alone takes it."""
+    runner._load_from = checkpoint
+
+
+def randomness(runner: AnyRunner) -> dict[str, Any]:
+    """The config's ``randomness`` of a Runner: ``runner.seed`` has a random seed where the config has none."""
+    return getattr(runner, "_randomness_cfg", {})
+
+
+def uses_default_keys(hook: CheckpointHook) -> bool:
+    """Whether a CheckpointHook was given neither ``greater_keys`` nor ``less_keys``: mmengine keeps the defaults."""
+    return hook.greater_keys is hook._default_greater_keys and hook.less_keys is hook._default_less_keys

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on."""
+"""Errors that all ranks of a run raise together."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from mmsnnet.errors import UserError
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Let all ranks fail with the error of the one that does: they would wait for it, or go on without it."""
+    """Raise an error of one rank on all ranks. Otherwise the others would wait for that rank, or go on without it."""
     error: Exception | None = None
     try:
         yield
     except Exception as raised:
         error = raised
-    can_be_sent = error is None or isinstance(error, OSError | UserError)
-    told = error if can_be_sent else RuntimeError(f"{type(error).__name__}: {error}")
-    errors = [found for found in all_gather_object(told) if found is not None]
+    # Any other exception may not survive pickling.
+    is_sent = error is None or isinstance(error, OSError | UserError)
+    message = error if is_sent else RuntimeError(f"{type(error).__name__}: {error}")
+    errors = [received for received in all_gather_object(message) if received is not None]
     if error is not None:
         raise error
     if errors:

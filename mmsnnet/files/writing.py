@@ -1,21 +1,22 @@
-"""Files that are there whole or not at all, whenever the process or the machine stops."""
+"""Write files so that a crash at any moment leaves a complete file or none."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Writes ``data`` to ``path``, whole or not at all, and creates the folders that lead to it. When this returns, the
-    file is on the disk: what it replaces may be deleted. A link stays one, to the new contents.
+    """Write ``data`` to ``path``, completely or not at all, and create missing parent folders.
+
+    When this returns, the file is on the disk, so that the caller may delete what it replaces. A symbolic link stays a
+    link, to the new contents.
 
     Raises:
-        OSError: it cannot be written (no room, no permission, ...); what was there before is as it was.
+        OSError: the file cannot be written (no room, no permission, ...); the old file is unchanged.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,32 +24,43 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
     try:
         with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        rename_atomically(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
 
 
-def abandoned_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """What :func:`write_atomically` left in a folder where it was killed on the way."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", entry.name) and entry.is_file(follow_symlinks=False):
-                yield Path(entry.path)
+def rename_atomically(temporary: Path, path: Path) -> None:
+    """Move a complete file or folder to ``path``, replacing what is there, once its contents are on the disk.
+
+    Both must be in one folder. A file is replaced in one step; for a folder there is a moment without either.
+    """
+    contents = sorted(temporary.rglob("*")) if temporary.is_dir() else []
+    for part in (*contents, temporary):
+        _sync(part)
+    if temporary.is_dir() and path.is_dir():
+        shutil.rmtree(path)  # a folder can only be renamed to a free name
+    os.replace(temporary, path)
+    _sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Puts the names of a folder's files on the disk, as fsync does with what is in them."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
+def remove_path(path: Path) -> None:
+    """Delete a file or a folder with its contents, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file's contents, or the names in a folder, to the disk."""
+    if os.name != "posix" and path.is_dir():  # elsewhere a folder cannot be opened
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that do it for files alone
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that flush files only
             raise
     finally:
         os.close(descriptor)

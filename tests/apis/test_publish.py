@@ -175,7 +175,9 @@ def test_all_sources_of_weights_are_left_out() -> None:
         backbone=dict(anchors=[dict(model="x", pretrained=None), dict(model="y")], init_cfg=[dict(type="Normal")]),
         decode_head=dict(type="Head", init_cfg=dict(type="Normal")),
     )
-    assert set(result) == {"model", "data_root", "custom_imports"} and result.custom_imports.imports == ["mmsnnet"]
+    assert set(result) == {"model", "data_root", "custom_imports"} and result.custom_imports.imports == [
+        "mmsnnet.safe_loading"
+    ]
     assert config.load_from == "a.pth" and config.model.pretrained == "a.pth"
 
 
@@ -216,7 +218,11 @@ def test_the_same_model_has_the_same_digest(config: Config, checkpoint: Path, mo
 
 @pytest.mark.parametrize(
     ("imports", "wanted"),
-    [("numpy", ["mmsnnet", "numpy"]), ("mmsnnet", ["mmsnnet"]), (["numpy", "mmsnnet"], ["numpy", "mmsnnet"])],
+    [
+        ("numpy", ["mmsnnet.safe_loading", "numpy"]),
+        ("mmsnnet.safe_loading", ["mmsnnet.safe_loading"]),
+        (["numpy", "mmsnnet.safe_loading"], ["numpy", "mmsnnet.safe_loading"]),
+    ],
 )
 def test_imports_may_be_one_name(imports: str | list[str], wanted: list[str]) -> None:
     published = published_config(Config(dict(model=dict(type="ToyModel"), custom_imports=dict(imports=imports))))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsnnet.engine.latest_checkpoint import damage, latest_checkpoint
+from mmsnnet.engine.latest_checkpoint import find_damage, latest_checkpoint
 
 START = 1_700_000_000
 
@@ -51,12 +51,12 @@ def test_the_newest_is_taken_and_cut_off_ones_are_passed_over(folder: str, names
 
     assert found() == (paths[2], [])
     cut(paths[2])
-    assert found() == (paths[1], [f"checkpoint {paths[2]} is passed over: it is cut short"])
+    assert found() == (paths[1], [f"checkpoint {paths[2]} is skipped: it is cut short"])
     cut(paths[1], 0)
     path, passed_over = found()
     assert path == paths[0] and "is empty" in passed_over[1]
     cut(paths[0], 0.9)
-    with pytest.raises(ValueError, match=r"none of the checkpoints in .* is whole .*leave out --resume"):
+    with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged .*leave out --resume"):
         found()
 
 
@@ -79,7 +79,7 @@ def test_what_an_earlier_run_left_is_not_newer(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path)[0] == tmp_path / "iter_500.pth"
     for name in ("iter_500.pth", "iter_600.pth"):
         cut(tmp_path / name)
-    with pytest.raises(ValueError, match=r"none of the checkpoints in .* is whole"):
+    with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged"):
         latest_checkpoint(tmp_path)
 
 
@@ -136,29 +136,29 @@ def test_a_file_cut_anywhere_is_damaged(legacy: bool, tmp_path: Path) -> None:
     path = tmp_path / "iter_1.pth"
     weights = {f"layer{i}": torch.zeros(30) for i in range(3)}
     torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=not legacy)
-    assert damage(path) is None
+    assert find_damage(path) is None
     whole = path.read_bytes()
     for size in range(0, len(whole), 41):
         path.write_bytes(whole[:size])
-        assert damage(path) is not None, size
+        assert find_damage(path) is not None, size
     for size in (1, 10, 100):
         path.write_bytes(whole[:-size])
-        assert damage(path) is not None, size
+        assert find_damage(path) is not None, size
     path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))  # what a machine without power leaves of it
-    assert damage(path) is not None
+    assert find_damage(path) is not None
 
 
 def test_a_folder_of_files_is_whole_if_all_are(tmp_path: Path) -> None:
     path = tmp_path / "iter_1.pth"
     path.mkdir()
-    assert damage(path) == "it is empty"
+    assert find_damage(path) == "it is empty"
     write(path, "rank0.pth", "rank1.pth")
-    assert damage(path) is None
+    assert find_damage(path) is None
     cut(path / "rank1.pth")
-    assert damage(path) == "rank1.pth: it is cut short"
+    assert find_damage(path) == "rank1.pth: it is cut short"
     write(tmp_path, "iter_2.pth", last="iter_1.pth")
     cut(tmp_path / "iter_2.pth")
-    with pytest.raises(ValueError, match=r"none .* is whole"):
+    with pytest.raises(ValueError, match=r"all .* are damaged"):
         latest_checkpoint(tmp_path)
 
 

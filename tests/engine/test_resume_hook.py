@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -15,6 +16,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import mmsnnet.safe_loading  # noqa: F401  one of the checkpoints is a safetensors file
 from mmsnnet.engine import ResumeHook
 from mmsnnet.errors import SettingError
 from mmsnnet.models import read_model_checkpoint
@@ -191,7 +193,7 @@ REFUSED = {
     ),
     "a class more": (
         dict(train_dataloader__dataset__classes=(*NAMES, "sky")),
-        r"trained on 4 classes, the config's data set has 5; only the config's data set has class 4, 'sky'\.",
+        r"trained on 4 classes, .* has 5; class 4 is missing in the checkpoint and 'sky' by the config\.",
     ),
     "SGD": (
         dict(optim_wrapper__optimizer=dict(type="SGD", lr=0.1)),
@@ -314,7 +316,7 @@ CONFIGS = {
     ),
     "epochs": (
         dict(train_cfg=dict(type="mmsnnet.StitchEpochBasedTrainLoop", max_epochs=1)),
-        r"train_cfg: goes on with the config's epochs, the checkpoint's was iterations, .* begins with the first",
+        r"train_cfg: goes on with the config's epochs, the checkpoint's was iterations, .* begins with the first epoch",
     ),
     "dropout": (
         dict(model__dropout=0.5),
@@ -390,6 +392,30 @@ def test_a_checkpoint_without_a_part_is_refused(part: str, checkpoint: dict[str,
     message = {"optimizer": "no optimizer state", "param_schedulers": r"has no schedule, the config 1 schedule"}[part]
     with pytest.raises(SettingError, match=message):
         resume(checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "converted", "no meta", "published", "of mmcv", "no epoch"])
+def test_weights_alone_are_not_resumed(
+    kind: str, checkpoint: dict[str, Any], resume: Resume, whole_run: Path, tmp_path: Path
+) -> None:
+    weights, source = checkpoint["state_dict"], tmp_path / "weights.pth"
+    if kind == "safetensors":
+        source = source.with_suffix(".safetensors")
+        safetensors.torch.save_file(dict(weights), source)
+    elif kind == "converted":
+        torch.save({"state_dict": weights, "meta": {"mmsnnet_version": "1"}}, source)
+    elif kind == "no meta":
+        torch.save({"state_dict": weights}, source)
+    elif kind == "published":  # by mmengine's hook, with these two of its published_keys
+        torch.save({key: checkpoint[key] for key in ("meta", "state_dict")}, source)
+    elif kind == "of mmcv":
+        torch.save({"state_dict": weights, "meta": {"epoch": 1, "iter": 2}, "optimizer": {}}, source)
+    else:
+        del checkpoint["meta"]["epoch"]
+        torch.save(checkpoint, source)
+    for runner in (Runner, FlexibleRunner):
+        with pytest.raises(SettingError, match=rf"{source.name}' has weights alone.* leave out --resume, or load_from"):
+            resume(source, kind=runner)
 
 
 def test_averages_come_and_go(resume: Resume, whole_run: Path, tmp_path: Path) -> None:

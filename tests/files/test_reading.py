@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor
 
-from mmsnnet.files.reading import HUB_FILES, listed, misfits, read_checkpoint, unwrapped
+from mmsnnet.files.reading import HUB_FILES, describe_mismatch, extract_weights, join_names, read_checkpoint
 from tests.conftest import RunsCode
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -182,7 +182,7 @@ def test_no_checkpoint_at_all(start: bytes, suffix: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {1: 2}])
 def test_weights_come_by_name(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w\.pth' holds no weights by name, but"):
+    with pytest.raises(ValueError, match=r"w\.pth' should be a dict of weights by name, got a"):
         read_checkpoint(tmp_path / "w.pth")
 
 
@@ -251,43 +251,45 @@ def test_no_attribute_stands_before_a_method(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"state_dict": None}, "has one NoneType as 'state_dict'"),
-        ({"state_dict": [1]}, "has one list as 'state_dict'"),
-        ({"state_dict": torch.zeros(2)}, "has one Tensor as 'state_dict'"),
-        ({"state_dict": {1: torch.zeros(2)}}, "has weights under what is no name: 1$"),
-        ({"model": {"epoch": 3}}, "holds no weights$"),
-        ({}, "holds no weights$"),
+        ({"state_dict": None}, "has a NoneType as 'state_dict'"),
+        ({"state_dict": [1]}, "has a list as 'state_dict'"),
+        ({"state_dict": torch.zeros(2)}, "has a Tensor as 'state_dict'"),
+        ({"state_dict": {1: torch.zeros(2)}}, "should have weights by name, got keys that are not strings: 1$"),
+        ({"model": {"epoch": 3}}, "has no weights$"),
+        ({}, "has no weights$"),
     ],
 )
 def test_weights_come_by_name_out_of_their_wrapping_too(content: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=f"^checkpoint 'w.pth' {says}"):
-        unwrapped(content, "checkpoint 'w.pth'")
+        extract_weights(content, "checkpoint 'w.pth'")
 
 
 def test_wrappings_lie_in_one_another() -> None:
     expected = weights()
     for wrapped in (expected, {"model": expected, "epoch": 3}, {"state_dict": {"module": expected}, "model": "vit"}):
-        assert same(unwrapped(wrapped, "w.pth"), expected)
+        assert same(extract_weights(wrapped, "w.pth"), expected)
     # A program that looks in one place finds what lies there.
-    assert unwrapped({"state_dict": {"model": expected}}, "w.pth", ("state_dict",)) == {"model": expected}
+    assert extract_weights({"state_dict": {"model": expected}}, "w.pth", ("state_dict",)) == {"model": expected}
     endless: dict[str, Any] = {}
     endless["model"] = endless
-    assert unwrapped(endless, "w.pth") == endless
+    assert extract_weights(endless, "w.pth") == endless
 
 
 def test_what_does_not_fit_is_said_by_name_and_shape() -> None:
     given = {"a": (1,), "b": (2, 3), "c": (4,)}
-    assert misfits(given, given) == ""
+    assert describe_mismatch(given, given) == ""
     assert (
-        misfits(given, {"a": (1,), "b": (3, 2), "d": (5,)})
+        describe_mismatch(given, {"a": (1,), "b": (3, 2), "d": (5,)})
         == "missing: d (5,); left over: c (4,); of another shape: b (2, 3) instead of (3, 2)"
     )
-    assert listed(["a", "b", "c", "d"], 2) == "a, b and 2 more" and listed(["a", "b"], 2) == "a, b"
+    assert join_names(["a", "b", "c", "d"], 2) == "a, b and 2 more" and join_names(["a", "b"], 2) == "a, b"
 
 
 @pytest.mark.parametrize("source", ["s3://x/y.pth", "file:///x/y.pth", "torchvision://resnet50", "a:s3://x"])
 def test_no_other_storage_is_read(source: str) -> None:
-    with pytest.raises(ValueError, match=f"checkpoint '{source}': this kind of storage is not read; copy the file"):
+    with pytest.raises(
+        ValueError, match=f"checkpoint '{source}': this kind of storage is not supported; copy the file"
+    ):
         read_checkpoint(source)
 
 
@@ -321,7 +323,7 @@ def test_a_path_may_be_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert all(same(read_checkpoint(path), expected) for path in ("w.pth", "~/w.pth", tmp_path / "w.pth"))
-    with pytest.raises(FileNotFoundError, match=rf"none\.pth': there is no such file \(working folder {tmp_path}\)"):
+    with pytest.raises(FileNotFoundError, match=rf"none\.pth' does not exist \(working folder {tmp_path}\)"):
         read_checkpoint("none.pth")
     with pytest.raises(TypeError, match="None"):
         read_checkpoint(None)
@@ -347,18 +349,18 @@ def test_files_of_one_name_from_two_urls(server: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["none.pth", "known/name/resolve/none.safetensors"])
 def test_a_url_that_leads_nowhere(path: str, server: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"{path}' cannot be fetched \(HTTPError: .*404.*give its path"):
+    with pytest.raises(FileNotFoundError, match=rf"{path}' cannot be downloaded \(HTTPError: .*404.*give its path"):
         read_checkpoint(f"{server}/{path}")
     assert not [kept for kept in (tmp_path / "home").rglob("*") if kept.is_file()]
-    with pytest.raises(FileNotFoundError, match=r"w\.pth' cannot be fetched \(URLError: .*refused"):
+    with pytest.raises(FileNotFoundError, match=r"w\.pth' cannot be downloaded \(URLError: .*refused"):
         read_checkpoint("http://127.0.0.1:1/w.pth")
-    with pytest.raises(ValueError, match="without the name of a file"):
+    with pytest.raises(ValueError, match="should end in the name of a file"):
         read_checkpoint(server)
 
 
 def test_where_a_broken_download_is_kept(server: str, tmp_path: Path) -> None:
     (tmp_path / "www" / "w.pth").write_bytes(b"<html>please log in</html>")
-    with pytest.raises(ValueError, match=r"kept as (\S+) \(delete it to fetch it anew\), cannot be read") as caught:
+    with pytest.raises(ValueError, match=r"kept as (\S+) \(delete it to download it again\), cannot be read") as caught:
         read_checkpoint(f"{server}/w.pth")
     kept = Path(str(caught.value).split("kept as ")[1].split()[0])
     assert kept.read_bytes().startswith(b"<html>")
@@ -379,17 +381,17 @@ def test_a_revision_on_the_hub(server: str, tmp_path: Path) -> None:
     torch.save({"w": torch.tensor(1)}, folder / "model.pth")
     assert read_checkpoint("hf-hub:known/name@v2")["w"] == 1
     assert read_checkpoint("hf-hub:known/name/model.pth@v2")["w"] == 1
-    with pytest.raises(FileNotFoundError, match=r"looked there for model\.safetensors, .*pytorch_model\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"has none of model\.safetensors, .*pytorch_model\.bin"):
         read_checkpoint("hf-hub:known/name")
 
 
 def test_a_repository_out_of_reach(server: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"cannot be fetched \(RepositoryNotFoundError: .*give its path$"):
+    with pytest.raises(FileNotFoundError, match=r"cannot be downloaded \(RepositoryNotFoundError: .*give its path$"):
         read_checkpoint("hf-hub:unknown/name")
 
 
 def test_the_hub_offline(offline: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"hf-hub:owner/name' cannot be fetched .*HF_HUB_OFFLINE"):
+    with pytest.raises(FileNotFoundError, match=r"hf-hub:owner/name' cannot be downloaded .*HF_HUB_OFFLINE"):
         read_checkpoint("hf-hub:owner/name")
     torch.save({"w": torch.tensor(5)}, offline / "open_clip_pytorch_model.bin")
     assert read_checkpoint("hf-hub:owner/name")["w"] == 5

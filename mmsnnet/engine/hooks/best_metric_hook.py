@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import FlexibleRunner, Runner, ValLoop
+from mmengine.runner import ValLoop
 
 from mmsnnet.engine.hooks.monitored_metrics import check_monitors, chosen_metric, default_monitor
+from mmsnnet.engine.mmengine_private import AnyRunner, uses_default_keys
+from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.labels import check_labels, check_sample
 from mmsnnet.engine.runner.metric_values import split_values
 from mmsnnet.engine.runner.metric_warnings import MOST_NAMES
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import better_rule
-from mmsnnet.files.reading import listed
+from mmsnnet.files.reading import join_names
 
 
 class BestMetricHook(CheckpointHook):
     """mmengine's ``CheckpointHook`` whose ``save_best`` knows the metrics of our loops and tasks.
 
-    ``save_best='auto'`` is the main metric of the largest anchor (or of the costliest stitch that is validated), such
-    as ``L/mIoU``. Without ``rule`` the way in which a metric is better follows from its name.
+    ``save_best='auto'`` is the main metric of the largest anchor (or of the costliest validated stitch), such as
+    ``L/mIoU``. Without ``rule`` the name of a metric decides whether higher or lower is better. The hook writes a new
+    best checkpoint before it deletes the old one.
 
     Args:
         args, kwargs: as of mmengine's ``CheckpointHook``.
 
     Raises:
-        SettingError: ``rule`` is neither ``'greater'`` nor ``'less'``.
+        SettingError: ``rule`` is neither ``'greater'`` nor ``'less'``, or is missing and the name does not decide.
     """
 
-    # Metrics without a rule that do not tell by their names which way is better.
-    _undirected: Sequence[str] = ()
-
-    def check_validation(self, runner: Runner | FlexibleRunner) -> None:
-        """Choose the metric of ``save_best='auto'``; check what is monitored, and that the validation set has labels.
+    def check_validation(self, runner: AnyRunner) -> None:
+        """Choose the metric of ``save_best='auto'``; check monitored metrics and the labels of the validation set.
 
         Raises:
-            SettingError: no metric has the name that is monitored, its rule is missing and does not follow from the
-                name, or the validation set has no labels.
+            SettingError: no metric has the name of a monitored one, or the validation set has no labels.
         """
         loop = runner.val_loop
         if loop is not None and self.save_best and "auto" in self.key_indicators:
@@ -47,61 +47,103 @@ class BestMetricHook(CheckpointHook):
                 self._init_rule(self.rules, [name])
                 runner.logger.info(f"save_best='auto' keeps the checkpoint of the best {name}")
         check_monitors(runner)
-        self._check_rules()
         if isinstance(loop, ValLoop):
             check_labels(loop.dataloader.dataset, loop.evaluator.metrics, "val")
             check_sample(loop.dataloader.dataset, loop.evaluator.metrics, "val")
 
     def _init_rule(self, rules: list[str | None], key_indicators: list[str]) -> None:
-        if wrong := [rule for rule in rules if rule not in (None, *self.rule_map)]:
-            raise SettingError(f"default_hooks.checkpoint.rule is 'greater' or 'less', got {wrong[0]!r}")
-        is_stock = self.greater_keys is self._default_greater_keys and self.less_keys is self._default_less_keys
-        resolved: list[str | None] = []
-        undirected: list[str] = []
-        each = rules * len(key_indicators) if len(rules) == 1 else rules
-        for rule, key in zip(each, key_indicators, strict=True):
-            rule = rule or (better_rule(key) if is_stock else None)
-            if rule is None and key != "auto":
-                try:
-                    super()._init_rule([None], [key])
-                    rule = self.rules[0]
-                except ValueError:  # mmengine cannot infer it: whether there is such a metric is said first
-                    undirected.append(key)
-                    rule = "greater"
-            resolved.append(rule)
-        self._undirected = undirected
-        super()._init_rule(resolved, key_indicators)
-
-    def _check_rules(self) -> None:
-        if self._undirected:
+        if unknown := [rule for rule in rules if rule not in (None, *self.rule_map)]:
+            raise SettingError(f"default_hooks.checkpoint.rule should be 'greater' or 'less', got {unknown[0]!r}")
+        rules = rules * len(key_indicators) if len(rules) == 1 else rules
+        if uses_default_keys(self):
+            rules = [rule or better_rule(key) for rule, key in zip(rules, key_indicators, strict=True)]
+        try:
+            super()._init_rule(rules, key_indicators)
+        except ValueError as error:  # mmengine cannot infer a rule either
             raise SettingError(
-                f"default_hooks.checkpoint.save_best={', '.join(self._undirected)}: whether more or less is better "
-                "does not follow from the name: set default_hooks.checkpoint.rule to 'greater' or 'less'"
+                f"default_hooks.checkpoint.save_best={', '.join(key_indicators)}: the name does not say whether higher "
+                "or lower is better: correct it, or set default_hooks.checkpoint.rule to 'greater' or 'less'"
+            ) from error
+
+    def write_checkpoint(self, runner: AnyRunner, name: str, meta: dict[str, Any], **settings: Any) -> None:
+        """Write a checkpoint into the folder of this hook."""
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            file_client_args=self.file_client_args,
+            meta=meta,
+            backend_args=self.backend_args,
+            **settings,
+        )
+
+    def remove_checkpoint(self, path: str) -> None:
+        """Delete a checkpoint, if it exists; it is a folder where each rank writes a file."""
+        if is_main_process() and self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif is_main_process() and self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)
+
+    def best_checkpoint(self, metric: str) -> str | None:
+        """The path of the best checkpoint by a metric of ``save_best``."""
+        return self.best_ckpt_path if len(self.key_indicators) == 1 else self.best_ckpt_path_dict[metric]
+
+    def set_best_checkpoint(self, runner: AnyRunner, metric: str, path: str | None) -> None:
+        """Set that path, here and in the message hub, which a resumed run reads."""
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = path
+        else:
+            self.best_ckpt_path_dict[metric] = path
+        runner.message_hub.update_info(f"best_ckpt{self.suffix(metric)}", path)
+
+    def suffix(self, metric: str) -> str:
+        """What mmengine appends to the keys of the message hub where ``save_best`` has several metrics."""
+        return "" if len(self.key_indicators) == 1 else f"_{metric}"
+
+    def _save_best_checkpoint(self, runner: AnyRunner, metrics: Mapping[str, Any]) -> None:
+        numbers = self._numbers(runner, metrics) if self.save_best else {}
+        if not numbers:
+            return
+        step, meta = runner.epoch if self.by_epoch else runner.iter, dict(epoch=runner.epoch, iter=runner.iter)
+        replaced: list[str | None] = []
+        for metric, rule in zip(self.key_indicators, self.rules, strict=True):
+            score_key, score = f"best_score{self.suffix(metric)}", numbers[metric]
+            best = runner.message_hub.runtime_info.get(score_key, self.init_value_map[rule])
+            if score is None or not self.is_better_than[metric](score, best):
+                continue
+            name = f"best_{metric}_{self.filename_tmpl.format(step)}".replace("/", "_")
+            replaced.append(self.best_checkpoint(metric))
+            runner.message_hub.update_info(score_key, score)
+            self.set_best_checkpoint(runner, metric, self.file_backend.join_path(self.out_dir, name))
+            self.write_checkpoint(
+                runner, name, dict(meta), save_optimizer=False, save_param_scheduler=False, by_epoch=False
             )
+            runner.logger.info(f"The best checkpoint with {score:0.4f} {metric} is saved to {name}")
+        # The last checkpoint was written before these scores were known: a run that resumes from it needs them.
+        if replaced and self.last_ckpt is not None:
+            self._save_checkpoint_with_step(runner, step, meta)
+        kept = [self.best_checkpoint(metric) for metric in self.key_indicators]
+        with fail_together():
+            for path in replaced:
+                if path is not None and path not in kept:
+                    self.remove_checkpoint(path)
 
-    def _save_best_checkpoint(self, runner: Runner | FlexibleRunner, metrics: Mapping[str, Any]) -> None:
-        if self.save_best and (numbers := self._numbers(runner, metrics)):
-            super()._save_best_checkpoint(runner, numbers)
-
-    def _numbers(self, runner: Runner | FlexibleRunner, metrics: Mapping[str, Any]) -> dict[str, float | None]:
-        """The metrics to choose by. For a monitored one that is no number it is None, which mmengine passes over."""
+    def _numbers(self, runner: AnyRunner, metrics: Mapping[str, Any]) -> dict[str, float | None]:
+        """The numbers among metrics, and None for each monitored metric that is no number."""
         numbers, _ = split_values(metrics)
         if "auto" in self.key_indicators:  # before training, no name was known
             name = chosen_metric(runner.val_loop, numbers) or next(iter(numbers), None)
             if name is None:
                 return {}
-            rules = self.rules
             try:
-                self._init_rule(rules, [name])
-                self._check_rules()
+                self._init_rule(self.rules, [name])
             except SettingError as error:
-                self._init_rule(rules, ["auto"])
+                self._init_rule([None], ["auto"])
                 runner.logger.warning(f"save_best='auto' keeps no checkpoint: {error}")
                 return {}
         lacking = {key: None for key in self.key_indicators if key not in numbers}
         if lacking:
             runner.logger.warning(
                 f"save_best keeps no checkpoint by {', '.join(lacking)}: validation gave no such number, but "
-                f"{listed(list(numbers), MOST_NAMES) or 'none'}"
+                f"{join_names(list(numbers), MOST_NAMES) or 'none'}"
             )
         return numbers | lacking

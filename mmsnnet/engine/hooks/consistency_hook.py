@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmsnnet.engine.sharding import is_sharded
 from mmsnnet.errors import UserError
 from mmsnnet.models import find_stitched_backbone
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import HOOKS
 from mmsnnet.stitching import StitchSampler
 

@@ -1,21 +1,22 @@
-"""Metrics that hooks and schedules monitor, checked against those that validation will give."""
+"""Compare the metrics that hooks and schedules monitor with those that validation will give."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook
-from mmengine.runner import BaseLoop, FlexibleRunner, Runner, ValLoop
+from mmengine.runner import BaseLoop, ValLoop
 
+from mmsnnet.engine.mmengine_private import AnyRunner
 from mmsnnet.engine.runner.metric_warnings import MOST_NAMES
 from mmsnnet.engine.runner.stitch_loops import StitchValLoop
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import better_rule, known_names, main_metric
-from mmsnnet.files.reading import listed
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.files.reading import join_names
+from mmsnnet.models.model_weights import unwrapped_model
 
 # Models of these packages give no losses in validation.
 WITHOUT_LOSSES = ("mmseg", "mmdet", "mmsnnet")
@@ -35,44 +36,45 @@ class ExpectedMetrics:
     """The metrics that a validation loop will give.
 
     Args:
-        own: names that are known, without a stitch.
-        prefixes: of metrics whose names are not known, by their class; empty for one that has none.
-        stitches: the validated ones; None for a loop that gives metrics without a stitch.
+        known: names that are known, without a stitch.
+        prefixes: the prefix of each metric class whose names are unknown; the empty string where it has none.
+        stitches: the validated stitches; None for a loop that gives metrics without a stitch.
         losses: whether the model may give losses in validation.
     """
 
-    own: tuple[str, ...]
-    prefixes: tuple[tuple[str, str], ...]
+    known: tuple[str, ...]
+    prefixes: dict[str, str]
     stitches: tuple[str, ...] | None
     losses: bool
 
     @classmethod
     def of(cls, loop: BaseLoop) -> ExpectedMetrics | None:
-        """What a loop of ours or of mmengine's gives; None for other loops."""
+        """The metrics of a loop of ours or mmengine's; None for other loops and evaluators, which may give any."""
         stitches: tuple[str, ...] | None = None
         if isinstance(loop, StitchValLoop) and type(loop).run is StitchValLoop.run:
             stitches = tuple(stitch.name for stitch in loop.stitches)
         elif not isinstance(loop, ValLoop) or type(loop).run is not ValLoop.run:
             return None
-        evaluator = loop.evaluator
-        if isinstance(evaluator, Evaluator) and type(evaluator).evaluate is not Evaluator.evaluate:
-            return None  # it may name metrics otherwise
-        own: list[str] = []
-        prefixes: list[tuple[str, str]] = []
+        if isinstance(loop.evaluator, Evaluator) and type(loop.evaluator).evaluate is not Evaluator.evaluate:
+            return None
+        known: list[str] = []
+        prefixes: dict[str, str] = {}
         for metric in loop.evaluator.metrics:
             names = known_names(metric)
-            if names is None:
-                own_naming = type(metric).evaluate is not BaseMetric.evaluate
-                prefixes.append((type(metric).__name__, "" if own_naming else metric.prefix or ""))
-            else:
-                own += names
+            if names is not None:
+                known += names
+            else:  # a metric that overrides evaluate may add no prefix
+                is_stock = type(metric).evaluate is BaseMetric.evaluate
+                prefixes[type(metric).__name__] = (is_stock and metric.prefix) or ""
         package = type(unwrapped_model(loop.runner.model)).__module__.partition(".")[0]
-        return cls(tuple(own), tuple(prefixes), stitches, package not in WITHOUT_LOSSES)
+        return cls(tuple(known), prefixes, stitches, package not in WITHOUT_LOSSES)
 
     @property
     def names(self) -> list[str]:
-        """The names that are known, as hooks see them."""
-        return list(self.own) if self.stitches is None else [f"{s}/{name}" for s in self.stitches for name in self.own]
+        """The known names, as hooks see them."""
+        if self.stitches is None:
+            return list(self.known)
+        return [f"{stitch}/{name}" for stitch in self.stitches for name in self.known]
 
     def may_have(self, name: str) -> bool:
         """Whether there will be, or may be, a metric of this name."""
@@ -81,25 +83,25 @@ class ExpectedMetrics:
             if stitch not in self.stitches or not name:
                 return False
         return (
-            name in self.own
-            or any(not prefix or name.startswith(f"{prefix}/") for _, prefix in self.prefixes)
+            name in self.known
+            or any(not prefix or name.startswith(f"{prefix}/") for prefix in self.prefixes.values())
             or (self.losses and "loss" in name)
         )
 
-    def described(self, asked: str) -> str:
-        """The names, those that are most like ``asked`` first."""
+    def describe(self, metric: str) -> str:
+        """List the names, those most like ``metric`` first."""
+        parts = []
+        if self.names:
+            parts.append(join_names(get_close_matches(metric, self.names, len(self.names), cutoff=0), MOST_NAMES))
+        if self.prefixes:
+            stitches = (
+                "" if self.stitches is None else f", each after <stitch>/ ({join_names(self.stitches, MOST_NAMES)})"
+            )
+            parts.append(f"what {join_names(list(self.prefixes), MOST_NAMES)} gives{stitches}")
+        return " and ".join(parts) or "none"
 
-        def unlike(name: str) -> float:
-            return -SequenceMatcher(None, asked.lower(), name.lower()).ratio()
 
-        known = listed(sorted(self.names, key=unlike), MOST_NAMES)
-        unknown = listed([kind for kind, _ in self.prefixes], MOST_NAMES)
-        stitches = "" if self.stitches is None else f", each after <stitch>/ ({listed(self.stitches, MOST_NAMES)})"
-        more = f"what {unknown} gives{stitches}" if unknown else ""
-        return " and ".join(filter(None, (known, more))) or "none"
-
-
-def check_monitors(runner: Runner | FlexibleRunner) -> None:
+def check_monitors(runner: AnyRunner) -> None:
     """Check every metric that ``save_best``, early stopping or a plateau schedule names, and their rules.
 
     Raises:
@@ -118,7 +120,7 @@ def check_monitors(runner: Runner | FlexibleRunner) -> None:
         if expected is not None and monitor.metric != "auto" and not expected.may_have(monitor.metric):
             raise SettingError(
                 f"{monitor.setting}: no metric is called {monitor.metric}; those of this loop are "
-                f"{expected.described(monitor.metric)}{_hint(runner.val_loop, monitor.metric)}"
+                f"{expected.describe(monitor.metric)}{_stitch_hint(runner.val_loop, monitor.metric)}"
             )
         rule = better_rule(monitor.metric)
         if None not in (rule, monitor.rule) and rule != monitor.rule:
@@ -130,21 +132,23 @@ def check_monitors(runner: Runner | FlexibleRunner) -> None:
 
 
 def default_monitor(loop: BaseLoop) -> str | None:
-    """The metric that ``save_best='auto'`` stands for: the main one of the largest anchor or, where that is not
-    validated, of the costliest stitch that is. None where no name is known."""
+    """The metric of ``save_best='auto'``, None where no name is known before validation."""
     expected = ExpectedMetrics.of(loop)
-    if expected is None:
-        return None
-    return chosen_metric(loop, expected.names)
+    return None if expected is None else chosen_metric(loop, expected.names)
 
 
 def chosen_metric(loop: BaseLoop, names: Iterable[str]) -> str | None:
-    """The task's main metric for the stitch of :func:`default_monitor`, or the first metric with a known direction.
+    """The task's main metric among ``names``, or else the first one with a known direction; None if there is neither.
 
-    None if there is neither.
+    In a loop over stitches only names of the largest anchor count or, where that is not validated, of the costliest
+    validated stitch.
     """
-    own = [name for name in names if not isinstance(loop, StitchValLoop) or name.startswith(f"{_costliest(loop)}/")]
-    return main_metric(own) or next((name for name in own if better_rule(name) is not None), None)
+    if isinstance(loop, StitchValLoop):
+        prefix = f"{_costliest(loop)}/"
+        names = [name for name in names if name.startswith(prefix)]
+    else:
+        names = list(names)
+    return main_metric(names) or next((name for name in names if better_rule(name) is not None), None)
 
 
 def _costliest(loop: StitchValLoop) -> str:
@@ -155,7 +159,7 @@ def _costliest(loop: StitchValLoop) -> str:
     return max(loop.stitches, key=lambda stitch: costs[stitch.id].flops).name
 
 
-def _monitors(runner: Runner | FlexibleRunner) -> Iterator[Monitor]:
+def _monitors(runner: AnyRunner) -> Iterator[Monitor]:
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and hook.save_best:
             for metric, rule in zip(hook.key_indicators, hook.rules, strict=True):
@@ -169,8 +173,8 @@ def _monitors(runner: Runner | FlexibleRunner) -> Iterator[Monitor]:
                 yield Monitor(f"param_scheduler: {type(scheduler).__name__}.monitor", scheduler.monitor, scheduler.rule)
 
 
-def _hint(loop: BaseLoop, metric: str) -> str:
-    """What to do about a stitch that the model has and validation leaves out."""
+def _stitch_hint(loop: BaseLoop, metric: str) -> str:
+    """Say which setting validates a stitch that the model has and validation leaves out."""
     stitch = metric.partition("/")[0]
     if not isinstance(loop, StitchValLoop) or stitch in [validated.name for validated in loop.stitches]:
         return ""

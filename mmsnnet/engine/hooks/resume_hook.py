@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.hooks import EMAHook, Hook
-from mmengine.runner import BaseLoop, FlexibleRunner, Runner, find_latest_checkpoint
 
+from mmsnnet.engine.latest_checkpoint import loaded_checkpoint
+from mmsnnet.engine.mmengine_private import AnyRunner, resumes, training_loop
 from mmsnnet.engine.resuming import (
     Difference,
     Verdict,
@@ -26,37 +27,36 @@ from mmsnnet.engine.resuming import (
     summarize_partial_load,
 )
 from mmsnnet.errors import SettingError
-from mmsnnet.files.reading import listed, not_finite
+from mmsnnet.files.reading import join_names, nonfinite_names
 from mmsnnet.registry import HOOKS
 
-AnyRunner = Runner | FlexibleRunner
-
-# Where the meta of a checkpoint has what describe_run says of a run.
+# The key in a checkpoint's meta for the record that describe_run makes.
 RECORD = "training"
 
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Compare the checkpoint with the run before a run goes on from it.
+    """Compare a checkpoint with the run before the run goes on from it.
 
     Our training loops add the hook to their runner; with mmengine's own loops, add it to ``custom_hooks``.
 
-    - ``--resume``: what the run cannot go on with is refused. Each other difference is one warning that says whose
-      value is used. A run without a difference logs nothing.
+    - ``--resume``: refuses a checkpoint of weights alone, and one whose state does not fit the run. Each other
+      difference is one warning that says whether the checkpoint's value is used or the config's. A run without a
+      difference logs nothing.
     - ``load_from`` alone: refuses a checkpoint without any fitting tensor; one warning lists what is not loaded.
 
     Raises:
         SettingError: the checkpoint does not fit the run; the message lists all differences that keep it from fitting.
     """
 
-    # Before EMAHook loads its averages, which torch refuses in words of its own where they have other shapes.
+    # Before EMAHook loads its averages: torch's message for another shape does not name the setting.
     priority = "VERY_HIGH"
 
     _record: dict[str, Any] | None = None
 
     def before_run(self, runner: AnyRunner) -> None:
-        # While it trains several stitches in a step, a loop counts them as accumulated gradients.
-        if isinstance(runner._train_loop, BaseLoop):
+        # Later, a loop that trains several stitches in a step changes the count of accumulated gradients.
+        if training_loop(runner) is not None:
             self._record = describe_run(runner)
 
     def before_save_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
@@ -64,17 +64,20 @@ class ResumeHook(Hook):
         drop_functions(checkpoint.get("param_schedulers"))
 
     def after_load_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
-        if not isinstance(runner._train_loop, BaseLoop):  # it does not train
+        if training_loop(runner) is None:
             return
-        source = _source(runner)
-        if bad := not_finite(checkpoint.get("state_dict", {})):
-            raise SettingError(f"checkpoint {source!r} has NaN or infinity in {listed(bad, 3)}: choose another one")
-        if not runner._resume:
+        source = loaded_checkpoint(runner)
+        if bad := nonfinite_names(checkpoint.get("state_dict", {})):
+            raise SettingError(f"checkpoint {source!r} has NaN or infinity in {join_names(bad, 3)}: choose another one")
+        if not resumes(runner):
             if summary := summarize_partial_load(runner.model, checkpoint, source):
                 runner.logger.warning(summary)
             return
-        for progress in ("epoch", "iter"):  # weights alone have none, and their meta says what to do
-            checkpoint["meta"][progress]
+        if "message_hub" not in checkpoint or not {"epoch", "iter"} <= checkpoint.get("meta", {}).keys():
+            raise SettingError(
+                f"checkpoint {source!r} has weights alone, without the progress and the optimizer state of its run: "
+                "leave out --resume, or load_from to go on with the latest checkpoint of the work folder"
+            )
         differences = list(_differences(runner, checkpoint, source))
         new_run = f"load_from={source!r} without --resume starts a new run from its weights"
         if refusals := [difference.text for difference in differences if difference.verdict is Verdict.REFUSED]:
@@ -90,7 +93,7 @@ class ResumeHook(Hook):
             state = checkpoint["optimizer"]
             lay_out_states(wrapper.optimizer, state if setting == "optim_wrapper" else state[setting.partition(".")[2]])
         if "ema_state_dict" in checkpoint and not _has_averages(runner):
-            _take_trained_weights(checkpoint)
+            _restore_trained_weights(checkpoint)
 
 
 def _differences(runner: AnyRunner, checkpoint: dict[str, Any], source: str) -> Iterator[Difference]:
@@ -99,7 +102,7 @@ def _differences(runner: AnyRunner, checkpoint: dict[str, Any], source: str) -> 
     weights = list(compare_weights(runner.model, checkpoint, source))
     yield from weights
     yield from compare_classes(runner, meta)
-    if weights:  # the optimizer's state differs likewise
+    if weights:  # the optimizer's state differs in the same way
         return
     if averaged := checkpoint.get("ema_state_dict"):
         if _has_averages(runner):
@@ -110,11 +113,7 @@ def _differences(runner: AnyRunner, checkpoint: dict[str, Any], source: str) -> 
                 "trained weights, without averages"
             )
     optimizers = compare_optimizers(
-        runner.model,
-        runner.optim_wrapper,
-        checkpoint.get("optimizer"),
-        record.get("optimizer", {}),
-        iterations=meta["iter"],
+        runner.model, runner.optim_wrapper, checkpoint.get("optimizer"), record.get("optimizer", {})
     )
     schedules = compare_schedules(
         runner.param_schedulers, checkpoint.get("param_schedulers"), record.get("param_scheduler", {})
@@ -128,19 +127,12 @@ def _differences(runner: AnyRunner, checkpoint: dict[str, Any], source: str) -> 
     yield from compare_settings(runner.cfg, record.get("settings", {}))
 
 
-def _source(runner: AnyRunner) -> str:
-    """The checkpoint that a runner has read."""
-    if isinstance(runner._resume, str):  # a FlexibleRunner's may be a path
-        return runner._resume
-    return str(runner._load_from or find_latest_checkpoint(runner.work_dir) or runner.work_dir)
-
-
 def _has_averages(runner: AnyRunner) -> bool:
     return any(isinstance(hook, EMAHook) for hook in runner.hooks)
 
 
-def _take_trained_weights(checkpoint: dict[str, Any]) -> None:
-    """Put the trained weights in their place: ``EMAHook`` saves its averages there, and these among its own."""
+def _restore_trained_weights(checkpoint: dict[str, Any]) -> None:
+    """Put the trained weights under ``state_dict``: ``EMAHook`` swaps them with its averages when it saves."""
     for name, value in checkpoint["ema_state_dict"].items():
         if name.startswith("module."):
             checkpoint["state_dict"][name.removeprefix("module.")] = value

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmsnnet.engine.randomness import kept_generators, seed_generators
 from mmsnnet.engine.sharding import gathered, run_batches
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import HOOKS
 from mmsnnet.stitching import NormalEquations
 from mmsnnet.stitching.network import evaluation_mode

@@ -1,8 +1,8 @@
-"""Comparison of a checkpoint with the run that is to go on from it.
+"""Compare a checkpoint with the run that resumes from it.
 
 State is compared with state, so that it does not matter how a config is written: weights by name and shape, classes,
-optimizer, schedules. Checkpoints record facts and settings that leave no state. Each difference has one verdict: the
-run is refused, or it goes on with the checkpoint's value, or with the config's.
+optimizer, schedules. Facts and settings that leave no state are recorded in the checkpoint. Each difference has one
+verdict: the run is refused, or it goes on with the checkpoint's value, or with the config's.
 """
 
 from mmsnnet.engine.resuming.difference import Difference, Verdict, noted

@@ -5,7 +5,7 @@ from enum import Enum
 
 
 class Verdict(Enum):
-    """What becomes of a run whose checkpoint differs from it."""
+    """The effect of a difference on the run."""
 
     REFUSED = "the run cannot go on"
     KEPT = "the run goes on with the checkpoint's value"
@@ -15,11 +15,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between a checkpoint and the run that is to go on from it.
+    """A difference between a checkpoint and the run that resumes from it.
 
     Args:
-        verdict: what becomes of the run.
-        text: one line that names the setting, both values, and the value that the run goes on with.
+        verdict: the effect on the run.
+        text: one line that names the setting, both values, and the value that the run uses.
     """
 
     verdict: Verdict

@@ -2,27 +2,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import get_world_size
-from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
+from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
+from mmsnnet.engine.mmengine_private import AnyRunner, accumulative_counts, randomness, training_loop
 from mmsnnet.engine.resuming.difference import Difference, kept, refused, replaced
 from mmsnnet.engine.resuming.optimizers import named_wrappers
 from mmsnnet.engine.resuming.schedules import scheduler_types
 from mmsnnet.engine.resuming.settings import describe_settings
 from mmsnnet.models import StitchedBackbone
 
-AnyRunner = Runner | FlexibleRunner
 Record = dict[str, Any]
 
 EPOCHS, ITERATIONS = "epochs", "iterations"
-# How many samples of a data set are known by name.
+# The most samples of a data set whose file names go into its digest.
 MOST_NAMES = 64
 OTHER_ORDER = ", so data has another order"
-# What a difference in a recorded fact leads to, by the setting's name.
+# The consequence of a difference in a recorded fact, by the setting's name.
 CONSEQUENCES = {
     "train_dataloader.dataset": ", so the run sees other data",
     "train_dataloader.batch_size": OTHER_ORDER,
@@ -34,10 +35,10 @@ CONSEQUENCES = {
 
 
 def describe_run(runner: AnyRunner) -> Record:
-    """What a checkpoint records of a run beside its state: plain values by the setting that a user would change.
+    """The record that a checkpoint keeps of a run beside its state: plain values by the setting to change.
 
-    ``optimizer`` and ``param_scheduler`` are the types; ``facts`` is what training reads elsewhere, without what a run
-    does not have; ``settings`` is the rest of the config that training reads.
+    ``optimizer`` and ``param_scheduler`` are the types; ``facts`` are properties of the loop, the data and the sampling
+    of stitches; ``settings`` is the rest of the config that training reads.
     """
     wrappers = named_wrappers(runner.optim_wrapper)
     return dict(
@@ -49,38 +50,34 @@ def describe_run(runner: AnyRunner) -> Record:
 
 
 def compare_records(runner: AnyRunner, facts: Mapping[str, Any]) -> Iterator[Difference]:
-    """Compare the facts that a checkpoint records with a run, which goes on with the config's."""
-    for setting, own in _facts(runner).items():
-        if setting in facts and facts[setting] != own:
+    """Compare the facts that a checkpoint records with those of a run; the run uses its own."""
+    for setting, configured in _facts(runner).items():
+        if setting in facts and facts[setting] != configured:
             consequence = CONSEQUENCES.get(setting, "")
-            if (setting, own) == ("train_cfg", EPOCHS):
-                consequence = ", none of which is an epoch: training begins with the first"
-            yield replaced(setting, facts[setting], own, consequence)
+            if (setting, configured) == ("train_cfg", EPOCHS):
+                consequence = ", so training begins with the first epoch"
+            yield replaced(setting, facts[setting], configured, consequence)
 
 
 def compare_classes(runner: AnyRunner, meta: Mapping[str, Any]) -> Iterator[Difference]:
-    """Compare the classes of the data set that a checkpoint was trained on with those of the run's."""
-    given = _classes(meta.get("dataset_meta"))
-    own = _classes(getattr(runner.train_dataloader.dataset, "metainfo", None))
-    if given is None or own is None or given == own:
+    """Compare the classes of the data set that a checkpoint was trained on with the classes of the run's."""
+    recorded = _classes(meta.get("dataset_meta"))
+    configured = _classes(getattr(runner.train_dataloader.dataset, "metainfo", None))
+    if recorded is None or configured is None or recorded == configured:
         return
-    index = next((i for i, pair in enumerate(zip(given, own, strict=False)) if pair[0] != pair[1]), None)
-    if index is None:
-        index = min(len(given), len(own))
-        longer, whose = (given, "the checkpoint's") if len(given) > len(own) else (own, "the config's")
-        first = f"only {whose} data set has class {index}, {longer[index]!r}"
-    else:
-        first = f"class {index} is {given[index]!r} in the checkpoint and {own[index]!r} by the config"
-    numbers = f"the checkpoint was trained on {len(given)} classes, the config's data set has {len(own)}; "
-    yield refused(f"train_dataloader.dataset: {numbers if len(given) != len(own) else ''}{first}")
+    pairs = enumerate(zip_longest(map(repr, recorded), map(repr, configured), fillvalue="missing"))
+    first = next(
+        f"class {index} is {old} in the checkpoint and {new} by the config" for index, (old, new) in pairs if old != new
+    )
+    numbers = f"the checkpoint was trained on {len(recorded)} classes, the config's data set has {len(configured)}; "
+    yield refused(f"train_dataloader.dataset: {numbers if len(recorded) != len(configured) else ''}{first}")
 
 
 def compare_seed(runner: AnyRunner, meta: Mapping[str, Any]) -> Iterator[Difference]:
-    """Compare the seed in a checkpoint with the config's; mmengine takes the checkpoint's."""
-    randomness = getattr(runner, "_randomness_cfg", {})
-    given, own = meta.get("seed"), randomness.get("seed")
-    if given is not None and own is not None and given != own:
-        yield kept("randomness.seed", given, own)
+    """Compare the seed in a checkpoint with the config's; mmengine uses the checkpoint's."""
+    recorded, configured = meta.get("seed"), randomness(runner).get("seed")
+    if recorded is not None and configured is not None and recorded != configured:
+        yield kept("randomness.seed", recorded, configured)
 
 
 def _classes(metainfo: Any) -> list[str] | None:
@@ -89,12 +86,12 @@ def _classes(metainfo: Any) -> list[str] | None:
 
 
 def _facts(runner: AnyRunner) -> Record:
-    loop, loader = runner._train_loop, runner.train_dataloader
+    loop, loader = training_loop(runner), runner.train_dataloader
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     facts: Record = {
-        "train_dataloader.dataset": _described_samples(loader.dataset),
-        "train_dataloader.batch_size": _described_batch(loader),
-        "train_dataloader.sampler": _described_sampler(loader),
+        "train_dataloader.dataset": _describe_samples(loader.dataset),
+        "train_dataloader.batch_size": _describe_batch(loader),
+        "train_dataloader.sampler": _describe_sampler(loader),
         "train_cfg": EPOCHS if by_epoch else ITERATIONS,
         "train_cfg.max_epochs" if by_epoch else "train_cfg.max_iters": (
             runner.max_epochs if by_epoch else runner.max_iters
@@ -103,19 +100,19 @@ def _facts(runner: AnyRunner) -> Record:
     }
     for setting, wrapper in named_wrappers(runner.optim_wrapper).items():
         clip = wrapper.clip_grad_kwargs
-        facts[f"{setting}.accumulative_counts"] = wrapper._accumulative_counts
+        facts[f"{setting}.accumulative_counts"] = accumulative_counts(wrapper)
         facts[f"{setting}.clip_grad"] = str(dict(clip)) if clip else "none"
     for module in runner.model.modules():
         if isinstance(module, StitchedBackbone) and len(module.space) > 1:
             facts["model.backbone.seed"] = module.seed
-            facts["model.backbone.flops_step"] = _described_bins(module)
+            facts["model.backbone.flops_step"] = _describe_bins(module)
     return {setting: value for setting, value in facts.items() if value is not None}
 
 
-def _described_samples(dataset: Any) -> str | None:
-    """The number of samples; where a data set of mmengine lists files, also a digest of the names of some of them.
+def _describe_samples(dataset: Any) -> str | None:
+    """The number of samples and, for a data set of mmengine, a digest of the names of some of its files.
 
-    Folders do not count, because data sets are moved.
+    Folders are left out, because users move data sets.
     """
     if not hasattr(dataset, "__len__"):
         return None
@@ -127,13 +124,13 @@ def _described_samples(dataset: Any) -> str | None:
     return f"{described} ({_digest(Path(path).name for path in paths)})"
 
 
-def _described_batch(loader: DataLoader) -> str | None:
-    """The samples of an iteration over all processes, which may share them out otherwise."""
+def _describe_batch(loader: DataLoader) -> str | None:
+    """The number of samples in an iteration over all processes: their number may change from run to run."""
     size = getattr(loader.batch_sampler, "batch_size", None)
     return None if size is None else f"{size * get_world_size()} over all processes"
 
 
-def _described_sampler(loader: DataLoader) -> str | None:
+def _describe_sampler(loader: DataLoader) -> str | None:
     sampler = getattr(loader.batch_sampler, "sampler", None)
     if sampler is None:
         return None
@@ -141,8 +138,8 @@ def _described_sampler(loader: DataLoader) -> str | None:
     return type(sampler).__name__ + ("" if shuffle is None else f"(shuffle={bool(shuffle)})")
 
 
-def _described_bins(backbone: StitchedBackbone) -> str:
-    """The bins that stitches are drawn from, with a digest that tells which stitch is in which."""
+def _describe_bins(backbone: StitchedBackbone) -> str:
+    """The number of bins that stitches are drawn from, with a digest of their contents."""
     bins = backbone.sampler().bins
     return f"{len(bins)} bin{'s' * (len(bins) != 1)} of {len(backbone.space)} stitches ({_digest(map(repr, bins))})"
 

@@ -6,15 +6,16 @@ from itertools import chain
 from typing import Any
 
 from mmengine.optim.scheduler.param_scheduler import INF
-from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
+from mmengine.runner import EpochBasedTrainLoop
 
+from mmsnnet.engine.mmengine_private import AnyRunner, training_loop
 from mmsnnet.engine.resuming.difference import Difference, kept, noted, refused
 
 State = Mapping[str, Any]
 
-# What a scheduler counts or only prints. Its base values are the optimizer's.
+# State of a scheduler that is no constant: counters, and copies of the optimizer's values.
 RUNNING = ("last_step", "verbose", "base_values", "best", "num_bad_epochs", "cooldown_counter")
-# What follows from other constants, which are compared too.
+# Constants that follow from others. A difference in those explains the difference in these.
 DERIVED = {
     "total_iters": ("begin", "end"),
     "total_steps": ("begin", "end"),
@@ -22,8 +23,8 @@ DERIVED = {
     "cumulative_periods": ("periods",),
     "rule_worse": ("rule",),
 }
-# A learning rate so many times smaller than the initial one trains nothing.
-NOTHING = 1e-6
+# A learning rate below this share of the initial one trains nothing.
+NEGLIGIBLE = 1e-6
 
 
 def scheduler_types(param_schedulers: Any) -> dict[str, list[str]]:
@@ -37,7 +38,7 @@ def scheduler_types(param_schedulers: Any) -> dict[str, list[str]]:
 def drop_functions(states: Any) -> None:
     """Remove functions from the saved state of schedules: the loader refuses pickles of code.
 
-    ``OneCycleLR`` saves its own function. A schedule that takes over a state keeps what the state lacks.
+    ``OneCycleLR`` saves a function of its own. A schedule that loads a state without it keeps the one that it has.
     """
     for state in chain.from_iterable(_by_setting(states).values()):
         for key in [key for key, value in state.items() if callable(value)]:
@@ -50,13 +51,13 @@ def compare_schedules(
     """Compare the schedules in a checkpoint with those of a run. mmengine pairs them in order and drops the rest.
 
     Args:
-        param_schedulers: of the run: a list, a dict of lists, or None.
-        states: the ``param_schedulers`` of the checkpoint, alike.
-        recorded_types: of the checkpoint, as :func:`scheduler_types` gives them; of an older one, empty.
+        param_schedulers: the run's: a list, a dict of lists, or None.
+        states: the ``param_schedulers`` of the checkpoint, in the same form.
+        recorded_types: the types in the checkpoint, as :func:`scheduler_types` gives them; empty for an older one.
     """
-    own, given = _by_setting(param_schedulers), _by_setting(states)
-    for setting in dict.fromkeys((*given, *own)):
-        schedulers, recorded = own.get(setting, []), given.get(setting, [])
+    configured_schedules, recorded_schedules = _by_setting(param_schedulers), _by_setting(states)
+    for setting in dict.fromkeys((*recorded_schedules, *configured_schedules)):
+        schedulers, recorded = configured_schedules.get(setting, []), recorded_schedules.get(setting, [])
         names = [type(scheduler).__name__ for scheduler in schedulers]
         types = recorded_types.get(setting)
         if len(schedulers) != len(recorded):
@@ -74,9 +75,9 @@ def compare_schedules(
                 yield from _compare_constants(place, state, constants)
 
 
-def compare_progress(runner: Runner | FlexibleRunner, checkpoint: Mapping[str, Any]) -> Iterator[Difference]:
-    """Say where the checkpoint leaves nothing to train, or a learning rate that trains nothing."""
-    by_epoch = isinstance(runner._train_loop, EpochBasedTrainLoop)
+def compare_progress(runner: AnyRunner, checkpoint: Mapping[str, Any]) -> Iterator[Difference]:
+    """Note where nothing is left to train, or the learning rate has fallen to zero."""
+    by_epoch = isinstance(training_loop(runner), EpochBasedTrainLoop)
     unit, setting = ("epoch", "train_cfg.max_epochs") if by_epoch else ("iter", "train_cfg.max_iters")
     done, end = checkpoint["meta"][unit], runner.max_epochs if by_epoch else runner.max_iters
     units = "epochs" if by_epoch else "iterations"
@@ -92,7 +93,7 @@ def compare_progress(runner: Runner | FlexibleRunner, checkpoint: Mapping[str, A
     rates = [state for states in _by_setting(checkpoint.get("param_schedulers")).values() for state in states]
     rates = [state for state in rates if state.get("param_name") == "lr"]
     ended = bool(rates) and all(state["_global_step"] + 1 >= state["end"] for state in rates)
-    if ended and all(float(group["lr"]) <= NOTHING * float(group.get("initial_lr", 0)) for group in groups):
+    if ended and all(float(group["lr"]) <= NEGLIGIBLE * float(group.get("initial_lr", 0)) for group in groups):
         last = max(state["end"] for state in rates)
         yield noted(
             f"param_scheduler: the checkpoint's schedule has ended (at {last}): the learning rate is 0 for "
@@ -113,17 +114,18 @@ def _counted(schedulers: Sequence[Any], types: Sequence[str] | None) -> str:
     return f"{number} ({', '.join(types)})" if types else number
 
 
-def _is_other_type(state: State, own: State) -> bool:
-    if state.get("param_name") != own.get("param_name"):
+def _is_other_type(state: State, constants: State) -> bool:
+    if state.get("param_name") != constants.get("param_name"):
         return True
-    given, wanted = ({key for key in one if not key.startswith("_")} for one in (state, own))
-    return bool(given - wanted and wanted - given)  # where only one side has more, a version may have added them
+    recorded, configured = ({key for key in one if not key.startswith("_")} for one in (state, constants))
+    # If only one side has more, another version may have added them.
+    return bool(recorded - configured and configured - recorded)
 
 
-def _compare_constants(place: str, state: State, own: State) -> Iterator[Difference]:
+def _compare_constants(place: str, state: State, constants: State) -> Iterator[Difference]:
     differing = [
         key
-        for key, value in own.items()
+        for key, value in constants.items()
         if key in state
         and not key.startswith("_")
         and key not in RUNNING
@@ -132,7 +134,7 @@ def _compare_constants(place: str, state: State, own: State) -> Iterator[Differe
     ]
     for key in differing:
         if not any(cause in differing for cause in DERIVED.get(key, ())):
-            yield kept(f"{place}.{key}", _shown(state[key]), _shown(own[key]))
+            yield kept(f"{place}.{key}", _shown(state[key]), _shown(constants[key]))
 
 
 def _plain(value: Any) -> Any:

@@ -8,36 +8,34 @@ from mmengine.config import Config
 
 from mmsnnet.engine.resuming.difference import Difference, replaced
 
-# Settings of a merged config that training reads and that leave no state of their own.
+# Sections of a merged config that training reads and that leave no state.
 SECTIONS = ("model", "train_dataloader", "optim_wrapper")
-# Keys in them that are compared elsewhere, by state, or that change nothing that is trained.
+# Keys in those sections that are compared by state or recorded as facts, or do not change training.
 LEFT_OUT = (
     *("optimizer", "paramwise_cfg", "constructor", "accumulative_counts", "clip_grad", "batch_size", "sampler"),
     *("num_classes", "img_size", "flops_step", "seed", "init_cfg", "pretrained", "test_cfg", "budget", "stitch"),
     *("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "with_cp", "compile"),
     *("data_root", "metainfo", "backend_args"),
 )
-# The length of a value in a message.
+# The most characters of a value in a message.
 LONGEST = 60
 
 
 def describe_settings(config: Config) -> dict[str, Any]:
-    """Settings of a config that a checkpoint records, as plain values; how the config is written leaves no trace."""
-    described = {section: _plain(config.get(section)) for section in SECTIONS}
-    described["optim_wrapper"] = {
-        # A type is compared by the state: a loss scaler is there or not.
-        key: value
-        for key, value in (described["optim_wrapper"] or {}).items()
-        if key != "type"
+    """The settings that a checkpoint records, as plain values that do not depend on how the config is written."""
+    settings = {section: _plain(config.get(section)) for section in SECTIONS}
+    # The state shows the type: with mixed precision it has a loss scaler.
+    settings["optim_wrapper"] = {
+        key: value for key, value in (settings["optim_wrapper"] or {}).items() if key != "type"
     }
-    return described
+    return settings
 
 
 def compare_settings(config: Config, recorded: Mapping[str, Any]) -> Iterator[Difference]:
-    """Compare recorded settings with a config, which the run goes on with."""
-    for section, own in describe_settings(config).items():
+    """Compare recorded settings with a config; the run uses the config's."""
+    for section, configured in describe_settings(config).items():
         if section in recorded:
-            yield from _compare(section, recorded[section], own)
+            yield from _compare(section, recorded[section], configured)
 
 
 def _plain(value: Any) -> Any:
@@ -55,27 +53,30 @@ def _plain(value: Any) -> Any:
 
 
 def _type_name(value: Any) -> str:
-    """The name of a class or function, given as itself or by its path in whatever scope; of an object, its type's."""
+    """The name of a class or function, or of the class of an object, without module and scope."""
     return str(value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)).rpartition(".")[2]
 
 
-def _compare(path: str, given: Any, own: Any) -> Iterator[Difference]:
-    if isinstance(given, Mapping) and isinstance(own, Mapping) and given.get("type") == own.get("type"):
-        for key in dict.fromkeys((*given, *own)):
-            yield from _compare(f"{path}.{key}", given.get(key), own.get(key))
-    elif _are_alike(given, own):
-        for index, pair in enumerate(zip(given, own, strict=True)):
+def _compare(path: str, recorded: Any, configured: Any) -> Iterator[Difference]:
+    if _have_one_type(recorded, configured):
+        for key in dict.fromkeys((*recorded, *configured)):
+            yield from _compare(f"{path}.{key}", recorded.get(key), configured.get(key))
+    elif (
+        isinstance(recorded, list)
+        and isinstance(configured, list)
+        and len(recorded) == len(configured)
+        and all(map(_have_one_type, recorded, configured))
+    ):
+        for index, pair in enumerate(zip(recorded, configured, strict=True)):
             yield from _compare(f"{path}.{index}", *pair)
-    elif given != own:
-        yield replaced(path, _shown(given), _shown(own))
+    elif recorded != configured:
+        yield replaced(path, _shown(recorded), _shown(configured))
 
 
-def _are_alike(given: Any, own: Any) -> bool:
-    """Whether two lists have the same modules or transforms, so that each is compared with its counterpart."""
-    if not isinstance(given, list) or not isinstance(own, list) or len(given) != len(own):
-        return False
-    pairs = list(zip(given, own, strict=True))
-    return all(isinstance(a, Mapping) and isinstance(b, Mapping) and a.get("type") == b.get("type") for a, b in pairs)
+def _have_one_type(recorded: Any, configured: Any) -> bool:
+    """Whether two settings describe modules or transforms of one type, so that their keys can be compared."""
+    are_dicts = isinstance(recorded, Mapping) and isinstance(configured, Mapping)
+    return are_dicts and recorded.get("type") == configured.get("type")
 
 
 def _shown(value: Any) -> str:

@@ -6,30 +6,30 @@ from typing import Any
 from torch import nn
 
 from mmsnnet.engine.resuming.difference import Difference, refused
-from mmsnnet.engine.sharding import clean_tensor_name, state_shapes
+from mmsnnet.engine.sharding import named_modules, state_shapes
 from mmsnnet.errors import SettingError
-from mmsnnet.files.reading import listed, misfits, shapes
-from mmsnnet.models.checkpoint import DRAWS, model_weights, unwrapped_model
+from mmsnnet.files.reading import describe_mismatch, join_names, tensor_shapes
+from mmsnnet.models.model_weights import DRAWS, model_weights
 from mmsnnet.stitching.anchors.plain import PlainAnchor
 from mmsnnet.stitching.anchors.positions import GRID, recorded_grid
 
 Shapes = dict[str, object]
 
-# How many tensors a message names.
+# The most tensors that a message lists.
 FEW = 3
 
 
 def compare_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> Iterator[Difference]:
     """Compare the weights in a checkpoint with a model: all tensors must be there, in the same shapes.
 
-    Loading would resample position embeddings to another ``img_size``, but not the optimizer's state of them. So
-    another ``img_size`` is refused.
+    Another ``img_size`` is refused: loading would resample the position embeddings, but not their optimizer state.
     """
     weights = model_weights(checkpoint, source)
-    given, wanted = _without_records(shapes(weights)), weight_shapes(model)
-    explained: set[str] = set()
+    saved, expected = _without_records(tensor_shapes(weights)), weight_shapes(model)
+    modules = named_modules(model)
+    explained: set[str] = set()  # tensors whose difference a setting explains
     by_setting: dict[str, str] = {}
-    for name, anchor in _anchors(model).items():
+    for name, anchor in _anchors(modules).items():
         recorded = recorded_grid(weights.get(f"{name}.{GRID}"))
         if recorded is None or not anchor.positions.grids() or recorded == anchor.positions.grid:
             continue
@@ -39,71 +39,63 @@ def compare_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str
             f"the checkpoint's position embeddings are for {_times(recorded)} patches, the config's for "
             f"{_times(anchor.positions.grid)}",
         )
-    modules = {clean_tensor_name(name): module for name, module in unwrapped_model(model).named_modules()}
-    by_owner: dict[str, dict[str, int | None]] = {}
-    for name, shape in wanted.items():
-        if name in given and name not in explained and given[name] != shape and (owner := _classifier(modules, name)):
-            recorded_number = _number_of_classes(given[name], shape, modules[owner].num_classes)
-            by_owner.setdefault(owner, {})[name] = recorded_number
-    for owner, numbers in by_owner.items():
+    by_owner: dict[tuple[str, int], dict[str, int | None]] = {}
+    for name, shape in expected.items():
+        if name in saved and name not in explained and saved[name] != shape and (owner := _classifier(modules, name)):
+            by_owner.setdefault(owner, {})[name] = _number_of_classes(saved[name], shape, owner[1])
+    for (owner_name, configured), numbers in by_owner.items():
         number = next(iter(numbers.values()))
         if number is None or set(numbers.values()) != {number}:
-            continue  # widths differ, too
+            continue  # the number of classes does not explain all: widths differ too
         explained |= numbers.keys()
         layer = next(iter(numbers)).rpartition(".")[0]
         by_setting.setdefault(
-            f"{_backbone(owner) if '.network.' in owner else f'model.{owner}'}.num_classes",
-            f"the checkpoint's {layer} is for {number} classes, the config's for {modules[owner].num_classes}",
+            f"{_backbone(owner_name) if '.network.' in owner_name else f'model.{owner_name}'}.num_classes",
+            f"the checkpoint's {layer} is for {number} classes, the config's for {configured}",
         )
     for setting, text in by_setting.items():
         yield refused(f"{setting}: {text}")
-    given, wanted = ({n: s for n, s in one.items() if n not in explained} for one in (given, wanted))
-    if wrong := misfits(given, wanted, most=FEW):
-        yield refused(f"model: the checkpoint's weights are of another model ({wrong})")
+    rest, expected_rest = ({n: s for n, s in one.items() if n not in explained} for one in (saved, expected))
+    if mismatch := describe_mismatch(rest, expected_rest, most=FEW):
+        yield refused(f"model: the checkpoint's weights are of another model ({mismatch})")
 
 
 def compare_averages(model: nn.Module, averaged: Mapping[str, Any]) -> Iterator[Difference]:
     """Compare the state of ``EMAHook`` in a checkpoint with a model."""
-    given = {name.removeprefix("module."): value for name, value in averaged.items() if name.startswith("module.")}
-    if wrong := misfits(_without_records(shapes(given)), weight_shapes(model), most=FEW):
-        yield refused(f"EMAHook: the checkpoint's averaged weights are of another model ({wrong})")
+    saved = {name.removeprefix("module."): value for name, value in averaged.items() if name.startswith("module.")}
+    if mismatch := describe_mismatch(_without_records(tensor_shapes(saved)), weight_shapes(model), most=FEW):
+        yield refused(f"EMAHook: the checkpoint's averaged weights are of another model ({mismatch})")
 
 
 def summarize_partial_load(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> str | None:
-    """Say in one line what ``load_from`` does not load, or return None where all tensors fit.
+    """List in one line what ``load_from`` does not load; None where all tensors fit.
 
     Raises:
         SettingError: nothing fits by name and shape.
     """
     weights = model_weights(checkpoint, source)
-    given, wanted = _without_records(shapes(weights)), weight_shapes(model)
-    for name, anchor in _anchors(model).items():
-        if recorded_grid(weights.get(f"{name}.{GRID}")) is not None:  # loading resamples them
-            for table in anchor.positions.grids():
-                key = f"{name}.model.{table}"
-                if key in given and key in wanted:
-                    given[key] = wanted[key]
-    fitting = [name for name, shape in wanted.items() if given.get(name) == shape]
+    saved, expected = _without_records(tensor_shapes(weights)), weight_shapes(model)
+    for name, anchor in _anchors(named_modules(model)).items():
+        if recorded_grid(weights.get(f"{name}.{GRID}")) is not None:  # loading resamples its tables
+            tables = {f"{name}.model.{table}" for table in anchor.positions.grids()}
+            saved |= {table: expected[table] for table in tables & saved.keys() & expected.keys()}
+    fitting = [name for name, shape in expected.items() if saved.get(name) == shape]
     if not fitting:
         raise SettingError(
             f"load_from: nothing of checkpoint {source!r} fits the model by name and shape. The file begins with "
-            f"{listed(list(given), FEW)}; the model with {listed(list(wanted), FEW)}. Weights of one ViT under other "
-            "names belong in pretrained=... of an anchor (model.backbone.anchors); a part of a model with a prefix, in "
-            "init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...) of that part"
+            f"{join_names(list(saved), FEW)}; the model with {join_names(list(expected), FEW)}. Weights of one ViT "
+            "under other names belong in pretrained=... of an anchor (model.backbone.anchors); a part of a model with "
+            "a prefix, in init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...) of that part"
         )
-    wanted_to_load = {
-        name: shape for name, shape in wanted.items() if name in given or "num_batches_tracked" not in name
-    }
-    if wrong := misfits(given, wanted_to_load, most=FEW):
-        return f"load_from: {len(fitting)} of {len(wanted)} tensors are loaded from {source}; {wrong}"
+    # Checkpoints of older versions of torch have no count of batches.
+    required = {name: shape for name, shape in expected.items() if name in saved or "num_batches_tracked" not in name}
+    if mismatch := describe_mismatch(saved, required, most=FEW):
+        return f"load_from: {len(fitting)} of {len(expected)} tensors are loaded from {source}; {mismatch}"
     return None
 
 
 def weight_shapes(model: nn.Module) -> Shapes:
-    """The shape of each tensor in a model's state dict, without what only records the state of training.
-
-    Of a sharded model, the shapes of the whole tensors, without communication.
-    """
+    """The whole shape of each tensor in a model's state dict, without records of the state of training."""
     return _without_records(state_shapes(model))
 
 
@@ -111,10 +103,8 @@ def _without_records(named: Mapping[str, object]) -> Shapes:
     return {name: shape for name, shape in named.items() if name.rpartition(".")[2] not in (DRAWS, GRID)}
 
 
-def _anchors(model: nn.Module) -> dict[str, PlainAnchor]:
-    """The anchors by their names in the state dict."""
-    modules = unwrapped_model(model).named_modules()
-    return {clean_tensor_name(name): module for name, module in modules if isinstance(module, PlainAnchor)}
+def _anchors(modules: Mapping[str, nn.Module]) -> dict[str, PlainAnchor]:
+    return {name: module for name, module in modules.items() if isinstance(module, PlainAnchor)}
 
 
 def _backbone(name: str) -> str:
@@ -122,24 +112,24 @@ def _backbone(name: str) -> str:
     return f"model.{name.split('.network.')[0]}"
 
 
-def _classifier(modules: Mapping[str, nn.Module], name: str) -> str | None:
-    """The innermost module around a tensor that has a number of classes."""
+def _classifier(modules: Mapping[str, nn.Module], name: str) -> tuple[str, int] | None:
+    """The name of the innermost module around a tensor that has a number of classes, and that number."""
     owner = name
     while owner := owner.rpartition(".")[0]:
         number = getattr(modules.get(owner), "num_classes", None)
         if isinstance(number, int) and number > 0:
-            return owner
+            return owner, number
     return None
 
 
-def _number_of_classes(given: object, wanted: object, number: int) -> int | None:
-    """The number of classes for which a tensor has its shape, if its shape for ``number`` classes is ``wanted``."""
-    if not isinstance(given, tuple) or not isinstance(wanted, tuple) or not given or given[1:] != wanted[1:]:
+def _number_of_classes(saved: object, expected: object, number: int) -> int | None:
+    """The number of classes that explains a tensor's saved shape, if ``number`` classes explain the expected one."""
+    if not isinstance(saved, tuple) or not isinstance(expected, tuple) or not saved or saved[1:] != expected[1:]:
         return None
-    if wanted[0] == number + 1 and given[0] > 1:  # softmax with a class for the background
-        return given[0] - 1
-    each, rest = divmod(wanted[0], number)  # box regression has several outputs for each class
-    return given[0] // each if each and not rest and not given[0] % each else None
+    if expected[0] == number + 1 and saved[0] > 1:  # a softmax has a class for the background
+        return saved[0] - 1
+    each, rest = divmod(expected[0], number)  # box regression has several outputs for each class
+    return saved[0] // each if each and not rest and not saved[0] % each else None
 
 
 def _times(grid: tuple[int, int]) -> str:

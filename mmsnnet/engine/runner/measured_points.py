@@ -19,7 +19,7 @@ from mmsnnet.engine.ranks import fail_together
 from mmsnnet.errors import UserError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import StitchedBackbone
-from mmsnnet.models.checkpoint import DRAWS
+from mmsnnet.models.model_weights import DRAWS
 
 # Settings that change no metric of a model whose weights are loaded: in any part of the model, and in the backbone.
 TRAINING_ONLY = ("init_cfg", "pretrained", "with_cp", "drop_path_rate")

@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
 
-from mmsnnet.files.reading import listed
+from mmsnnet.files.reading import join_names
 
 SETS = dict(val="validation", test="test")
 MOST_NAMES = 4
@@ -41,9 +41,9 @@ def absent_classes_warning(metric: BaseMetric, stage: str) -> str | None:
     if len(absent) == len(classes):
         return f"no class occurs in the label maps of the {SETS[stage]} set, so there is nothing to measure: {ignored}"
     return (
-        f"{listed(absent, MOST_NAMES)} never occur{'s' * (len(absent) == 1)} in the label maps of the {SETS[stage]} "
-        f"set: mIoU and other means are over {len(classes) - len(absent)} of {len(classes)} classes, plus a 0 for each "
-        f"absent class that the model predicts. {ignored.capitalize()}"
+        f"{join_names(absent, MOST_NAMES)} never occur{'s' * (len(absent) == 1)} in the label maps of the "
+        f"{SETS[stage]} set: mIoU and other means are over {len(classes) - len(absent)} of {len(classes)} classes, "
+        f"plus a 0 for each absent class that the model predicts. {ignored.capitalize()}"
     )
 
 
@@ -56,7 +56,7 @@ def empty_metrics_warning(metrics: Mapping[str, Mapping[str, float]]) -> str | N
     empty = [name for name, values in metrics.items() if values and all(map(_is_empty, values, values.values()))]
     if not empty:
         return None
-    subject = f"every metric of {listed(empty, MOST_NAMES)}"
+    subject = f"every metric of {join_names(empty, MOST_NAMES)}"
     if not any(math.isnan(value) for name in empty for value in metrics[name].values()):
         return f"{subject} is -1: the annotation file has no boxes of the data set's classes, except for crowds"
     return (

@@ -30,9 +30,9 @@ from mmsnnet.engine.runner.metric_warnings import MOST_NAMES, empty_metrics_warn
 from mmsnnet.engine.runner.stitch_files import StitchPictures, output_paths
 from mmsnnet.engine.runner.stitch_passes import StitchPass, StitchResults, copied_metric
 from mmsnnet.evaluation import OperatingPoint
-from mmsnnet.files.reading import listed
+from mmsnnet.files.reading import join_names
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import LOOPS
 from mmsnnet.stitching import LayerKey, Stitch, spread
 
@@ -166,7 +166,7 @@ class _StitchLoop(BaseLoop):
                         _report(stitch, numbers, others, logger, console)
                         numbers_by_name[stitch.name] = numbers
                     if number == 1 and (others := dict.fromkeys(name for _, other in split.values() for name in other)):
-                        logger.warning(f"no numbers, so only in the log file: {listed(list(others), MOST_NAMES)}")
+                        logger.warning(f"no numbers, so only in the log file: {join_names(list(others), MOST_NAMES)}")
                     seconds = time.monotonic() - start
                     logger.info(f"pass {number}: {len(split)} of {len(waiting)} stitches left, {seconds:.1f} s")
                     waiting = waiting[len(split) :]

@@ -24,7 +24,7 @@ from mmsnnet.engine.runner.seeded_loading import seeded_loader
 from mmsnnet.engine.sharding import refuse_stock_sharding, refuse_uneven_batches
 from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import LOOPS
 
 # Records of a run in the message hub, which checkpoints save.

@@ -7,6 +7,8 @@ from mmsnnet.engine.sharding.fsdp_strategy import FSDPStrategy, clean_tensor_nam
 from mmsnnet.engine.sharding.sharded_model import (
     gathered,
     is_sharded,
+    named_modules,
+    named_parameters,
     parameter_shapes,
     refuse_stock_sharding,
     refuse_uneven_batches,
@@ -21,6 +23,8 @@ __all__ = [
     "clean_tensor_name",
     "gathered",
     "is_sharded",
+    "named_modules",
+    "named_parameters",
     "parameter_shapes",
     "refuse_stock_sharding",
     "refuse_uneven_batches",

@@ -15,10 +15,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from mmsnnet.engine.sharding.fsdp_strategy import FSDPStrategy
+from mmsnnet.engine.sharding.fsdp_strategy import FSDPStrategy, clean_tensor_name
 from mmsnnet.engine.sharding.stitched_fully_sharded_data_parallel import StitchedFullyShardedDataParallel
-from mmsnnet.files.reading import shapes
-from mmsnnet.models.checkpoint import unwrapped_model
+from mmsnnet.files.reading import tensor_shapes
+from mmsnnet.models.model_weights import unwrapped_model
 
 Batch = TypeVar("Batch")
 
@@ -50,7 +50,17 @@ def state_shapes(model: nn.Module) -> Mapping[str, object]:
     """Shape of each whole tensor in a model's state dict, without communication."""
     if isinstance(model, StitchedFullyShardedDataParallel):
         return model.state_shapes
-    return shapes(unwrapped_model(model).state_dict())
+    return tensor_shapes(unwrapped_model(model).state_dict())
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by their names in its state dict."""
+    return {clean_tensor_name(name): module for name, module in unwrapped_model(model).named_modules()}
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model by their names in its state dict."""
+    return {clean_tensor_name(name): parameter for name, parameter in unwrapped_model(model).named_parameters()}
 
 
 def run_batches(

@@ -14,7 +14,7 @@ from mmengine.model.wrappers import MMFullyShardedDataParallel
 from torch import nn
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 
-from mmsnnet.files.reading import shapes
+from mmsnnet.files.reading import tensor_shapes
 from mmsnnet.models.backbones import StitchedBackbone, find_stitched_backbone
 from mmsnnet.registry import MODEL_WRAPPERS
 from mmsnnet.stitching import Anchor, Stitch
@@ -63,7 +63,7 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
             units = set(sharded_units(backbone))
             auto_wrap_policy = partial(lambda_auto_wrap_policy, lambda_fn=units.__contains__)
         parameter_shapes = {parameter: parameter.shape for parameter in module.parameters()}
-        state_shapes = shapes(module.state_dict())
+        state_shapes = tensor_shapes(module.state_dict())
         device = torch.device("cpu") if get_device() == "cpu" else device_id
         super().__init__(module, auto_wrap_policy=auto_wrap_policy, device_id=device, **kwargs)
         self.parameter_shapes = parameter_shapes

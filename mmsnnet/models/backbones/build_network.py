@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 
 from mmsnnet.errors import SettingError
 from mmsnnet.models.backbones.taps import OutIndices
-from mmsnnet.models.checkpoint import HISTORY_GLOBALS
+from mmsnnet.models.checkpoint_reading import HISTORY_GLOBALS
 from mmsnnet.stitching import Anchor, LayerKey, StitchedNetwork, StitchSpace, create_anchor, load_pretrained
 from mmsnnet.stitching.route_parts import AnchorPart, Part, parts_run
 

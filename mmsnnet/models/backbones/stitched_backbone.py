@@ -19,7 +19,7 @@ from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.backbones.budget import Budget
 from mmsnnet.models.backbones.build_network import build_network, load_anchors, parse_image_size
 from mmsnnet.models.backbones.taps import Taps
-from mmsnnet.models.checkpoint import DRAWS
+from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
     Cost,

@@ -15,7 +15,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mmsnnet.files.reading import listed
+from mmsnnet.files.reading import join_names
 from mmsnnet.stitching.anchors.attention import AnchorAttention
 from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Anchor, Component
 from mmsnnet.stitching.anchors.positions import GRID, StoredPositions
@@ -133,7 +133,7 @@ class PlainAnchor(Anchor):
             stored = self.positions.grid
             logging.getLogger("mmsnnet").warning(
                 f"{prefix.rstrip('.') or 'anchor'}: from a checkpoint for {grid[0]} x {grid[1]} patches, resampled to "
-                f"the {stored[0]} x {stored[1]} of this anchor's img_size: {listed(names, 2)}"
+                f"the {stored[0]} x {stored[1]} of this anchor's img_size: {join_names(names, 2)}"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

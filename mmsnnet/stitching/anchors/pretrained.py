@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mmsnnet.errors import DataError, SettingError
-from mmsnnet.files.reading import SafeGlobal, listed, not_finite, read_checkpoint, unwrapped
+from mmsnnet.files.reading import SafeGlobal, extract_weights, join_names, nonfinite_names, read_checkpoint
 from mmsnnet.stitching.anchors.plain import PlainAnchor
 from mmsnnet.stitching.anchors.positions import GRID, POSITION
 from mmsnnet.stitching.anchors.weight_fitting import MOST_NAMES, PATCH_WEIGHT, FittedWeights, fit
@@ -55,11 +55,11 @@ class LoadReport:
         if self.adapted:
             text += f", {PATCH_WEIGHT} adapted from {self.adapted[0]} to {self.adapted[1]} channels"
         if self.resized:
-            text += f", resized: {listed(self.resized)}"
+            text += f", resized: {join_names(self.resized)}"
         if self.left_out:
-            text += f", left out: {listed(self.left_out)}"
+            text += f", left out: {join_names(self.left_out)}"
         if self.kept:
-            text += f", not in the file and kept as initialised: {listed(self.kept)}"
+            text += f", not in the file and kept as initialised: {join_names(self.kept)}"
         return text
 
 
@@ -108,7 +108,7 @@ def load_pretrained(
     # Files split and join tensors, and lack a classifier. A third of the model tells where one of another depth lies.
     sections = find_sections(file, least=len(own) // 3)
     if not sections:
-        unwrapped(file, where)  # says what the file has in the place of weights
+        extract_weights(file, where)  # says what the file has in the place of weights
         raise DataError(f"{where} holds no weights by name, as deep as it was looked into ({MOST_DICTS} dicts)")
     addresses = {section.address for section in _under(prefix, sections, where)}
     fits = _fit_each(anchor, own, sections)
@@ -120,7 +120,7 @@ def load_pretrained(
             f"{_few(lost)}. Set qkv_bias=True for it, or choose its model whose name ends with _qkvb"
         )
     loaded = fitted.loaded
-    if bad := not_finite(loaded):
+    if bad := nonfinite_names(loaded):
         raise DataError(
             f"{where} has NaN or infinity in {_few(bad)}. The run that wrote it has diverged, or the file is damaged: "
             "take an earlier checkpoint"
@@ -252,4 +252,4 @@ def _check_grid(fitted: FittedWeights, where: str) -> None:
 
 
 def _few(names: Iterable[str]) -> str:
-    return listed(list(names), MOST_NAMES)
+    return join_names(list(names), MOST_NAMES)

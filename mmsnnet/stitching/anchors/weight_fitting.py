@@ -14,7 +14,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from mmsnnet.files.reading import listed, misfits, shapes
+from mmsnnet.files.reading import describe_mismatch, join_names, tensor_shapes
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE
 from mmsnnet.stitching.anchors.foreign_names import rename
 from mmsnnet.stitching.anchors.plain import CLASSIFIER_MODULES, PlainAnchor
@@ -199,14 +199,14 @@ def _kept(filtered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[
 def _refusal(anchor: PlainAnchor, fitted: FittedWeights, wanted: Mapping[str, Tensor]) -> str:
     """Why weights do not fit an anchor that wants these; empty where they do."""
     given = {name: value for name, value in fitted.sized.items() if name in wanted or not _of_no_use(name)}
-    wrong = misfits(shapes(given), shapes(wanted), most=MOST_NAMES)
+    wrong = describe_mismatch(tensor_shapes(given), tensor_shapes(wanted), most=MOST_NAMES)
     if not wrong:
         kinds = [
             f"{name} ({str(value.dtype).removeprefix('torch.')})"
             for name, value in given.items()
             if name in wanted and wanted[name].is_floating_point() and not value.is_floating_point()
         ]
-        return f"has weights that are no real numbers: {listed(kinds, MOST_NAMES)}" if kinds else ""
+        return f"has weights that are no real numbers: {join_names(kinds, MOST_NAMES)}" if kinds else ""
     refusal = f"does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). "
     if not fitted.matching:
         names = list(fitted.in_file)
@@ -215,7 +215,7 @@ def _refusal(anchor: PlainAnchor, fitted: FittedWeights, wanted: Mapping[str, Te
         return (
             f"{refusal}It has no name that is known; its names"
             + (f" all begin with {fitted.section.address + common!r}" if common else "")
-            + f" ({listed(names, MOST_NAMES)}), the anchor's are {listed(list(wanted), MOST_NAMES)}. "
+            + f" ({join_names(names, MOST_NAMES)}), the anchor's are {join_names(list(wanted), MOST_NAMES)}. "
             "docs/checkpoints.md lists the libraries whose names are read: give a file of one of them, or rename"
         )
     weight = fitted.sized.get(PATCH_WEIGHT)
@@ -225,10 +225,10 @@ def _refusal(anchor: PlainAnchor, fitted: FittedWeights, wanted: Mapping[str, Te
             f"another number: set in_chans={weight.shape[1]} in the anchor"
         )
     known, own = (
-        shapes({name: value for name, value in weights.items() if name not in fitted.of_unknown_grid})
+        tensor_shapes({name: value for name, value in weights.items() if name not in fitted.of_unknown_grid})
         for weights in (given, wanted)
     )
-    if fitted.grid is None and not misfits(known, own):
+    if fitted.grid is None and not describe_mismatch(known, own):
         wrong += (
             ". The file does not tell of what grid of patches these are, which is neither a square nor this "
             f"anchor's {' x '.join(map(str, anchor.positions.grid))}: load it into a model at the img_size that it "

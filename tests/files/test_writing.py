@@ -1,21 +1,17 @@
-"""Files that mmengine writes are whole or as they were, wherever a write ends."""
+"""Files are complete or as they were, wherever a write ends."""
 
 import errno
 import os
+import re
 import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mmengine
 import pytest
-from mmengine.fileio import FileClient, get_file_backend
-from mmengine.runner import save_checkpoint
 
-from mmsnnet.engine.atomic_backend import AtomicLocalBackend
-from mmsnnet.files import writing
-from mmsnnet.files.writing import abandoned_files, write_atomically
+from mmsnnet.files.writing import remove_path, rename_atomically, write_atomically
 from tests.conftest import ending
 
 OLD, NEW = b"old" * 1000, b"newer" * 100_000
@@ -44,12 +40,12 @@ def test_a_killed_write_leaves_the_old_file_or_the_new_one(moment: str, path: Pa
             os.replace = lambda *args: die(replace(*args))
         else:
             setattr(os, moment, die)
-        AtomicLocalBackend().put(NEW, path)
+        write_atomically(path, NEW)
 
     assert ending(write) == -(signal.SIGXFSZ if moment == "write" else signal.SIGKILL)
     assert path.read_bytes() == (NEW if moment == "replaced" else OLD)
-    left = list(abandoned_files(path.parent))
-    assert len(left) == (moment != "replaced") and {path, *left} == set(path.parent.iterdir())
+    left = [other.name for other in path.parent.iterdir() if other != path]
+    assert len(left) == (moment != "replaced") and all(re.fullmatch(r"\.[0-9a-f]{16}\.tmp", name) for name in left)
 
 
 @pytest.fixture
@@ -61,30 +57,11 @@ def file_limit() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("how", ["put", "put_text", "save_checkpoint"])
-def test_a_write_that_fails_leaves_all_as_it_was(how: str, path: Path, file_limit: int) -> None:
+def test_a_write_that_fails_leaves_all_as_it_was(path: Path, file_limit: int) -> None:
     with pytest.raises(OSError) as found:
-        if how == "put":
-            AtomicLocalBackend().put(NEW, path)
-        elif how == "put_text":
-            AtomicLocalBackend().put_text(NEW.decode(), path)
-        else:
-            save_checkpoint({"bytes": NEW}, str(path))
+        write_atomically(path, NEW)
     assert found.value.errno == errno.EFBIG
     assert os.listdir(path.parent) == ["file"] and path.read_bytes() == OLD
-
-
-def test_all_local_paths_are_written_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for arguments in (dict(uri=str(path)), dict(uri=path), dict(backend_args=dict(backend="local"))):
-        assert type(get_file_backend(**arguments)) is AtomicLocalBackend
-    assert type(get_file_backend(path, enable_singleton=True)) is AtomicLocalBackend
-    for arguments in (dict(uri=path), dict(file_client_args=dict(backend="disk"))):
-        assert type(FileClient.infer_client(**arguments).client) is AtomicLocalBackend
-    written = []
-    monkeypatch.setattr(writing.os, "replace", lambda _, target: written.append(target))
-    mmengine.dump({}, path, file_format="json")
-    save_checkpoint({}, str(path))
-    assert written == [path, path]
 
 
 def test_what_is_written_is_on_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,27 +83,32 @@ def test_what_is_written_is_on_the_disk(path: Path, monkeypatch: pytest.MonkeyPa
     assert calls == ["fsync", "replace", "fsync of the folder"]
 
 
-def test_what_mmengine_s_own_writes_is_written_alike(path: Path) -> None:
-    """Folders are made, links stay, and what is no file is written to all the same."""
-    backend = AtomicLocalBackend()
-    backend.put(memoryview(NEW), path.parent / "a" / "b")
+def test_folders_are_made_and_links_stay(path: Path) -> None:
+    write_atomically(path.parent / "a" / "b", memoryview(NEW))
     assert (path.parent / "a" / "b").read_bytes() == NEW
     (path.parent / "link").symlink_to(path.name)
-    backend.put(NEW, path.parent / "link")
+    write_atomically(path.parent / "link", NEW)
     assert (path.parent / "link").is_symlink() and path.read_bytes() == NEW
-    backend.put_text("ä\nö", path, encoding="latin-1")
-    assert path.read_bytes() == b"\xe4\n\xf6"
-    backend.put(NEW, os.devnull)
-    backend.put_text("text", os.devnull)
-    assert not os.path.isfile(os.devnull)
     with pytest.raises(IsADirectoryError):
-        backend.put(NEW, path.parent)
+        write_atomically(path.parent, NEW)
+    assert path.exists()
 
 
-def test_only_what_a_killed_write_left_is_called_so(tmp_path: Path) -> None:
-    names = [".0123456789abcdef.tmp", ".0123456789abcdeg.tmp", "0123456789abcdef.tmp", ".0123456789abcdef.tmp2", ".tmp"]
-    for name in names:
-        (tmp_path / name).touch()
-    (tmp_path / ".fedcba9876543210.tmp").mkdir()
-    (tmp_path / ".aaaaaaaaaaaaaaaa.tmp").symlink_to("/elsewhere")
-    assert list(abandoned_files(tmp_path)) == [tmp_path / names[0]]
+def test_a_folder_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")) or sync(file))
+    for name, data in ((".new", NEW), ("folder", OLD)):
+        (tmp_path / name / "rank").mkdir(parents=True)
+        (tmp_path / name / "rank" / "0").write_bytes(data)
+    rename_atomically(tmp_path / ".new", tmp_path / "folder")
+    assert os.listdir(tmp_path) == ["folder"] and (tmp_path / "folder" / "rank" / "0").read_bytes() == NEW
+    assert synced[:3] == [str(tmp_path / ".new" / name) for name in ("rank", "rank/0")] + [str(tmp_path / ".new")]
+
+
+def test_what_is_not_there_is_removed_alike(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for name in ("folder", "file", "nothing"):
+        remove_path(tmp_path / name)
+    assert os.listdir(tmp_path) == []

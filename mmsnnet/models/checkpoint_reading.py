@@ -1,0 +1,82 @@
+"""Read checkpoints of whole models, with the loss history of mmengine's runner, without running their code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from inspect import getmembers, isfunction
+from typing import Any
+
+from mmengine.logging import HistoryBuffer
+from torch import Tensor
+
+from mmsnnet.errors import DataError
+from mmsnnet.files.reading import extract_weights, read_checkpoint
+
+# The methods whose names a pickled HistoryBuffer holds: those that compute its statistics.
+STATISTICS = {name for name, _ in getmembers(HistoryBuffer, isfunction) if not name.startswith("_")}
+
+
+class PickledHistory:
+    """Stand-in for mmengine's ``HistoryBuffer`` while a pickle is read: takes its numbers alone.
+
+    A real ``HistoryBuffer`` would take methods from the pickle too, and share them with every other one.
+    """
+
+    buffer: HistoryBuffer | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.buffer = HistoryBuffer(state["_log_history"], state["_count_history"], state["max_length"])
+
+
+def _ignore_statistic(owner: Any, name: Any) -> None:
+    """Stand-in for ``getattr``, by which a pickle refers to methods: accept those of a history, look up nothing."""
+    if owner is not PickledHistory or name not in STATISTICS:
+        raise pickle.UnpicklingError(f"WeightsUnpickler error: Unsupported global: GLOBAL builtins.getattr of {name!r}")
+
+
+# What ``torch.load(weights_only=True)`` has to allow for a checkpoint of mmengine's runner, in which the loss history
+# is a HistoryBuffer.
+HISTORY_GLOBALS = (
+    (PickledHistory, f"{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}"),
+    (_ignore_statistic, "builtins.getattr"),
+)
+
+
+def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint of a model onto the CPU, in the form that mmengine's runner expects.
+
+    Bare weights come under ``state_dict``, because mmengine's hooks look for them there. Beside a ``state_dict`` there
+    is always a ``meta``, because mmseg reads it. A config in ``meta`` is left out, because mmengine would run it as a
+    program.
+
+    Args:
+        source: as of :func:`mmsnnet.files.reading.read_checkpoint`.
+
+    Raises:
+        MissingFileError: the file does not exist, or the folder has no weights.
+        DataError: the file cannot be read, its pickle asks for more than weights and plain data, or it has something
+            else where mmengine looks for those.
+    """
+    where = f"checkpoint {os.fspath(source)!r}"
+    checkpoint = read_checkpoint(source, HISTORY_GLOBALS)
+    if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
+        return {"state_dict": checkpoint, "meta": {}}
+    if "state_dict" in checkpoint:
+        extract_weights(checkpoint, where, ("state_dict",))
+    meta = checkpoint.get("meta", {})
+    if not isinstance(meta, dict):
+        raise DataError(f"{where} has a {type(meta).__name__} as 'meta'; it should be a dict")
+    if "meta" in checkpoint or "state_dict" in checkpoint:
+        # mmcv's runner saved its config here.
+        checkpoint["meta"] = {key: value for key, value in meta.items() if key != "config"}
+    _restore_histories(checkpoint)
+    return checkpoint
+
+
+def _restore_histories(checkpoint: dict[str, Any]) -> None:
+    """Put a ``HistoryBuffer`` in the place of each stand-in, where mmengine's runner looks for the loss history."""
+    hub = checkpoint.get("message_hub")
+    scalars = hub.get("log_scalars") if isinstance(hub, dict) else None
+    if isinstance(scalars, dict):
+        scalars.update({name: one.buffer for name, one in scalars.items() if isinstance(one, PickledHistory)})
