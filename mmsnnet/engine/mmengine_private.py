@@ -63,17 +63,19 @@ def accumulative_counts(wrapper: OptimWrapper) -> int:
 
 
 @contextmanager
-def accumulate_more(wrapper: OptimWrapper, factor: int) -> Iterator[None]:
-    """Inside, a step needs ``factor`` times as many backward passes.
+def sum_passes(wrapper: OptimWrapper, passes: int) -> Iterator[None]:
+    """Inside, an iteration consists of several passes, whose gradients are summed.
 
-    Only the constructor takes that number.
+    mmengine takes the mean over passes that it accumulates, and fixes their number at construction.
     """
-    counts = wrapper._accumulative_counts
-    wrapper._accumulative_counts = counts * factor
+    counts, scale_loss = wrapper._accumulative_counts, wrapper.scale_loss
+    wrapper._accumulative_counts = counts * passes
+    wrapper.scale_loss = lambda loss: scale_loss(loss * passes)
     try:
         yield
     finally:
         wrapper._accumulative_counts = counts
+        del wrapper.scale_loss
 
 
 def replace_clipping(wrapper: OptimWrapper, clip: Callable[[], None]) -> None:

@@ -653,27 +653,6 @@ def test_a_step_has_a_stitch(make_runner: Callable[..., Runner]) -> None:
         make_runner(LOOPS["iterations"] | dict(stitches_per_step=0)).train()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_another_number_of_processes_is_warned_of(
-    ranks: int, make_runner: Callable[..., Runner], train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = dict(type="CheckpointHook", by_epoch=False, interval=5, save_last=False)
-    kwargs = dict(work_dir=str(tmp_path), default_hooks=dict(checkpoint=checkpoint))
-    train(LOOPS["iterations"], kill_after=5, **kwargs)
-    path = tmp_path / "iter_5.pth"
-    written = torch.load(path, weights_only=False)
-    assert written["message_hub"]["runtime_info"]["ranks"] == 1
-    written["message_hub"]["runtime_info"]["ranks"] = ranks
-    torch.save(written, path)
-    runner = make_runner(LOOPS["iterations"], resume=True, **kwargs)
-    said: list[str] = []
-    monkeypatch.setattr(runner.logger, "handlers", [])
-    monkeypatch.setattr(runner.logger, "callHandlers", lambda record: said.append(record.getMessage()))
-    runner.logger.setLevel(logging.WARNING)
-    runner.train()
-    assert any("trained by 2 processes and continues with 1" in text for text in said) is (ranks == 2)
-
-
 class DeferredHistory(HistoryBuffer):
     """A loss history as the ``DeferredRuntimeInfoHook`` of 0.1.0 wrote it into checkpoints."""
 

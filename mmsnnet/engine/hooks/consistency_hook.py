@@ -27,17 +27,11 @@ CHUNK = 1 << 20  # 8 MiB of products, which fit into a CPU's cache
 
 @dataclass(frozen=True)
 class Iteration:
-    """The stitches that one training iteration ran on this rank.
+    """The stitches that one training iteration ran on this rank."""
 
-    Attributes:
-        number: the iteration, counted from 1 as in the log.
-        draws: how many stitches the backbone has drawn so far, this iteration included.
-        stitches: names of this iteration's stitches, in order.
-    """
-
-    number: int
-    draws: int
-    stitches: tuple[str, ...]
+    number: int  # from 1, as in the log
+    draws: int  # of the backbone so far, with this iteration's
+    stitches: tuple[str, ...]  # names, in order
 
     def __str__(self) -> str:
         """The stitches and the numbers of their draws: ``S, L5-S3-L12 (draws 6, 7)``."""
@@ -57,21 +51,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class RankRecord:
-    """What a check compares between the ranks, beside the bits of the weights.
+    """The state of a rank that a check compares, beside the bits of the weights."""
 
-    Attributes:
-        parameters: a line for each parameter: its name, shape, dtype, and whether it is trained.
-        sampler: draws the stitches.
-        draws: how many stitches the backbone has drawn so far.
-        iterations: those since the last check.
-        fault: the first one since the last check.
-    """
-
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...]  # a line for each: name, shape, dtype, and whether it is trained
     sampler: StitchSampler
     draws: int
-    iterations: tuple[Iteration, ...]
-    fault: Fault | None
+    iterations: tuple[Iteration, ...]  # since the last check
+    fault: Fault | None  # the first one since the last check
 
 
 class NotFiniteError(UserError, FloatingPointError):
@@ -93,7 +79,7 @@ class ConsistencyHook(Hook):
     checkpoint is written after one that was not. Buffers are not compared, because each rank has its own running
     statistics of plain batch norm.
 
-    A check reads every parameter once, and exchanges 16 bytes and one line of text for each. Between two checks the
+    A check reads every parameter once, and exchanges a checksum and a line of text for each. Between two checks the
     hook neither waits for the device nor sends a message: it reads the losses that mmengine's ``RuntimeInfoHook`` has
     just logged. In one process it checks only the losses. The bits of sharded parameters are not compared; the log says
     so once.
@@ -201,12 +187,10 @@ def _compare_bits(parameters: Sequence[tuple[str, nn.Parameter]], iteration: int
     """Raise RanksDifferError if a parameter has other bits on another rank."""
     device = parameters[0][1].device
     checksums = torch.stack([bit_checksum(parameter).to(device) for _, parameter in parameters])
-    extremes = torch.cat([checksums, ~checksums])  # the greatest inverted value is the least value, inverted
-    dist.all_reduce(extremes, "max")
-    if torch.equal(extremes[: len(checksums)], ~extremes[len(checksums) :]):
-        return
     of_parameters = torch.stack(dist.all_gather(checksums)).T.tolist()
     differing = [index for index, of_ranks in enumerate(of_parameters) if len(set(of_ranks)) > 1]
+    if not differing:
+        return
     name, parameter = parameters[differing[0]]
     raise RanksDifferError(
         f"the ranks have different weights at iteration {iteration}: {_parties(of_parameters[differing[0]])} differ in "

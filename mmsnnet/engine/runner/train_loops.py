@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import check_loader, check_same_classes, sizes_explained
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
-from mmsnnet.engine.mmengine_private import accumulate_more, accumulative_counts, uses_rank_seeds
+from mmsnnet.engine.mmengine_private import accumulative_counts, sum_passes, uses_rank_seeds
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.seeded_loading import seeded_loader
@@ -27,9 +27,8 @@ from mmsnnet.models import find_stitched_backbone
 from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import LOOPS
 
-# Records of a run in the message hub, which checkpoints save.
+# A record in the message hub, which checkpoints save: the current epoch, and the iteration in which it began.
 EPOCH_BEGAN = "epoch_began"
-RANKS = "ranks"
 
 
 class _StitchTrainLoop:
@@ -55,12 +54,13 @@ class _StitchTrainLoop:
     _epoch: int
     _max_iters: int
 
-    def _set_stitches_per_step(self, number: int) -> None:
-        if number < 1:
-            raise ValueError(f"train_cfg.stitches_per_step must be at least 1, got {number}")
-        self.stitches_per_step = number
-
-    def _seeded(self, runner: Runner, dataloader: DataLoader | dict, endless: bool) -> DataLoader:
+    def _prepare(
+        self, runner: Runner, dataloader: DataLoader | dict, stitches_per_step: int, endless: bool
+    ) -> DataLoader:
+        """Check the settings that mmengine's loops lack; returns the data loader, seeded."""
+        if stitches_per_step < 1:
+            raise ValueError(f"train_cfg.stitches_per_step must be at least 1, got {stitches_per_step}")
+        self.stitches_per_step = stitches_per_step
         refuse_stock_sharding(runner)
         if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):
             runner.register_hook(ResumeHook())
@@ -79,7 +79,6 @@ class _StitchTrainLoop:
         if self._sampler_follows:
             batches.sampler.seed = batches.seed
         self._check()
-        self._warn_of_other_ranks()
         self._warn_of_lost_gradients()
         if self.stitches_per_step == 1:
             return super().run()
@@ -90,7 +89,7 @@ class _StitchTrainLoop:
                 f"{type(wrapper).__name__} lacks: set train_cfg.stitches_per_step=1"
             )
         find_stitched_backbone(self.runner.model).stitches_per_step = self.stitches_per_step
-        with _summing_passes(wrapper, self.stitches_per_step):
+        with sum_passes(wrapper, self.stitches_per_step):
             counts = (self._iter * self.stitches_per_step, self._max_iters * self.stitches_per_step)
             wrapper.initialize_count_status(self.runner.model, *counts)
             return super().run()
@@ -107,18 +106,6 @@ class _StitchTrainLoop:
                 raise SettingError("train_cfg has no iteration to train: set max_iters, or max_epochs, to 1 or more")
         if val_loop is not None:
             refuse_uneven_batches(model, val_loop.dataloader, "val")
-
-    def _warn_of_other_ranks(self) -> None:
-        """Warn that another number of ranks changes the size and order of batches."""
-        hub, now = self.runner.message_hub, dist.get_world_size()
-        before = hub.get_info(RANKS, now)
-        if before != now:
-            self.runner.logger.warning(
-                f"This run was trained by {before} processes and continues with {now}: batches have {now}/{before} "
-                f"of their size, and data comes in another order. To continue exactly, train with {before}; otherwise "
-                "adjust train_dataloader.batch_size or the learning rate."
-            )
-        hub.update_info(RANKS, now)
 
     def _warn_of_lost_gradients(self) -> None:
         """Warn that a checkpoint does not hold accumulated gradients."""
@@ -185,8 +172,7 @@ class StitchIterBasedTrainLoop(_StitchTrainLoop, IterBasedTrainLoop):
         dynamic_intervals: list[tuple[int, int]] | None = None,
         stitches_per_step: int = 1,
     ) -> None:
-        self._set_stitches_per_step(stitches_per_step)
-        loader = self._seeded(runner, dataloader, endless=True)
+        loader = self._prepare(runner, dataloader, stitches_per_step, endless=True)
         super().__init__(runner, loader, max_iters, val_begin, val_interval, dynamic_intervals)
         self.dataloader_iterator = _Batches(loader)
 
@@ -215,8 +201,7 @@ class StitchEpochBasedTrainLoop(_StitchTrainLoop, EpochBasedTrainLoop):
         dynamic_intervals: list[tuple[int, int]] | None = None,
         stitches_per_step: int = 1,
     ) -> None:
-        self._set_stitches_per_step(stitches_per_step)
-        loader = self._seeded(runner, dataloader, endless=False)
+        loader = self._prepare(runner, dataloader, stitches_per_step, endless=False)
         super().__init__(runner, loader, max_epochs, val_begin, val_interval, dynamic_intervals)
 
     def run_epoch(self) -> None:
@@ -268,18 +253,6 @@ class _Batches:
     def skip_iter(self, num_iters: int) -> None:
         """Skip this many batches from the start of training; mmengine calls this."""
         self._loader.batch_sampler.skip = num_iters
-
-
-@contextmanager
-def _summing_passes(wrapper: OptimWrapper, passes: int) -> Iterator[None]:
-    """Inside, gradients are summed over an iteration's passes and averaged over iterations."""
-    scale_loss = wrapper.scale_loss
-    wrapper.scale_loss = lambda loss: scale_loss(loss * passes)  # mmengine takes the mean over all passes
-    try:
-        with accumulate_more(wrapper, passes):
-            yield
-    finally:
-        del wrapper.scale_loss
 
 
 @contextmanager
