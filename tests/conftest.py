@@ -98,7 +98,7 @@ def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """``run_ranks(*arguments)``: runs Python with these arguments and a rank, 0 or 1, in two processes until both end.
     If one fails, the other is killed, and the errors of both fail the test."""
 
-    def run(*arguments: object, timeout: float = 300) -> None:
+    def run(*arguments: object, timeout: float = 600) -> None:
         ranks = [
             PythonProcess(*arguments, rank, folder=Path.cwd(), output=tmp_path_factory.mktemp("rank"), quiet=True)
             for rank in range(2)

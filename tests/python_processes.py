@@ -50,7 +50,7 @@ class PythonProcess:
     def stderr(self) -> str:
         return self._stderr.read_text() if self._stderr.exists() else ""
 
-    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def wait(self, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """The ended process.
 
         Raises:

@@ -291,7 +291,7 @@ def script(copy: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
