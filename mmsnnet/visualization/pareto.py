@@ -111,7 +111,7 @@ def _draw(chart: Chart) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(0.05, 0.08)
     _add_legends(figure, chart, header)
-    _draw_stars(axes, anchors)
+    _draw_stars(figure, axes, anchors)
     return figure
 
 
@@ -148,7 +148,7 @@ def _draw_stitches(axes: Axes, chart: Chart, index: int) -> None:
         )
 
 
-def _draw_stars(axes: Axes, anchors: Sequence[tuple[str, float, float]]) -> None:
+def _draw_stars(figure: Figure, axes: Axes, anchors: Sequence[tuple[str, float, float]]) -> None:
     """Draw stars at (x, y) with names.
 
     A name stands above its star, or, if two anchors are close, on the side with the most room that is not on the axis.
@@ -156,8 +156,8 @@ def _draw_stars(axes: Axes, anchors: Sequence[tuple[str, float, float]]) -> None
     for _, x, y in anchors:
         axes.plot(x, y, **STAR, markersize=17, zorder=6)
     # The layout, and with it the position of the axes, is computed only when the figure is drawn.
-    axes.figure.draw_without_rendering()
-    pixels = axes.figure.dpi / 72
+    figure.draw_without_rendering()
+    pixels = figure.dpi / 72
     stars = [tuple(axes.transData.transform((x, y)) / pixels) for _, x, y in anchors]
     names: list[tuple[float, float]] = []
     for (name, x, y), star in zip(anchors, stars, strict=True):
@@ -216,8 +216,8 @@ def _header(chart: Chart) -> list[tuple[Artist, str]]:
 
     entries: list[tuple[Artist, str]] = []
     for index, name in enumerate(chart.run_names):
-        style = {"linestyle": RUN_LINES[index % len(RUN_LINES)], "marker": RUN_MARKERS[index]}
-        entries.append((Line2D([], [], markersize=7, color="0.35", **style), name))
+        line, marker = RUN_LINES[index % len(RUN_LINES)], RUN_MARKERS[index]
+        entries.append((Line2D([], [], markersize=7, color="0.35", linestyle=line, marker=marker), name))
     if chart.reference is None:
         return entries
     reference, note = chart.reference, f"{SOURCE}{chart.size_note(chart.reference)}"

@@ -36,7 +36,7 @@ def route_lines(space: StitchSpace, stitch: Stitch) -> list[str]:
         S · · · ■ ■ ■ · · · · · ·
         L ■■■■■■······■■■■■■■■■■■■
     """
-    lines = []
+    lines: list[str] = []
     for anchor, depth in zip(full_space(space.depths).anchors, space.depths, strict=True):
         line = [" "] * max(space.depths)
         for block in range(depth):

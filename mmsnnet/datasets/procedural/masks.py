@@ -57,7 +57,8 @@ def _outlines(mask: np.ndarray) -> list[list[tuple[int, int]]]:
     loops = []
     while edges:
         first = edge = next(iter(edges))
-        loop, walked = [], []
+        loop: list[tuple[int, int]] = []
+        walked: list[tuple[int, int, int]] = []
         while not walked or edge != first:
             walked.append(edge)
             y, x, heading = edge[0] + _STEPS[edge[2]][0], edge[1] + _STEPS[edge[2]][1], edge[2]

@@ -173,6 +173,7 @@ def _furnish(rng: np.random.Generator) -> tuple[list[Solid], Camera]:
         pitch=rng.uniform(0, 0.4),
     )
     solids: list[Solid] = [room]
+    solid: Solid
     for _ in range(int(rng.integers(6, 14))):
         x, z = rng.uniform(-0.5, 0.5) * width, rng.uniform(0, length)
         if rng.random() < 0.3:
@@ -192,7 +193,7 @@ def _picture(rng: np.random.Generator, solids: Sequence[Solid], camera: Camera, 
     origin, directions = np.array(camera.position), camera.directions(size)
     depth, nearest = cast(solids, origin, directions)
     points = origin[:, None] + depth * directions
-    room = solids[0]
+    (room,) = (solid for solid in solids if isinstance(solid, Box) and solid.hollow)
     lamp = np.array(room.centre) + np.array(room.half) * [rng.uniform(-0.6, 0.6), 0.9, rng.uniform(-0.8, 0.4)]
     to_lamp = lamp[:, None] - points
     lamp_distance = np.linalg.norm(to_lamp, axis=0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from mmsnnet.errors import DataError
 
@@ -176,14 +177,16 @@ def _defined(value: Any) -> int:
     return int(value) if value in range(1, 9) else 1
 
 
-def _bits(image: Image.Image, content: bytes) -> int:
+def _bits(image: ImageFile, content: bytes) -> int:
     if image.format == "PNG":
         return content[24]
     if image.format == "JPEG2000":
         size = content.find(b"\xff\x4f\xff\x51")  # the start of the code stream and its segment SIZ
         return (content[size + 42] & 0x7F) + 1 if size >= 0 else 8
-    if image.format == "PPM" and image.tile and image.tile[0][0] == "ppm":
-        return image.tile[0][3][1].bit_length()  # the largest value
+    if image.format == "PPM" and image.tile:
+        codec, _, _, arguments = image.tile[0]
+        if codec == "ppm" and isinstance(arguments, tuple):
+            return int(arguments[1]).bit_length()  # the largest value
     return {"1": 1, "I;16": 16, "I": 32, "F": 32}.get(image.mode, 8)
 
 

@@ -20,10 +20,14 @@ from mmsnnet.errors import DataError, SettingError
 
 IMAGE = "an image (JPEG, PNG, ...)"
 _AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
-_CV2_FLAGS = dict(
-    color=cv2.IMREAD_COLOR | _AS_STORED, grayscale=cv2.IMREAD_GRAYSCALE | _AS_STORED, unchanged=cv2.IMREAD_UNCHANGED
-)
-_PILLOW_FLAGS = dict(color="color_ignore_orientation", grayscale="grayscale_ignore_orientation", unchanged="unchanged")
+_FLAGS: dict[str, dict[str, int | str]] = {
+    "cv2": {
+        "color": cv2.IMREAD_COLOR | _AS_STORED,
+        "grayscale": cv2.IMREAD_GRAYSCALE | _AS_STORED,
+        "unchanged": cv2.IMREAD_UNCHANGED,
+    },
+    "pillow": {"color": "color_ignore_orientation", "grayscale": "grayscale_ignore_orientation"},
+}
 
 
 def decode(content: bytes, header: Header, path: str, backend: str, color: str, expected: str = IMAGE) -> np.ndarray:
@@ -143,7 +147,7 @@ def _with_colors(values: np.ndarray, color: str) -> np.ndarray:
 
 
 def _call(content: bytes, path: str, backend: str, color: str, expected: str) -> np.ndarray:
-    flag = {"cv2": _CV2_FLAGS, "pillow": _PILLOW_FLAGS}.get(backend, {}).get(color, color)
+    flag = _FLAGS[backend].get(color, color) if backend in _FLAGS else color
     try:
         values = mmcv.imfrombytes(content, flag=flag, backend=backend)
         if values is None:  # OpenCV's result for a file that it cannot decode
