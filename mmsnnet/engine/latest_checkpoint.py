@@ -14,9 +14,8 @@ from pathlib import Path
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import FlexibleRunner, Runner
 
-from mmsnnet.engine.mmengine_private import load_from, resumes, set_load_from
+from mmsnnet.engine.mmengine_private import AnyRunner, load_from, resumes, set_load_from
 from mmsnnet.errors import DataError, MissingFileError
 from mmsnnet.models.checkpoint_reading import read_model_checkpoint
 
@@ -26,7 +25,7 @@ LAST_CHECKPOINT = "last_checkpoint"
 DEFAULT_TEMPLATES = ("epoch_{}.pth", "iter_{}.pth")
 
 
-def choose_checkpoint(runner: Runner | FlexibleRunner) -> None:
+def choose_checkpoint(runner: AnyRunner) -> None:
     """Set the checkpoint that a runner resumes from: the newest complete one in its folder.
 
     All ranks get the same one. Each newer, damaged one is a warning. Nothing changes where the runner does not resume
@@ -55,7 +54,7 @@ def choose_checkpoint(runner: Runner | FlexibleRunner) -> None:
     set_load_from(runner, result[0])
 
 
-def loaded_checkpoint(runner: Runner | FlexibleRunner) -> str:
+def loaded_checkpoint(runner: AnyRunner) -> str:
     """The path of the checkpoint that a runner loads, for messages."""
     return str(load_from(runner) or _last_written(Path(runner.work_dir)) or runner.work_dir)
 
@@ -92,7 +91,7 @@ def latest_checkpoint(
     work_dir = Path(work_dir)
     folder = Path(folder or work_dir)
     last = _last_written(work_dir)
-    templates = dict.fromkeys(filter(None, (last and _template_of(last), template, *DEFAULT_TEMPLATES)))
+    templates = [one for one in (last and _template_of(last), template, *DEFAULT_TEMPLATES) if one]
     candidates = _newest_first(folder, last, templates, work_dir)
     if not candidates and last is not None and last.exists():
         candidates = _newest_first(last.parent, last, templates, work_dir)
@@ -147,7 +146,7 @@ def name_pattern(template: str) -> str:
     return rf"{re.escape(before)}(\d+){re.escape(after)}"
 
 
-def _folder_and_template(runner: Runner | FlexibleRunner) -> tuple[str, str | None]:
+def _folder_and_template(runner: AnyRunner) -> tuple[str, str | None]:
     """The folder and the name template of a runner's checkpoints."""
     hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
     return checkpoint_folder(hook, runner.work_dir), hook and hook.filename_tmpl
@@ -178,10 +177,10 @@ def _newest_first(folder: Path, last: Path | None, templates: Iterable[str], wor
                 break
     if last is None:
         return [path for path, *_ in sorted(checkpoints, key=lambda one: (one[2], one[3]), reverse=True)]
-    template = _template_of(last)
-    last_number = int(re.findall(r"\d+", last.name)[-1]) if template else 0
+    last_template = _template_of(last)
+    last_number = int(re.findall(r"\d+", last.name)[-1]) if last_template else 0
     last_time = (work_dir / LAST_CHECKPOINT).stat().st_mtime_ns
-    higher = [one for one in checkpoints if one[1] == template and one[2] > last_number]
+    higher = [one for one in checkpoints if one[1] == last_template and one[2] > last_number]
     newer = [one for one in higher if one[3] >= last_time]
     others = [one for one in checkpoints if one not in higher and one[0].name != last.name]
     return [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 
-AnyRunner = Runner | FlexibleRunner
+AnyRunner: TypeAlias = Runner | FlexibleRunner
 
 
 def training_loop(runner: AnyRunner) -> BaseLoop | None:

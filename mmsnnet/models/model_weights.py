@@ -54,7 +54,7 @@ def model_weights(checkpoint: Mapping[str, Any], source: str | os.PathLike[str])
 def unwrapped_model(model: nn.Module) -> nn.Module:
     """The model inside wrappers for distributed training and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = model.get_submodule("module")
     return model
 
 

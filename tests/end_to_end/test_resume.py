@@ -33,7 +33,7 @@ def test_a_run_whose_newest_checkpoint_is_cut_off_goes_on(
     done = tool("train", CONFIG, "--resume", *options)
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
-    assert f"checkpoint {last} is passed over: it is cut short" in said
+    assert f"checkpoint {last} is skipped: it is cut short" in said
     assert f"Load checkpoint from {tmp_path / 'iter_2.pth'}" in said and "Iter(train) [2/3]" not in said
     assert "goes on with" not in said and "is kept" not in said
     again = torch.load(last, weights_only=False)

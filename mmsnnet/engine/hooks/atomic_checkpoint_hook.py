@@ -15,7 +15,6 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.fileio import FileClient, LocalBackend, get_file_backend
 from mmengine.hooks import EMAHook
-from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from mmsnnet.engine.hooks.best_metric_hook import BestMetricHook
@@ -27,14 +26,12 @@ from mmsnnet.engine.latest_checkpoint import (
     latest_checkpoint,
     name_pattern,
 )
-from mmsnnet.engine.mmengine_private import resumes, training_loop
+from mmsnnet.engine.mmengine_private import AnyRunner, resumes, training_loop
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.resuming.whole_shapes import parameter_shape
 from mmsnnet.errors import UserError
 from mmsnnet.files.writing import remove_path, rename_atomically, write_atomically
 from mmsnnet.registry import HOOKS
-
-AnyRunner = Runner | FlexibleRunner
 
 
 class CheckpointFolderError(UserError, OSError):

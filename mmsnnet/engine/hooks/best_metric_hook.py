@@ -7,18 +7,16 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import FlexibleRunner, Runner, ValLoop
+from mmengine.runner import ValLoop
 
 from mmsnnet.engine.hooks.monitored_metrics import check_monitors, chosen_metric, default_monitor
-from mmsnnet.engine.mmengine_private import uses_default_keys
+from mmsnnet.engine.mmengine_private import AnyRunner, uses_default_keys
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.labels import check_labels, check_sample
 from mmsnnet.engine.runner.metric_values import split_values
 from mmsnnet.engine.runner.metric_warnings import few
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import better_rule
-
-AnyRunner = Runner | FlexibleRunner
 
 
 class BestMetricHook(CheckpointHook):

@@ -8,8 +8,9 @@ from difflib import get_close_matches
 
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook
-from mmengine.runner import BaseLoop, FlexibleRunner, Runner, ValLoop
+from mmengine.runner import BaseLoop, ValLoop
 
+from mmsnnet.engine.mmengine_private import AnyRunner
 from mmsnnet.engine.runner.metric_warnings import few
 from mmsnnet.engine.runner.stitch_loops import StitchValLoop
 from mmsnnet.errors import SettingError
@@ -97,7 +98,7 @@ class ExpectedMetrics:
         return " and ".join(parts) or "none"
 
 
-def check_monitors(runner: Runner | FlexibleRunner) -> None:
+def check_monitors(runner: AnyRunner) -> None:
     """Check every metric that ``save_best``, early stopping or a plateau schedule names, and their rules.
 
     Raises:
@@ -155,7 +156,7 @@ def _costliest(loop: StitchValLoop) -> str:
     return max(loop.stitches, key=lambda stitch: costs[stitch.id].flops).name
 
 
-def _monitors(runner: Runner | FlexibleRunner) -> Iterator[Monitor]:
+def _monitors(runner: AnyRunner) -> Iterator[Monitor]:
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and hook.save_best:
             for metric, rule in zip(hook.key_indicators, hook.rules, strict=True):

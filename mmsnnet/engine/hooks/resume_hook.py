@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.hooks import EMAHook, Hook
-from mmengine.runner import FlexibleRunner, Runner
 
 from mmsnnet.engine.latest_checkpoint import loaded_checkpoint
-from mmsnnet.engine.mmengine_private import resumes, training_loop
+from mmsnnet.engine.mmengine_private import AnyRunner, resumes, training_loop
 from mmsnnet.engine.resuming import (
     Difference,
     Verdict,
@@ -30,8 +29,6 @@ from mmsnnet.engine.resuming import (
 from mmsnnet.errors import SettingError
 from mmsnnet.files.reading import join_names, nonfinite_names
 from mmsnnet.registry import HOOKS
-
-AnyRunner = Runner | FlexibleRunner
 
 # The key in a checkpoint's meta for the record that describe_run makes.
 RECORD = "training"

@@ -60,51 +60,40 @@ def compare_optimizers(
         return
     for setting, wrapper in wrappers.items():
         state = states[setting]
-        differences = [
-            *_compare_groups(setting, wrapper.optimizer, state, types.get(setting)),
-            *_compare_shapes(setting, wrapper.optimizer, state, model),
-        ]
-        yield from differences[:1]
-        if differences:
+        optimizer = wrapper.optimizer
+        fault = _find_other_groups(optimizer, state, types.get(setting)) or _find_other_shapes(optimizer, state, model)
+        if fault is not None:
+            yield refused(f"{setting}{fault}")
             continue
-        yield from _compare_hyperparameters(setting, wrapper.optimizer.param_groups, state["param_groups"])
+        yield from _compare_hyperparameters(setting, optimizer.param_groups, state["param_groups"])
         had_scaler, has_scaler = "loss_scaler" in state, isinstance(wrapper, AmpOptimWrapper)
         if had_scaler != has_scaler:
             precisions = {True: "mixed precision", False: "full precision"}
             yield replaced(f"{setting}.type", precisions[had_scaler], precisions[has_scaler])
 
 
-def _compare_groups(
-    setting: str, optimizer: Optimizer, state_dict: Group, recorded_type: str | None
-) -> Iterator[Difference]:
-    """Refuse the state of another type of optimizer, or of other groups: torch pairs parameters by their order."""
+def _find_other_groups(optimizer: Optimizer, state_dict: Group, recorded_type: str | None) -> str | None:
+    """Say how a state is of another type of optimizer, or of other groups: torch pairs parameters by their order."""
     saved_groups, groups, own_type = state_dict["param_groups"], optimizer.param_groups, type(optimizer).__name__
     if recorded_type is not None and recorded_type != own_type:
-        yield refused(f"{setting}.optimizer.type: the checkpoint's is {recorded_type}, the config's {own_type}")
-        return
+        return f".optimizer.type: the checkpoint's is {recorded_type}, the config's {own_type}"
     if recorded_type is None and (foreign := _foreign_keys(saved_groups, groups)):
-        yield refused(
-            f"{setting}.optimizer.type: the checkpoint's is another one than the config's {own_type} (it has "
-            f"{', '.join(foreign)})"
-        )
-        return
+        others = ", ".join(foreign)
+        return f".optimizer.type: the checkpoint's is another one than the config's {own_type} (it has {others})"
+    hint = "(see paramwise_cfg, constructor and frozen_stages)"
     if len(saved_groups) != len(groups):
-        yield refused(
-            f"{setting}: the checkpoint has {len(saved_groups)} groups of parameters, the config makes {len(groups)} "
-            "(see paramwise_cfg, constructor and frozen_stages)"
-        )
-        return
+        return f": the checkpoint has {len(saved_groups)} groups of parameters, the config makes {len(groups)} {hint}"
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
         if len(saved["params"]) != len(group["params"]):
-            yield refused(
-                f"{setting}: {_label(group, index)} has {len(saved['params'])} parameters in the checkpoint and "
-                f"{len(group['params'])} by the config (see paramwise_cfg, constructor and frozen_stages)"
+            return (
+                f": {_label(group, index)} has {len(saved['params'])} parameters in the checkpoint and "
+                f"{len(group['params'])} by the config {hint}"
             )
-            return
+    return None
 
 
-def _compare_shapes(setting: str, optimizer: Optimizer, state_dict: Group, model: nn.Module) -> Iterator[Difference]:
-    """Refuse state tensors of another shape than their parameter's: a fused kernel would read beyond their end."""
+def _find_other_shapes(optimizer: Optimizer, state_dict: Group, model: nn.Module) -> str | None:
+    """Name state tensors of another shape than their parameter's: a fused kernel would read beyond their end."""
     parameters = named_parameters(model)
     names = {parameter: name for name, parameter in parameters.items()}
     faults = []
@@ -113,12 +102,10 @@ def _compare_shapes(setting: str, optimizer: Optimizer, state_dict: Group, model
         shape = parameter_shape(model, parameter)
         for name, value in state_dict["state"].get(key, {}).items():
             if name in LIKE_PARAMETER and isinstance(value, Tensor) and (value.is_sparse or value.shape != shape):
-                faults.append(
-                    f"{name} {tuple(value.shape)} for {names.get(parameter, 'a parameter outside the model')} {shape}"
-                )
-    if faults:
-        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-        yield refused(f"{setting}: optimizer state has another shape than its parameter: {faults[0]}{more}")
+                label = names.get(parameter, "a parameter outside the model")
+                faults.append(f"{name} {tuple(value.shape)} for {label} {shape}")
+    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return f": optimizer state has another shape than its parameter: {faults[0]}{more}" if faults else None
 
 
 def lay_out_states(optimizer: Optimizer, state_dict: Group) -> None:
@@ -140,8 +127,8 @@ def lay_out_states(optimizer: Optimizer, state_dict: Group) -> None:
 
 def _pairs(optimizer: Optimizer, state_dict: Group) -> Iterator[tuple[Any, nn.Parameter]]:
     """The key of each parameter in a saved state, with the parameter that torch will pair it with."""
-    for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=False):
-        yield from zip(saved["params"], group["params"], strict=False)
+    for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+        yield from zip(saved["params"], group["params"], strict=True)
 
 
 def _foreign_keys(saved_groups: Sequence[Group], groups: Sequence[Group]) -> list[str]:

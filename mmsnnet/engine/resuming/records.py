@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import get_world_size
-from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
+from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from mmsnnet.engine.mmengine_private import accumulative_counts, randomness, training_loop
+from mmsnnet.engine.mmengine_private import AnyRunner, accumulative_counts, randomness, training_loop
 from mmsnnet.engine.resuming.difference import Difference, kept, refused, replaced
 from mmsnnet.engine.resuming.optimizers import named_wrappers
 from mmsnnet.engine.resuming.schedules import scheduler_types
 from mmsnnet.engine.resuming.settings import describe_settings
 from mmsnnet.models import StitchedBackbone
 
-AnyRunner = Runner | FlexibleRunner
 Record = dict[str, Any]
 
 EPOCHS, ITERATIONS = "epochs", "iterations"

@@ -6,9 +6,9 @@ from itertools import chain
 from typing import Any
 
 from mmengine.optim.scheduler.param_scheduler import INF
-from mmengine.runner import EpochBasedTrainLoop, FlexibleRunner, Runner
+from mmengine.runner import EpochBasedTrainLoop
 
-from mmsnnet.engine.mmengine_private import training_loop
+from mmsnnet.engine.mmengine_private import AnyRunner, training_loop
 from mmsnnet.engine.resuming.difference import Difference, kept, noted, refused
 
 State = Mapping[str, Any]
@@ -75,7 +75,7 @@ def compare_schedules(
                 yield from _compare_constants(place, state, constants)
 
 
-def compare_progress(runner: Runner | FlexibleRunner, checkpoint: Mapping[str, Any]) -> Iterator[Difference]:
+def compare_progress(runner: AnyRunner, checkpoint: Mapping[str, Any]) -> Iterator[Difference]:
     """Note where nothing is left to train, or the learning rate has fallen to zero."""
     by_epoch = isinstance(training_loop(runner), EpochBasedTrainLoop)
     unit, setting = ("epoch", "train_cfg.max_epochs") if by_epoch else ("iter", "train_cfg.max_iters")

@@ -39,20 +39,19 @@ def compare_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str
             f"the checkpoint's position embeddings are for {_times(recorded)} patches, the config's for "
             f"{_times(anchor.stored_grid)}",
         )
-    by_owner: dict[str, dict[str, int | None]] = {}
+    by_owner: dict[tuple[str, int], dict[str, int | None]] = {}
     for name, shape in expected.items():
         if name in saved and name not in explained and saved[name] != shape and (owner := _classifier(modules, name)):
-            number = _number_of_classes(saved[name], shape, modules[owner].num_classes)
-            by_owner.setdefault(owner, {})[name] = number
-    for owner, numbers in by_owner.items():
+            by_owner.setdefault(owner, {})[name] = _number_of_classes(saved[name], shape, owner[1])
+    for (owner_name, configured), numbers in by_owner.items():
         number = next(iter(numbers.values()))
         if number is None or set(numbers.values()) != {number}:
             continue  # the number of classes does not explain all: widths differ too
         explained |= numbers.keys()
         layer = next(iter(numbers)).rpartition(".")[0]
         by_setting.setdefault(
-            f"{_backbone(owner) if '.network.' in owner else f'model.{owner}'}.num_classes",
-            f"the checkpoint's {layer} is for {number} classes, the config's for {modules[owner].num_classes}",
+            f"{_backbone(owner_name) if '.network.' in owner_name else f'model.{owner_name}'}.num_classes",
+            f"the checkpoint's {layer} is for {number} classes, the config's for {configured}",
         )
     for setting, text in by_setting.items():
         yield refused(f"{setting}: {text}")
@@ -113,13 +112,13 @@ def _backbone(name: str) -> str:
     return f"model.{name.split('.network.')[0]}"
 
 
-def _classifier(modules: Mapping[str, nn.Module], name: str) -> str | None:
-    """The innermost module around a tensor that has a number of classes."""
+def _classifier(modules: Mapping[str, nn.Module], name: str) -> tuple[str, int] | None:
+    """The name of the innermost module around a tensor that has a number of classes, and that number."""
     owner = name
     while owner := owner.rpartition(".")[0]:
         number = getattr(modules.get(owner), "num_classes", None)
         if isinstance(number, int) and number > 0:
-            return owner
+            return owner, number
     return None
 
 

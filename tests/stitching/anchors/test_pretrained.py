@@ -389,7 +389,7 @@ def test_true_is_where_timm_has_its_weights(
         assert load_pretrained(anchor, True).source == where
         assert same(state(source.model), state(anchor.model))
     overlay = dict(hf_hub_id=None, url="http://127.0.0.1:1/w.pth")
-    with pytest.raises(FileNotFoundError, match=r"http://127\.0\.0\.1:1/w\.pth' cannot be fetched"):
+    with pytest.raises(FileNotFoundError, match=r"http://127\.0\.0\.1:1/w\.pth' cannot be downloaded"):
         load_pretrained(make_anchor(pretrained_cfg_overlay=overlay), True)
 
 
