@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook, Hook
@@ -15,7 +15,7 @@ from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from mmengine.runner.loops import _parse_losses as parse_losses  # noqa: F401
 from mmengine.visualization import LocalVisBackend, Visualizer
 
-AnyRunner = Runner | FlexibleRunner
+AnyRunner: TypeAlias = Runner | FlexibleRunner
 
 
 def coco_annotations(metric: BaseMetric) -> Any | None:
