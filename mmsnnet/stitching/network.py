@@ -34,7 +34,7 @@ class BlockOutput(NamedTuple):
 
 
 class Walker(Protocol):
-    """Runs the blocks of a route: a :class:`StitchedNetwork`, or :class:`SharedPrefixes` (prefix reuse)."""
+    """Runs the blocks of a route: a :class:`StitchedNetwork`, possibly with prefix reuse."""
 
     def walk(self, images: Tensor, stitch: Stitch) -> Iterator[BlockOutput]:
         """Yield outputs of the route's blocks, in order; at least those of tapped blocks."""
