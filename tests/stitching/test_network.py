@@ -334,7 +334,7 @@ def test_images_of_any_number_of_channels(channels: int, make_network: MakeNetwo
     for stitch in network.space:
         assert network(torch.randn(1, channels, 32, 32), stitch, (1,))[0].shape == (1, 48, 2, 2)
         for other in {1, 3, 5} - {channels}:
-            says = rf"have {other} channels, but the anchors take {channels}: set in_chans={other} in every anchor, or load"
+            says = rf"have {other} channels, but the anchors take {channels}: set in_chans={other} in every anchor, or"
             with pytest.raises(SettingError, match=says):
                 network(torch.randn(1, other, 32, 32), stitch, (1,))
 

@@ -86,9 +86,7 @@ def _freeze(network: StitchedNetwork, stages: int, anchors: Sequence[int]) -> No
     """
     depths = network.space.depths
     if not -1 <= stages <= depths[-1]:
-        raise ValueError(
-            f"frozen_stages is -1 to {depths[-1]}, the number of blocks of the largest anchor; got {stages}"
-        )
+        raise ValueError(f"frozen_stages is -1 to {depths[-1]}, a number of the largest anchor's blocks; got {stages}")
     if any(not 0 <= index < len(depths) for index in anchors):
         raise ValueError(f"frozen_anchors are indices of the {len(depths)} anchors; got {tuple(anchors)}")
     for index in range(len(depths)):

@@ -358,12 +358,8 @@ class StitchedBackbone(BaseModule):
         # records no block.
         geometry = largest.geometry((int(images.shape[-2]), int(images.shape[-1])))
         features = {index: geometry[index + 1].to(largest.layout()) for index in self.taps.test}
-        return self.taps.hand_out(
-            {
-                index: one.with_data(images.new_zeros(len(images), *one.data.shape[1:]))
-                for index, one in features.items()
-            }
-        )
+        zeros = {i: one.with_data(images.new_zeros(len(images), *one.data.shape[1:])) for i, one in features.items()}
+        return self.taps.hand_out(zeros)
 
     def _draw(self, image_size: tuple[int, int]) -> Stitch:
         if self.drawn is None:
@@ -376,8 +372,8 @@ class StitchedBackbone(BaseModule):
         if image_size != self.img_size:
             _warn(
                 f"Training on images of {' x '.join(map(str, image_size))}, while StitchedViT's img_size is "
-                f"{' x '.join(map(str, self.img_size))}: position embeddings are stored and FLOPs counted for img_size. "
-                "Set it to the size to which the training pipeline crops or pads."
+                f"{' x '.join(map(str, self.img_size))}: position embeddings are stored and FLOPs counted for it. Set it "
+                "to the size to which the training pipeline crops or pads."
             )
         if not self.network.initialized:
             raise RuntimeError(
