@@ -1,4 +1,4 @@
-"""Stitching of vision transformers: pure PyTorch and timm, of use without OpenMMLab."""
+"""Stitching of vision transformers, with PyTorch and timm alone: OpenMMLab is not needed."""
 
 from mmsnnet.stitching.anchors.base import Anchor, Component
 from mmsnnet.stitching.anchors.factory import create_anchor

@@ -1,8 +1,10 @@
 """FLOPs and parameters, counted once per component and composed per stitch.
 
-FLOPs are multiply-accumulates for one image, as fvcore counts them and as the papers print them. fvcore counts fused
-attention as 0, so it gets a handle here. All but the stems is counted on the meta device, where nothing is computed.
-Stitching layers count as deployed, with their low-rank update merged.
+FLOPs are multiply-accumulates for one image, as fvcore counts them and as the papers print them. The cost of a stitch
+is the sum over the distinct components that it runs. It equals a direct count of the merged network, but needs no trace
+for each stitch. fvcore counts fused attention as 0, so this file adds a handle for it. All components but the stems are
+counted on the meta device, where nothing is computed. Stitching layers are counted with their low-rank update merged,
+because the merged network is deployed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from mmsnnet.stitching.stitching_layer import StitchingLayer
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs (multiply-accumulates for one image) and parameters (weights used)."""
+    """FLOPs (multiply-accumulates for one image) and the number of parameters used."""
 
     flops: int = 0
     params: int = 0
@@ -35,22 +37,31 @@ class Cost:
 
 @dataclass(frozen=True)
 class CostModel:
-    """The cost of every component at one input size; the cost of a stitch is the sum over what it runs."""
+    """The cost of every component at one input size, and of each stitch as their sum.
+
+    Attributes:
+        space: the stitches.
+        input_shape: height and width of the image.
+        parts: the cost of each part of the network.
+    """
 
     space: StitchSpace
     input_shape: tuple[int, int]
     parts: Mapping[Part, Cost]
 
     def stitch(self, stitch: Stitch, out_indices: Sequence[int]) -> Cost:
-        """The cost of a route with taps at ``out_indices``: what :meth:`StitchedNetwork.forward` runs."""
+        """The cost of :meth:`StitchedNetwork.forward`: a route with taps at ``out_indices``."""
         return self._total(tap_parts(self.space, stitch, out_indices))
 
     def classifier(self, stitch: Stitch) -> Cost:
-        """The cost of a route that ends in a classifier: what :meth:`StitchedNetwork.classify` runs."""
+        """The cost of :meth:`StitchedNetwork.classify`: a route that ends in a classifier."""
         return self._total(classifier_parts(stitch))
 
     def stitches(self, out_indices: Sequence[int] | None) -> dict[int, Cost]:
-        """The cost of each stitch by its id: with taps at ``out_indices``, or into a classifier if they are None."""
+        """The cost of each stitch, by its id.
+
+        Routes have taps at ``out_indices``, or end in a classifier if ``out_indices`` is None.
+        """
         if out_indices is None:
             return {stitch.id: self.classifier(stitch) for stitch in self.space}
         return {stitch.id: self.stitch(stitch, out_indices) for stitch in self.space}
@@ -63,7 +74,7 @@ class CostModel:
 def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostModel:
     """Count each component of ``network`` once, for one image of ``input_shape`` (height, width).
 
-    Components that an anchor has dropped (:meth:`Anchor.keep`) are in no stitch and not counted.
+    Components that an anchor has dropped (:meth:`Anchor.keep`) belong to no stitch and are not counted.
     """
     parts: dict[Part, Cost] = {}
     for index in range(len(network.anchors)):
@@ -88,11 +99,11 @@ def _anchor_costs(anchor: Anchor, input_shape: tuple[int, int]) -> dict[Componen
     """The cost of each component that an anchor has."""
     geometry, outline = anchor.geometry(input_shape), anchor.outline()
     costs = {SHARED: Cost(0, _numel(anchor.parameters_of(SHARED)))}
-    alike: dict[Hashable, Cost] = {}
+    by_kind: dict[Hashable, Cost] = {}
     for component in anchor.components:
         params = _numel(anchor.parameters_of(component))
         if component == STEM:
-            # fvcore cannot trace a convolution on the meta device: the stem is counted where it is.
+            # fvcore cannot trace a convolution on the meta device, so the stem is counted on its own device.
             image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
             with evaluation_mode(anchor), torch.autocast(image.device.type, enabled=False):
                 costs[STEM] = Cost(count_flops(_Call(lambda images: anchor.stem(images).data, anchor), image), params)
@@ -103,24 +114,24 @@ def _anchor_costs(anchor: Anchor, input_shape: tuple[int, int]) -> dict[Componen
         elif component.role == "block":
             block = component.block
             kind = anchor.kind(block)
-            if kind not in alike:
+            if kind not in by_kind:
                 entering = geometry[block].to(outline.layout(block))
                 call = _Call(
                     lambda data, of=entering, b=block: outline.call(b, of.with_data(data)).data, outline.block(block)
                 )
-                alike[kind] = Cost(count_flops(call, entering.data), params)
-            costs[component] = alike[kind]
+                by_kind[kind] = Cost(count_flops(call, entering.data), params)
+            costs[component] = by_kind[kind]
     return costs
 
 
 def count_flops(module: nn.Module, *inputs: Any) -> int:
-    """FLOPs of ``module(*inputs)``, counted by fvcore with a handle for fused attention."""
+    """Count the FLOPs of ``module(*inputs)`` with fvcore, fused attention included."""
     from fvcore.nn import FlopCountAnalysis
 
     analysis = FlopCountAnalysis(module, inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
-    # The casts of a surrounding autocast would be traced as constants that require a gradient, which fails.
+    # Tracing fails on the casts of a surrounding autocast: they become constants that require a gradient.
     with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
         return int(analysis.total())
 
@@ -132,7 +143,7 @@ def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 class _Call(nn.Module):
-    """A function that runs a module, as a module for fvcore to trace."""
+    """Wraps a function that runs a module, so that fvcore can trace it."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], module: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A stitched network in one line, from the names of timm's models."""
+"""Build a stitched network in one line, from names of timm models."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def create_stitched(
     Args:
         models: names of timm models of one family, smallest first.
         img_size: height and width of the images, or the side.
-        pretrained: True for the weights that timm publishes, or one source for each model, as of
-            :func:`load_pretrained`; False leaves random weights.
-        init_from: images (B, 3, H, W), or batches of them, to solve the stitching layers from by least squares. Without
-            it they have random weights: load a checkpoint, or solve them by :class:`NormalEquations`.
+        pretrained: True loads the weights that timm publishes, False leaves random weights. A sequence has one source
+            for each model, as :func:`load_pretrained` takes it.
+        init_from: images (B, 3, H, W), or batches of them, for the least-squares initialisation of the stitching
+            layers. Without images, the layers have random weights: load a checkpoint, or use :class:`NormalEquations`.
         scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net).
-        rank: of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
-        kwargs: of :func:`create_anchor`, the same for all anchors: ``classifier=True``, ``window_size``, or what
-            ``timm.create_model`` takes.
+        rank: rank of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
+        kwargs: further arguments of :func:`create_anchor` for all anchors: ``classifier=True``, ``window_size``, or
+            arguments of ``timm.create_model``.
 
     Raises:
-        ValueError, TypeError: a model is unknown, is no plain ViT or does not fit the others, or the number of sources
-            is not the number of models.
+        ValueError, TypeError: a model is unknown, is no plain ViT or does not fit the others; or the number of sources
+            differs from the number of models.
     """
     sources = [pretrained] * len(models) if isinstance(pretrained, bool) else list(pretrained)
     if len(sources) != len(models):

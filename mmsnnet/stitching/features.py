@@ -1,7 +1,8 @@
-"""Features: what passes from block to block, together with how it lies in memory.
+"""Features: the tensor that passes from block to block, and its layout.
 
-Everything that rearranges features is here and in :mod:`mmsnnet.stitching.windows`. The rest of the package hands
-``Features`` from block to block and does not ask what is in them.
+Models differ in how features lie in memory, but a stitching layer is a linear map over the channels in every layout.
+Only this file and :mod:`mmsnnet.stitching.windows` rearrange features; the rest of the package passes them on, and
+therefore works for every kind of model.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from mmsnnet.stitching.windows import Grid, from_windows, to_windows
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the features of a plain ViT lie in memory: as tokens (B, N, C).
+    """The memory layout of a plain ViT's features: tokens (B, N, C).
 
     The ``prefix`` tokens (class token, registers) come first, then the patches row by row. With a ``window``, the
-    patches stand window by window, and each window has a copy of the prefix tokens (:mod:`mmsnnet.stitching.windows`).
+    patches are ordered window by window, and each window has a copy of the prefix tokens
+    (:mod:`mmsnnet.stitching.windows`).
 
     Attributes:
         prefix: number of prefix tokens.
-        has_class_token: whether the first of them is a class token.
+        has_class_token: whether the first prefix token is a class token.
         window: side of a window in patches; 0 for the whole image.
     """
 
@@ -36,8 +38,8 @@ class Features:
     """The features of a batch of images.
 
     Attributes:
-        data: the numbers, arranged by ``layout``.
-        layout: how ``data`` is arranged.
+        data: the tensor, arranged by ``layout``.
+        layout: the arrangement of ``data``.
         grid: height and width of the images in patches.
     """
 
@@ -46,7 +48,7 @@ class Features:
     grid: Grid
 
     def to(self, layout: Layout) -> Features:
-        """The same features in another layout; this very object if the layout is the same.
+        """Convert the features to another layout; return ``self`` if the layout is the same.
 
         Raises:
             ValueError: the layouts have different numbers of prefix tokens.
@@ -56,7 +58,7 @@ class Features:
             return self
         if layout.prefix != source.prefix:
             raise ValueError(
-                f"features with {source.prefix} prefix tokens cannot be used where {layout.prefix} are expected: "
+                f"features have {source.prefix} prefix tokens where {layout.prefix} are expected: "
                 "choose anchors with the same number of class and register tokens"
             )
         data = self.data
@@ -68,15 +70,15 @@ class Features:
         return Features(data, layout, self.grid)
 
     def with_data(self, data: Tensor) -> Features:
-        """Other numbers in the same layout."""
+        """Replace the tensor and keep layout and grid."""
         return Features(data, self.layout, self.grid)
 
     def project(self, layer: nn.Module) -> Features:
-        """A linear map over the channels, in whatever layout; windows need not be undone for it."""
+        """Apply a linear layer to the channels, in the present layout."""
         return self.with_data(layer(self.data))
 
     def rows(self) -> Tensor:
-        """One row for each token of each image, (B * N, C): the rows of two anchors correspond one to one."""
+        """All tokens of all images as rows (B * N, C). The rows of two anchors correspond one to one."""
         return self._whole().data.flatten(0, 1)
 
     def map(self) -> Tensor:
@@ -85,7 +87,8 @@ class Features:
         return patches.transpose(1, 2).reshape(len(patches), -1, *self.grid).contiguous()
 
     def class_token(self) -> Tensor | None:
-        """A copy of the class token, (B, C), or None where there is none. A copy, because a head may work in place."""
+        """The class token (B, C); None if there is none."""
+        # A head may change its input in place, so it gets a copy.
         return self._whole().data[:, 0].clone() if self.layout.has_class_token else None
 
     def _whole(self) -> Features:

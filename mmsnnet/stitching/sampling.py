@@ -1,4 +1,4 @@
-"""Resource-constrained sampling (SN-Netv2, arXiv 2307.00154): which stitch a training iteration runs."""
+"""Resource-constrained sampling (SN-Netv2, arXiv 2307.00154): the stitch of each training iteration."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from mmsnnet.stitching.space import Stitch, StitchSpace
 
 @dataclass(frozen=True)
 class StitchSampler:
-    """Draws a bin uniformly, then a stitch of it uniformly.
+    """Draws a bin uniformly, then a stitch of that bin uniformly.
 
-    A draw is a pure function of the seed and of how many draws there were before, so that every rank of a distributed
-    run draws the same stitch without talking, and a resumed run goes on as if never interrupted.
+    A draw is a pure function of the seed and of the number of earlier draws. Every rank of a distributed run therefore
+    draws the same stitch without communication, and a resumed run continues the sequence.
 
     Args:
-        bins: ids of stitches, from the cheapest to the costliest, as :func:`flops_bins` gives them.
-        seed: of the draws.
-        stitches_per_step: where a training step runs several stitches, so many draws make a step: the first is the
-            cheapest stitch, the second the costliest, the others are drawn. One alone is always drawn.
+        bins: ids of stitches, from the cheapest to the costliest, as :func:`flops_bins` returns them.
+        seed: seed of the draws.
+        stitches_per_step: the number of stitches that a training step runs. With two or more, the first draw of a step
+            is the cheapest stitch, the second the costliest, and the others are random.
+
+    Raises:
+        ValueError: a bin is empty or there is none, or ``stitches_per_step`` is below 1.
     """
 
     bins: tuple[tuple[int, ...], ...]
@@ -34,7 +37,7 @@ class StitchSampler:
             raise ValueError(f"a training step runs one stitch or more, got stitches_per_step={self.stitches_per_step}")
 
     def draw(self, n: int) -> int:
-        """The id of the stitch of draw ``n``, counted from 0."""
+        """The stitch id of draw ``n``, counted from 0."""
         place = n % self.stitches_per_step
         if self.stitches_per_step > 1 and place < 2:
             return self.bins[0][0] if place == 0 else self.bins[-1][-1]
@@ -44,8 +47,11 @@ class StitchSampler:
 
 
 def spread(space: StitchSpace, bins: Sequence[Sequence[int]], number: int = 4) -> tuple[Stitch, ...]:
-    """The anchors, and the middle stitches of up to ``number`` bins that lie evenly apart: a handful of stitches that
-    shows how the whole space trains."""
+    """Choose the anchors and one stitch in each of ``number`` evenly spaced bins.
+
+    These few stitches show how the whole space trains. Of each bin, the middle stitch is chosen; fewer bins give fewer
+    stitches.
+    """
     bins = [[id_ for id_ in bin_ if space[id_] not in space.anchors] for bin_ in bins]
     middles = [bin_[len(bin_) // 2] for bin_ in bins if bin_]
     number = min(number, len(middles))
@@ -54,16 +60,19 @@ def spread(space: StitchSpace, bins: Sequence[Sequence[int]], number: int = 4) -
 
 
 def flops_bins(flops: Mapping[int, int], step: float) -> tuple[tuple[int, ...], ...]:
-    """Groups stitches of about the same cost.
+    """Group stitches of about the same cost.
 
     In ascending order of FLOPs, a stitch opens a new bin when it costs more than ``step`` above the first of the bin.
 
     Args:
         flops: multiply-accumulates by stitch id.
         step: width of a bin in multiply-accumulates.
+
+    Raises:
+        ValueError: ``step`` is not above 0.
     """
     if step <= 0:
-        raise ValueError(f"the step between FLOPs bins is above 0, got {step}")
+        raise ValueError(f"the step between FLOPs bins must be above 0, got {step}")
     bins: list[list[int]] = []
     first = 0
     for id_ in sorted(flops, key=lambda i: (flops[i], i)):

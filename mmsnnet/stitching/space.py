@@ -1,4 +1,4 @@
-"""The stitch space of SN-Netv2 (arXiv 2307.00154): which routes there are, in which order. No tensors.
+"""The stitch space of SN-Netv2 (arXiv 2307.00154): all routes, in order. No tensors.
 
 Two anchors of depths ``D0 <= D1``. Block ``i`` of the large anchor corresponds to block ``m(i) = floor(i * D0 / D1)``
 of the small one; the blocks of the large anchor that correspond to one small block are a *group*. A route may change
@@ -23,7 +23,7 @@ from mmsnnet.errors import UserError
 
 
 class UnknownStitchError(UserError, KeyError, ValueError):
-    """A stitch was asked for that the space does not have."""
+    """The space has no such stitch."""
 
     __str__ = Exception.__str__
 
@@ -49,9 +49,11 @@ class Segment:
 
 @dataclass(frozen=True, order=True)
 class LayerKey:
-    """Names a stitching layer by what it joins: the tokens leaving block ``source_block`` of anchor ``source`` become
-    the tokens entering block ``target_block`` of anchor ``target`` (``target_block`` may equal the target's depth: then
-    nothing of it is left to run and the layer serves a tap only)."""
+    """The key of a stitching layer: the two blocks that it joins.
+
+    The layer maps the output of block ``source_block`` of anchor ``source`` to the input of block ``target_block`` of
+    anchor ``target``. If ``target_block`` equals the target's depth, no block follows, and the layer serves taps only.
+    """
 
     source: int
     source_block: int
@@ -64,7 +66,7 @@ class LayerKey:
 
 @dataclass(frozen=True)
 class Stitch:
-    """One route through the anchors: ``segments[k]`` and ``segments[k + 1]`` are joined by ``layers[k]``."""
+    """One route through the anchors: ``layers[k]`` joins ``segments[k]`` and ``segments[k + 1]``."""
 
     id: int
     name: str
@@ -82,8 +84,11 @@ class Stitch:
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a route hands out an intermediate output: after ``block`` of ``anchor``, mapped into the width of the
-    largest anchor by ``layers``, one after the other, each into the next larger anchor (none from the largest one)."""
+    """An intermediate output of a route: the output of ``block`` of ``anchor``, mapped by ``layers``.
+
+    Each of ``layers`` maps into the next larger anchor, so the result has the width of the largest one. A tap of the
+    largest anchor has no layers.
+    """
 
     anchor: int
     block: int
@@ -92,11 +97,16 @@ class Tap:
 
 @dataclass(frozen=True)
 class StitchSpace:
-    """The ordered set of stitches of some anchors: immutable, comparable, indexable by published id or by name.
+    """The ordered set of stitches over some anchors, indexed by published id or by name.
 
-    Build one with :meth:`two_way`, :meth:`one_way` or :meth:`single`; :meth:`only` cuts one down to one stitch.
-    ``layers`` are all stitching layers that the space owns, those that only taps need included; a layer is shared by
-    every stitch that crosses there.
+    Build a space with :meth:`two_way`, :meth:`one_way` or :meth:`single`; :meth:`only` reduces it to one stitch.
+
+    Attributes:
+        depths: the number of blocks of each anchor, smallest anchor first.
+        scheme: ``'two_way'``, ``'one_way'`` or ``'single'``.
+        stitches: all stitches, by ascending id.
+        layers: all stitching layers, including those that only taps use. Stitches that cross at the same place share
+            the layer.
     """
 
     depths: tuple[int, ...]
@@ -106,14 +116,15 @@ class StitchSpace:
 
     @classmethod
     def two_way(cls, depths: Sequence[int]) -> StitchSpace:
-        """SN-Netv2's space over anchors of these depths, smallest first: the anchors, then SL, LS, LSL and SLS of each
-        pair of neighbours, with the published ids (see the top of this file for more than one pair).
+        """Build SN-Netv2's space over anchors of these depths, smallest first.
 
-        In names and kinds two anchors are S and L, three S, M and L, more of them A, B, C and so on.
+        It has the anchors, then SL, LS, LSL and SLS of each pair of neighbours, with the published ids. The top of this
+        file states the ids for more than one pair. Two anchors are named S and L, three S, M and L, more A, B, C, ...
+        The name ``S4-L10`` leaves the small anchor after its block 4 and enters the large one at its block 10.
 
         Raises:
-            ValueError: fewer than two depths or more than 26, or a pair of neighbours that is not in ascending order or
-                has no place to change over; the message names it.
+            ValueError: there are fewer than two depths or more than 26; or the message names a pair of neighbours whose
+                depths do not ascend, or whose smaller anchor has only one block, so that no route can cross.
         """
         labels = _labels(depths)
         pairs = [_Pair(small, of_pair) for small, of_pair in enumerate(pairwise(depths))]
@@ -121,7 +132,8 @@ class StitchSpace:
         next_id = len(depths)
         for pair in pairs:
             for id_, layers in enumerate(pair.routes(), start=next_id):
-                # The last SL layer leaves nothing of the large anchor to run: it keeps its id, but is no stitch.
+                # No block of the large anchor follows the last SL layer. It is no stitch and serves taps only. Its id
+                # stays unused, so that all other ids are the published ones.
                 if layers[-1].target_block < depths[layers[-1].target]:
                     stitches.append(_stitch(labels, depths, id_, layers[0].source, layers))
             next_id += len(pair.routes())
@@ -130,8 +142,9 @@ class StitchSpace:
 
     @classmethod
     def one_way(cls, depths: Sequence[int]) -> StitchSpace:
-        """SN-Net's space (arXiv 2302.06586): of the stitches of :meth:`two_way` those that never change over to a
-        smaller anchor (the anchors, and SL of each pair), under the same ids.
+        """Build SN-Net's space (arXiv 2302.06586): the anchors, and SL of each pair of neighbours.
+
+        Ids and names are those of :meth:`two_way`.
 
         Raises:
             ValueError: as :meth:`two_way`.
@@ -143,14 +156,16 @@ class StitchSpace:
 
     @classmethod
     def single(cls, depth: int) -> StitchSpace:
-        """The space of one anchor alone: one stitch, named ``A``, with id 0."""
+        """Build the space of one anchor: one stitch, named ``A``, with id 0."""
         if depth < 1:
             raise ValueError(f"an anchor needs at least one block, got depth {depth}")
         return cls((depth,), "single", (Stitch(0, "A", "A", (Segment(0, 0, depth),)),))
 
     @classmethod
     def of(cls, scheme: str, depths: Sequence[int]) -> StitchSpace:
-        """The space of a scheme by its name, ``'two_way'`` or ``'one_way'``; one anchor alone makes a :meth:`single`.
+        """Build a space by the name of its scheme, ``'two_way'`` or ``'one_way'``.
+
+        One depth gives :meth:`single`, for either scheme.
 
         Raises:
             ValueError: there is no such scheme, or as :meth:`two_way`.
@@ -161,8 +176,12 @@ class StitchSpace:
         return cls.single(depths[0]) if len(depths) == 1 else schemes[scheme](depths)
 
     def only(self, key: int | str, layers: Collection[LayerKey]) -> StitchSpace:
-        """The space of one stitch of this one, under its id and name, with no other stitching layers than ``layers``:
-        those that it crosses and that its taps need.
+        """Reduce the space to one stitch, which keeps its id and name.
+
+        Args:
+            key: id or name of the stitch.
+            layers: the stitching layers to keep: those that the route crosses and its taps use. They keep their names,
+                so that a checkpoint of the whole model has the weights under the names that this stitch needs.
 
         Raises:
             UnknownStitchError: the space has no stitch of this id or name.
@@ -176,16 +195,16 @@ class StitchSpace:
         return iter(self.stitches)
 
     def __contains__(self, key: object) -> bool:
-        """Whether this is a stitch of the space, or the id or name of one."""
+        """Whether ``key`` is a stitch of the space, or the id or name of one."""
         if isinstance(key, int | str):
             return (int(key) if isinstance(key, str) and key.isdigit() else key) in self._by_key
         return key in self.stitches
 
     def __getitem__(self, key: int | str) -> Stitch:
-        """The stitch with this published id or this name; a string of digits counts as an id.
+        """The stitch with this published id or name; a string of digits is an id.
 
         Raises:
-            UnknownStitchError: no such stitch; the message says which there are.
+            UnknownStitchError: there is no such stitch; the message states the range of ids and some names.
         """
         if isinstance(key, str) and key.isdigit():
             key = int(key)
@@ -195,8 +214,10 @@ class StitchSpace:
             raise UnknownStitchError(self._no_such_stitch(key)) from None
 
     def select(self, spec: str | Sequence[int | str]) -> tuple[Stitch, ...]:
-        """The stitches that a specification names, in the order of the space: ``'all'``, ``'anchors'``, or ids and
-        names, in a sequence or separated by commas or ``|``.
+        """Select stitches, in the order of the space.
+
+        Args:
+            spec: ``'all'``, ``'anchors'``, or ids and names, as a sequence or separated by commas or ``|``.
 
         Raises:
             UnknownStitchError: the space lacks one of them.
@@ -211,16 +232,19 @@ class StitchSpace:
 
     @property
     def anchors(self) -> tuple[Stitch, ...]:
-        """The stitches that are an anchor alone, smallest anchor first."""
+        """The stitches that run one anchor only, smallest anchor first."""
         alone = (s for s in self.stitches if len(s.segments) == 1)
         return tuple(sorted(alone, key=lambda s: s.segments[0].anchor))
 
     def taps(self, stitch: Stitch, out_indices: Sequence[int]) -> tuple[Tap, ...]:
-        """Where ``stitch`` taps for each of ``out_indices``, blocks of the largest anchor, in their order.
+        """The tap of ``stitch`` for each of ``out_indices``, in their order.
 
-        While the route is in another anchor, its corresponding block stands for that of the largest one. The stitching
-        layer that leaves the block gives tokens as if they left a block of the next larger anchor; the layer that
-        leaves that one takes them on, up to the width of the largest anchor.
+        While the route is in a smaller anchor, it taps the block that corresponds to the index. The stitching layer
+        that leaves this block maps its output to the output of a block of the next larger anchor. The layer that leaves
+        that block maps it further, up to the width of the largest anchor.
+
+        Args:
+            out_indices: blocks of the largest anchor.
 
         Raises:
             ValueError: an index is not a block of the largest anchor.
@@ -228,17 +252,21 @@ class StitchSpace:
         return tuple(self._tap(stitch, self._check_block(index)) for index in out_indices)
 
     def corresponding_block(self, anchor: int, index: int) -> int:
-        """The block of ``anchor`` that stands for block ``index`` of the largest one: ``floor(index * D / D_larger)``
-        from each anchor to the next smaller one, down to ``anchor``."""
+        """The block of ``anchor`` that corresponds to block ``index`` of the largest anchor.
+
+        It is ``floor(index * D / D_larger)``, computed from each anchor to the next smaller one, down to ``anchor``.
+        """
+        # Not in one step: at depths 8, 12, 24 floor(index * 8 / 24) can name a block that a route does not run.
         for smaller in range(len(self.depths) - 2, anchor - 1, -1):
             index = index * self.depths[smaller] // self.depths[smaller + 1]
         return index
 
     def _tap(self, stitch: Stitch, index: int) -> Tap:
-        # A route has exactly one of the corresponding blocks. Let it be in the pair (a, a + 1), where block u of a + 1
-        # and block m(u) of a correspond to the index. Within its pair the route runs each group once: that of m(u),
-        # which has u in it, either as block m(u) of a or whole in a + 1. This needs m(u) to be the block of u's group,
-        # which floor(index * D_a / D_largest) is not always: at depths 8, 12, 24 and index 3, u = 1, m(u) = 0, not 1.
+        # A route runs exactly one of the corresponding blocks. Let the route be in the pair (a, a + 1), where block u
+        # of a + 1 and block m(u) of a correspond to the index. Within its pair the route runs each group once: the
+        # group of m(u), which contains u, either as block m(u) of a or whole in a + 1. This needs m(u) to be the block
+        # of u's group, and floor(index * D_a / D_largest) is not always that block: at depths 8, 12, 24 and index 3,
+        # u = 1 and m(u) = 0, not 1.
         for segment in stitch.segments:
             block = self.corresponding_block(segment.anchor, index)
             if block in segment:
@@ -280,19 +308,19 @@ class StitchSpace:
         )
 
     def _why_skipped(self, id_: int) -> str:
-        """Why an id between others is that of no stitch."""
+        """Why an id between the first and the last one has no stitch."""
         if self.scheme == "one_way":
             both = StitchSpace.two_way(self.depths)
             if id_ in both:
-                return f"{both[id_].name} changes over to a smaller anchor, which scheme 'two_way' alone has"
+                return f"{both[id_].name} changes over to a smaller anchor, which only scheme 'two_way' allows"
         before = max((stitch for stitch in self if stitch.id < id_), key=lambda stitch: stitch.id)
         larger = _labels(self.depths)[before.segments[-1].anchor]
-        return f"its segments would leave nothing of the larger anchor, {larger}, to run"
+        return f"its route would run nothing of the larger anchor, {larger}, after the crossing"
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two neighbours, anchors ``small`` and ``small + 1``, of these depths, and how their blocks correspond."""
+    """Two neighbouring anchors, ``small`` and ``small + 1``, and their depths."""
 
     small: int
     depths: tuple[int, int]
@@ -302,17 +330,17 @@ class _Pair:
         refused = f"anchors {self.small} and {self.small + 1} cannot be stitched"
         if not 0 < small <= large:
             raise ValueError(
-                f"{refused}: they go from the smallest to the largest and the first of two may not be the deeper one, "
-                f"got depths {small} and {large}"
+                f"{refused}: order the anchors from the smallest to the largest, none deeper than the next; got depths "
+                f"{small} and {large}"
             )
         if small == 1:
             raise ValueError(
-                f"{refused}: an anchor of one block has no place between two blocks where a route could change over, "
+                f"{refused}: a route changes over between two blocks, and an anchor of one block has no such place; "
                 f"got depths {small} and {large}"
             )
 
     def group_stop(self, small_block: int) -> int:
-        """The first large block beyond the group of ``small_block``: ceil((small_block + 1) * D1 / D0)."""
+        """The first large block after the group of ``small_block``: ceil((small_block + 1) * D1 / D0)."""
         return -(-(small_block + 1) * self.depths[1] // self.depths[0])
 
     def small_to_large(self) -> list[LayerKey]:
@@ -324,7 +352,10 @@ class _Pair:
         return [LayerKey(self.small + 1, self.group_stop(f) - 1, self.small, f + 1) for f in range(self.depths[0] - 1)]
 
     def routes(self) -> list[tuple[LayerKey, ...]]:
-        """The layers of each route in the published order (SL, LS, LSL, SLS), one for each published id from 2 on."""
+        """The layers of each route in published order (SL, LS, LSL, SLS).
+
+        There is one entry for each published id from 2 on.
+        """
         sl, ls = self.small_to_large(), self.large_to_small()
         there_and_back = [
             (there, back)
@@ -337,15 +368,15 @@ class _Pair:
 
 
 def _labels(depths: Sequence[int]) -> str:
-    """A letter for each anchor, for names and kinds."""
+    """One letter for each anchor, for names and kinds."""
     if not 2 <= len(depths) <= len(ascii_uppercase):
         most = len(ascii_uppercase)
-        raise ValueError(f"this space stitches two anchors or more, {most} at most; got depths {tuple(depths)}")
+        raise ValueError(f"a stitch space takes two anchors or more, {most} at most; got depths {tuple(depths)}")
     return {2: "SL", 3: "SML"}.get(len(depths), ascii_uppercase[: len(depths)])
 
 
 def _stitch(labels: str, depths: Sequence[int], id_: int, start: int, layers: tuple[LayerKey, ...] = ()) -> Stitch:
-    """The route from the stem of anchor ``start`` through ``layers`` to the end of the anchor that they lead to."""
+    """Build the route from the stem of anchor ``start`` through ``layers`` to the end."""
     anchors = [start, *(key.target for key in layers)]
     starts = [0, *(key.target_block for key in layers)]
     stops = [*(key.source_block + 1 for key in layers), depths[anchors[-1]]]

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 class StitchingLayer(nn.Module):
     """``y = x W^T + b + (alpha / rank) * x A^T B^T``, a map between the token widths of two anchors.
 
-    With ``rank > 0``, ``W`` (out, in) is frozen once initialised and ``b``, ``A`` (rank, in) and ``B`` (out, rank) are
-    trained; ``B`` starts at zero, so that the update starts at none. With ``rank=0``, ``W`` itself is trained and there
-    is no update (SN-Net).
+    With ``rank > 0``, ``W`` (out, in) is frozen, and ``b``, ``A`` (rank, in) and ``B`` (out, rank) are trained. ``B``
+    starts at zero, so that the update starts at zero. With ``rank=0``, ``W`` itself is trained and there is no update
+    (SN-Net).
 
-    A layer is of no use before its ``W`` and ``b`` are set, by :meth:`set_base` or by loading a state dict;
-    ``initialized`` tells whether that has happened.
+    :meth:`set_base` or a state dict must set ``W`` and ``b`` before the layer is used. ``initialized`` says whether
+    that has happened.
+
+    Raises:
+        ValueError: the rank is negative.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int, alpha: float = 1.0) -> None:
@@ -40,7 +43,7 @@ class StitchingLayer(nn.Module):
 
     @torch.no_grad()
     def set_base(self, weight: Tensor, bias: Tensor) -> None:
-        """Sets ``W`` (out, in) and ``b`` (out,), which makes the layer ready to be trained.
+        """Set ``W`` (out, in) and ``b`` (out,), so that the layer can be trained.
 
         Raises:
             ValueError: one of them has another shape.
@@ -55,8 +58,8 @@ class StitchingLayer(nn.Module):
         self.initialized = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps tokens (..., in) to (..., out), of the same type: under autocast, tokens stay in full precision from
-        block to block, so they do where a route crosses over."""
+        """Map tokens (..., in) to (..., out), of the same dtype."""
+        # Under autocast, tokens stay in full precision from block to block, and so they do where a route crosses.
         y = F.linear(x, self.weight, self.bias).to(x.dtype)
         if not self.rank:
             return y
@@ -70,9 +73,12 @@ class StitchingLayer(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> StitchingLayer:
-        """A copy of rank 0 that computes the same: what is deployed. This layer stays as it is, so that there is
-        nothing to take back before training goes on."""
-        with torch.device("meta"):  # no weights are drawn that would be overwritten
+        """A copy of rank 0 that computes the same, for deployment.
+
+        The update is merged in the copy only, so that training can continue with this layer, and its checkpoint is the
+        same in training and in evaluation mode.
+        """
+        with torch.device("meta"):  # skip the random initialisation
             copy = StitchingLayer(self.in_features, self.out_features, rank=0)
         copy = copy.to(self.weight.dtype).to_empty(device=self.weight.device)
         copy.set_base(self.merged_weight(), self.bias)
@@ -84,6 +90,6 @@ class StitchingLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        own = {"weight": self.weight, "bias": self.bias}
-        if all(prefix + name in state_dict and state_dict[prefix + name].shape == p.shape for name, p in own.items()):
+        base = {"weight": self.weight, "bias": self.bias}
+        if all(prefix + name in state_dict and state_dict[prefix + name].shape == p.shape for name, p in base.items()):
             self.initialized = True

@@ -1,8 +1,9 @@
 """Windows of tokens, kept from one windowed block to the next.
 
-ViTDet (arXiv 2203.16527) lets most blocks of a plain ViT attend within windows and a few over the whole image. Here the
-tokens of windows stand one window after the other, (B, n * (P + w * w), C), each with a copy of the P prefix tokens, so
-that everything but attention sees an ordinary sequence, and nothing is rearranged between two windowed blocks.
+In ViTDet (arXiv 2203.16527), most blocks of a plain ViT attend within windows, and a few attend over the whole image.
+Here the sequence holds one window after the other, (B, n * (P + w * w), C), each with a copy of the P prefix tokens.
+Norms, MLPs, stochastic depth and stitching layers therefore see an ordinary sequence. Consecutive windowed blocks need
+no rearrangement between them; ViTDet's own code rearranges twice in every block.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ Grid = tuple[int, int]
 
 
 def number_of_windows(grid: Grid, window: int) -> int:
-    """How many windows of ``window`` x ``window`` patches cover a grid (height, width), the last ones padded."""
+    """The number of windows that cover a grid (height, width).
+
+    A window has ``window`` x ``window`` patches. The last windows may be padded.
+    """
     return math.prod(-(-side // window) for side in grid)
 
 
 def tokens_of(grid: Grid, window: int, prefix: int) -> int:
-    """The number of tokens in the arrangement of a block with this ``window``, 0 for the whole image."""
+    """The sequence length for windows of side ``window``; 0 stands for the whole image."""
     if not window:
         return prefix + grid[0] * grid[1]
     return number_of_windows(grid, window) * (prefix + window * window)
 
 
 def to_windows(tokens: Tensor, grid: Grid, window: int, prefix: int) -> Tensor:
-    """Tokens (B, P + h * w, C) of a grid (h, w), the prefix tokens first, to windows (B, n * (P + window**2), C).
+    """Rearrange tokens (B, P + h * w, C) into windows (B, n * (P + window**2), C).
 
-    Each window gets a copy of the prefix tokens. Patches beyond the right and lower edge are zeros, which attention
-    does not see (:func:`window_mask`).
+    The ``P = prefix`` tokens come first, then the patches of the grid (h, w). Each window gets a copy of the prefix
+    tokens. Windows beyond the right and lower edge are padded with zeros, which :func:`window_mask` masks.
     """
     batch, _, width = tokens.shape
     rows, columns = (-(-side // window) for side in grid)
@@ -47,8 +51,10 @@ def to_windows(tokens: Tensor, grid: Grid, window: int, prefix: int) -> Tensor:
 
 
 def from_windows(tokens: Tensor, grid: Grid, window: int, prefix: int) -> Tensor:
-    """Windows (B, n * (P + window**2), C) back to tokens (B, P + h * w, C) of a grid (h, w): the padding is dropped,
-    and a prefix token is the mean of its copies."""
+    """Rearrange windows (B, n * (P + window**2), C) into tokens (B, P + h * w, C).
+
+    Padding is dropped. A prefix token becomes the mean of its copies.
+    """
     batch, _, width = tokens.shape
     rows, columns = (-(-side // window) for side in grid)
     windows = tokens.reshape(batch, rows * columns, prefix + window * window, width)
@@ -59,11 +65,13 @@ def from_windows(tokens: Tensor, grid: Grid, window: int, prefix: int) -> Tensor
 
 @lru_cache(maxsize=32)
 def window_mask(grid: Grid, window: int, prefix: int, device: torch.device) -> Tensor | None:
-    """Which tokens of each window are no padding, (n, 1, 1, P + window**2), for all queries and heads; None where no
-    window is padded."""
+    """A mask of the tokens that are not padding, (n, 1, 1, P + window**2).
+
+    It broadcasts over queries and heads. None if no window is padded.
+    """
     if all(side % window == 0 for side in grid):
         return None
-    with torch.inference_mode(False):  # what is kept must serve training too
+    with torch.inference_mode(False):  # training reads the cached tensor too
         inside = torch.ones(1, math.prod(grid), 1, dtype=torch.bool, device=device)
         padded = to_windows(inside, grid, window, 0).reshape(-1, 1, 1, window * window)
         return F.pad(padded, (prefix, 0), value=True)

@@ -317,7 +317,7 @@ def test_layers_have_the_widths_that_they_join(make_network: MakeNetwork) -> Non
         (dict(model="vit_little_patch16_reg4_gap_256"), "num_prefix_tokens.*1 and 4"),
         (dict(img_size=(32, 64)), r"img_size.*\(32, 32\) and \(32, 64\)"),
         (dict(depth=3), r"\(2, 2\).*\(2, 3\)"),
-        (dict(in_chans=4), "in_chans, the channels of their images; got 3 and 4: set in_chans to one number"),
+        (dict(in_chans=4), "in_chans, the channels of their images; got 3 and 4: set the same in_chans in every"),
         (dict(in_chans=1), "got 3 and 1"),
     ],
 )
@@ -334,7 +334,7 @@ def test_images_of_any_number_of_channels(channels: int, make_network: MakeNetwo
     for stitch in network.space:
         assert network(torch.randn(1, channels, 32, 32), stitch, (1,))[0].shape == (1, 48, 2, 2)
         for other in {1, 3, 5} - {channels}:
-            says = rf"have {other} channels, the anchors take {channels}: set in_chans={other} in every anchor, or load"
+            says = rf"have {other} channels, but the anchors take {channels}: set in_chans={other} in every anchor, or"
             with pytest.raises(SettingError, match=says):
                 network(torch.randn(1, other, 32, 32), stitch, (1,))
 

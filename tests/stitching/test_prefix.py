@@ -114,7 +114,7 @@ def test_each_shared_prefix_runs_once_and_is_freed(
             blocks = route(stitch)[: 1 + max(map(route(stitch).index, taps))]
         beginnings |= {blocks[: length + 1] for length in range(len(blocks))}
         assert calls[0] == len(beginnings)
-        kept.append(len(shared._calls[0].leavings))
+        kept.append(len(shared._calls[0].outputs))
     assert calls[0] == len(plan) == len(beginnings)
     assert kept[-1] == 0 and max(kept) <= 2 + (0 if out_indices is None else len(out_indices))
 
@@ -128,7 +128,7 @@ def test_three_anchors(three_anchors: StitchedNetwork, make_images: MakeImages) 
         shared.begin()
         found = three_anchors.taps(images, stitch, (1, 3), shared)
         assert equal(found, three_anchors.taps(images, stitch, (1, 3)))
-    assert not shared._calls[0].leavings
+    assert not shared._calls[0].outputs
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Choose the stitch of a backbone by what was measured of its stitches."""
+"""Choose the stitch of a backbone by its measured operating points."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmsnnet.stitching import StitchSpace
 
 
 class Budget:
-    """The operating points of a backbone, kept from one choice to the next.
+    """Chooses operating points of a backbone; keeps points and metric for the next choice.
 
     Args:
         space: the stitch space of the backbone.
@@ -30,7 +30,7 @@ class Budget:
         max_latency_ms: float | None = None,
         higher: bool | None = None,
     ) -> OperatingPoint:
-        """The best operating point within a budget; see :meth:`StitchedBackbone.set_budget`."""
+        """Choose the best operating point within a budget; see :meth:`StitchedBackbone.set_budget`."""
         if points is not None:
             candidates = read_points(points)
             check_points(candidates, self.space)
@@ -38,7 +38,7 @@ class Budget:
             candidates, metric = self._points, self._metric if metric is None else metric
         else:
             raise ValueError(
-                "a budget needs points to choose from: the file of operating points that tools/test.py --out wrote"
+                "a budget needs points to choose from: give the file of operating points that tools/test.py --out wrote"
             )
         chosen = select_stitch(
             candidates, max_gflops=max_gflops, max_latency_ms=max_latency_ms, metric=metric, higher=higher
@@ -48,10 +48,10 @@ class Budget:
 
 
 def check_points(points: Iterable[OperatingPoint], space: StitchSpace) -> None:
-    """Check that operating points are of this stitch space, by their ids and names.
+    """Check by id and name that operating points belong to this stitch space.
 
     Raises:
-        ValueError: they are of another one.
+        ValueError: a point belongs to another space.
     """
     for point in points:
         if point.id not in space:

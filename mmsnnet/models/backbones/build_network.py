@@ -30,10 +30,12 @@ def build_network(
     frozen_stages: int = -1,
     frozen_anchors: Sequence[int] = (),
 ) -> tuple[StitchedNetwork, OutIndices, list[Any]]:
-    """Build a network, without pretrained weights, from the settings of :class:`StitchedBackbone`.
+    """Build a network from the settings of :class:`StitchedBackbone`.
+
+    It reads no weights, so that a model for its cost or for a checkpoint needs no download.
 
     Returns:
-        The network, the taps that ``out_indices`` stands for, and the ``pretrained`` of each anchor.
+        The network, its taps, and the setting ``pretrained`` of each anchor.
 
     Raises:
         ValueError, TypeError: a setting is wrong; the message names it.
@@ -41,7 +43,7 @@ def build_network(
     if isinstance(anchors, Mapping | str) or not all(isinstance(config, Mapping) for config in anchors):
         raise TypeError(f"anchors is a list of dicts, each with 'model', the name of a timm model; got {anchors!r}")
     if num_classes is not None and out_indices is not None:
-        raise ValueError("a backbone with num_classes gives logits: out_indices does not go with it")
+        raise ValueError("a backbone with num_classes gives logits instead of maps: leave out out_indices")
     if not isinstance(compile, bool | Mapping):
         raise TypeError(f"compile is True, False or a dict of torch.compile's arguments; got {compile!r}")
     classifier = {} if num_classes is None else dict(classifier=True, num_classes=num_classes)
@@ -49,9 +51,10 @@ def build_network(
     makers = [_maker(config, img_size, classifier) for config in anchors]
     if only is not None and any(pretrained):
         raise ValueError(
-            f"only={only!r} builds what one stitch runs, whose weights come from its checkpoint: leave out "
-            "'pretrained' of the anchors"
+            f"only={only!r} builds one stitch, whose weights come from its checkpoint: leave out 'pretrained' of the "
+            "anchors"
         )
+    # For a single stitch, anchors are built on the meta device first; _with_parts allocates those that it runs.
     with nullcontext() if only is None else torch.device("meta"):
         built = [make() for make in makers]
     space = StitchSpace.of(scheme, [anchor.depth for anchor in built])
@@ -68,19 +71,22 @@ def build_network(
 
 
 def load_anchors(network: StitchedNetwork, pretrained: Sequence[Any]) -> None:
-    """Load the ``pretrained`` weights of each anchor, where there are any, and log what was loaded."""
+    """Load the ``pretrained`` weights of each anchor that has some, and log the reports."""
     for index, source in enumerate(pretrained):
-        if source:  # HISTORY_GLOBALS are what a checkpoint of a run may hold beside tensors
+        if source:  # a checkpoint of a training run has HISTORY_GLOBALS beside its tensors
             place = source if isinstance(source, Mapping) else dict(source=source)
             report = load_pretrained(network.anchor(index), safe_globals=HISTORY_GLOBALS, **place)
             print_log(f"Anchor {index} from {report}", logger="current")
 
 
 def _freeze(network: StitchedNetwork, stages: int, anchors: Sequence[int]) -> None:
-    """Freeze whole anchors, and of the others the stem and the first ``stages`` blocks."""
+    """Freeze the given anchors, and the stem and first blocks of all others.
+
+    ``stages`` counts blocks of the largest anchor; in other anchors the corresponding blocks are frozen.
+    """
     depths = network.space.depths
     if not -1 <= stages <= depths[-1]:
-        raise ValueError(f"frozen_stages is -1 to {depths[-1]}, the blocks of the largest anchor; got {stages}")
+        raise ValueError(f"frozen_stages is -1 to {depths[-1]}, a number of the largest anchor's blocks; got {stages}")
     if any(not 0 <= index < len(depths) for index in anchors):
         raise ValueError(f"frozen_anchors are indices of the {len(depths)} anchors; got {tuple(anchors)}")
     for index in range(len(depths)):
@@ -95,16 +101,16 @@ def _maker(config: Mapping[str, Any], img_size: tuple[int, int], classifier: Map
     settings.pop("pretrained", None)
     model = settings.pop("model")
     if "img_size" in settings:
-        raise ValueError("img_size is set once, for the backbone, not for an anchor")
+        raise ValueError("img_size is a setting of the backbone, not of an anchor")
     if reserved := {"classifier", "num_classes"} & set(settings):
         raise ValueError(
-            f"{', '.join(sorted(reserved))} is no key of an anchor: num_classes is set once, for the backbone"
+            f"{', '.join(sorted(reserved))} is no key of an anchor: num_classes is a setting of the backbone"
         )
     return partial(create_anchor, model, img_size, **classifier, **settings)
 
 
 def _pretrained(config: Mapping[str, Any]) -> Any:
-    """The ``pretrained`` of an anchor's config, refused if it names no source."""
+    """The ``pretrained`` of an anchor's config; an error if it names no source."""
     if "model" not in config:
         raise ValueError(f"an anchor needs 'model', the name of a timm model; got {dict(config)}")
     model, pretrained = config["model"], config.get("pretrained")
@@ -116,13 +122,15 @@ def _pretrained(config: Mapping[str, Any]) -> Any:
             )
         source = pretrained.get("source") or ""
     if source == "":
-        raise SettingError(f"pretrained of anchor {model!r} is empty: name a source, or None for none")
+        raise SettingError(f"pretrained of anchor {model!r} is empty: name a source, or set None for random weights")
     return pretrained
 
 
 def _with_parts(index: int, parts: Sequence[Part], outline: Anchor, make: Callable[[], Anchor]) -> Anchor:
-    """Anchor ``index`` with those components alone that are among ``parts``. An anchor without any stays an outline on
-    the meta device, whose weights are never drawn."""
+    """Build anchor ``index`` with its components in ``parts`` alone.
+
+    An anchor without such components stays an outline on the meta device, so that it needs no memory for weights.
+    """
     components = [part.component for part in parts if isinstance(part, AnchorPart) and part.anchor == index]
     anchor = make() if components else outline
     anchor.keep(components)
@@ -130,7 +138,7 @@ def _with_parts(index: int, parts: Sequence[Part], outline: Anchor, make: Callab
 
 
 def parse_image_size(size: float | Sequence[float]) -> tuple[int, int]:
-    """Height and width from a setting; one number stands for both."""
+    """Read height and width from a setting; one number stands for both."""
     sides = (size, size) if isinstance(size, int | float) else tuple(size)
     if len(sides) != 2 or not all(isinstance(side, int | float) and side == int(side) > 0 for side in sides):
         raise ValueError(f"img_size is the height and width of images in pixels, or the side of a square; got {size!r}")

@@ -11,12 +11,12 @@ def find_stitched_backbone(model: nn.Module) -> StitchedBackbone:
     """The ``StitchedBackbone`` inside a model, wrapped or not.
 
     Raises:
-        TypeError: there is none, or more than one.
+        TypeError: the model has no such backbone, or more than one.
     """
-    found = [module for module in model.modules() if isinstance(module, StitchedBackbone)]
-    if len(found) != 1:
+    backbones = [module for module in model.modules() if isinstance(module, StitchedBackbone)]
+    if len(backbones) != 1:
         raise TypeError(
-            f"{type(model).__name__} has {len(found)} backbones of type mmsnnet.StitchedViT, where one is needed: set "
-            "model.backbone.type in the config"
+            f"{type(model).__name__} has {len(backbones)} backbones of type mmsnnet.StitchedViT, where one is needed: "
+            "set model.backbone.type in the config"
         )
-    return found[0]
+    return backbones[0]

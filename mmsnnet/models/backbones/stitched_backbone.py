@@ -41,46 +41,46 @@ from mmsnnet.stitching.route_parts import Part, part_parameters, parts_run
 class StitchedBackbone(BaseModule):
     """SN-Netv2 (arXiv 2307.00154) as a backbone: pretrained ViTs joined by stitching layers.
 
-    In evaluation mode it runs the stitch chosen with :meth:`set_stitch`. In training mode it draws a stitch at each
+    In evaluation mode it runs the stitch chosen with :meth:`set_stitch`. In training mode it draws a stitch in each
     forward (resource-constrained sampling), as a pure function of ``seed`` and of the number of draws so far. The state
-    dict has that number under ``draws``.
+    dict has that number as ``draws``.
 
-    Images (B, 3, H, W) give :class:`Taps`, a tuple with one map (B, C, h, w) for each of ``out_indices``, in the width
-    C of the largest anchor, whichever route ran; or, with ``num_classes``, logits (B, num_classes).
+    Images (B, 3, H, W) give :class:`Taps`, a tuple with one map (B, C, h, w) for each of ``out_indices``. C is the
+    width of the largest anchor for every route. With ``num_classes``, images give logits (B, num_classes).
 
     Args:
-        anchors: one dict for each anchor, smallest first: ``model``, a plain ViT of timm's; ``pretrained``, what
-            :func:`mmsnnet.stitching.load_pretrained` takes (a path, a URL, ``hf-hub:`` or True), or None for random
-            weights, or ``dict(source=..., prefix=...)`` to choose one of several models in a file; ``rel_pos_bias``,
-            ``window_size`` and ``global_blocks`` as of :func:`mmsnnet.stitching.create_anchor`; all else goes to
-            ``timm.create_model``. One anchor alone makes a space of one stitch.
-        img_size: the training input size, height and width or the side. Any other size works too: images are padded to
-            :meth:`padded_size`, at the bottom and on the right.
-        out_indices: blocks of the largest anchor whose output is handed out, or one; the last by default. Given as
-            ``dict(train=..., test=...)``, the taps of ``train`` that ``test`` lacks are neither run nor projected in
-            evaluation mode and come as None, so that a head's ``in_index`` holds in both. A None among them holds the
-            place of a tap that neither mode has.
-        num_classes: keep the norm and the head of each anchor: forward then gives the logits of the head of the anchor
-            that the route ends in, and there are no taps. ``StitchedClassifier`` sets it.
-        scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net); of three anchors and more, each is stitched to its
-            neighbours.
-        rank: of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
-        flops_step: the width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
-        seed: of the draws.
-        stitch: id or name of the stitch for evaluation mode; the largest anchor alone by default.
-        budget: the arguments of :meth:`set_budget`, which chooses the stitch for evaluation mode in its place:
-            ``dict(points='front.json', max_gflops=200)``.
-        only: id or name of the one stitch to build, which makes a space of this stitch: without the blocks, stems,
-            classifiers and stitching layers that it does not run. Its weights are those of a checkpoint, as
-            :func:`mmsnnet.apis.extract_stitch` writes one: there is nothing to initialise stitching layers from.
+        anchors: one dict for each anchor, smallest first. ``model`` is the name of a plain ViT in timm. ``pretrained``
+            is a source for :func:`mmsnnet.stitching.load_pretrained` (a path, a URL, ``hf-hub:`` or True), or
+            ``dict(source=..., prefix=...)`` to choose one of several models in a file; None leaves random weights.
+            ``rel_pos_bias``, ``window_size`` and ``global_blocks`` are arguments of
+            :func:`mmsnnet.stitching.create_anchor`, all other keys of ``timm.create_model``. One anchor gives a space
+            of one stitch.
+        img_size: the image size of training (height, width), or the side of a square. Images of other sizes work too:
+            they are padded to :meth:`padded_size`, at the bottom and on the right.
+        out_indices: the blocks of the largest anchor to tap, or one block; the last block by default. With
+            ``dict(train=..., test=...)``, evaluation mode skips the taps that ``test`` lacks and returns None for them,
+            so that a head's ``in_index`` is the same in both modes. A None among the indices is a map that is None in
+            both modes.
+        num_classes: keep the norm and head of each anchor. ``forward`` then returns the logits of the anchor in which
+            the route ends, and there are no taps. ``StitchedClassifier`` sets it.
+        scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net). With three or more anchors, neighbours are stitched.
+        rank: rank of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
+        flops_step: width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
+        seed: seed of the draws.
+        stitch: id or name of the stitch for evaluation mode; the largest anchor by default.
+        budget: the arguments of :meth:`set_budget`, for example ``dict(points='front.json', max_gflops=200)``. They
+            choose the stitch for evaluation mode instead of ``stitch``.
+        only: id or name of the one stitch to build. The blocks, stems, classifiers and stitching layers that it does
+            not run are left out, and all others keep their names. Load its weights from a checkpoint, as
+            :func:`mmsnnet.apis.extract_stitch` writes it: a single stitch cannot initialise its stitching layers.
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
         compile: compile each block for training mode with ``torch.compile``: True, or a dict of its arguments; see
-            :meth:`mmsnnet.stitching.StitchedNetwork.compile_blocks`. The key ``compile`` of a config, which is the
-            runner's, would compile the whole step anew for each stitch.
-        frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor and
-            those blocks of the others that correspond to these alone.
-        frozen_anchors: indices of anchors to freeze altogether.
-        init_cfg: as of any mmengine module.
+            :meth:`mmsnnet.stitching.StitchedNetwork.compile_blocks`. The runner's key ``compile`` at the top of a
+            config would compile the whole step for each stitch.
+        frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor. In the
+            other anchors it freezes the blocks that correspond only to those.
+        frozen_anchors: indices of anchors to freeze completely.
+        init_cfg: as for any mmengine module.
 
     Raises:
         ValueError, TypeError: the anchors do not fit each other, or an argument is out of range.
@@ -107,7 +107,7 @@ class StitchedBackbone(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if stitch is not None and budget is not None:
-            raise ValueError(f"stitch={stitch!r} and budget choose the route of evaluation mode both: give one of them")
+            raise ValueError(f"stitch={stitch!r} and budget both choose the stitch of evaluation mode: set one of them")
         self.img_size = parse_image_size(img_size)
         self.network, self.taps, self.pretrained = build_network(
             anchors,
@@ -126,8 +126,10 @@ class StitchedBackbone(BaseModule):
         self.num_classes = num_classes
         self.flops_step = flops_step
         self.seed = seed
-        # How many stitches a training step runs one after the other; the training loop sets it.
+        # The number of stitches in a training step; the training loop sets it.
         self.stitches_per_step = 1
+        # A Python number, not a buffer: reading a buffer on the GPU synchronises, and a buffer on the CPU breaks
+        # DistributedDataParallel under NCCL.
         self.draws = 0
         self.drawn: Stitch | None = None
         default = self.space.anchors or self.space.stitches
@@ -144,11 +146,11 @@ class StitchedBackbone(BaseModule):
 
     @property
     def stitch(self) -> Stitch:
-        """The active route of evaluation mode."""
+        """The stitch of evaluation mode."""
         return self._stitch
 
     def set_stitch(self, stitch: int | str | Stitch) -> None:
-        """Choose the route of evaluation mode, by its id or name.
+        """Set the stitch of evaluation mode, by its id or name.
 
         Raises:
             UnknownStitchError: the space has no such stitch.
@@ -171,20 +173,20 @@ class StitchedBackbone(BaseModule):
         max_latency_ms: float | None = None,
         higher: bool | None = None,
     ) -> OperatingPoint:
-        """Choose the best route within a budget for evaluation mode, and return its operating point.
+        """Set the best stitch within a budget for evaluation mode, and return its operating point.
 
         Args:
-            points: operating points of this model's stitches, for example the file of them
-                (:func:`mmsnnet.evaluation.read_points`). They and the metric are kept for later calls.
-            metric: the metric by which stitches are compared; the task's main metric by default.
-            max_gflops, max_latency_ms: the budget, as of :func:`mmsnnet.evaluation.select_stitch`: one of the two.
-            higher: whether higher values of the metric are better, if its name does not tell.
+            points: operating points of this model's stitches, or the path of their file
+                (:func:`mmsnnet.evaluation.read_points`). Points and metric are kept for later calls.
+            metric: the metric that compares stitches; the task's main metric by default.
+            max_gflops, max_latency_ms: the budget, as for :func:`mmsnnet.evaluation.select_stitch`; set one of the two.
+            higher: whether higher values of the metric are better; needed if its name is unknown.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: no points were ever given, or they are of another stitch space; what
-                :func:`mmsnnet.evaluation.select_stitch` refuses, a budget below the cheapest stitch for one. The active
-                route stays as it was.
+            ValueError: no call has set points, they are of another stitch space, or
+                :func:`mmsnnet.evaluation.select_stitch` raises, for example because the budget is below the cheapest
+                stitch. The stitch stays unchanged.
         """
         chosen = self._budget.choose(
             points, metric, max_gflops=max_gflops, max_latency_ms=max_latency_ms, higher=higher
@@ -193,9 +195,9 @@ class StitchedBackbone(BaseModule):
         return chosen
 
     def sampler(self) -> StitchSampler:
-        """The sampler of training mode, over bins of the FLOPs at ``img_size`` with the taps of training.
+        """The sampler of training mode.
 
-        The first call counts the costs.
+        Its bins are over the FLOPs at ``img_size`` with the taps of training. The first call counts the costs.
         """
         if self._sampler is None:
             bins = flops_bins({id_: cost.flops for id_, cost in self.training_costs().items()}, self.flops_step)
@@ -210,28 +212,29 @@ class StitchedBackbone(BaseModule):
         return self._sampler
 
     def prefix_order(self, stitches: Iterable[Stitch]) -> tuple[Stitch, ...]:
-        """Sort stitches so that evaluation mode can share most blocks between them."""
+        """Sort stitches so that they share most blocks in evaluation mode."""
         return prefix_order(self.space, tuple(stitches), self._evaluated_taps)
 
     @contextmanager
     def reuse_prefixes(self, stitches: Iterable[int | str | Stitch]) -> Iterator[None]:
-        """Share the blocks that stitches have in common, for one batch.
+        """Let the stitches of one batch share common blocks.
 
-        Inside this context, after :meth:`set_stitch`, the n-th call of the backbone goes on from the features that the
-        n-th call for an earlier stitch computed. The results are the same, to the bit on one device. Heads, slide
-        inference, flips and two-stage detectors need not know of it. Evaluation mode only, without gradients.
+        Inside this context, after :meth:`set_stitch`, the n-th call of the backbone continues from features that the
+        n-th call for an earlier stitch computed. The results are the same, bit for bit on one device. Calls are
+        counted, so that slide inference, flips and two-stage detectors need no change. It works in evaluation mode
+        only, without gradients.
 
         Args:
-            stitches: those that will run, in this order; :meth:`prefix_order` gives the best one. Features are kept
-                until the last stitch that needs them.
+            stitches: the stitches of the batch, in the order of their runs; :meth:`prefix_order` gives the best order.
+                Features are cached until the last stitch that needs them.
 
         Raises:
-            UnknownStitchError: the space lacks one of them.
-            RuntimeError: the context is entered twice; or, inside it, the n-th call for one stitch has other images
-                than the n-th call for another.
+            UnknownStitchError: the space lacks one of the stitches.
+            RuntimeError: the context is active already; or, inside it, the n-th calls for two stitches have different
+                images.
         """
         if self._shared is not None:
-            raise RuntimeError("prefixes are being reused already: one batch at a time")
+            raise RuntimeError("prefix reuse is active already: leave its context before the next batch")
         order = tuple(stitch if isinstance(stitch, Stitch) else self.space[stitch] for stitch in stitches)
         if self._plan is None or self._plan[0] != order:
             self._plan = order, PrefixPlan(self.space, order, self._evaluated_taps)
@@ -252,12 +255,12 @@ class StitchedBackbone(BaseModule):
         return self.taps.test
 
     def parts(self, stitch: Stitch) -> list[Part]:
-        """The parts that evaluation mode runs of a stitch, in order."""
+        """The parts of the network that a stitch runs in evaluation mode, in order."""
         return parts_run(self.space, stitch, self._evaluated_taps)
 
     @property
     def _evaluated_taps(self) -> tuple[int, ...] | None:
-        """The taps of evaluation mode; None if it gives logits."""
+        """The taps of evaluation mode; None if the backbone returns logits."""
         return None if self.num_classes is not None else self.taps.test
 
     @property
@@ -265,7 +268,10 @@ class StitchedBackbone(BaseModule):
         return None if self.num_classes is not None else self.taps.train
 
     def cost_model(self, input_shape: tuple[int, int] | None = None) -> CostModel:
-        """The cost of every component at ``input_shape`` (height, width), ``img_size`` by default; counted once."""
+        """Count the cost of every component at ``input_shape`` (height, width); results are cached.
+
+        The default shape is ``img_size``.
+        """
         shape = self.img_size if input_shape is None else input_shape
         if shape not in self._cost_models:
             self._cost_models[shape] = cost_model(self.network, shape)
@@ -280,7 +286,7 @@ class StitchedBackbone(BaseModule):
         return self.cost_model().stitches(self._trained_taps)
 
     def trained_parameters(self, stitch: Stitch) -> tuple[nn.Parameter, ...]:
-        """The trainable parameters that training mode uses if it draws ``stitch``, in the order of their first use."""
+        """The trainable parameters that ``stitch`` uses in training mode, in order of first use."""
         parts = parts_run(self.space, stitch, self._trained_taps)
         used = dict.fromkeys(parameter for part in parts for parameter in part_parameters(self.network, part))
         return tuple(parameter for parameter in used if parameter.requires_grad)
@@ -288,13 +294,13 @@ class StitchedBackbone(BaseModule):
     def init_weights(self) -> None:
         """Apply ``init_cfg``, then load the anchors' pretrained weights.
 
-        The anchors' weights are left out if ``init_cfg`` loads a checkpoint of the whole backbone. The runner calls
-        this on each rank: rank 0 downloads files, and the other ranks wait and find them in the cache.
+        The anchors' weights are not loaded if ``init_cfg`` loads a checkpoint of the whole backbone. The runner calls
+        this on each rank: rank 0 downloads files, and the other ranks wait and read them from the cache.
         """
         first = not self.is_init
         super().init_weights()
-        whole = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
-        if not first or any(config["type"] == "Pretrained" for config in whole):
+        configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+        if not first or any(config["type"] == "Pretrained" for config in configs):
             return
         try:
             if dist.is_main_process():
@@ -305,16 +311,16 @@ class StitchedBackbone(BaseModule):
             load_anchors(self.network, self.pretrained)
 
     def forward(self, images: Tensor) -> Taps | Tensor:
-        """Images (B, 3, H, W) to one map (B, C, h, w) for each of ``out_indices``, or to logits (B, num_classes).
+        """Convert images (B, 3, H, W) to taps, or to logits (B, num_classes).
 
-        A map that evaluation mode leaves out is None.
+        Taps are one map (B, C, h, w) for each of ``out_indices``; a map that evaluation mode skips is None.
 
         Raises:
-            RuntimeError: in training mode, if the stitching layers were neither initialised nor loaded.
+            RuntimeError: in training mode, the stitching layers are neither initialised nor loaded.
         """
         size = images.shape[-2], images.shape[-1]
         stitch = self._draw(size) if self.training else self._stitch
-        # Prefixes are shared in evaluation mode alone: in training mode each forward runs another stitch.
+        # Training mode draws a stitch for each forward, so only evaluation mode shares prefixes.
         walker = None if self.training else self._shared
         if self.num_classes is not None:
             return self.network.classify(images, stitch, walker)
@@ -324,11 +330,12 @@ class StitchedBackbone(BaseModule):
         return self.taps.hand_out(dict(zip(out_indices, features, strict=True)))
 
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """The size (height, width) that the maps of images of ``image_size`` cover: that of whole patches."""
+        """The size (height, width) of images of ``image_size`` after padding to whole patches."""
         return self.network.anchor(-1).padded_size(image_size)
 
     def _warn_of_padding(self, image_size: tuple[int, int]) -> None:
-        """Warn once that maps cover more than the image. A traced program has no sizes to compare."""
+        """Warn once if maps cover more than the image."""
+        # Traced and compiled programs have no sizes to compare.
         if self._warned_of_padding or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return
         padded = self.padded_size(image_size)
@@ -337,25 +344,22 @@ class StitchedBackbone(BaseModule):
             _warn(
                 f"Images of {image_size[0]} x {image_size[1]} are not whole patches: the backbone's maps cover "
                 f"{padded[0]} x {padded[1]}, and a head that resizes its maps to the image squeezes predictions. Set "
-                "model.type to mmsnnet.EncoderDecoder or mmsnnet.DepthEstimator, which pad and cut, or have the data "
-                "preprocessor pad (size_divisor, pad_size_divisor). Heads that count in strides, as detectors' do, are "
-                "right either way."
+                "model.type to mmsnnet.EncoderDecoder or mmsnnet.DepthEstimator, which pad and crop, or let the data "
+                "preprocessor pad (size_divisor, pad_size_divisor). Detection heads count in strides, so their "
+                "predictions are correct without either."
             )
 
     def zeros(self, images: Tensor) -> Taps | Tensor:
-        """Zeros in the shapes that evaluation mode gives for images (B, 3, H, W); no block runs."""
+        """Zeros in the shapes of evaluation mode's results for images (B, 3, H, W); no block runs."""
         if self.num_classes is not None:
             return images.new_zeros(len(images), self.num_classes)
         largest = self.network.anchor(-1)
-        # Under a trace sizes are tensors; what was counted before for this size runs nothing that a trace would record.
+        # A trace has tensors as sizes. For a size whose cost was counted before, the geometry is cached, so the trace
+        # records no block.
         geometry = largest.geometry((int(images.shape[-2]), int(images.shape[-1])))
         features = {index: geometry[index + 1].to(largest.layout()) for index in self.taps.test}
-        return self.taps.hand_out(
-            {
-                index: one.with_data(images.new_zeros(len(images), *one.data.shape[1:]))
-                for index, one in features.items()
-            }
-        )
+        zeros = {i: one.with_data(images.new_zeros(len(images), *one.data.shape[1:])) for i, one in features.items()}
+        return self.taps.hand_out(zeros)
 
     def _draw(self, image_size: tuple[int, int]) -> Stitch:
         if self.drawn is None:
@@ -367,17 +371,17 @@ class StitchedBackbone(BaseModule):
     def _check_first_draw(self, image_size: tuple[int, int]) -> None:
         if image_size != self.img_size:
             _warn(
-                f"Training on images of {' x '.join(map(str, image_size))}, while StitchedViT's img_size, for which "
-                f"position embeddings are stored and FLOPs counted, is {' x '.join(map(str, self.img_size))}: set it "
-                "to the size that the training pipeline crops or pads to."
+                f"Training on images of {' x '.join(map(str, image_size))}, while StitchedViT's img_size is "
+                f"{' x '.join(map(str, self.img_size))}: position embeddings are stored and FLOPs counted for it. Set it "
+                "to the size to which the training pipeline crops or pads."
             )
         if not self.network.initialized:
             raise RuntimeError(
-                "the stitching layers have been neither initialised nor loaded, and training from random ones would "
-                "waste the anchors: add dict(type='mmsnnet.StitchInitHook') to custom_hooks, or load a checkpoint"
+                "the stitching layers are neither initialised nor loaded, and random layers would waste the pretrained "
+                "anchors: add dict(type='mmsnnet.StitchInitHook') to custom_hooks, or load a checkpoint"
             )
         if self.network.anchor(-1).compiled:
-            print_log("Blocks are compiled when a stitch first runs them, which takes up to minutes", logger="current")
+            print_log("Blocks are compiled when a stitch first runs them, which can take minutes", logger="current")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         draws = state_dict.pop(prefix + DRAWS, None)

@@ -1,4 +1,4 @@
-"""The taps of a backbone: which it hands out, and how heads receive them."""
+"""The taps of a backbone: their setting, and the tuple of maps that heads get."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mmsnnet.stitching import Features
 
 
 class Taps(tuple):
-    """The maps (B, C, h, w) of a backbone, for any head.
+    """A tuple of a backbone's maps (B, C, h, w), for any head.
 
-    A head that reads class tokens too finds those leaving the same blocks in ``class_tokens``: one (B, C) for each map,
-    or None where the anchors have no class token.
+    For heads that also read class tokens, ``class_tokens`` has the class token (B, C) of the same block for each map;
+    it is None if the anchors have no class token.
 
-    A map, and its class token, is None where evaluation mode leaves the tap out. A program made by ``torch.jit.trace``
-    has an empty tensor in its place. torch's pytrees know the class, so that a backbone can be exported.
+    If evaluation mode skips a tap, its map and its class token are None. A program traced by ``torch.jit.trace`` has an
+    empty tensor instead. The class is registered as a pytree, so that ``torch.export`` accepts a backbone.
     """
 
     class_tokens: tuple[Tensor | None, ...] | None
@@ -32,26 +32,27 @@ class Taps(tuple):
 
     @classmethod
     def of(cls, features: Sequence[Features | None]) -> Taps:
-        """The taps that features make, None where there are none. At least one is not None."""
+        """Convert features to taps. None stays None; at least one element must be features."""
         maps = [None if one is None else one.map() for one in features]
         tokens = [None if one is None else one.class_token() for one in features]
-        if torch.jit.is_tracing():  # a traced program can return tensors alone
+        if torch.jit.is_tracing():  # a traced program can return tensors only
             some = next(one for one in maps if one is not None)
             maps = [some.new_zeros(0) if one is None else one for one in maps]
         return cls(maps, None if all(token is None for token in tokens) else tokens)
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # for copies and pickles
+    def __getnewargs__(self) -> tuple[Any, ...]:  # copy and pickle call this
         return tuple(self), self.class_tokens
 
 
 @dataclass(frozen=True)
 class OutIndices:
-    """The blocks of the largest anchor whose output a backbone hands out.
+    """The blocks of the largest anchor that a backbone taps.
 
     Attributes:
-        places: one for each map that is handed out; None holds the place of a map that is never there.
+        places: the tapped block of each map; None stands for a map that is None in both modes.
         train: the taps of training mode.
-        test: the taps of evaluation mode, some of ``train``.
+        test: the taps of evaluation mode, a subset of ``train``. Auxiliary heads do not run in evaluation mode, so
+            their taps can be skipped there.
     """
 
     places: tuple[int | None, ...]
@@ -60,32 +61,36 @@ class OutIndices:
 
     @classmethod
     def parse(cls, setting: Any, depth: int) -> OutIndices:
-        """Read the setting ``out_indices`` of a backbone whose largest anchor has ``depth`` blocks.
+        """Read the setting ``out_indices``.
+
+        Args:
+            setting: see :class:`StitchedBackbone`.
+            depth: the number of blocks of the largest anchor.
 
         Raises:
-            ValueError: the setting names no block in one of the modes, a block that the anchor lacks, or for
-                evaluation mode one that training mode lacks.
+            ValueError: a mode has no block, a block is out of range, or evaluation mode has a block that training mode
+                lacks.
         """
         if setting is None:
             setting = (depth - 1,)
         if isinstance(setting, Mapping):
             if set(setting) != {"train", "test"}:
                 raise ValueError(f"out_indices per mode is dict(train=..., test=...), got keys {sorted(setting)}")
-            places, tested = _as_tuple(setting["train"]), _as_tuple(setting["test"])
+            places, evaluated = _as_tuple(setting["train"]), _as_tuple(setting["test"])
         else:
-            places = tested = _as_tuple(setting)
-        train, test = (tuple(index for index in indices if index is not None) for indices in (places, tested))
+            places = evaluated = _as_tuple(setting)
+        train, test = (tuple(index for index in indices if index is not None) for indices in (places, evaluated))
         if not train or not test:
-            raise ValueError("out_indices names at least one block in each mode")
+            raise ValueError("out_indices needs at least one block in each mode")
         wrong = [index for index in train if not isinstance(index, int) or not 0 <= index < depth]
         if wrong:
             raise ValueError(f"out_indices are blocks of the largest anchor, 0 to {depth - 1}; got {wrong}")
         if not set(test) <= set(train):
-            raise ValueError(f"the taps of evaluation mode are among those of training mode {train}; got {test}")
+            raise ValueError(f"the blocks of out_indices['test'] must be among those of 'train', {train}; got {test}")
         return cls(places, train, test)
 
     def hand_out(self, features: Mapping[int, Features]) -> Taps:
-        """Put features, by the block that they left, into their places."""
+        """Order features, keyed by block, as the setting orders its maps."""
         return Taps.of([None if index is None else features.get(index) for index in self.places])
 
 

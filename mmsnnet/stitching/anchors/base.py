@@ -1,4 +1,4 @@
-"""The interface of an anchor: a pretrained model as a stem, a sequence of blocks and a classifier."""
+"""The interface of an anchor: a pretrained model as stem, blocks and classifier."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Component:
     """A component of an anchor.
 
     Attributes:
-        role: ``'stem'``, ``'block'``, ``'shared'`` (what several blocks use, such as the frequencies of a rotary
+        role: ``'stem'``, ``'block'``, ``'shared'`` (used by several blocks, such as the frequencies of a rotary
             embedding) or ``'classifier'``.
-        block: the index of a block.
+        block: the index of the block, for the role ``'block'``.
     """
 
     role: str
@@ -34,22 +34,22 @@ STEM, SHARED, CLASSIFIER = Component("stem"), Component("shared"), Component("cl
 
 
 class Anchor(nn.Module, ABC):
-    """A pretrained model as the stitched network sees it.
+    """A pretrained model as a stem, a flat sequence of blocks and a classifier.
 
-    ``stem`` turns images into :class:`Features`, ``run`` runs blocks on them, and ``classify`` runs the model's own
-    norm, pooling and head. A subclass adapts one class of timm's models: it says which names of the model belong to
-    which component, and how a block is called.
+    ``stem`` converts images to :class:`Features`, ``run`` runs blocks on them, and ``classify`` runs the model's norm,
+    pooling and head. A subclass adapts one class of timm's models: it assigns the model's names to components, and
+    calls its blocks.
 
     The table of components (:attr:`components`, :meth:`parameters_of`) is the only list of the model's parts. Cost,
-    parameter counts, freezing, extraction, parameter groups, sharding and compilation ask it.
+    parameter counts, freezing, extraction, parameter groups, sharding and compilation all read it.
 
     Args:
-        model: timm's model.
-        classifier: keep the model's norm, pooling and head for :meth:`classify`. Without it they are dropped: a decode
-            head reads the features as they leave the blocks.
+        model: a timm model.
+        classifier: keep the model's norm, pooling and head for :meth:`classify`. Otherwise they are dropped, because
+            decode heads read the output of blocks.
 
     Attributes:
-        compiled: whether the blocks are compiled for training mode (:func:`mmsnnet.stitching.compilation`).
+        compiled: whether the blocks are compiled for training mode (:mod:`mmsnnet.stitching.compilation`).
     """
 
     def __init__(self, model: nn.Module, classifier: bool = False) -> None:
@@ -57,7 +57,7 @@ class Anchor(nn.Module, ABC):
         self.model = model
         self.compiled = False
         self._frozen: list[nn.Module] = []
-        self._outline: tuple[Anchor, ...] = ()  # in a tuple, so that it is no submodule
+        self._outline: tuple[Anchor, ...] = ()  # in a tuple, so that torch does not register it as a submodule
         self._geometries: dict[tuple[int, int], tuple[Features, ...]] = {}
         self._names: dict[Component, tuple[str, ...]] = {}
         table: dict[Component, list[str]] = {STEM: []}
@@ -67,33 +67,33 @@ class Anchor(nn.Module, ABC):
         if not classifier:
             self._drop(CLASSIFIER)
 
-    # What a subclass says of its class of models.
+    # Subclasses implement these for their class of models.
 
     _block_list: str  # the name of the model's list of blocks
 
     @staticmethod
     @abstractmethod
     def _component_of(name: str) -> Component:
-        """The component that a module or tensor of the model belongs to, by its name, for example ``blocks.3``."""
+        """The component of a module or tensor of the model, by its name, for example ``blocks.3``."""
 
     @property
     @abstractmethod
     def widths(self) -> tuple[int, ...]:
-        """Channels of the features that leave each block."""
+        """The number of output channels of each block."""
 
     @property
     @abstractmethod
     def in_chans(self) -> int:
-        """Channels of the images."""
+        """The number of channels of the images."""
 
     @property
     @abstractmethod
     def agreement(self) -> Mapping[str, object]:
-        """Properties in which all anchors of a stitched network must agree, by name."""
+        """Properties that must be equal in all anchors of a network, by name."""
 
     @abstractmethod
     def layout(self, block: int | None = None) -> Layout:
-        """The layout that a block takes and gives; without a block, the layout that the stem gives."""
+        """The layout of a block's input and output, or the layout of the stem's output."""
 
     @abstractmethod
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -101,63 +101,64 @@ class Anchor(nn.Module, ABC):
 
     @abstractmethod
     def call(self, block: int, features: Features) -> Features:
-        """Run one block on features in its own layout."""
+        """Run one block on features in the layout of that block."""
 
     @abstractmethod
     def _embed(self, images: Tensor) -> Features:
-        """Images (B, C, H, W) of the right number of channels to features."""
+        """Convert images (B, in_chans, H, W) to features."""
 
     @abstractmethod
     def _classify(self, features: Features) -> Tensor:
-        """Features in the stem's layout to logits (B, classes)."""
+        """Convert features in the stem's layout to logits (B, classes)."""
 
-    # The same for all anchors.
+    # All anchors share these.
 
     @property
     def depth(self) -> int:
-        """Number of blocks, those that :meth:`keep` has dropped included."""
+        """The number of blocks, including those that :meth:`keep` has dropped."""
         return len(self.model.get_submodule(self._block_list))
 
     @property
     def components(self) -> tuple[Component, ...]:
-        """The components that the anchor has: all of the model's but those that were dropped."""
+        """The components of the anchor, without dropped ones."""
         return tuple(self._names)
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Indices of the blocks that the anchor has."""
+        """The indices of the blocks, without dropped ones."""
         return tuple(component.block for component in self._names if component.role == "block")
 
     def block(self, index: int) -> nn.Module:
-        """timm's block ``index``."""
+        """The timm module of block ``index``."""
         return self.model.get_submodule(f"{self._block_list}.{index}")
 
     def _modules_of(self, component: Component) -> list[nn.Module]:
-        """The modules of a component; none if the anchor lacks it. Tensors that belong to no module are left out."""
-        found = (getattr(_owner(self.model, name), _leaf(name)) for name in self._names.get(component, ()))
-        return [one for one in found if isinstance(one, nn.Module)]
+        """The modules of a component, without its bare tensors; none if the anchor lacks it."""
+        return [part for part in self._parts_of(component) if isinstance(part, nn.Module)]
 
     def parameters_of(self, component: Component) -> list[nn.Parameter]:
         """The parameters of a component; none if the anchor lacks it."""
-        found = [getattr(_owner(self.model, name), _leaf(name)) for name in self._names.get(component, ())]
-        parameters = [one for one in found if isinstance(one, nn.Parameter)]
-        return parameters + [p for one in found if isinstance(one, nn.Module) for p in one.parameters()]
+        parameters = [part for part in self._parts_of(component) if isinstance(part, nn.Parameter)]
+        return parameters + [p for module in self._modules_of(component) for p in module.parameters()]
+
+    def _parts_of(self, component: Component) -> list[Any]:
+        return [getattr(_owner(self.model, name), _leaf(name)) for name in self._names.get(component, ())]
 
     def kind(self, block: int) -> Hashable:
-        """A key that is equal for blocks of the same cost, which can share compiled code."""
+        """A key that blocks share if their cost is the same and they can share compiled code."""
         module = self.block(block)
         return type(module), self.layout(block), *((name, p.shape) for name, p in module.named_parameters())
 
     def stem(self, images: Tensor) -> Features:
-        """Patch and position embedding: images (B, C, H, W) to features.
+        """Embed patches and positions: convert images (B, in_chans, H, W) to features.
 
         Raises:
-            SettingError: the images have another number of channels than the anchor takes.
+            SettingError: the images have another number of channels.
         """
-        # A trace records one number of channels in any case, and would warn of the comparison.
+        # A trace fixes the number of channels anyway, and this comparison would make it warn.
         if not torch.jit.is_tracing() and images.shape[1] != self.in_chans:
             raise SettingError(
-                f"images of shape {tuple(images.shape)} have {images.shape[1]} channels, the anchors take "
+                f"images of shape {tuple(images.shape)} have {images.shape[1]} channels, but the anchors take "
                 f"{self.in_chans}: set in_chans={images.shape[1]} in every anchor, or load images with {self.in_chans} "
                 "channels"
             )
@@ -166,16 +167,18 @@ class Anchor(nn.Module, ABC):
     def run(
         self, features: Features, start: int = 0, stop: int | None = None, recompute: bool = False
     ) -> Iterator[tuple[int, Features]]:
-        """Run the blocks [start, stop), all by default; give the index of each block and the features that leave it.
+        """Run the blocks [start, stop), all by default; yield each block's index and output.
 
         Args:
-            recompute: compute the activations of each block again in the backward pass instead of keeping them.
+            features: the input of block ``start``, in any layout.
+            recompute: recompute the activations of each block in the backward pass instead of keeping them.
         """
         for index in range(start, self.depth if stop is None else stop):
             features = features.to(self.layout(index))
             if recompute:
                 features = self._call_recomputed(index, features)
             elif self.compiled and not self.training and not torch.compiler.is_compiling():
+                # Measured figures must not depend on a compiler.
                 with torch.compiler.set_stance("force_eager"):
                     features = self.call(index, features)
             else:
@@ -183,34 +186,36 @@ class Anchor(nn.Module, ABC):
             yield index, features
 
     def _call_recomputed(self, block: int, features: Features) -> Features:
-        # A tensor is what torch saves and whose device it looks up for the random state.
+        # torch saves tensors only, and finds the device of the random state by them.
         def call(data: Tensor) -> Tensor:
             return self.call(block, features.with_data(data)).data
 
         return features.with_data(checkpoint(call, features.data, use_reentrant=False))
 
     def classify(self, features: Features) -> Tensor:
-        """Run the model's norm, pooling and head on what leaves the last block: logits (B, classes).
+        """Run norm, pooling and head on the output of the last block: logits (B, classes).
 
         Raises:
-            ValueError: the anchor was made without its classifier.
+            ValueError: the anchor was created without its classifier.
         """
         if CLASSIFIER not in self._names:
-            raise ValueError("this anchor was made without its classifier: create it with classifier=True")
+            raise ValueError("this anchor was created without its classifier: set classifier=True")
         return self._classify(features.to(self.layout()))
 
     @torch.no_grad()
     def geometry(self, image_size: tuple[int, int]) -> tuple[Features, ...]:
-        """What leaves the stem, then each block, for one image of ``image_size`` (height, width): without values, on
-        the meta device."""
+        """The outputs of the stem and of each block for one image, without values.
+
+        They are on the meta device, for an image of ``image_size`` (height, width).
+        """
         if image_size not in self._geometries:
             outline = self.outline()
             features = outline.stem(torch.empty(1, self.in_chans, *image_size, device="meta"))
-            self._geometries[image_size] = (features, *(left for _, left in outline.run(features)))
+            self._geometries[image_size] = (features, *(output for _, output in outline.run(features)))
         return self._geometries[image_size]
 
     def outline(self) -> Anchor:
-        """A copy without weights, on the meta device, with the components that :meth:`keep` has dropped since."""
+        """A weightless copy on the meta device, with the components that :meth:`keep` dropped."""
         return self._outline[0] if self._outline else self._weightless()
 
     def _weightless(self) -> Anchor:
@@ -221,8 +226,10 @@ class Anchor(nn.Module, ABC):
         return copy.deepcopy(self, memo).eval()
 
     def freeze(self, blocks: int | None = None) -> None:
-        """Freeze the stem and the first ``blocks`` blocks (None: the whole anchor). Their parameters get no gradient,
-        and they stay in evaluation mode whatever :meth:`train` says."""
+        """Freeze the stem and the first ``blocks`` blocks; None freezes the whole anchor.
+
+        Frozen parameters get no gradient, and :meth:`train` leaves frozen modules in evaluation mode.
+        """
         frozen = [
             component
             for component in self._names
@@ -242,8 +249,10 @@ class Anchor(nn.Module, ABC):
         return self
 
     def keep(self, components: Collection[Component]) -> None:
-        """Drop all components but those given. What is kept has the indices and names that it had, and
-        :meth:`geometry` still describes the whole model."""
+        """Drop all other components.
+
+        Kept components keep their indices and names, and :meth:`geometry` still describes the whole model.
+        """
         if not self._outline:
             self._outline = (self._weightless(),)
         for component in [c for c in self._names if c not in components]:
@@ -262,7 +271,10 @@ class Anchor(nn.Module, ABC):
 
 
 def _top_names(model: nn.Module, block_list: str) -> list[str]:
-    """The names of a model's own tensors and modules, in the order of ``named_parameters``; each block by itself."""
+    """The names of a model's direct tensors and submodules, and of each block.
+
+    They have the order of ``named_parameters``.
+    """
     names = [name for name, _ in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False))]
     for name, child in model.named_children():
         names += [f"{name}.{index}" for index, _ in child.named_children()] if name == block_list else [name]
@@ -278,11 +290,12 @@ def _leaf(name: str) -> str:
 
 
 def _drop_tensors(owner: nn.Module, name: str) -> None:
-    """Set the parameters below a name to None. The modules stay: they tell the size of patches and images."""
-    below = getattr(owner, name)
-    if not isinstance(below, nn.Module):
+    """Set a parameter, or all parameters of a module, to None."""
+    part = getattr(owner, name)
+    if not isinstance(part, nn.Module):
         setattr(owner, name, None)
         return
-    for module in below.modules():
+    # The modules of a stem stay: patch and image size are read from them.
+    for module in part.modules():
         for parameter, _ in [*module.named_parameters(recurse=False)]:
             setattr(module, parameter, None)

@@ -1,4 +1,4 @@
-"""Making anchors from the names of timm's models."""
+"""Create an anchor from the name of a timm model."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ def create_anchor(
     global_blocks: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> Anchor:
-    """Builds an anchor, without pretrained weights, from the name of a timm model.
+    """Create an anchor from the name of a timm model, without pretrained weights.
 
     Args:
         model: name of a plain ViT in timm, with or without a tag.
-        img_size: height and width (or the side) that the position embedding is stored for; need not be square.
+        img_size: image size (height, width) for which positions are stored, or the side of a square.
         classifier: keep the classifier, see :class:`Anchor`.
-        rel_pos_bias: give every block a learned relative position bias, zero at first, as the segmentation models of
-            SN-Netv2 have. It is stored for ``img_size`` and interpolated for others.
-        window_size: side in patches of the windows that blocks attend within, as in ViTDet (arXiv 2203.16527); None
-            lets every block attend over the whole image.
-        global_blocks: with ``window_size``, the blocks that attend over the whole image all the same; the last of each
-            quarter of the blocks by default.
-        kwargs: go to ``timm.create_model`` (``drop_path_rate``, ``embed_dim``, ``depth``, ``num_heads``, ...).
+        rel_pos_bias: give every block a learned relative position bias, as in SN-Netv2's segmentation models. It starts
+            at zero, is stored for ``img_size`` and interpolated for other sizes.
+        window_size: side in patches of the attention windows, as in ViTDet (arXiv 2203.16527). None lets every block
+            attend over the whole image.
+        global_blocks: with ``window_size``, the blocks that attend over the whole image. The default is the last block
+            of each quarter.
+        kwargs: arguments of ``timm.create_model`` (``drop_path_rate``, ``embed_dim``, ``depth``, ``num_heads``, ...).
 
     Raises:
-        ValueError: timm knows no such model (near names are listed) or no such keyword, or windows are out of range.
+        ValueError: timm knows no such model (the message lists similar names) or no such argument, or windows are out
+            of range.
         TypeError: the model is not a plain ViT.
     """
     if reading := {"pretrained", "checkpoint_path"} & set(kwargs):
         raise ValueError(
-            f"anchor {model!r}: create_anchor reads no weights, leave out {', '.join(sorted(reading))}: they go into a "
-            "backbone's anchors as pretrained=..., or through load_pretrained"
+            f"anchor {model!r}: create_anchor reads no weights; leave out {', '.join(sorted(reading))}. Set pretrained "
+            "in the anchors of a backbone, or call load_pretrained"
         )
     if not timm.is_model(model.split(".")[0]):
         near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), n=5, cutoff=0.5)
         raise ValueError(
             f"timm knows no model {model!r}; "
-            + (f"near names are {', '.join(near)}" if near else "timm.list_models() lists them")
+            + (f"similar names are {', '.join(near)}" if near else "timm.list_models() lists all models")
         )
     dynamic = dict(dynamic_img_size=True, dynamic_img_pad=True)
     head = {} if classifier else dict(num_classes=0)
     attention = dict(attn_layer=AnchorAttention) if rel_pos_bias or window_size is not None else {}
     if attention and "attn_layer" in kwargs:
         raise ValueError(
-            f"anchor {model!r}: rel_pos_bias and window_size go with timm's plain attention, no attn_layer"
+            f"anchor {model!r}: rel_pos_bias and window_size set the attention layer; leave out attn_layer"
         )
     try:
         net = timm.create_model(model, img_size=img_size, **{**dynamic, **head, **attention, **kwargs})
@@ -67,15 +68,15 @@ def create_anchor(
             raise
         if unknown[1] in attention:
             raise ValueError(
-                f"anchor {model!r}: rel_pos_bias and window_size are for models of timm's VisionTransformer class"
+                f"anchor {model!r}: rel_pos_bias and window_size need a model of timm's VisionTransformer class"
             ) from error
         if unknown[1] in ("img_size", *dynamic):
             raise TypeError(
                 f"timm's {model!r} has no {unknown[1]}: an anchor is a plain ViT (deit3_*, vit_*, eva02_*, ...)"
             ) from error
         raise ValueError(
-            f"anchor {model!r}: unknown key {unknown[1]!r}; keys beside 'model', 'pretrained', 'rel_pos_bias', "
-            "'window_size' and 'global_blocks' are those of timm.create_model"
+            f"anchor {model!r}: unknown key {unknown[1]!r}; an anchor takes 'model', 'pretrained', 'rel_pos_bias', "
+            "'window_size', 'global_blocks' and the arguments of timm.create_model"
         ) from error
     except RuntimeError as error:
         if "pretrained tag" not in str(error):
@@ -86,7 +87,7 @@ def create_anchor(
         raise ValueError(f"anchor {model!r} cannot be built: {error}") from error
     try:
         adapter = adapter_of(net)
-        # Images are padded to whole patches: positions are stored for those, not resampled at each forward.
+        # Images are padded to whole patches. Positions stored for the padded size need no resampling in each forward.
         patch_size = tuple(net.patch_embed.patch_size)
         whole = tuple(-(-side // patch) * patch for side, patch in zip(_pair(img_size), patch_size, strict=True))
         if whole != tuple(net.patch_embed.img_size):
@@ -98,10 +99,10 @@ def create_anchor(
 
 
 def _windows(depth: int, window_size: int | None, global_blocks: Sequence[int] | None) -> tuple[int, ...]:
-    """The window's side for each block, 0 for the whole image."""
+    """The side of each block's windows; 0 stands for the whole image."""
     if window_size is None:
         if global_blocks is not None:
-            raise ValueError(f"global_blocks={tuple(global_blocks)} goes with window_size, which is not set")
+            raise ValueError(f"global_blocks={tuple(global_blocks)} needs window_size, which is not set")
         return (0,) * depth
     if window_size < 1:
         raise ValueError(f"window_size is the side of a window in patches, at least 1; got {window_size}")

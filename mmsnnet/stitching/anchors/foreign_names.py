@@ -1,6 +1,6 @@
-"""Names that other libraries give to the weights of a ViT, as tables that translate them into timm's.
+"""Tables that translate other libraries' names of ViT weights to timm's names.
 
-timm's own filters know the names of the papers' code (DeiT-III, CLIP, DINOv2, EVA-02, ...). The tables here lead to
+timm's filters know the names of the papers' code (DeiT-III, CLIP, DINOv2, EVA-02, ...). The tables here translate to
 names that those filters know.
 """
 
@@ -19,12 +19,13 @@ class Library:
     """The names of one library.
 
     Attributes:
-        name: as messages show it.
-        marks: names by which the library is recognised; one of them is enough.
-        names: the library's name to timm's, or to None for a tensor that timm's model does not have. ``N`` stands for
-            the number of a block, ``C`` for that of a chunk of blocks, ``*`` for weight or bias, ``**`` for any end.
-        towers: prefixes that names may have where the library keeps a classifier beside the backbone.
-        optional: timm's names of biases that the library may do without, which is to have a bias of zero.
+        name: the library's name in messages.
+        marks: names that identify the library; one of them is enough.
+        names: the library's names and timm's name for each; None for a tensor that timm's model lacks. ``N`` stands for
+            the number of a block, ``C`` for the number of a chunk of blocks, ``*`` for weight or bias, ``**`` for any
+            ending.
+        towers: optional prefixes, which names have if the library stores a classifier beside the backbone.
+        optional: timm's names of biases that the library may lack; a missing bias is zero.
     """
 
     name: str
@@ -44,19 +45,22 @@ class Library:
         object.__setattr__(self, "patterns", tuple(patterns))
 
     def knows(self, weights: Mapping[str, object]) -> bool:
-        """Whether weights have the names of this library."""
+        """Whether weights have names of this library."""
         return any(tower + mark in weights for tower in ("", *self.towers) for mark in self.marks)
 
     def translate(self, name: str) -> str | None:
-        """timm's name; None for a tensor that timm's model does not have, the name itself for an unknown one."""
+        """Translate a name to timm's name.
+
+        The result is None for a tensor that timm's model lacks. An unknown name stays unchanged.
+        """
         for pattern, ours in self.patterns:
             if match := pattern.fullmatch(name):
-                found = match.groupdict()
-                return ours and ours.replace("N", found.get("block", "")).replace("*", found.get("end", ""))
+                parts = match.groupdict()
+                return ours and ours.replace("N", parts.get("block", "")).replace("*", parts.get("end", ""))
         return name
 
 
-# Queries, keys and values have layers of their own; ``rename`` joins attn.q, attn.k and attn.v.
+# transformers has separate layers for queries, keys and values; ``rename`` joins attn.q, attn.k and attn.v.
 TRANSFORMERS_EMBEDDINGS = {
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
@@ -69,7 +73,7 @@ TRANSFORMERS_ATTENTION = {
     "encoder.layer.N.attention.output.dense.*": "blocks.N.attn.proj.*",
     "layernorm.*": "norm.*",
 }
-# What a ViTModel of transformers 5 calls its blocks; its save_pretrained writes the names above.
+# The block names of a ViTModel of transformers 5. Its save_pretrained writes the names above.
 TRANSFORMERS_5_VIT = {
     "layers.N.layernorm_before.*": "blocks.N.norm1.*",
     "layers.N.attention.q_proj.*": "blocks.N.attn.q.*",
@@ -159,7 +163,7 @@ LIBRARIES = (
             "embeddings.position_embedding.weight": "pos_embed",
             "embeddings.position_ids": None,
             "embeddings.patch_embedding.*": "patch_embed.proj.*",
-            "pre_layrnorm.*": "norm_pre.*",  # the library's own spelling
+            "pre_layrnorm.*": "norm_pre.*",  # this is the library's spelling
             "encoder.layers.N.layer_norm1.*": "blocks.N.norm1.*",
             "encoder.layers.N.self_attn.q_proj.*": "blocks.N.attn.q.*",
             "encoder.layers.N.self_attn.k_proj.*": "blocks.N.attn.k.*",
@@ -217,13 +221,13 @@ LIBRARIES = (
             "encoder.layers.encoder_layer_N.ln_2.*": "blocks.N.norm2.*",
             "encoder.layers.encoder_layer_N.mlp.0.*": "blocks.N.mlp.fc1.*",
             "encoder.layers.encoder_layer_N.mlp.3.*": "blocks.N.mlp.fc2.*",
-            "encoder.layers.encoder_layer_N.mlp.linear_1.*": "blocks.N.mlp.fc1.*",  # the files that it publishes
+            "encoder.layers.encoder_layer_N.mlp.linear_1.*": "blocks.N.mlp.fc1.*",  # in torchvision's published files
             "encoder.layers.encoder_layer_N.mlp.linear_2.*": "blocks.N.mlp.fc2.*",
             "encoder.ln.*": "norm.*",
             "heads.head.*": "head.*",
         },
     ),
-    # Within a chunk, blocks keep the numbers that they have in the model. All other names are those that timm knows.
+    # Blocks in a chunk keep their number in the model. timm knows all other names.
     Library("DINOv2's training code", marks=("blocks.0.0.norm1.weight",), names={"blocks.C.N.**": "blocks.N.**"}),
 )
 
@@ -232,9 +236,13 @@ PART = re.compile(r"(blocks\.\d+\.attn\.)([qkv])\.(weight|bias)")
 
 @dataclass(frozen=True)
 class Renamed:
-    """Weights under names that timm's filters know, and the file's names for each of them.
+    """Weights under names that timm's filters know.
 
-    ``unused`` are the file's names for tensors that no model of timm's has.
+    Attributes:
+        library: the library whose names were translated.
+        weights: the weights, by their new names.
+        origins: the file's names for each new name.
+        unused: the file's names of tensors that no timm model has.
     """
 
     library: Library
@@ -244,7 +252,7 @@ class Renamed:
 
 
 def rename(weights: Mapping[str, Tensor]) -> Renamed | None:
-    """Translate the names of the library that weights are of; None where no library in ``LIBRARIES`` is recognised."""
+    """Translate the names of weights; return None if no library in ``LIBRARIES`` has such names."""
     library = next((one for one in LIBRARIES if one.knows(weights)), None)
     if library is None:
         return None
@@ -256,25 +264,28 @@ def rename(weights: Mapping[str, Tensor]) -> Renamed | None:
         if ours is None:
             unused.append(name)
             continue
-        if ours in ("cls_token", "pos_embed") and 0 < tensor.ndim < 3:  # CLIP's have no batch dimension
+        if ours in ("cls_token", "pos_embed") and 0 < tensor.ndim < 3:  # CLIP's tensors have no batch dimension
             tensor = tensor.reshape(1, -1, tensor.shape[-1])
         renamed[ours], origins[ours] = tensor, (name,)
     return _join(Renamed(library, renamed, origins, tuple(unused)))
 
 
 def _join(renamed: Renamed) -> Renamed:
-    """Concatenate queries, keys and values to timm's one layer. DINOv3's keys have no bias, which counts as zero."""
+    """Concatenate the layers of queries, keys and values to timm's one layer.
+
+    DINOv3's keys have no bias, so a missing key bias is zero.
+    """
     layers: dict[tuple[str, str], dict[str, str]] = {}
     for name in renamed.weights:
         if match := PART.fullmatch(name):
             layers.setdefault((match[1], match[3]), {})[match[2]] = name
     weights, origins = dict(renamed.weights), dict(renamed.origins)
-    for (attention, kind), names in layers.items():
-        if set(names) != set("qkv") and not (kind == "bias" and set(names) == set("qv")):
-            continue  # an incomplete layer is refused by name
+    for (attention, tensor), names in layers.items():
+        if set(names) != set("qkv") and not (tensor == "bias" and set(names) == set("qv")):
+            continue  # an incomplete layer keeps its names, so that the error lists them
         parts = {part: weights.pop(name) for part, name in names.items()}
         parts.setdefault("k", torch.zeros_like(parts["q"]))
-        joined = f"{attention}qkv.{kind}"
+        joined = f"{attention}qkv.{tensor}"
         if len({part.shape[1:] for part in parts.values()}) == 1 and parts["q"].ndim:
             weights[joined] = torch.cat([parts[part] for part in "qkv"])
         origins[joined] = tuple(source for name in names.values() for source in origins.pop(name))

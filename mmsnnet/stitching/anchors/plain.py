@@ -1,4 +1,4 @@
-"""Plain ViTs of timm as anchors: ``VisionTransformer`` (DeiT, CLIP, DINOv2, ...) and ``Eva`` (EVA-02, DINOv3, ...)."""
+"""Adapters of timm's plain ViTs: ``VisionTransformer`` (DeiT, CLIP, ...) and ``Eva`` (EVA-02, DINOv3, ...)."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ CLASSIFIER_MODULES = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head
 class PlainAnchor(Anchor):
     """A plain ViT: patch and position embedding, blocks of one width, and a classifier.
 
-    The model takes any input size: positions are resampled, and images padded to whole patches. The grid that its
-    positions are stored for is in the anchor's state dict; a state dict of another grid is resampled when it is loaded
-    (:class:`StoredPositions`), one without a record is taken to be of the anchor's grid.
+    The model takes images of any size: positions are resampled, and images are padded to whole patches. The anchor's
+    state dict records the grid of its stored positions. A state dict for another grid is resampled when it is loaded
+    (:class:`StoredPositions`); a state dict without a record is loaded unchanged.
 
     Args:
-        model: timm's model, made with ``dynamic_img_size=True, dynamic_img_pad=True``; see :func:`create_anchor`.
-        classifier: as of :class:`Anchor`.
-        windows: for each block, the side in patches of the windows that it attends within, 0 for the whole image; None
-            for a plain ViT.
+        model: a timm model with ``dynamic_img_size=True, dynamic_img_pad=True``; see :func:`create_anchor`.
+        classifier: as for :class:`Anchor`.
+        windows: the side in patches of each block's attention windows; 0 stands for the whole image. None stands for 0
+            in every block.
 
     Raises:
-        TypeError: a convolutional network makes the model's patches (a hybrid).
+        TypeError: the model is a hybrid, with a convolutional network as patch embedding.
         ValueError: the model drops patches, so that its tokens form no map, or takes images of one size only.
     """
 
@@ -50,12 +50,12 @@ class PlainAnchor(Anchor):
     ) -> None:
         if isinstance(model.patch_embed, HybridEmbed):
             raise TypeError(
-                "a hybrid, whose patches a convolutional network makes, is no plain ViT (deit3_*, vit_*, ...)"
+                "a hybrid, with a convolutional patch embedding, is no plain ViT: choose deit3_*, vit_*, eva02_*, ..."
             )
         if not isinstance(model.patch_drop, nn.Identity | None):
-            raise ValueError("an anchor needs all its patches to form a map: leave out patch_drop_rate")
+            raise ValueError("an anchor that drops patches gives no map: leave out patch_drop_rate")
         if not (model.dynamic_img_size and model.patch_embed.dynamic_img_pad):
-            raise ValueError("an anchor's model is made with dynamic_img_size=True and dynamic_img_pad=True")
+            raise ValueError("create the model of an anchor with dynamic_img_size=True and dynamic_img_pad=True")
         super().__init__(model, classifier)
         windows = (0,) * self.depth if windows is None else tuple(windows)
         prefix, has_class_token = model.num_prefix_tokens, model.cls_token is not None
@@ -72,7 +72,7 @@ class PlainAnchor(Anchor):
 
     @property
     def width(self) -> int:
-        """Channels of the tokens."""
+        """The number of channels of the tokens."""
         return self.model.embed_dim
 
     @property
@@ -85,12 +85,12 @@ class PlainAnchor(Anchor):
 
     @property
     def img_size(self) -> tuple[int, int]:
-        """Input size (height, width) that the position embedding is stored for."""
+        """The image size (height, width) for which the position embedding is stored."""
         return tuple(self.model.patch_embed.img_size)
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """Height and width of a patch in pixels."""
+        """The height and width of a patch in pixels."""
         return tuple(self.model.patch_embed.patch_size)
 
     @property
@@ -103,7 +103,7 @@ class PlainAnchor(Anchor):
         return Layout(self.model.num_prefix_tokens, self.model.cls_token is not None)
 
     def grid(self, image_size: tuple[int, int]) -> Grid:
-        """Height and width in patches of images of ``image_size`` (height, width)."""
+        """The height and width in patches of an image of ``image_size`` (height, width)."""
         return self.model.patch_embed.dynamic_feat_size(image_size)
 
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -119,35 +119,34 @@ class PlainAnchor(Anchor):
 
     @abstractmethod
     def embed_positions(self, patches: Tensor) -> Tensor:
-        """Add the position embedding to patches (B, h, w, C): tokens (B, N, C), prefix tokens first."""
+        """Convert patches (B, h, w, C) to tokens (B, N, C): add positions and prefix tokens."""
 
     @abstractmethod
     def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Translate published weights to the model's names by timm's filter, and resample what depends on patch or
-        input size."""
+        """Apply timm's checkpoint filter: rename published weights and resample them to the model's size."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        taken = self.positions.take_grid(state_dict, prefix)
-        if taken is not None and taken[1]:
-            grid, names = taken
+        record = self.positions.take_grid(state_dict, prefix)
+        if record is not None and record[1]:
+            grid, names = record
             stored = self.positions.grid
             logging.getLogger("mmsnnet").warning(
-                f"{prefix.rstrip('.') or 'anchor'}: from a checkpoint for {grid[0]} x {grid[1]} patches, resampled to "
-                f"the {stored[0]} x {stored[1]} of this anchor's img_size: {join_names(names, 2)}"
+                f"{prefix.rstrip('.') or 'anchor'}: resampled {join_names(names, 2)} from the checkpoint's {grid[0]} x "
+                f"{grid[1]} patches to the {stored[0]} x {stored[1]} of this anchor's img_size"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class VisionTransformerAnchor(PlainAnchor):
-    """An anchor of timm's ``VisionTransformer``: DeiT, DeiT-III, AugReg, MAE, CLIP, SigLIP, DINO, DINOv2, ...
+    """An anchor of timm's ``VisionTransformer``: DeiT, AugReg, MAE, CLIP, SigLIP, DINOv2, ...
 
     Args:
-        model, classifier, windows: as of :class:`PlainAnchor`. Windows, like a bias, need a model made with
+        model, classifier, windows: as for :class:`PlainAnchor`. Windows and bias need a model with
             ``attn_layer=AnchorAttention``.
         rel_pos_bias: give every block a learned relative position bias.
 
     Raises:
-        ValueError: blocks have no plain attention, but windows or a bias are asked for.
+        ValueError: windows or a bias are set, but the blocks have another attention.
     """
 
     def __init__(
@@ -161,7 +160,7 @@ class VisionTransformerAnchor(PlainAnchor):
         if not rel_pos_bias and not any(layout.window for layout in self._layouts):
             return
         if not all(isinstance(getattr(block, "attn", None), AnchorAttention) for block in model.blocks):
-            raise ValueError("rel_pos_bias and window_size are for blocks with one attention of timm's plain kind")
+            raise ValueError("rel_pos_bias and window_size need blocks with one attention of timm's class Attention")
         for block, layout in zip(model.blocks, self._layouts, strict=True):
             block.attn.set_window(layout.window, layout.prefix)
             if rel_pos_bias:
@@ -172,7 +171,7 @@ class VisionTransformerAnchor(PlainAnchor):
 
     def call(self, block: int, features: Features) -> Features:
         module = self.block(block)
-        attention = getattr(module, "attn", None)  # timm's parallel blocks have several
+        attention = getattr(module, "attn", None)  # timm's parallel blocks have several attentions
         mask = attention.mask(features.grid) if isinstance(attention, AnchorAttention) else None
         data = features.data
         return features.with_data(module(data) if mask is None else module(data, attn_mask=mask))
@@ -182,12 +181,12 @@ class VisionTransformerAnchor(PlainAnchor):
 
 
 class EvaAnchor(PlainAnchor):
-    """An anchor of timm's ``Eva``: EVA-02, DINOv3 and others, whose blocks take a rotary position embedding.
+    """An anchor of timm's ``Eva`` (EVA-02, DINOv3, ...), with rotary position embeddings.
 
     The embedding depends on the grid alone. It is computed once for each grid, unless its frequencies are learned.
 
     Raises:
-        ValueError: windows or a relative position bias are asked for, or positions that are drawn anew at each forward.
+        ValueError: windows, a relative position bias or random rotary coordinates are set.
     """
 
     def __init__(
@@ -200,15 +199,16 @@ class EvaAnchor(PlainAnchor):
         super().__init__(model, classifier, windows)
         if rel_pos_bias or any(layout.window for layout in self._layouts):
             raise ValueError(
-                "rel_pos_bias and window_size are for anchors of timm's VisionTransformer class, not of its Eva"
+                "rel_pos_bias and window_size need a model of timm's VisionTransformer class, not of its Eva class"
             )
-        unvaried = dict(shift_coords=0.0, jitter_coords=1.0, rescale_coords=1.0)
-        if any((getattr(model.rope, name, None) or none) != none for name, none in unvaried.items()):
+        # Random coordinates would differ between the anchors of a route, and could not be cached.
+        fixed = dict(shift_coords=0.0, jitter_coords=1.0, rescale_coords=1.0)
+        if any((getattr(model.rope, name, None) or value) != value for name, value in fixed.items()):
             raise ValueError(
-                "an anchor's rotary positions are those of its grid, the same in all anchors of a route: set "
-                "rope_shift_coords=0.0, rope_jitter_coords=1.0 and rope_rescale_coords=1.0, which draw nothing"
+                "an anchor's rotary positions are those of its grid, without random coordinates: set "
+                "rope_shift_coords=0.0, rope_jitter_coords=1.0 and rope_rescale_coords=1.0"
             )
-        # What depends on the grid alone, of the last grid: a whole embedding, or the coordinates of patches.
+        # The embedding for the last grid, or the coordinates of its patches if the frequencies are learned.
         self._rotations: dict[tuple[Grid, torch.device], Any] = {}
 
     def embed_positions(self, patches: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class EvaAnchor(PlainAnchor):
         return features.with_data(self.block(block)(features.data, rope=self._rotation(block, features.grid)))
 
     def _rotation(self, block: int, grid: Grid) -> Tensor | None:
-        """The rotary embedding of a block, sines and cosines in one tensor; None if the model has none."""
+        """The rotary position embedding for a block (sines and cosines), or None."""
         rope = self.model.rope
         if rope is None:
             return None
@@ -226,14 +226,14 @@ class EvaAnchor(PlainAnchor):
         device = rope.freqs.device if mixed else next(rope.buffers()).device
         key = grid, device
         if key not in self._rotations:
-            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve training too
+            with torch.inference_mode(False), torch.no_grad():  # training reads the cached tensor too
                 self._rotations = {
                     key: get_mixed_grid(list(grid), grid_indexing=rope.grid_indexing, device=device)
                     if mixed
                     else rope.get_embed(shape=grid)
                 }
-        kept = self._rotations[key]
-        return get_mixed_freqs(rope.freqs[:, block], *kept) if mixed else kept
+        cached = self._rotations[key]
+        return get_mixed_freqs(rope.freqs[:, block], *cached) if mixed else cached
 
     def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return eva.checkpoint_filter_fn(dict(state_dict), self.model)
@@ -254,8 +254,10 @@ ADAPTERS: Mapping[type[nn.Module], type[VisionTransformerAnchor] | type[EvaAncho
 def adapter_of(model: nn.Module) -> type[VisionTransformerAnchor] | type[EvaAnchor]:
     """The adapter for the class of a timm model.
 
+    The models of one class differ only in numbers, so a new model of a known class needs no new adapter.
+
     Raises:
-        TypeError: there is none.
+        TypeError: there is no adapter for this class.
     """
     for model_class, adapter in ADAPTERS.items():
         if isinstance(model, model_class):

@@ -1,4 +1,4 @@
-"""Stored positions: the weights of a plain ViT that depend on the size of its images."""
+"""Stored positions: the weights of a plain ViT that depend on its image size."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mmsnnet.stitching.anchors.attention import BIAS_TABLE, AnchorAttention, res
 from mmsnnet.stitching.windows import Grid
 
 POSITION = "pos_embed"
-# The name in an anchor's state dict of the grid, (height, width) in patches, that its positions are stored for.
+# An anchor's state dict records the grid of its stored positions, (height, width) in patches, under this name.
 GRID = "grid"
 
 
 class StoredPositions:
-    """The position embedding and the tables of relative positions of a plain ViT.
+    """The position embedding and the relative position tables of a plain ViT.
 
-    They are stored for one grid of patches and resampled to others. An anchor's state dict records that grid, because
-    two grids with as many patches look alike.
+    They are stored for one grid of patches and resampled to other grids. An anchor's state dict records the grid,
+    because the shape of a position embedding does not determine it: two grids may have the same number of patches.
 
     Args:
-        model: timm's model.
+        model: a timm model.
         prefix: number of prefix tokens.
     """
 
@@ -34,13 +34,15 @@ class StoredPositions:
 
     @property
     def grid(self) -> Grid:
-        """Height and width in patches of the images that the model is made for."""
+        """The height and width in patches of the model's image size."""
         height, width = self.model.patch_embed.grid_size
         return height, width
 
     def grids(self) -> dict[str, Grid]:
-        """The grid of each stored tensor, by its name in the model's state dict. A table of windowed attention has the
-        grid of its window."""
+        """The grid of each stored tensor, by its name in the model's state dict.
+
+        A table of windowed attention has the grid of its window.
+        """
         grids = {} if self.model.pos_embed is None else {POSITION: self.grid}
         for index, attention in self._attentions():
             if attention.bias_grid is not None:
@@ -48,7 +50,7 @@ class StoredPositions:
         return grids
 
     def fits(self, name: str, tensor: Any, grid: Grid) -> bool:
-        """Whether a tensor has the shape of the stored tensor ``name``, but for ``grid``."""
+        """Whether a tensor has the shape that the stored tensor ``name`` would have for ``grid``."""
         stored = self._stored(name)
         if not isinstance(tensor, Tensor) or tensor.ndim != stored.ndim or tensor.shape[-1] != stored.shape[-1]:
             return False
@@ -57,23 +59,29 @@ class StoredPositions:
         return tensor.shape[:2] == (1, stored.shape[1] - math.prod(self.grid) + math.prod(grid))
 
     def resample(self, name: str, tensor: Tensor, grid: Grid) -> Tensor:
-        """Resample a tensor for ``grid`` to the grid of the stored tensor ``name``; itself if that is the same."""
-        wanted = self.grids()[name]
-        if wanted == grid:
+        """Resample a tensor from ``grid`` to the grid of the stored tensor ``name``.
+
+        If the grids are equal, the tensor itself is returned.
+        """
+        new_grid = self.grids()[name]
+        if new_grid == grid:
             return tensor
         if name != POSITION:
-            return resize_table(tensor, grid, wanted)
+            return resize_table(tensor, grid, new_grid)
         prefix = tensor.shape[1] - math.prod(grid)
-        return resample_abs_pos_embed(tensor, new_size=list(wanted), old_size=list(grid), num_prefix_tokens=prefix)
+        return resample_abs_pos_embed(tensor, new_size=list(new_grid), old_size=list(grid), num_prefix_tokens=prefix)
 
     def take_grid(self, state_dict: MutableMapping[str, Any], prefix: str) -> tuple[Grid, list[str]] | None:
-        """Remove the recorded grid from a state dict, and resample there what is stored for that grid.
+        """Remove the recorded grid from a state dict, and resample its positions to the model's grid.
+
+        Tables of windowed attention are not resampled: their grid is the window.
 
         Args:
-            state_dict: has the anchor's tensors under names that start with ``prefix``.
+            state_dict: the state dict, changed in place; the anchor's names start with ``prefix``.
 
         Returns:
-            The recorded grid and the names in the model's state dict of what was resampled; None if there is no record.
+            The recorded grid, and the names of the resampled tensors in the model's state dict. None if there is no
+            record.
         """
         grid = recorded_grid(state_dict.get(prefix + GRID))
         if grid is None:
@@ -102,7 +110,7 @@ def _table_name(block: int) -> str:
 
 
 def recorded_grid(record: Any) -> Grid | None:
-    """The grid that a state dict has under ``GRID``; None if there is none, or something else."""
+    """Read the value that a state dict has under ``GRID``; None if it is no grid."""
     if not isinstance(record, Tensor) or record.shape != (2,) or record.is_floating_point():
         return None
     height, width = record.tolist()

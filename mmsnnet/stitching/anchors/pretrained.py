@@ -1,4 +1,4 @@
-"""Pretrained weights of anchors: found in their file, loaded, and reported."""
+"""Load pretrained weights into an anchor, and report what was loaded."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from mmsnnet.stitching.anchors.weight_sections import ANCHOR_MODEL, MOST_DICTS, 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_pretrained` did.
+    """The result of :func:`load_pretrained`.
 
     Attributes:
-        source: where the weights came from.
-        loaded: how many of the anchor's tensors were loaded.
-        resized: the anchor's tensors that were resized to its patch and input size.
-        left_out: the file's tensors that the anchor has no use for: a classifier that it does not keep, or one for
+        source: the path, URL or hub name of the weights.
+        loaded: the number of tensors that were loaded.
+        resized: the anchor's tensors that were resized to its patch and image size.
+        left_out: the file's tensors that the anchor does not use: a classifier that it does not keep, or one for
             another number of classes; a text tower, a decoder, a mask token.
-        kept: the anchor's tensors that the file has nothing for and that stay as they were: the tables of a relative
-            position bias, a head.
-        under: where in the file the weights were: the keys of dicts, then the prefix of the names.
-        library: whose names the file has; empty for names that timm knows.
-        adapted: the channels of the patch embedding in the file and in the anchor, where they differ.
+        kept: the anchor's tensors that the file lacks, and that stay unchanged: a head, the tables of a relative
+            position bias.
+        under: the place of the weights in the file: the keys of dicts, then the prefix of the names.
+        library: the library whose names the file has; empty for names that timm knows.
+        adapted: the channels of the patch embedding in the file and in the anchor, if they differ.
     """
 
     source: str
@@ -69,33 +69,32 @@ def load_pretrained(
     safe_globals: Iterable[SafeGlobal] = (),
     prefix: str | None = None,
 ) -> LoadReport:
-    """Load pretrained weights into an anchor, resampled to its patch and input size.
+    """Load pretrained weights into an anchor, resampled to its patch and image size.
 
-    The weights may lie in dicts within the file, and below a prefix that their names have. The names are timm's, those
-    that timm's filter for the class of the model knows (OpenCLIP's, DINOv2's and DINOv3's, EVA-02's, DeiT-III's, ...),
-    or those of a library in :mod:`mmsnnet.stitching.anchors.foreign_names`. A checkpoint of a
-    :class:`StitchedNetwork` with one anchor works too.
+    The weights may be in nested dicts, and their names may have a prefix. The names are timm's names, names that timm's
+    filter for the model's class knows (OpenCLIP, DINOv2, DINOv3, EVA-02, DeiT-III, ...), or names of a library in
+    :mod:`mmsnnet.stitching.anchors.foreign_names`. A checkpoint of a :class:`StitchedNetwork` with one anchor is a
+    valid file too.
 
-    A position embedding, like the tables of a relative position bias, is for the grid that a one-anchor checkpoint
-    records. Where none is recorded, it is taken for one of a square grid if its size allows, else for one of the
-    anchor's grid. Where the file has no such tables, the anchor's stay at zero. A head for another number of classes
-    than the anchor's is left out; where the file has no head, or no norm of pooled tokens, an anchor with a classifier
-    keeps its own. A patch embedding of three channels is adapted to the anchor's number as timm does it.
+    Such a checkpoint records the grid of its position embedding and relative position tables. For other files, the grid
+    is a square if the size allows, else the anchor's grid. Tables that the file lacks stay at zero. A head for another
+    number of classes is left out. If the file lacks a head or the norm of pooled tokens, those of the anchor stay
+    unchanged. A patch embedding of three channels is adapted to the anchor's number of channels as in timm.
 
     Args:
         anchor: the anchor to fill.
-        source: what :func:`read_checkpoint` reads (a path, a URL, ``hf-hub:owner/name``), or True for the weights that
-            timm publishes for the model.
-        safe_globals: as of :func:`read_checkpoint`.
-        prefix: chooses one of several models in a file: ``teacher.backbone.``, the keys of dicts and the prefix of
-            names joined by dots, or a part of it. An empty one stands for the names at the root of the file.
+        source: a source for :func:`read_checkpoint` (a path, a URL, ``hf-hub:owner/name``), or True for the weights
+            that timm publishes for the model.
+        safe_globals: as for :func:`read_checkpoint`.
+        prefix: chooses one of several models in a file. It is the keys of dicts and the prefix of names joined by dots,
+            ``teacher.backbone.``, or a part of it. An empty prefix stands for the root of the file.
 
     Raises:
         FileNotFoundError: there is no such file, or it cannot be fetched.
-        DataError: the file cannot be read, holds another architecture, does not tell its grid, or has NaN or infinity
-            in a tensor. The anchor is left as it was.
-        SettingError: the file holds the model several times with different weights, or nothing under ``prefix``; or
-            timm publishes no weights for the model.
+        DataError: the file cannot be read, has another architecture or no certain grid, or has NaN or infinity in a
+            tensor. The anchor stays unchanged.
+        SettingError: the file has several models of different weights, or none under ``prefix``; or timm publishes no
+            weights for the model.
     """
     if source is True:
         source = _timm_source(anchor.model)
@@ -104,26 +103,27 @@ def load_pretrained(
     source = os.fspath(source)
     where = f"pretrained={source!r}"
     file = read_checkpoint(source, safe_globals)
-    own = anchor.model.state_dict()
-    # Files split and join tensors, and lack a classifier. A third of the model tells where one of another depth lies.
-    sections = find_sections(file, least=len(own) // 3)
+    state = anchor.model.state_dict()
+    # Files split and join tensors, and may lack a classifier. A third of the tensors is enough to recognise a model of
+    # another depth, so that the error can name the difference.
+    sections = find_sections(file, least=len(state) // 3)
     if not sections:
-        extract_weights(file, where)  # says what the file has in the place of weights
-        raise DataError(f"{where} holds no weights by name, as deep as it was looked into ({MOST_DICTS} dicts)")
+        extract_weights(file, where)  # raises an error that describes the content of the file
+        raise DataError(f"{where} holds no weights by name in its first {MOST_DICTS} levels of nested dicts")
     addresses = {section.address for section in _under(prefix, sections, where)}
-    fits = _fit_each(anchor, own, sections)
+    fits = _fit_each(anchor, state, sections)
     fitted = _choose([one for one in fits if one.section.address in addresses], prefix, where)
     _check_grid(fitted, where)
     if lost := fitted.lost_biases:
         raise SettingError(
-            f"{where} does not fit this anchor, whose attention has no bias on queries and values: "
-            f"{_few(lost)}. Set qkv_bias=True for it, or choose its model whose name ends with _qkvb"
+            f"{where} does not fit this anchor, whose attention has no bias for queries and values: "
+            f"{join_names(lost, MOST_NAMES)}. Set qkv_bias=True, or choose the model whose name ends with _qkvb"
         )
     loaded = fitted.loaded
     if bad := nonfinite_names(loaded):
         raise DataError(
-            f"{where} has NaN or infinity in {_few(bad)}. The run that wrote it has diverged, or the file is damaged: "
-            "take an earlier checkpoint"
+            f"{where} has NaN or infinity in {join_names(bad, MOST_NAMES)}. The run that wrote it has diverged, or the "
+            "file is damaged: use an earlier checkpoint"
         )
     anchor.model.load_state_dict(loaded, strict=False)
     return LoadReport(
@@ -139,7 +139,7 @@ def load_pretrained(
 
 
 def _timm_source(model: VisionTransformer | Eva) -> str:
-    """Where timm loads the weights of a model from."""
+    """The source from which timm loads the weights of a model."""
     config = model.pretrained_cfg
     if config.get("file"):
         return config["file"]
@@ -153,55 +153,55 @@ def _timm_source(model: VisionTransformer | Eva) -> str:
     tagged = timm.list_pretrained(f"{name}.*")
     raise SettingError(
         f"pretrained=True: timm publishes no weights for {'.'.join(filter(None, (name, config.get('tag'))))}; give a "
-        "path or a URL" + (f", or choose the model with a tag that has some: {', '.join(tagged)}" if tagged else "")
+        "path or a URL" + (f", or choose a tag that has weights: {', '.join(tagged)}" if tagged else "")
     )
 
 
 def _under(prefix: str | None, sections: Sequence[Section], where: str) -> list[Section]:
-    """The sections that a prefix leaves to choose from."""
+    """The sections whose address contains the prefix; all sections if it is None."""
     if prefix is None:
         for section in sections:
             if len(anchors := anchors_in(section)) > 1:
                 raise DataError(
-                    f"{where} holds {len(anchors)} anchors: an anchor's weights come from a checkpoint of one, or from "
-                    f"that which prefix='anchors.{min(anchors)}.' (...) chooses"
+                    f"{where} holds {len(anchors)} anchors: choose one by its index, for example "
+                    f"prefix='anchors.{min(anchors)}.', or use a checkpoint of one anchor"
                 )
         return list(sections)
     address = _address(prefix)
-    found = [one for one in sections if one.address == address or (address and f".{address}" in f".{one.address}")]
-    if not found:
-        places = [repr(one.address) for one in sections if one.address] or ["no prefix"]
-        raise SettingError(f"{where} has no model under prefix={prefix!r}; it has weights under {_few(places)}")
-    return found
+    chosen = [one for one in sections if one.address == address or (address and f".{address}" in f".{one.address}")]
+    if not chosen:
+        addresses = [repr(one.address) for one in sections if one.address] or ["no prefix"]
+        raise SettingError(
+            f"{where} has no model under prefix={prefix!r}; it has weights under {join_names(addresses, MOST_NAMES)}"
+        )
+    return chosen
 
 
 def _address(prefix: str) -> str:
     return prefix if prefix.endswith(".") or not prefix else f"{prefix}."
 
 
-def _fit_each(anchor: PlainAnchor, own: Mapping[str, Tensor], sections: Sequence[Section]) -> list[FittedWeights]:
-    """Fit each section.
-
-    A section that holds a model, and another one below ``ema.``, fits when the other one is taken out of it.
-    """
-    fits = [fit(anchor, own, section) for section in sections]
-    whole = [one.section for one in fits if not one.refusal]
+def _fit_each(anchor: PlainAnchor, state: Mapping[str, Tensor], sections: Sequence[Section]) -> list[FittedWeights]:
+    """Fit each section to the anchor, whose model has the state dict ``state``."""
+    fits = [fit(anchor, state, section) for section in sections]
+    models = [one.section for one in fits if not one.refusal]
     for index, one in enumerate(fits):
+        # A section with a model, and with a second model below a prefix such as "ema.", fits without the second one.
         rest = one.section
-        for part in whole if one.refusal else ():
-            if part.lies_in(one.section):
-                rest = rest.without(part)
-        if rest is not one.section and not (alone := fit(anchor, own, rest)).refusal:
-            fits[index] = alone
+        for model in models if one.refusal else ():
+            if model.lies_in(one.section):
+                rest = rest.without(model)
+        if rest is not one.section and not (refitted := fit(anchor, state, rest)).refusal:
+            fits[index] = refitted
     return fits
 
 
 def _choose(candidates: Sequence[FittedWeights], prefix: str | None, where: str) -> FittedWeights:
-    """The candidate that fits.
+    """Choose the candidate that fits.
 
     Raises:
-        DataError: none does; the message is about the one with the most names of the anchor.
-        SettingError: several do, with different weights.
+        DataError: no candidate fits; the message describes the one that shares most names with the anchor.
+        SettingError: several candidates with different weights fit.
     """
     fitting = [one for one in candidates if not one.refusal]
     if not fitting:
@@ -210,19 +210,19 @@ def _choose(candidates: Sequence[FittedWeights], prefix: str | None, where: str)
         raise DataError(f"{where}{f' (under {address!r})' if address else ''} {nearest.refusal}")
     if prefix is not None:
         fitting = [one for one in fitting if one.section.address == _address(prefix)] or fitting
-    models: list[list[FittedWeights]] = []
+    models: list[list[FittedWeights]] = []  # candidates with the same weights are one model
     for one in fitting:
-        alike = next((model for model in models if _same_weights(model[0], one)), None)
-        if alike is not None:
-            alike.append(one)
-        elif len(models) <= MOST_NAMES:  # more are not listed, and comparing each with each would take long
+        copies = next((model for model in models if _same_weights(model[0], one)), None)
+        if copies is not None:
+            copies.append(one)
+        elif len(models) <= MOST_NAMES:  # the message lists no more, and comparing all pairs would take long
             models.append([one])
     if len(models) > 1:
         addresses = [max((one.section.address for one in model), key=len) for model in models]
         raise SettingError(
-            f"{where} holds the model more than once, with different weights: under {_few(map(repr, addresses))}. "
-            f"Choose one: pretrained=dict(source=..., prefix={addresses[0]!r}) in a config, "
-            f"load_pretrained(..., prefix={addresses[0]!r}) in Python"
+            f"{where} holds the model more than once, with different weights: under "
+            f"{join_names(list(map(repr, addresses)), MOST_NAMES)}. Choose one: pretrained=dict(source=..., "
+            f"prefix={addresses[0]!r}) in a config, load_pretrained(..., prefix={addresses[0]!r}) in Python"
         )
     return max(models[0], key=lambda one: len(one.names))
 
@@ -230,26 +230,22 @@ def _choose(candidates: Sequence[FittedWeights], prefix: str | None, where: str)
 def _same_weights(one: FittedWeights, other: FittedWeights) -> bool:
     ours, theirs = one.loaded, other.loaded
     pairs = [(ours[name], theirs[name]) for name in ours.keys() & theirs.keys()]
-    # NaN equals NaN here: such a file is refused for it, not for holding two models.
+    # NaN equals NaN here, so that the error for a damaged file names NaN, not a second model.
     return all(
         a is b or (a.dtype == b.dtype and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)) for a, b in pairs
     )
 
 
 def _check_grid(fitted: FittedWeights, where: str) -> None:
-    """Refuse a recorded grid that is none, or not that of the position embedding."""
+    """Refuse a recorded grid that is invalid or differs from the position embedding's."""
     prefix = fitted.section.prefix
     if fitted.grid is None and fitted.section.grid is not None and ANCHOR_MODEL.fullmatch(prefix):
         raise DataError(
-            f"{where} has {prefix.removesuffix('model.')}{GRID} that is no grid: the height and width in patches, two "
-            "whole numbers"
+            f"{where} has {prefix.removesuffix('model.')}{GRID} that is no grid: a grid has two whole numbers, its "
+            "height and width in patches"
         )
-    if fitted.grid is not None and POSITION in fitted.of_unknown_grid:
+    if fitted.grid is not None and POSITION in fitted.unknown_grid:
         raise DataError(
-            f"{where} says that it is for {fitted.grid[0]} x {fitted.grid[1]} patches, which is not the size of its "
-            f"{POSITION}, {tuple(fitted.named[POSITION].shape)}"
+            f"{where} records {fitted.grid[0]} x {fitted.grid[1]} patches, but its {POSITION} has shape "
+            f"{tuple(fitted.named[POSITION].shape)}"
         )
-
-
-def _few(names: Iterable[str]) -> str:
-    return join_names(list(names), MOST_NAMES)

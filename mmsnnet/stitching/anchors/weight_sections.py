@@ -1,7 +1,7 @@
-"""Sections of a weights file that may hold a whole model: dicts within dicts, and prefixes of names.
+"""Sections of a weights file that may hold a model: nested dicts, and prefixes of names.
 
-A training program keeps a model wherever it likes: ``{'teacher': {'backbone.cls_token': ...}}``. A section is what lies
-below one such place, and its address is the path to it: ``teacher.backbone.``.
+Training programs nest a model in different ways, for example ``{'teacher': {'backbone.cls_token': ...}}``. A section is
+the set of weights below one address, here ``teacher.backbone.``.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from torch import Tensor
 
 from mmsnnet.stitching.anchors.positions import GRID
 
-# How deep dicts lie within dicts, and prefixes within prefixes. A pickle can nest them, and let them share, without
-# end: each dict is visited once, and each name counted at most this often.
+# The depth to which nested dicts and prefixes are searched. A pickle can nest and share dicts without end, so each dict
+# is visited once, and each name is counted for at most this many prefixes.
 MOST_DICTS = 3
 MOST_PREFIXES = 8
-# What torch.compile, FSDP and activation checkpointing insert into names, wherever they wrap a module.
+# torch.compile, FSDP and activation checkpointing insert these into the names of modules that they wrap.
 INSERTED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Where a backbone of ours has an anchor's model.
+# The prefix of an anchor's model in a state dict of StitchedBackbone.
 ANCHOR_MODEL = re.compile(r"(?:.*\.)?anchors\.(\d+)\.model\.")
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """Weights at one place of a file.
+    """The weights below one address of a file.
 
     Attributes:
-        dicts: the keys of the dicts that lead there.
-        prefix: what all names begin with there.
-        weights: the tensors by their names without the prefix. I-JEPA's files, which timm's filter takes apart itself,
-            have dicts of tensors here.
-        grid: what an anchor's state dict records beside its model, see :class:`Anchor`.
+        dicts: the keys that lead to the dict of the weights.
+        prefix: the common prefix of their names.
+        weights: the tensors, by their names without the prefix. I-JEPA's files have dicts of tensors here, which timm's
+            filter flattens.
+        grid: the value that a :class:`PlainAnchor` records as ``grid`` beside its model.
     """
 
     dicts: tuple[str, ...]
@@ -45,25 +45,25 @@ class Section:
 
     @property
     def address(self) -> str:
-        """The path from the root of the file, ``teacher.backbone.``; empty for the root itself."""
+        """The path from the root of the file, ``teacher.backbone.``; empty for the root."""
         return "".join(f"{key}." for key in self.dicts) + self.prefix
 
     def lies_in(self, other: Section) -> bool:
-        """Whether this section is a part of another one."""
+        """Whether this section is a part of ``other``."""
         return self.dicts == other.dicts and self.prefix != other.prefix and self.prefix.startswith(other.prefix)
 
     def without(self, part: Section) -> Section:
-        """This section without a part of it."""
+        """A copy of this section without ``part``."""
         below = part.prefix.removeprefix(self.prefix)
         return replace(self, weights={key: value for key, value in self.weights.items() if not key.startswith(below)})
 
 
 def find_sections(file: Mapping[str, Any], least: int) -> list[Section]:
-    """The sections of a file that may hold a model, outer ones first.
+    """Find the sections of a file that may hold a model, outer ones first.
 
     Args:
-        file: what :func:`mmsnnet.files.reading.read_checkpoint` returned.
-        least: how many tensors the model has at least. Outermost sections are given whatever they hold.
+        file: the result of :func:`mmsnnet.files.reading.read_checkpoint`.
+        least: the least number of tensors of a section. Sections with an empty prefix are returned at any size.
     """
     sections = []
     for dicts, table in _tables(file):
@@ -81,12 +81,12 @@ def find_sections(file: Mapping[str, Any], least: int) -> list[Section]:
 
 
 def anchors_in(section: Section) -> set[str]:
-    """The indices of the anchors of a stitched network within a section."""
+    """The indices of a stitched network's anchors within a section."""
     return {match[1] for name in section.weights if (match := ANCHOR_MODEL.match(section.prefix + name))}
 
 
 def tensors_of(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a section by their names, those of an inner dict under its key."""
+    """The tensors of a section by name; the names of a nested dict start with its key."""
     tensors = {}
     for key, value in weights.items():
         if isinstance(value, Tensor):
@@ -97,7 +97,7 @@ def tensors_of(weights: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _tables(file: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """Each dict of a file that has weights, outer ones first, with the keys that lead to it."""
+    """Yield each dict of a file that has weights, outer ones first, with the keys that lead to it."""
     seen = {id(file)}
     rest: deque[tuple[tuple[str, ...], Mapping[str, Any]]] = deque([((), file)])
     while rest:
@@ -115,7 +115,7 @@ def _is_ijepa(table: Mapping[str, Any]) -> bool:
 
 
 def _tensors(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a dict by their names, without what wrapping modules insert.
+    """The tensors of a dict by name, without the insertions of wrapping modules.
 
     Tensors that share storage are cloned, so that a tensor can be identified by its data pointer after timm has renamed
     it.
@@ -135,12 +135,12 @@ def _tensors(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stem_prefixes(weights: Mapping[str, Any]) -> list[str]:
-    """The prefixes below which a patch embedding lies, the empty one among them."""
-    found = {"": None}
+    """The prefixes below which there is a patch embedding, and the empty prefix."""
+    prefixes = {"": None}
     for name, value in weights.items():
         if isinstance(value, Tensor) and (value.ndim == 4 or "patch_embed" in name):
-            found |= dict.fromkeys(_prefixes(name))
-    return list(found)
+            prefixes |= dict.fromkeys(_prefixes(name))
+    return list(prefixes)
 
 
 def _prefixes(name: str) -> list[str]:

@@ -219,7 +219,7 @@ def test_which_blocks_are_global(depth: int, settings: dict, expected: list[int]
     ("settings", "says"),
     [
         (dict(window_size=0), "at least 1; got 0"),
-        (dict(global_blocks=(1,)), "goes with window_size"),
+        (dict(global_blocks=(1,)), "needs window_size"),
         (dict(window_size=2, global_blocks=(2,)), r"0 to 1; got \[2\]"),
         (dict(window_size=2, attn_layer="gated"), "attn_layer"),
         (dict(rel_pos_bias=True, attn_layer="gated"), "attn_layer"),
