@@ -207,7 +207,7 @@ def test_the_root_of_a_real_config_in_a_file_of_ones_own(write_config: WriteConf
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "output"),
     [
         ("c.py", "x = (", "SyntaxError"),
         ("c.py", "a = 1\nb = c", "NameError: name 'c' is not defined, line 2"),

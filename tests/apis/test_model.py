@@ -29,7 +29,7 @@ def logits(model: BaseModel, images: Tensor) -> Tensor:
 
 def test_the_model_is_in_evaluation_mode_and_reads_no_anchors(config: Config) -> None:
     model = build_model(config)
-    assert type(model).__name__ == "EncoderDecoder" and type(model.backbone).__name__ == "StitchedViT"
+    assert type(model).__name__ == "EncoderDecoder" and type(model.backbone).__name__ == "StitchedBackbone"
     assert [name for name, module in model.named_modules() if module.training] == []
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 

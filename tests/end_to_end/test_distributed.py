@@ -194,8 +194,9 @@ def test_a_killed_rank_ends_the_others_within_a_minute_and_is_named(work: Path, 
     assert killed.status != 0
     assert killed.time - float((work / "struck").read_text()) < 60
     assert "rank      : 1 " in killed.cause and "(SIGKILL)" in killed.cause
-    # The other rank lost its connection, which is not the cause.
-    assert "gloo/transport" not in killed.said
+    # If the other rank reports its lost connection before torchrun ends it, it points to this one.
+    lost = [line for line in killed.said.splitlines() if "gloo/transport" in line]
+    assert all("another process of this run has ended" in line for line in lost)
 
 
 @pytest.fixture(scope="module")
