@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Anchor, Component
+from mmsnnet.stitching.features import Features
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
 from mmsnnet.stitching.route_parts import AnchorPart, Part, classifier_parts, tap_parts
 from mmsnnet.stitching.space import Stitch, StitchSpace
@@ -106,22 +108,32 @@ def _anchor_costs(anchor: Anchor, input_shape: tuple[int, int]) -> dict[Componen
             # fvcore cannot trace a convolution on the meta device, so the stem is counted on its own device.
             image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
             with evaluation_mode(anchor), torch.autocast(image.device.type, enabled=False):
-                costs[STEM] = Cost(count_flops(_Call(lambda images: anchor.stem(images).data, anchor), image), params)
+                costs[STEM] = Cost(count_flops(_Call(partial(_run_stem, anchor), anchor), image), params)
         elif component == CLASSIFIER:
             features = geometry[-1]
-            call = _Call(lambda data, of=features: outline.classify(of.with_data(data)), outline)
+            call = _Call(partial(_run_classifier, outline, features), outline)
             costs[CLASSIFIER] = Cost(count_flops(call, features.data), params)
         elif component.role == "block":
             block = component.block
             kind = anchor.kind(block)
             if kind not in by_kind:
                 entering = geometry[block].to(outline.layout(block))
-                call = _Call(
-                    lambda data, of=entering, b=block: outline.call(b, of.with_data(data)).data, outline.block(block)
-                )
+                call = _Call(partial(_run_block, outline, block, entering), outline.block(block))
                 by_kind[kind] = Cost(count_flops(call, entering.data), params)
             costs[component] = by_kind[kind]
     return costs
+
+
+def _run_stem(anchor: Anchor, images: torch.Tensor) -> torch.Tensor:
+    return anchor.stem(images).data
+
+
+def _run_block(anchor: Anchor, block: int, features: Features, data: torch.Tensor) -> torch.Tensor:
+    return anchor.call(block, features.with_data(data)).data
+
+
+def _run_classifier(anchor: Anchor, features: Features, data: torch.Tensor) -> torch.Tensor:
+    return anchor.classify(features.with_data(data))
 
 
 def count_flops(module: nn.Module, *inputs: Any) -> int:

@@ -44,7 +44,7 @@ def create_stitched(
         ValueError, TypeError: a model is unknown, is no plain ViT or does not fit the others; or the number of sources
             differs from the number of models.
     """
-    sources = [pretrained] * len(models) if isinstance(pretrained, bool) else list(pretrained)
+    sources: list[str | bool] = [pretrained] * len(models) if isinstance(pretrained, bool) else list(pretrained)
     if len(sources) != len(models):
         raise ValueError(f"pretrained is True, False or one source for each of {len(models)} models; got {sources}")
     anchors = [create_anchor(model, img_size, **kwargs) for model in models]

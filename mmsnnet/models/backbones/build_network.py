@@ -14,6 +14,7 @@ from mmsnnet.errors import SettingError
 from mmsnnet.models.backbones.taps import OutIndices
 from mmsnnet.models.checkpoint_reading import HISTORY_GLOBALS
 from mmsnnet.stitching import Anchor, LayerKey, StitchedNetwork, StitchSpace, create_anchor, load_pretrained
+from mmsnnet.stitching.anchors.plain import PlainAnchor
 from mmsnnet.stitching.route_parts import AnchorPart, Part, parts_run
 
 
@@ -75,7 +76,9 @@ def load_anchors(network: StitchedNetwork, pretrained: Sequence[Any]) -> None:
     for index, source in enumerate(pretrained):
         if source:  # a checkpoint of a training run has HISTORY_GLOBALS beside its tensors
             place = source if isinstance(source, Mapping) else dict(source=source)
-            report = load_pretrained(network.anchor(index), safe_globals=HISTORY_GLOBALS, **place)
+            anchor = network.anchor(index)
+            assert isinstance(anchor, PlainAnchor)
+            report = load_pretrained(anchor, safe_globals=HISTORY_GLOBALS, **place)
             print_log(f"Anchor {index} from {report}", logger="current")
 
 

@@ -52,6 +52,8 @@ class Anchor(nn.Module, ABC):
         compiled: whether the blocks are compiled for training mode (:mod:`mmsnnet.stitching.compilation`).
     """
 
+    model: Any  # timm has no types
+
     def __init__(self, model: nn.Module, classifier: bool = False) -> None:
         super().__init__()
         self.model = model

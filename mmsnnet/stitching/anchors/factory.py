@@ -10,8 +10,7 @@ from typing import Any
 import timm
 
 from mmsnnet.stitching.anchors.attention import AnchorAttention
-from mmsnnet.stitching.anchors.base import Anchor
-from mmsnnet.stitching.anchors.plain import adapter_of
+from mmsnnet.stitching.anchors.plain import PlainAnchor, adapter_of
 
 
 def create_anchor(
@@ -22,7 +21,7 @@ def create_anchor(
     window_size: int | None = None,
     global_blocks: Sequence[int] | None = None,
     **kwargs: Any,
-) -> Anchor:
+) -> PlainAnchor:
     """Create an anchor from the name of a timm model, without pretrained weights.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE, AnchorAttention, resize_table, table_rows
 from mmsnnet.stitching.windows import Grid
@@ -28,7 +28,7 @@ class StoredPositions:
         prefix: number of prefix tokens.
     """
 
-    def __init__(self, model: nn.Module, prefix: int) -> None:
+    def __init__(self, model: Any, prefix: int) -> None:
         self.model = model
         self.prefix = prefix
 
