@@ -1,4 +1,4 @@
-"""Names and whole shapes of a model's tensors, whether the model is sharded or not."""
+"""Names and whole shapes of a model's tensors, sharded or not."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mmsnnet.models.model_weights import unwrapped_model
 
 
 def state_shapes(model: nn.Module) -> dict[str, object]:
-    """The whole shape of each tensor in a model's state dict, without communication between ranks."""
+    """The whole shapes in a model's state dict, without communication between ranks."""
     if isinstance(model, StitchedFullyShardedDataParallel):
         return dict(model.state_shapes)
     return tensor_shapes(unwrapped_model(model).state_dict())
 
 
 def parameter_shape(model: nn.Module, parameter: nn.Parameter) -> tuple[int, ...]:
-    """The whole shape of a parameter of which this rank may hold a piece."""
+    """The whole shape of a parameter that may be sharded."""
     shapes = model.shapes if isinstance(model, StitchedFullyShardedDataParallel) else {}
     return tuple(shapes.get(parameter, parameter.shape))
 
