@@ -1,4 +1,4 @@
-"""Replace mmengine's checkpoint loaders by ours, which run no code that a checkpoint contains.
+"""Make mmengine load checkpoints without running code in them.
 
 mmengine reads a checkpoint with ``weights_only=True`` and, where torch refuses that, once more without: then any code
 in the file runs. Importing this module registers our loaders with mmengine's ``CheckpointLoader``, for the whole
@@ -30,12 +30,12 @@ OTHER_STORAGE = (
 
 # mmengine's log names a loader by the part of its name after "load_from_".
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Read a file or a folder onto the CPU, whatever ``map_location`` is. Other kinds of storage are refused."""
+    """Read a file or a folder onto the CPU; refuse other storage."""
     return read_model_checkpoint(filename)
 
 
 def load_from_remote(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Read a URL or ``hf-hub:owner/name``. Rank 0 downloads the file; the other ranks then read its copy."""
+    """Read a URL or ``hf-hub:owner/name`` that rank 0 downloads for all."""
     try:
         if dist.is_main_process():
             return read_model_checkpoint(filename)

@@ -119,6 +119,17 @@ print(json.dumps(changed))
     assert python(code) == {".safe_loading": ["loaders"]}
 
 
+def test_our_configs_make_any_tool_load_safely() -> None:
+    code = """
+import json
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+Config.fromfile("configs/quickstart/vit-s_setr_shapes-64x64.py")
+print(json.dumps(CheckpointLoader._get_checkpoint_loader("a.pth").__module__))
+"""
+    assert python(code) == "mmsnnet.safe_loading"
+
+
 def test_stitching_works_without_openmmlab() -> None:
     code = """
 import mmsnnet.stitching as stitching

@@ -1,4 +1,4 @@
-"""The checkpoint that a run resumes from: the newest complete one in its folder.
+"""The latest complete checkpoint of a run, from which it resumes.
 
 mmengine takes the one that the file ``last_checkpoint`` names. That one may be cut short (the disk was full), gone (the
 work folder was moved), or not the newest (the process was killed between writing the two files).
@@ -26,7 +26,7 @@ DEFAULT_TEMPLATES = ("epoch_{}.pth", "iter_{}.pth")
 
 
 def choose_checkpoint(runner: AnyRunner) -> None:
-    """Set the checkpoint that a runner resumes from: the newest complete one in its folder.
+    """Let a runner resume from the newest complete checkpoint in its folder.
 
     All ranks get the same one. Each newer, damaged one is a warning. Nothing changes where the runner does not resume
     or the config names the checkpoint. Without any checkpoint the runner starts a new run, and mmengine logs that.
@@ -60,7 +60,7 @@ def loaded_checkpoint(runner: AnyRunner) -> str:
 
 
 def checkpoint_folder(hook: CheckpointHook | None, work_dir: str) -> str:
-    """The folder into which a hook will write checkpoints, before training has started."""
+    """The folder into which a hook will write, before training starts."""
     if hook is None or hook.out_dir is None or str(hook.out_dir) == work_dir:
         return work_dir
     return os.path.join(str(hook.out_dir), os.path.basename(work_dir.rstrip(os.sep)))
@@ -114,7 +114,7 @@ def latest_checkpoint(
 
 
 def find_damage(path: Path) -> str | None:
-    """Say what is wrong with the file or folder of a checkpoint, None if it is complete.
+    """Say how a checkpoint is damaged, None if it is complete.
 
     For a zip file, which ``torch.save`` writes, the list of contents at its end is enough. A file in torch's older
     format has to be read. A folder has a file for each rank.
@@ -141,7 +141,7 @@ def find_damage(path: Path) -> str | None:
 
 
 def name_pattern(template: str) -> str:
-    """A regular expression for the names that a template gives, with one group: the number."""
+    """A regular expression for a template's names; its group is the number."""
     before, after = re.split(r"\{.*?\}", template, maxsplit=1)
     return rf"{re.escape(before)}(\d+){re.escape(after)}"
 
@@ -162,13 +162,13 @@ def _last_written(work_dir: Path) -> Path | None:
 
 
 def _template_of(path: Path) -> str | None:
-    """The template that gives a checkpoint its name. The last number in the name is the one that counts up."""
+    """The template of a checkpoint's name, whose last number counts up."""
     match = re.fullmatch(r"(.*?)\d+(\D*)", path.name)
     return f"{match[1]}{{}}{match[2]}" if match else None
 
 
 def _newest_first(folder: Path, last: Path | None, templates: Iterable[str], work_dir: Path) -> list[Path]:
-    """The checkpoints in a folder, without those that an earlier and longer run left there."""
+    """The checkpoints in a folder, without those of an earlier, longer run."""
     checkpoints = []  # (path, template, number, time)
     for path in folder.iterdir() if folder.is_dir() else ():
         for template in templates:

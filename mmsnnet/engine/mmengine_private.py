@@ -87,7 +87,7 @@ def replace_clipping(wrapper: OptimWrapper, clip: Callable[[], None]) -> None:
 
 
 def training_loop(runner: AnyRunner) -> BaseLoop | None:
-    """The training loop, None where the runner does not train: ``runner.train_loop`` would build one."""
+    """The training loop or None: ``runner.train_loop`` would build one."""
     return runner._train_loop if isinstance(runner._train_loop, BaseLoop) else None
 
 
@@ -97,20 +97,21 @@ def resumes(runner: AnyRunner) -> bool:
 
 
 def load_from(runner: AnyRunner) -> str | None:
-    """The checkpoint that the config names, in a FlexibleRunner perhaps by ``resume``: no public attribute has it."""
+    """The checkpoint that the config names: no public attribute has it."""
+    # A FlexibleRunner's ``resume`` may be a path.
     return runner._resume if isinstance(runner._resume, str) else runner._load_from
 
 
 def set_load_from(runner: AnyRunner, checkpoint: str | None) -> None:
-    """Set the checkpoint to load after the runner is built: its constructor alone takes it."""
+    """Set the checkpoint to load: only the constructor takes it."""
     runner._load_from = checkpoint
 
 
 def randomness(runner: AnyRunner) -> dict[str, Any]:
-    """The config's ``randomness`` of a Runner: ``runner.seed`` has a random seed where the config has none."""
+    """The config's ``randomness``: ``runner.seed`` may be a drawn one."""
     return getattr(runner, "_randomness_cfg", {})
 
 
 def uses_default_keys(hook: CheckpointHook) -> bool:
-    """Whether a CheckpointHook was given neither ``greater_keys`` nor ``less_keys``: mmengine keeps the defaults."""
+    """Whether a hook has the default ``greater_keys`` and ``less_keys``: these are private."""
     return hook.greater_keys is hook._default_greater_keys and hook.less_keys is hook._default_less_keys

@@ -12,7 +12,7 @@ from mmsnnet.errors import UserError
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Raise an error of one rank on all ranks. Otherwise the others would wait for that rank, or go on without it."""
+    """Raise the error of one rank on all: the others would wait."""
     error: Exception | None = None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Read checkpoints from files, folders, URLs and the Hugging Face hub, without running code in them."""
+"""Read checkpoints from disk, URLs and the hub, without running their code."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def extract_weights(file: Mapping[str, Any], where: str, wrappers: Sequence[str]
 
 
 def describe_mismatch(saved: Mapping[str, object], expected: Mapping[str, object], *, most: int = MOST_LISTED) -> str:
-    """List the differences between two sets of tensor shapes; the empty string where there are none.
+    """List the differences between two sets of tensor shapes, if any.
 
     Args:
         saved: the shape of each tensor in a checkpoint, by name.
@@ -150,7 +150,7 @@ def describe_mismatch(saved: Mapping[str, object], expected: Mapping[str, object
 
 
 def tensor_shapes(weights: Mapping[str, Any]) -> dict[str, object]:
-    """The shape of each tensor by name; for a value that is no tensor, the name of its type."""
+    """The shape of each tensor, the type of any other value."""
     return {
         name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         for name, value in weights.items()
@@ -271,7 +271,7 @@ def _read(path: Path, where: str, safe_globals: Iterable[SafeGlobal]) -> Any:
 
 
 def _remove_attributes(content: Any) -> None:
-    """Remove the attributes that a pickle gave to dicts and tensors: they could hide methods.
+    """Remove the attributes of dicts and tensors: they could hide methods.
 
     ``_metadata`` stays: torch keeps the versions of modules there.
     """
@@ -293,7 +293,7 @@ def _remove_attributes(content: Any) -> None:
 
 
 def _reason_for_refusal(file: BinaryIO, error: Exception) -> str | None:
-    """Say what a complete file contains beside weights; None for a damaged file.
+    """Say what a file contains beside weights; None if it is damaged.
 
     torch's own message advises to unpickle the file all the same, so the user does not see it.
     """

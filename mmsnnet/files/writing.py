@@ -1,4 +1,4 @@
-"""Write files so that a crash at any moment leaves a complete file or none."""
+"""Write files completely or not at all, whenever a crash comes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write ``data`` to ``path``, completely or not at all, and create missing parent folders.
+    """Write ``data`` to ``path``, completely or not at all; create parent folders.
 
     When this returns, the file is on the disk, so that the caller may delete what it replaces. A symbolic link stays a
     link, to the new contents.
@@ -31,7 +31,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
 
 
 def rename_atomically(temporary: Path, path: Path) -> None:
-    """Move a complete file or folder to ``path``, replacing what is there, once its contents are on the disk.
+    """Flush a file or folder to the disk, then rename it.
 
     Both must be in one folder. A file is replaced in one step; for a folder there is a moment without either.
     """
@@ -53,7 +53,7 @@ def remove_path(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file's contents, or the names in a folder, to the disk."""
+    """Flush a file's contents, or a folder's names, to the disk."""
     if os.name != "posix" and path.is_dir():  # elsewhere a folder cannot be opened
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

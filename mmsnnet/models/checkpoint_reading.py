@@ -1,4 +1,4 @@
-"""Read checkpoints of whole models, with the loss history of mmengine's runner, without running their code."""
+"""Read checkpoints of whole models, with the loss history of mmengine's runner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATISTICS = {name for name, _ in getmembers(HistoryBuffer, isfunction) if not n
 
 
 class PickledHistory:
-    """Stand-in for mmengine's ``HistoryBuffer`` while a pickle is read: takes its numbers alone.
+    """Stand-in that takes the numbers of a pickled ``HistoryBuffer``.
 
     A real ``HistoryBuffer`` would take methods from the pickle too, and share them with every other one.
     """
@@ -30,7 +30,7 @@ class PickledHistory:
 
 
 def _ignore_statistic(owner: Any, name: Any) -> None:
-    """Stand-in for ``getattr``, by which a pickle refers to methods: accept those of a history, look up nothing."""
+    """Stand-in for ``getattr`` in a pickle: accept methods of a history."""
     if owner is not PickledHistory or name not in STATISTICS:
         raise pickle.UnpicklingError(f"WeightsUnpickler error: Unsupported global: GLOBAL builtins.getattr of {name!r}")
 
@@ -44,7 +44,7 @@ HISTORY_GLOBALS = (
 
 
 def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint of a model onto the CPU, in the form that mmengine's runner expects.
+    """Read a checkpoint onto the CPU, in the form that mmengine expects.
 
     Bare weights come under ``state_dict``, because mmengine's hooks look for them there. Beside a ``state_dict`` there
     is always a ``meta``, because mmseg reads it. A config in ``meta`` is left out, because mmengine would run it as a
@@ -75,7 +75,7 @@ def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _restore_histories(checkpoint: dict[str, Any]) -> None:
-    """Put a ``HistoryBuffer`` in the place of each stand-in, where mmengine's runner looks for the loss history."""
+    """Replace the stand-ins in the loss history of mmengine's runner."""
     hub = checkpoint.get("message_hub")
     scalars = hub.get("log_scalars") if isinstance(hub, dict) else None
     if isinstance(scalars, dict):

@@ -1,4 +1,4 @@
-"""The weights of a whole model: find them in a checkpoint and compare them with the model."""
+"""Find the weights in a checkpoint and compare them with a model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_weights(model: nn.Module, source: str | os.PathLike[str]) -> dict[str, 
 
 
 def model_weights(checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) -> dict[str, Any]:
-    """The weights in a checkpoint, under the names by which mmengine's runner loads them.
+    """The weights in a checkpoint, by the names that mmengine loads.
 
     Raises:
         DataError: the checkpoint has no weights where the runner looks for them.
@@ -59,7 +59,7 @@ def unwrapped_model(model: nn.Module) -> nn.Module:
 
 
 def check_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) -> None:
-    """Compare the weights in a checkpoint with a model by name and shape.
+    """Compare a checkpoint's weights with a model by name and shape.
 
     The number of draws may be missing. So may the grid of an anchor; if it is there, the position embeddings of the
     anchor may be of another image size, because loading resamples them.

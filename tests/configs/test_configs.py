@@ -226,6 +226,7 @@ def test_the_optimizer_has_every_parameter_that_learns(config: Config, model: nn
 
 
 def test_what_the_runner_builds_is_known_and_takes_its_settings(config: Config) -> None:
+    assert "mmsnnet.safe_loading" in config.custom_imports.imports
     for settings in config.param_scheduler:
         accepts(resolved(registry.PARAM_SCHEDULERS, settings.type), settings, "optimizer")
     for split in SPLITS:

@@ -35,11 +35,11 @@ from mmsnnet.registry import HOOKS
 
 
 class CheckpointFolderError(UserError, OSError):
-    """The folder for checkpoints cannot be written to, or has no room for them."""
+    """The folder for checkpoints cannot be written to, or is full."""
 
 
 class CheckpointWriteError(UserError, OSError):
-    """One rank could not write a checkpoint during training. All ranks raise this error."""
+    """A rank could not write a checkpoint; all ranks raise this."""
 
 
 @HOOKS.register_module()
@@ -166,7 +166,7 @@ class AtomicCheckpointHook(BestMetricHook):
 
     @contextmanager
     def _explain_write_error(self, path: str | Path, runner: AnyRunner) -> Iterator[None]:
-        """Turn the error of a write into one that names the last complete checkpoint and the remedy."""
+        """Name the last complete checkpoint and the remedy when a write fails."""
         try:
             yield
         except OSError as error:
@@ -182,9 +182,9 @@ class AtomicCheckpointHook(BestMetricHook):
             ) from error
 
     def _path_in_folder(self, metric: str, recorded_path: Any) -> str | None:
-        """The path of a recorded best checkpoint in this folder, None if this hook does not give such a name.
+        """The path of a recorded best checkpoint, moved into this folder.
 
-        The checkpoint that recorded it may be of another run, or of another place.
+        The checkpoint that recorded it may come from another run or place. None if this hook gives no such name.
         """
         label = r".+" if metric == "auto" else re.escape(metric.replace("/", "_"))
         name = os.path.basename(recorded_path) if isinstance(recorded_path, str) else ""
@@ -199,7 +199,7 @@ class AtomicCheckpointHook(BestMetricHook):
         return isinstance(get_file_backend(folder, backend_args=self.backend_args), LocalBackend)
 
     def _check_folder(self, runner: AnyRunner) -> None:
-        """Try to write to the folder, delete what a killed run left half-written, and check that there is room."""
+        """Delete incomplete checkpoints; check that the folder is writable and has room."""
         folder = checkpoint_folder(self, runner.work_dir)
         if not self._is_local(folder):
             return
@@ -230,7 +230,7 @@ class AtomicCheckpointHook(BestMetricHook):
             )
 
     def _needed_room(self, runner: AnyRunner) -> int:
-        """An upper bound on the bytes that the checkpoints of a run take at any time."""
+        """An upper bound on the bytes of all checkpoints at any time."""
         end = runner.max_epochs if self.by_epoch else runner.max_iters
         steps = range(self.save_begin or self.interval, end + 1, self.interval) if self.interval > 0 else range(0)
         written = len(steps) + (self.save_last and end not in steps)
@@ -245,7 +245,7 @@ class AtomicCheckpointHook(BestMetricHook):
 
 
 def checkpoint_size(model: nn.Module) -> tuple[int, int]:
-    """Bytes of a model's weights, and at most of its optimizer's state: two moments for each trained parameter."""
+    """Bytes of the weights and of two moments for each trained parameter."""
     parameters = {
         parameter: prod(shape) * parameter.element_size() for parameter, shape in parameter_shapes(model).items()
     }
@@ -254,10 +254,10 @@ def checkpoint_size(model: nn.Module) -> tuple[int, int]:
 
 
 def _temporary_name(name: str) -> str:
-    """The name while a checkpoint is being written: the same on all ranks, which may write into one folder."""
+    """The name of an incomplete checkpoint, the same on all ranks."""  # they may write into one folder
     return str(Path(name).with_name(f".{Path(name).name}.tmp"))
 
 
 def _has_resume_hook(runner: AnyRunner) -> bool:
-    """Whether the runner has a hook that compares checkpoints with it: mmengine's own loops add none."""
+    """Whether the runner has a ResumeHook: mmengine's own loops add none."""
     return any(isinstance(hook, ResumeHook) for hook in runner.hooks)

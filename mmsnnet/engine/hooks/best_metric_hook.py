@@ -35,7 +35,7 @@ class BestMetricHook(CheckpointHook):
     """
 
     def check_validation(self, runner: AnyRunner) -> None:
-        """Choose the metric of ``save_best='auto'``; check monitored metrics and the labels of the validation set.
+        """Choose the metric of ``save_best='auto'``; check monitored metrics and labels.
 
         Raises:
             SettingError: no metric has the name of a monitored one, or the validation set has no labels.
@@ -77,7 +77,7 @@ class BestMetricHook(CheckpointHook):
         )
 
     def remove_checkpoint(self, path: str) -> None:
-        """Delete a checkpoint, if it exists; it is a folder where each rank writes a file."""
+        """Delete the file or folder of a checkpoint, if it exists."""
         if is_main_process() and self.file_backend.isfile(path):
             self.file_backend.remove(path)
         elif is_main_process() and self.file_backend.isdir(path):
@@ -88,7 +88,7 @@ class BestMetricHook(CheckpointHook):
         return self.best_ckpt_path if len(self.key_indicators) == 1 else self.best_ckpt_path_dict[metric]
 
     def set_best_checkpoint(self, runner: AnyRunner, metric: str, path: str | None) -> None:
-        """Set that path, here and in the message hub, which a resumed run reads."""
+        """Set that path, here and in the message hub."""
         if len(self.key_indicators) == 1:
             self.best_ckpt_path = path
         else:
@@ -96,7 +96,7 @@ class BestMetricHook(CheckpointHook):
         runner.message_hub.update_info(f"best_ckpt{self.suffix(metric)}", path)
 
     def suffix(self, metric: str) -> str:
-        """What mmengine appends to the keys of the message hub where ``save_best`` has several metrics."""
+        """mmengine's suffix to keys of the message hub for several metrics."""
         return "" if len(self.key_indicators) == 1 else f"_{metric}"
 
     def _save_best_checkpoint(self, runner: AnyRunner, metrics: Mapping[str, Any]) -> None:
@@ -128,7 +128,7 @@ class BestMetricHook(CheckpointHook):
                     self.remove_checkpoint(path)
 
     def _numbers(self, runner: AnyRunner, metrics: Mapping[str, Any]) -> dict[str, float | None]:
-        """The numbers among metrics, and None for each monitored metric that is no number."""
+        """The numbers among metrics, and None for other monitored metrics."""
         numbers, _ = split_values(metrics)
         if "auto" in self.key_indicators:  # before training, no name was known
             name = chosen_metric(runner.val_loop, numbers) or next(iter(numbers), None)

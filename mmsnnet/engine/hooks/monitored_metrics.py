@@ -1,4 +1,4 @@
-"""Compare the metrics that hooks and schedules monitor with those that validation will give."""
+"""Check that validation gives the metrics that hooks and schedules monitor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WITHOUT_LOSSES = ("mmseg", "mmdet", "mmsnnet")
 
 @dataclass(frozen=True)
 class Monitor:
-    """A setting that names a metric, and its rule: ``'greater'``, ``'less'``, or None where it has none."""
+    """A setting that names a metric, and its rule, if any."""
 
     setting: str
     metric: str
@@ -49,7 +49,7 @@ class ExpectedMetrics:
 
     @classmethod
     def of(cls, loop: BaseLoop) -> ExpectedMetrics | None:
-        """The metrics of a loop of ours or mmengine's; None for other loops and evaluators, which may give any."""
+        """The metrics of a loop; None for one of the user's own."""
         stitches: tuple[str, ...] | None = None
         if isinstance(loop, StitchValLoop) and type(loop).run is StitchValLoop.run:
             stitches = tuple(stitch.name for stitch in loop.stitches)
@@ -102,7 +102,7 @@ class ExpectedMetrics:
 
 
 def check_monitors(runner: AnyRunner) -> None:
-    """Check every metric that ``save_best``, early stopping or a plateau schedule names, and their rules.
+    """Check the metrics of ``save_best``, early stopping and plateau schedules.
 
     Raises:
         SettingError: no metric has the name, its rule is the wrong way about, or there is no validation.
@@ -138,7 +138,7 @@ def default_monitor(loop: BaseLoop) -> str | None:
 
 
 def chosen_metric(loop: BaseLoop, names: Iterable[str]) -> str | None:
-    """The task's main metric among ``names``, or else the first one with a known direction; None if there is neither.
+    """The task's main metric, or the first one with a known direction.
 
     In a loop over stitches only names of the largest anchor count or, where that is not validated, of the costliest
     validated stitch.
@@ -174,7 +174,7 @@ def _monitors(runner: AnyRunner) -> Iterator[Monitor]:
 
 
 def _stitch_hint(loop: BaseLoop, metric: str) -> str:
-    """Say which setting validates a stitch that the model has and validation leaves out."""
+    """Name the setting that adds a stitch of the model to validation."""
     stitch = metric.partition("/")[0]
     if not isinstance(loop, StitchValLoop) or stitch in [validated.name for validated in loop.stitches]:
         return ""

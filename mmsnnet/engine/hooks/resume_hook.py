@@ -36,7 +36,7 @@ RECORD = "training"
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Compare a checkpoint with the run before the run goes on from it.
+    """Compare a checkpoint with the run that goes on from it.
 
     Our training loops add the hook to their runner; with mmengine's own loops, add it to ``custom_hooks``.
 
@@ -132,7 +132,7 @@ def _has_averages(runner: AnyRunner) -> bool:
 
 
 def _restore_trained_weights(checkpoint: dict[str, Any]) -> None:
-    """Put the trained weights under ``state_dict``: ``EMAHook`` swaps them with its averages when it saves."""
+    """Undo ``EMAHook``, which saves its averages in place of trained weights."""
     for name, value in checkpoint["ema_state_dict"].items():
         if name.startswith("module."):
             checkpoint["state_dict"][name.removeprefix("module.")] = value

@@ -36,7 +36,7 @@ def compare_optimizers(
     state_dict: Mapping[str, Any] | None,
     types: Mapping[str, str],
 ) -> Iterator[Difference]:
-    """Compare the optimizer state in a checkpoint with the optimizers of a run.
+    """Compare a checkpoint's optimizer state with the optimizers of a run.
 
     Args:
         state_dict: the ``optimizer`` of the checkpoint; None where it has none.
@@ -73,7 +73,10 @@ def compare_optimizers(
 
 
 def _find_other_groups(optimizer: Optimizer, state_dict: Group, recorded_type: str | None) -> str | None:
-    """Say how a state is of another type of optimizer, or of other groups: torch pairs parameters by their order."""
+    """Say how a state is of another optimizer or other groups.
+
+    torch loads any state with as many parameters, in their order.
+    """
     saved_groups, groups, own_type = state_dict["param_groups"], optimizer.param_groups, type(optimizer).__name__
     if recorded_type is not None and recorded_type != own_type:
         return f".optimizer.type: the checkpoint's is {recorded_type}, the config's {own_type}"
@@ -126,13 +129,13 @@ def lay_out_states(optimizer: Optimizer, state_dict: Group) -> None:
 
 
 def _pairs(optimizer: Optimizer, state_dict: Group) -> Iterator[tuple[Any, nn.Parameter]]:
-    """The key of each parameter in a saved state, with the parameter that torch will pair it with."""
+    """The keys in a saved state, with torch's parameter for each."""
     for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
         yield from zip(saved["params"], group["params"], strict=True)
 
 
 def _foreign_keys(saved_groups: Sequence[Group], groups: Sequence[Group]) -> list[str]:
-    """The hyperparameters in a checkpoint that show another type of optimizer, where it records no type.
+    """Hyperparameters that show that a checkpoint has another type of optimizer.
 
     If only one side has some that the other lacks, another version of torch may have added them.
     """
@@ -165,7 +168,7 @@ def _compare_hyperparameters(
 
 
 def _scheduled_aliases(*groups: Group) -> tuple[str, ...]:
-    """Hyperparameters that repeat another: mmengine's momentum schedulers copy Adam's first beta to ``momentum``."""
+    """``betas``, if mmengine's momentum schedulers repeat them as ``momentum``."""
     return ("betas",) if any("betas" in group and "momentum" in group for group in groups) else ()
 
 
@@ -182,6 +185,6 @@ def _shown(value: Any) -> str:
 
 
 def _label(group: Group, index: int) -> str:
-    """A parameter group by its number, with the names that ``StitchOptimWrapperConstructor`` gives it."""
+    """A group by its number and the names of ``StitchOptimWrapperConstructor``."""
     names = [str(group[name]) for name in ("part", "layer") if group.get(name)]
     return f"group {index}" + (f" ({', '.join(names)})" if names else "")

@@ -35,7 +35,7 @@ CONSEQUENCES = {
 
 
 def describe_run(runner: AnyRunner) -> Record:
-    """The record that a checkpoint keeps of a run beside its state: plain values by the setting to change.
+    """The record of a run in its checkpoints: plain values by setting.
 
     ``optimizer`` and ``param_scheduler`` are the types; ``facts`` are properties of the loop, the data and the sampling
     of stitches; ``settings`` is the rest of the config that training reads.
@@ -50,7 +50,7 @@ def describe_run(runner: AnyRunner) -> Record:
 
 
 def compare_records(runner: AnyRunner, facts: Mapping[str, Any]) -> Iterator[Difference]:
-    """Compare the facts that a checkpoint records with those of a run; the run uses its own."""
+    """Compare recorded facts with a run's; the run uses its own."""
     for setting, configured in _facts(runner).items():
         if setting in facts and facts[setting] != configured:
             consequence = CONSEQUENCES.get(setting, "")
@@ -60,7 +60,7 @@ def compare_records(runner: AnyRunner, facts: Mapping[str, Any]) -> Iterator[Dif
 
 
 def compare_classes(runner: AnyRunner, meta: Mapping[str, Any]) -> Iterator[Difference]:
-    """Compare the classes of the data set that a checkpoint was trained on with the classes of the run's."""
+    """Compare the classes of a checkpoint's data set with the run's."""
     recorded = _classes(meta.get("dataset_meta"))
     configured = _classes(getattr(runner.train_dataloader.dataset, "metainfo", None))
     if recorded is None or configured is None or recorded == configured:
@@ -74,7 +74,7 @@ def compare_classes(runner: AnyRunner, meta: Mapping[str, Any]) -> Iterator[Diff
 
 
 def compare_seed(runner: AnyRunner, meta: Mapping[str, Any]) -> Iterator[Difference]:
-    """Compare the seed in a checkpoint with the config's; mmengine uses the checkpoint's."""
+    """Compare a checkpoint's seed, which mmengine uses, with the config's."""
     recorded, configured = meta.get("seed"), randomness(runner).get("seed")
     if recorded is not None and configured is not None and recorded != configured:
         yield kept("randomness.seed", recorded, configured)
@@ -110,7 +110,7 @@ def _facts(runner: AnyRunner) -> Record:
 
 
 def _describe_samples(dataset: Any) -> str | None:
-    """The number of samples and, for a data set of mmengine, a digest of the names of some of its files.
+    """The number of samples and a digest of some file names.
 
     Folders are left out, because users move data sets.
     """
@@ -125,7 +125,7 @@ def _describe_samples(dataset: Any) -> str | None:
 
 
 def _describe_batch(loader: DataLoader) -> str | None:
-    """The number of samples in an iteration over all processes: their number may change from run to run."""
+    """The number of samples in an iteration over all processes."""
     size = getattr(loader.batch_sampler, "batch_size", None)
     return None if size is None else f"{size * get_world_size()} over all processes"
 
@@ -139,7 +139,7 @@ def _describe_sampler(loader: DataLoader) -> str | None:
 
 
 def _describe_bins(backbone: StitchedBackbone) -> str:
-    """The number of bins that stitches are drawn from, with a digest of their contents."""
+    """The number of bins of stitches, with a digest of their contents."""
     bins = backbone.sampler().bins
     return f"{len(bins)} bin{'s' * (len(bins) != 1)} of {len(backbone.space)} stitches ({_digest(map(repr, bins))})"
 

@@ -36,7 +36,7 @@ def scheduler_types(param_schedulers: Any) -> dict[str, list[str]]:
 
 
 def drop_functions(states: Any) -> None:
-    """Remove functions from the saved state of schedules: the loader refuses pickles of code.
+    """Remove functions from saved schedules: loading would refuse their pickles.
 
     ``OneCycleLR`` saves a function of its own. A schedule that loads a state without it keeps the one that it has.
     """
@@ -48,7 +48,7 @@ def drop_functions(states: Any) -> None:
 def compare_schedules(
     param_schedulers: Any, states: Any, recorded_types: Mapping[str, Sequence[str]]
 ) -> Iterator[Difference]:
-    """Compare the schedules in a checkpoint with those of a run. mmengine pairs them in order and drops the rest.
+    """Compare a checkpoint's schedules with a run's, in order, as mmengine does.
 
     Args:
         param_schedulers: the run's: a list, a dict of lists, or None.
@@ -76,7 +76,7 @@ def compare_schedules(
 
 
 def compare_progress(runner: AnyRunner, checkpoint: Mapping[str, Any]) -> Iterator[Difference]:
-    """Note where nothing is left to train, or the learning rate has fallen to zero."""
+    """Note where nothing is left to train, or the rate is zero."""
     by_epoch = isinstance(training_loop(runner), EpochBasedTrainLoop)
     unit, setting = ("epoch", "train_cfg.max_epochs") if by_epoch else ("iter", "train_cfg.max_iters")
     done, end = checkpoint["meta"][unit], runner.max_epochs if by_epoch else runner.max_iters

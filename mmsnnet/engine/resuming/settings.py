@@ -22,7 +22,7 @@ LONGEST = 60
 
 
 def describe_settings(config: Config) -> dict[str, Any]:
-    """The settings that a checkpoint records, as plain values that do not depend on how the config is written."""
+    """Settings as plain values that do not depend on the config's style."""
     settings = {section: _plain(config.get(section)) for section in SECTIONS}
     # The state shows the type: with mixed precision it has a loss scaler.
     settings["optim_wrapper"] = {
@@ -53,7 +53,7 @@ def _plain(value: Any) -> Any:
 
 
 def _type_name(value: Any) -> str:
-    """The name of a class or function, or of the class of an object, without module and scope."""
+    """The name of a class, a function or an object's class."""
     return str(value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)).rpartition(".")[2]
 
 
@@ -74,7 +74,7 @@ def _compare(path: str, recorded: Any, configured: Any) -> Iterator[Difference]:
 
 
 def _have_one_type(recorded: Any, configured: Any) -> bool:
-    """Whether two settings describe modules or transforms of one type, so that their keys can be compared."""
+    """Whether two settings are dicts of one ``type``, whose keys compare."""
     are_dicts = isinstance(recorded, Mapping) and isinstance(configured, Mapping)
     return are_dicts and recorded.get("type") == configured.get("type")
 

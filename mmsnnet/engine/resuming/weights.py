@@ -20,7 +20,7 @@ FEW = 3
 
 
 def compare_weights(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> Iterator[Difference]:
-    """Compare the weights in a checkpoint with a model: all tensors must be there, in the same shapes.
+    """Compare a checkpoint's weights with a model: all names and shapes.
 
     Another ``img_size`` is refused: loading would resample the position embeddings, but not their optimizer state.
     """
@@ -68,7 +68,7 @@ def compare_averages(model: nn.Module, averaged: Mapping[str, Any]) -> Iterator[
 
 
 def summarize_partial_load(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> str | None:
-    """List in one line what ``load_from`` does not load; None where all tensors fit.
+    """List the tensors that ``load_from`` does not load, if any.
 
     Raises:
         SettingError: nothing fits by name and shape.
@@ -95,7 +95,7 @@ def summarize_partial_load(model: nn.Module, checkpoint: Mapping[str, Any], sour
 
 
 def weight_shapes(model: nn.Module) -> Shapes:
-    """The whole shape of each tensor in a model's state dict, without records of the state of training."""
+    """The whole shape of each tensor in a state dict but records."""
     return _without_records(state_shapes(model))
 
 
@@ -108,12 +108,12 @@ def _anchors(modules: Mapping[str, nn.Module]) -> dict[str, PlainAnchor]:
 
 
 def _backbone(name: str) -> str:
-    """The setting of the backbone that a module with this name belongs to."""
+    """The setting of the backbone around a module of this name."""
     return f"model.{name.split('.network.')[0]}"
 
 
 def _classifier(modules: Mapping[str, nn.Module], name: str) -> tuple[str, int] | None:
-    """The name of the innermost module around a tensor that has a number of classes, and that number."""
+    """The innermost module around a tensor that has classes, and their number."""
     owner = name
     while owner := owner.rpartition(".")[0]:
         number = getattr(modules.get(owner), "num_classes", None)
@@ -123,7 +123,7 @@ def _classifier(modules: Mapping[str, nn.Module], name: str) -> tuple[str, int] 
 
 
 def _number_of_classes(saved: object, expected: object, number: int) -> int | None:
-    """The number of classes that explains a tensor's saved shape, if ``number`` classes explain the expected one."""
+    """The number of classes that explains a saved shape, if one does."""
     if not isinstance(saved, tuple) or not isinstance(expected, tuple) or not saved or saved[1:] != expected[1:]:
         return None
     if expected[0] == number + 1 and saved[0] > 1:  # a softmax has a class for the background
