@@ -38,7 +38,7 @@ class Box:
 
     def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """Distance (N,) from ``origin`` (3,) to the surface, in lengths of each direction (3, N); inf if missed."""
-        start, along = self._to_local(origin - np.array(self.centre)), self._to_local(directions)
+        start, along = _rotate(origin - np.array(self.centre), self.angle), _rotate(directions, self.angle)
         half = np.array(self.half)
         with np.errstate(divide="ignore", invalid="ignore"):
             to_sides = np.stack([(-half - start)[:, None] / along, (half - start)[:, None] / along])
@@ -53,7 +53,7 @@ class Box:
         Returns:
             Normals (3, N) towards the visible side, coordinates (2, N) on the face, and the face's number (N,), 0 to 5.
         """
-        local = self._to_local(points - np.array(self.centre)[:, None])
+        local = _rotate(points - np.array(self.centre)[:, None], self.angle)  # in the box's axes
         axis = np.argmax(abs(local) / np.array(self.half)[:, None], axis=0)
         each = np.arange(local.shape[1])
         positive = local[axis, each] > 0
@@ -62,17 +62,7 @@ class Box:
         # Height is the second coordinate on upright faces.
         first, second = np.where(axis == 0, 2, 0), np.where(axis == 1, 2, 1)
         coordinates = np.stack([local[first, each], local[second, each]])
-        return self._rotate(normals, -self.angle), coordinates, 2 * axis + positive
-
-    def _to_local(self, vectors: np.ndarray) -> np.ndarray:
-        """Rotate vectors (3, ...) of the room into the box's axes."""
-        return self._rotate(vectors, self.angle)
-
-    @staticmethod
-    def _rotate(vectors: np.ndarray, angle: float) -> np.ndarray:
-        cos, sin = np.cos(angle), np.sin(angle)
-        x, y, z = vectors
-        return np.stack([cos * x - sin * z, y, sin * x + cos * z])
+        return _rotate(normals, -self.angle), coordinates, 2 * axis + positive
 
 
 @dataclass(frozen=True)
@@ -219,3 +209,10 @@ def _picture(rng: np.random.Generator, solids: Sequence[Solid], camera: Camera, 
 def _sees(solids: Sequence[Solid], origin: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Whether each of the points (3, N), which lie on surfaces, is visible from ``origin`` (3,)."""
     return cast(solids, origin, points - origin[:, None])[0] > 1 - 1e-3
+
+
+def _rotate(vectors: np.ndarray, angle: float) -> np.ndarray:
+    """Rotate vectors (3, ...) about the vertical axis."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, y, z = vectors
+    return np.stack([cos * x - sin * z, y, sin * x + cos * z])
