@@ -372,8 +372,8 @@ class StitchedBackbone(BaseModule):
         if image_size != self.img_size:
             _warn(
                 f"Training on images of {' x '.join(map(str, image_size))}, while StitchedViT's img_size is "
-                f"{' x '.join(map(str, self.img_size))}: position embeddings are stored and FLOPs counted for it. Set it "
-                "to the size to which the training pipeline crops or pads."
+                f"{' x '.join(map(str, self.img_size))}: position embeddings are stored and FLOPs counted for it. Set "
+                "it to the size to which the training pipeline crops or pads."
             )
         if not self.network.initialized:
             raise RuntimeError(
