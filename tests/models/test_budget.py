@@ -1,4 +1,4 @@
-"""``StitchedBackbone(budget=...)``: the route of evaluation mode chosen by what was measured."""
+"""``StitchedBackbone(budget=...)``: the stitch of evaluation mode from measured points."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""``only`` of the backbone: what one stitch runs and no more, with what it gives and costs in the whole backbone."""
+"""``only`` of the backbone: the parts of one stitch, with the results and cost of the whole backbone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,8 +45,8 @@ def cut(whole: StitchedBackbone, config: dict[str, Any], stitch: str) -> Stitche
 
 def outputs(backbone: nn.Module, images: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        found = backbone.eval()(images)
-    return [found] if isinstance(found, Tensor) else [tap for tap in found if tap is not None]
+        actual = backbone.eval()(images)
+    return [actual] if isinstance(actual, Tensor) else [tap for tap in actual if tap is not None]
 
 
 def numel(module: nn.Module) -> int:
@@ -67,11 +67,11 @@ def test_each_stitch_gives_and_costs_what_it_does_in_the_whole(
         assert one.space.stitches == (one.stitch,) == (stitch,)
         assert one.network.initialized
         whole.set_stitch(stitch.id)
-        for found, expected in zip(outputs(one, images), outputs(whole, images), strict=True):
+        for actual, expected in zip(outputs(one, images), outputs(whole, images), strict=True):
             if whole.network.layer(whole.space.layers[0]).rank:
-                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
             else:
-                assert torch.equal(found, expected)
+                assert torch.equal(actual, expected)
         assert one.costs() == {stitch.id: whole.costs()[stitch.id]}
         assert numel(one) == whole.costs()[stitch.id].params
         assert not any(tensor.is_meta for tensor in (*one.parameters(), *one.buffers()))
@@ -85,14 +85,16 @@ def test_everything_that_is_left_is_trained(
     images = make_images(2, *whole.img_size)
     for stitch in whole.space.stitches[:: 1 + len(whole.space) // 4]:
         one = cut(whole, config, stitch.name).train()
-        found = one(images)
-        torch.stack([tap.square().mean() for tap in ([found] if isinstance(found, Tensor) else found)]).sum().backward()
+        actual = one(images)
+        torch.stack(
+            [tap.square().mean() for tap in ([actual] if isinstance(actual, Tensor) else actual)]
+        ).sum().backward()
         assert one.drawn == stitch and one.draws == 1
         assert [name for name, p in one.named_parameters() if p.grad is None] == []
 
 
 def test_three_anchors(backbone_config: Config, make_images: Callable[..., Tensor]) -> None:
-    """Taps of the smallest anchor go through the middle one's width, whose anchor may have nothing else to do."""
+    """Taps of the smallest anchor go through the middle width, even if no middle block runs."""
     config = backbone_config(out_indices=(1, 3))
     config["anchors"] = [
         dict(config["anchors"][0], embed_dim=width, depth=d) for width, d in ((16, 2), (32, 3), (48, 4))
@@ -105,8 +107,8 @@ def test_three_anchors(backbone_config: Config, make_images: Callable[..., Tenso
     for stitch in whole.space:
         one = cut(whole, config, stitch.name)
         whole.set_stitch(stitch.id)
-        for found, expected in zip(outputs(one, images), outputs(whole, images), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        for actual, expected in zip(outputs(one, images), outputs(whole, images), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
         assert numel(one) == one.costs()[stitch.id].params == whole.costs()[stitch.id].params
     assert [str(layer) for layer in cut(whole, config, "S").space.layers] == [
         "0_0-1_2",
@@ -145,7 +147,7 @@ def test_of_an_anchor_alone_the_classifier_is_its_own(stitch: str, anchor: int, 
 
 
 def test_the_weights_of_an_anchor_that_is_left_out_are_not_drawn(backbone_config: Config) -> None:
-    """An anchor of some terabytes does not fit into memory."""
+    """An anchor of terabytes that the stitch does not run needs no memory."""
     config = backbone_config(large=dict(embed_dim=2**16, depth=20), only="S", num_classes=5)
     MODELS.build(config)
 

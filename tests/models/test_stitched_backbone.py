@@ -1,4 +1,4 @@
-"""The backbone: what it draws, what it hands out, and what it keeps of mmengine's promises."""
+"""The backbone: draws, taps, and mmengine's conventions."""
 
 import copy
 import importlib
@@ -41,7 +41,7 @@ TINY = dict(model="vit_tiny_patch16_224", embed_dim=32, depth=2, num_heads=2)
 
 
 class Route(nn.Module):
-    """One route of a network as a module of its own."""
+    """One route of a network as a module."""
 
     def __init__(self, network: StitchedNetwork, stitch: Stitch, out_indices: tuple[int, ...]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def draw(backbone: StitchedBackbone, n: int) -> list[int]:
 
 
 def count_calls(backbone: StitchedBackbone) -> Counter[str]:
-    """How often each block and stitching layer runs from now on: ``L2`` is block 2 of the large anchor."""
+    """Count the runs of each block and stitching layer: ``L2`` is block 2 of the large anchor."""
     calls: Counter[str] = Counter()
     parts = dict(backbone.network.layers.items())
     for index, name in enumerate("SL"):
@@ -72,8 +72,8 @@ def count_calls(backbone: StitchedBackbone) -> Counter[str]:
 
 
 def same_weights(module: nn.Module, expected: dict[str, Tensor]) -> bool:
-    own = module.state_dict()
-    return all(torch.equal(own[name], tensor) for name, tensor in expected.items() if name in own)
+    state = module.state_dict()
+    return all(torch.equal(state[name], tensor) for name, tensor in expected.items() if name in state)
 
 
 @pytest.mark.parametrize("toolbox", ["mmseg", "mmdet"])
@@ -114,7 +114,7 @@ def test_evaluation_mode_draws_nothing(make_backbone: MakeBackbone, make_images:
 
 
 def test_ranks_draw_the_same(make_backbone: MakeBackbone) -> None:
-    """Whatever their weights and random states."""
+    """For all weights and random states."""
     one, other = make_backbone(**DEEPER), make_backbone(**DEEPER)
     assert not torch.equal(next(one.parameters()), next(other.parameters()))
     ids = draw(one, 20)
@@ -173,7 +173,7 @@ def test_a_deep_copy_counts_for_itself(make_backbone: MakeBackbone) -> None:
 
 @pytest.fixture
 def warnings() -> Iterator[list[str]]:
-    """What mmengine's current logger is warned of."""
+    """The warnings of mmengine's current logger."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -271,7 +271,7 @@ def test_a_wrong_stitch(key: int | str, says: str, make_backbone: MakeBackbone) 
 
 @pytest.mark.parametrize("id_", [0, 2])
 def test_a_stitch_of_another_space(id_: int, make_backbone: MakeBackbone) -> None:
-    """Its id may well be one of this space, for another route."""
+    """Its id may belong to another route of this space."""
     backbone = make_backbone()
     with pytest.raises(UnknownStitchError):
         backbone.set_stitch(StitchSpace.two_way((3, 6))[id_])
@@ -424,7 +424,7 @@ def test_autocast(dtype: torch.dtype, error: float, make_backbone: MakeBackbone,
 def test_autocast_from_the_first_forward_on(
     dtype: torch.dtype, make_backbone: MakeBackbone, make_images: MakeImages
 ) -> None:
-    """The first forward counts the FLOPs for the bins: neither they nor the gradients may feel the other."""
+    """The first forward counts the FLOPs for the bins; count and gradients must not affect each other."""
     backbone, images = make_backbone(), make_images()
     expected = draw(copy.deepcopy(backbone), 1)
     with torch.autocast("cpu", dtype):
@@ -682,7 +682,7 @@ def test_a_spread_of_few(make_backbone: MakeBackbone) -> None:
 def test_prefix_reuse_changes_nothing(
     order: str, num_classes: int | None, make_backbone: MakeBackbone, make_images: MakeImages
 ) -> None:
-    """Two calls for each stitch, as of a flip; outside, and in training mode, everything is as before."""
+    """Two calls for each stitch, as with a flip. Outside the context and in training mode, nothing changes."""
     taps = dict(out_indices=dict(train=(1, 3), test=(3,))) if num_classes is None else dict(num_classes=5)
     backbone = make_backbone(**taps).eval()
     space, images = backbone.space, make_images()

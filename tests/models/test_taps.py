@@ -1,4 +1,4 @@
-"""The model elsewhere: traced, exported, copied; and properties that compute nothing."""
+"""Taps of traced, exported and copied models; properties compute nothing."""
 
 import copy
 import inspect
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "igno
 PER_MODE = dict(train=(1, 3), test=(3,))
 
 
-def equal(found: Any, expected: Any) -> bool:
+def equal(actual: Any, expected: Any) -> bool:
     """Whether two structures have the same tensors; an empty one stands for None."""
-    pairs = list(zip(found, expected, strict=True))
+    pairs = list(zip(actual, expected, strict=True))
     return all(torch.equal(a, b) if b is not None else a is None or not a.numel() for a, b in pairs)
 
 
@@ -63,8 +63,8 @@ def test_a_backbone_is_exported_and_saved(
     torch.export.save(torch.export.export(backbone, (images,), strict=strict), buffer)
     buffer.seek(0)
     with torch.no_grad():
-        found, expected = torch.export.load(buffer).module()(images), backbone(images)
-    assert type(found) is Taps and equal(found, expected) and equal(found.class_tokens, expected.class_tokens)
+        actual, expected = torch.export.load(buffer).module()(images), backbone(images)
+    assert type(actual) is Taps and equal(actual, expected) and equal(actual.class_tokens, expected.class_tokens)
 
 
 @pytest.mark.parametrize("stitch", ["S", "S0-L2", "L"])

@@ -102,8 +102,8 @@ def test_groups_of_parameters_with_decay_over_layers(backbone: StitchedBackbone)
     assert rate_of.keys() == {p for p in model.parameters() if p.requires_grad}
     for index, depth in enumerate(DEPTHS):
         anchor = backbone.network.anchor(index)
-        found = [rate_of[anchor.block(block).mlp.fc1.weight] for block in range(depth)]
-        assert found == [2 * 0.5 ** (depth - block) for block in range(depth)]
+        actual = [rate_of[anchor.block(block).mlp.fc1.weight] for block in range(depth)]
+        assert actual == [2 * 0.5 ** (depth - block) for block in range(depth)]
     assert {rate_of[p] for p in backbone.network.layers.parameters() if p.requires_grad} == {20.0}
     assert rate_of[model[1].weight] == 6.0
 

@@ -1,4 +1,4 @@
-"""Compiling block by block: the same results, few variants, and nothing that quietly runs as it is."""
+"""Compilation of blocks: the same results, few variants, and no silent fallback."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ WINDOWS = dict(img_size=64, window_size=3, global_blocks=(1,), rel_pos_bias=True
 
 
 class Counting:
-    """The backend ``aot_eager``, which counts what it compiles and how often that runs."""
+    """The backend ``aot_eager``, with counts of compilations and of runs."""
 
     def __init__(self) -> None:
         self.variants = self.runs = 0
@@ -40,7 +40,7 @@ class Counting:
 
 @pytest.fixture(autouse=True)
 def own_compiler() -> Iterator[None]:
-    """Nothing compiled is left from another test, and no limit is raised for another."""
+    """Reset dynamo's cache and limits around each test."""
     torch._dynamo.reset()
     counters.clear()
     with torch._dynamo.config.patch(recompile_limit=8):
@@ -51,14 +51,14 @@ def own_compiler() -> Iterator[None]:
 def step(network: StitchedNetwork, images: Tensor, stitch: Stitch) -> tuple[Tensor, dict[str, Tensor | None]]:
     """The map of a route and the gradients of all parameters."""
     network.zero_grad()
-    (found,) = network(images, stitch, (network.space.depths[-1] - 1,))
-    found.square().mean().backward()
-    return found.detach(), {name: p.grad for name, p in network.named_parameters()}
+    (actual,) = network(images, stitch, (network.space.depths[-1] - 1,))
+    actual.square().mean().backward()
+    return actual.detach(), {name: p.grad for name, p in network.named_parameters()}
 
 
 def assert_same(one: Any, other: Any) -> None:
-    (found, gradients), (expected, wanted) = one, other
-    assert torch.equal(found, expected)
+    (actual, gradients), (expected, wanted) = one, other
+    assert torch.equal(actual, expected)
     assert gradients.keys() == wanted.keys()
     for name, gradient in gradients.items():
         assert (gradient is None) == (wanted[name] is None), name
@@ -88,7 +88,7 @@ def test_compiled_blocks_compute_the_same(
 def test_every_block_of_a_deep_pair_runs_what_two_variants_have_been_compiled_for(
     make_network: MakeNetwork, make_images: MakeImages
 ) -> None:
-    """Whatever their rates of stochastic depth, and though they are more than dynamo's limit."""
+    """For all rates of stochastic depth, and for more blocks than dynamo's limit."""
     network, images = make_network(depths=(12, 24), drop_path_rate=0.2).train(), make_images()
     counting = Counting()
     network.compile_blocks(backend=counting)
@@ -111,7 +111,7 @@ def test_every_block_of_a_deep_pair_runs_what_two_variants_have_been_compiled_fo
 
 
 def test_a_limit_that_is_hit_is_an_error(make_network: MakeNetwork, make_images: MakeImages) -> None:
-    """The limit counts for each kind of block alone."""
+    """The limit applies to each kind of block separately."""
     network = make_network().train()
     network.compile_blocks(backend="eager")
     with torch._dynamo.config.patch(recompile_limit=1):
@@ -127,8 +127,8 @@ def test_evaluation_runs_as_before(make_network: MakeNetwork, make_images: MakeI
         expected = [network(images, stitch, (3,))[0] for stitch in network.space]
         counting = Counting()
         network.compile_blocks(backend=counting)
-        found = [network(images, stitch, (3,))[0] for stitch in network.space]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        actual = [network(images, stitch, (3,))[0] for stitch in network.space]
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     assert counting.variants == 0
     # Who compiles the forward of a model in evaluation mode compiles its blocks.
     large = network.space["L"]

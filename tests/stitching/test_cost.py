@@ -1,4 +1,4 @@
-"""Costs: composed of components, equal to a direct count of the whole, equal to what was published."""
+"""Costs: sums of components equal a direct count, and the published figures."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ PUBLISHED = Path(__file__).parent / "data" / "imagenet_deit3_s_l_flops.json"
 
 
 class Route(nn.Module):
-    """One route of a network as a module of its own: its taps, or its logits where there are no taps."""
+    """One route of a network as a module: its taps, or its logits without taps."""
 
     def __init__(self, network: StitchedNetwork, stitch: Stitch, out_indices: tuple[int, ...] | None) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def parameters_with_gradient(route: Route, images: Tensor) -> int:
 
 @pytest.fixture(scope="module")
 def imagenet_costs() -> CostModel:
-    """The published pair, its memory never filled: counting needs shapes only."""
+    """The published pair with uninitialised weights: counting needs shapes only."""
     with torch.device("meta"):
         names = ("deit3_small_patch16_224", "deit3_large_patch16_224")
         anchors = [create_anchor(name, 224, classifier=True) for name in names]
@@ -100,7 +100,7 @@ def test_composed_cost_is_the_direct_count(
 def test_composed_cost_with_windows_and_bias(
     kind: dict[str, Any], make_network: MakeNetwork, make_images: Callable[..., Tensor]
 ) -> None:
-    """Padding and the copies of prefix tokens included: they are computed."""
+    """Padding and the copies of prefix tokens count, because they are computed."""
     network, images = make_network((2, 4), img_size=(64, 80), **kind), make_images(1, 64, 80)
     costs = cost_model(network, (64, 80))
     merged = network.merged()
@@ -160,7 +160,7 @@ def test_counting_changes_nothing(make_network: MakeNetwork) -> None:
 @pytest.mark.parametrize("with_cp", [False, True])
 @pytest.mark.parametrize("rank", [0, 1, 8])
 def test_settings_of_the_training_do_not_count(with_cp: bool, rank: int, make_network: MakeNetwork) -> None:
-    """Neither the rank (updates are merged when deployed), nor drop path, nor recomputing, nor the mode."""
+    """Rank (updates are merged), drop path, recomputation and mode do not change the cost."""
     plain = make_network((2, 2), rank=0)
     trained = make_network((2, 2), rank=rank, with_cp=with_cp, drop_path_rate=0.3).train()
     costs = [cost_model(network, (32, 32)) for network in (plain, trained)]
@@ -181,7 +181,7 @@ def test_attention_by_hand(fused: bool, heads: int, tokens: int, width: int) -> 
 
 
 def test_cross_attention_by_hand() -> None:
-    """Queries, keys and values of unlike lengths and widths."""
+    """Queries, keys and values of different lengths and widths."""
 
     class Attend(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Features in their layouts: what stays the same, and what is what."""
+"""Features: conversion between layouts, maps, rows and class tokens."""
 
 import pytest
 import torch

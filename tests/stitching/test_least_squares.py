@@ -21,7 +21,7 @@ MakeNetwork = Callable[..., StitchedNetwork]
 
 
 def tokens_leaving(anchor: Anchor, images: Tensor) -> list[Tensor]:
-    """All tokens (M, C) leaving each block, prefix tokens included, by timm's own forward."""
+    """The output tokens (M, C) of each block, prefix tokens included, from timm's forward."""
     with torch.no_grad():
         pairs = anchor.model.forward_intermediates(
             images, intermediates_only=True, return_prefix_tokens=True, output_fmt="NLC"
@@ -30,7 +30,7 @@ def tokens_leaving(anchor: Anchor, images: Tensor) -> list[Tensor]:
 
 
 def pairs_of(network: StitchedNetwork, images: Tensor) -> dict[LayerKey, tuple[Tensor, Tensor]]:
-    """The tokens that each layer starts from, a 1 appended, and those that it is to give."""
+    """The input tokens of each layer, with a 1 appended, and its target tokens."""
     leaving = [tokens_leaving(network.anchor(i), images) for i in range(2)]
     pairs = {}
     for key in network.space.layers:
@@ -64,7 +64,7 @@ def residual(x: Tensor, y: Tensor, weights: Tensor) -> float:
 def test_windows_change_what_is_seen_but_not_which_tokens_correspond(
     windows: tuple[int, int], make_anchor: Callable[..., Anchor], make_images: MakeImages
 ) -> None:
-    """Two copies of one anchor whose blocks do nothing but pass tokens on: every layer is the identity on them."""
+    """Two copies of an anchor whose blocks are identities: every layer is solved as the identity."""
     pair = [make_anchor(2, 32, img_size=64, window_size=w or None, global_blocks=(0,) if w else None) for w in windows]
     pair[1].load_state_dict(pair[0].state_dict())
     for anchor in pair:
@@ -115,7 +115,7 @@ def test_order_and_batching_of_images_do_not_matter(make_network: MakeNetwork, m
 
 
 def test_sums_of_two_halves_are_the_sums_of_the_whole(make_network: MakeNetwork, make_images: MakeImages) -> None:
-    """What the ranks of a distributed run do."""
+    """The sums of several processes add up, as in a distributed run."""
     network = make_network((2, 4)).double()
     images = make_images(40, dtype=torch.float64)
     whole = initialise(network, [images])
@@ -221,7 +221,7 @@ def sums_of(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("spread", [1.0, 1e3, 1e6])
 def test_channels_of_very_different_size(spread: float) -> None:
-    """ViTs have a few huge channels; solved as they stand, the equations would lose the small ones."""
+    """ViTs have a few huge channels; without scaling, the solution would lose the small ones."""
     scales = torch.logspace(0, 1, 12, base=spread, dtype=torch.float64)
     x = torch.randn(200, 12, dtype=torch.float64) * scales + 3
     y = x / scales @ torch.randn(12, 5, dtype=torch.float64) + torch.randn(200, 5, dtype=torch.float64)
@@ -263,7 +263,7 @@ def test_rank_deficient_channels_of_very_different_size() -> None:
 
 
 def test_one_image_is_enough(make_network: MakeNetwork, make_images: MakeImages) -> None:
-    """5 tokens for 33 or 49 unknowns: they can be, and so are, mapped without error."""
+    """5 tokens for 33 or 49 unknowns have a solution without error."""
     network, images = make_network((2, 4)).double(), make_images(1, dtype=torch.float64)
     initialise(network, [images])
     for key, (x, y) in pairs_of(network, images).items():

@@ -19,7 +19,7 @@ MakeNetwork = Callable[..., StitchedNetwork]
 
 
 def count_calls(modules: dict[Any, nn.Module]) -> Counter[Any]:
-    """How often each module runs from now on, by its key."""
+    """Count the runs of each module, by its key."""
     calls: Counter[Any] = Counter()
 
     def counter(key: Any) -> Callable[..., None]:
@@ -70,9 +70,9 @@ def test_taps_as_tokens(make_network: MakeNetwork, make_images: MakeImages) -> N
     network, images = make_network(depths=(2, 4), widths=(32, 48)), make_images(2, 32, 64)
     for stitch in network.space:
         taps = [tap.data for tap in network.taps(images, stitch, (1, 3))]
-        for tap, found in zip(taps, network(images, stitch, (1, 3)), strict=True):
+        for tap, actual in zip(taps, network(images, stitch, (1, 3)), strict=True):
             assert tap.shape == (2, 1 + 2 * 4, 48)
-            assert torch.equal(tap[:, 1:].transpose(1, 2).reshape(2, 48, 2, 4), found)
+            assert torch.equal(tap[:, 1:].transpose(1, 2).reshape(2, 48, 2, 4), actual)
     large = network.anchor(1).model.forward_intermediates(images, output_dict=True, return_prefix_tokens=True)
     taps = [tap.data for tap in network.taps(images, network.space["L"], range(4))]
     for tap, prefix in zip(taps, large["image_intermediates_prefix"], strict=True):
@@ -129,9 +129,9 @@ def test_taps_come_in_the_order_asked_for(make_network: MakeNetwork, make_images
 def test_images_of_a_batch_do_not_see_each_other(make_network: MakeNetwork, make_images: MakeImages) -> None:
     network, images = make_network((2, 4)), make_images(3)
     for stitch in network.space:
-        (together,) = network(images, stitch, (3,))
+        (batched,) = network(images, stitch, (3,))
         alone = [network(image[None], stitch, (3,))[0] for image in images]
-        torch.testing.assert_close(together, torch.cat(alone))
+        torch.testing.assert_close(batched, torch.cat(alone))
 
 
 @pytest.mark.parametrize("out_indices", [(0,), (1, 3), (2, 2), (5,), (3, 0), tuple(range(6))])
@@ -245,7 +245,7 @@ def test_initialized_once_every_layer_is(make_network: MakeNetwork, make_anchor:
 
 
 def dense(network: StitchedNetwork, tokens: Tensor, *key: int) -> Tensor:
-    """What the layer of this key makes of tokens, its update multiplied out."""
+    """Apply the layer of this key to tokens, with its update multiplied out."""
     layer = network.layer(LayerKey(*key))
     return F.linear(tokens, layer.weight + layer.lora_B @ layer.lora_A / layer.rank, layer.bias)
 
@@ -329,7 +329,7 @@ def test_anchors_that_do_not_fit(other: dict[str, Any], says: str, make_anchor: 
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 @torch.no_grad()
 def test_images_of_any_number_of_channels(channels: int, make_network: MakeNetwork) -> None:
-    """Images of the anchors' number run along every route; those of another are refused in words, before any layer."""
+    """Every route takes images of the anchors' number of channels; other images are an error before any layer runs."""
     network = make_network((2, 2), in_chans=channels)
     for stitch in network.space:
         assert network(torch.randn(1, channels, 32, 32), stitch, (1,))[0].shape == (1, 48, 2, 2)

@@ -54,7 +54,7 @@ def route(stitch: Stitch) -> tuple[tuple[int, int], ...]:
 
 
 def count_blocks(network: StitchedNetwork) -> list[int]:
-    """How many blocks run from now on, in the first entry."""
+    """Count the blocks that run, in the first entry."""
     calls = [0]
 
     def count(*_: Any) -> None:
@@ -76,7 +76,7 @@ def equal(a: Sequence[Features], b: Sequence[Features]) -> bool:
 @pytest.mark.parametrize("ordered", [True, False])
 @torch.no_grad()
 def test_taps_are_the_same_to_the_bit(network: StitchedNetwork, ordered: bool, make_images: MakeImages) -> None:
-    """Over several calls for each stitch, of different sizes, in the best order and in a random one."""
+    """Several calls for each stitch, of different sizes, in the best order and in a random order."""
     last = network.space.depths[-1] - 1
     batches = [make_images(2, 32, 32), make_images(1, 48, 32, seed=1), make_images(2, 32, 32, seed=2)]
     for out_indices in ((last,), (0, last), (last - 1, 0)):
@@ -87,8 +87,8 @@ def test_taps_are_the_same_to_the_bit(network: StitchedNetwork, ordered: bool, m
         for stitch in stitches:
             shared.begin()
             for images in batches:
-                found = network.taps(images.clone(), stitch, out_indices, shared)
-                assert equal(found, network.taps(images, stitch, out_indices)), stitch
+                actual = network.taps(images.clone(), stitch, out_indices, shared)
+                assert equal(actual, network.taps(images, stitch, out_indices)), stitch
 
 
 @pytest.mark.parametrize("out_indices", [(3,), (1, 3), (2,), None])
@@ -126,8 +126,8 @@ def test_three_anchors(three_anchors: StitchedNetwork, make_images: MakeImages) 
     shared = SharedPrefixes(three_anchors, PrefixPlan(space, stitches, (1, 3)))
     for stitch in stitches:
         shared.begin()
-        found = three_anchors.taps(images, stitch, (1, 3), shared)
-        assert equal(found, three_anchors.taps(images, stitch, (1, 3)))
+        actual = three_anchors.taps(images, stitch, (1, 3), shared)
+        assert equal(actual, three_anchors.taps(images, stitch, (1, 3)))
     assert not shared._calls[0].outputs
 
 
@@ -150,8 +150,8 @@ def test_stitches_out_of_turn_or_beyond_the_plan(make_network: MakeNetwork, make
     others = network.space.stitches[2:5]
     for stitch in (*reversed(planned), *others, planned[1], planned[1]):
         shared.begin()
-        found = network.taps(images, stitch, (3,), shared)
-        assert equal(found, network.taps(images, stitch, (3,)))
+        actual = network.taps(images, stitch, (3,), shared)
+        assert equal(actual, network.taps(images, stitch, (3,)))
 
 
 # Examples
@@ -180,8 +180,8 @@ def test_the_share_of_the_published_pair() -> None:
     flops = [costs[AnchorPart(anchor, Component("block", 0))].flops for anchor in (0, 1)]
     routes = [route(stitch) for stitch in network.space]
     alone = sum(flops[anchor] for blocks in routes for anchor, _ in blocks)
-    together = sum(flops[node[-1][0]] for node in {r[: k + 1] for r in routes for k in range(len(r))})
-    assert alone == pytest.approx(26.5e12, rel=0.01) and together == pytest.approx(9.75e12, rel=0.01)
+    shared = sum(flops[node[-1][0]] for node in {r[: k + 1] for r in routes for k in range(len(r))})
+    assert alone == pytest.approx(26.5e12, rel=0.01) and shared == pytest.approx(9.75e12, rel=0.01)
     plan = PrefixPlan(network.space, prefix_order(network.space, network.space.stitches, (23,)), (23,))
     assert len(plan) == len({r[: k + 1] for r in routes for k in range(len(r))})
 

@@ -1,4 +1,4 @@
-"""The parts of a route: every parameter belongs to one, and those of a stitch are what its forward uses."""
+"""The parts of a route: each parameter belongs to one part, and a forward uses those of its stitch."""
 
 from collections.abc import Callable
 from itertools import count
@@ -26,7 +26,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 
 def draw(backbone: Any, stitch: Stitch) -> None:
-    """Lets the next forward draw a stitch."""
+    """Make the next forward draw this stitch."""
     backbone.draws = next(n for n in count() if backbone.sampler().draw(n) == stitch.id)
 
 
@@ -78,9 +78,9 @@ def test_a_parameter_belongs_to_one_part(make_network: Callable[..., StitchedNet
     parts: dict[Part, None] = dict.fromkeys(network.space.layers)
     for stitch in network.space:
         parts |= dict.fromkeys(classifier_parts(stitch))
-    found = [parameter for part in parts for parameter in part_parameters(network, part)]
-    assert len(found) == len(set(found))
-    assert set(found) == set(network.parameters())
+    actual = [parameter for part in parts for parameter in part_parameters(network, part)]
+    assert len(actual) == len(set(actual))
+    assert set(actual) == set(network.parameters())
 
 
 def test_a_tap_uses_its_layers_where_it_is(make_network: Callable[..., StitchedNetwork]) -> None:

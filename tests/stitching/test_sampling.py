@@ -70,7 +70,7 @@ def test_consecutive_draws_are_independent() -> None:
 
 
 def test_an_anchor_alone_in_its_bin_is_drawn_as_often_as_any_bin() -> None:
-    """What the bins are for: with stitches drawn uniformly the anchors would come once in 134 draws."""
+    """Bins draw anchors often; uniform draws of stitches would draw each once in 134."""
     flops = {0: 10, 1: 900, **{i: 300 + i for i in range(2, 134)}}
     bins = flops_bins(flops, step=100)
     assert bins[0] == (0,) and bins[-1] == (1,) and len(bins) == 4

@@ -1,4 +1,4 @@
-"""The stitch space against the table of the paper (SN-Netv2, arXiv 2307.00154), enumerated here on its own."""
+"""The stitch space against the paper's table (SN-Netv2, arXiv 2307.00154), enumerated here independently."""
 
 import dataclasses
 import re
@@ -94,16 +94,16 @@ def test_three_anchors_have_twice_the_stitches_of_a_pair(depths: tuple[int, ...]
 @pytest.mark.parametrize("depths", THREE + MORE)
 def test_the_documented_formula_of_ids(depths: tuple[int, ...]) -> None:
     space = StitchSpace.two_way(depths)
-    found = {stitch.id: stitch for stitch in space.anchors}
-    assert list(found) == list(range(len(depths)))
+    actual = {stitch.id: stitch for stitch in space.anchors}
+    assert list(actual) == list(range(len(depths)))
     before = 0
     for small in range(len(depths) - 1):
         for of_pair in list(StitchSpace.two_way(depths[small : small + 2]))[2:]:
             stitch = space[len(depths) + before + of_pair.id - 2]
             assert as_triples(stitch) == tuple((small + a, *run) for a, *run in as_triples(of_pair))
-            found[stitch.id] = stitch
+            actual[stitch.id] = stitch
         before += depths[small] + (depths[small] - 1) ** 2
-    assert list(found.values()) == list(space)
+    assert list(actual.values()) == list(space)
 
 
 @pytest.mark.parametrize("depths", [(12, 24), (12, 12)])

@@ -1,4 +1,4 @@
-"""Three anchors in one network: what holds of two must hold of them, taps through the middle one's width included."""
+"""Three anchors in one network: properties of two anchors hold for three, taps included."""
 
 import copy
 from collections import Counter
@@ -30,7 +30,7 @@ WIDTHS = (32, 48, 64)
 
 
 class Route(nn.Module):
-    """One route of a network as a module of its own."""
+    """One route of a network as a module."""
 
     def __init__(self, network: StitchedNetwork, stitch: Stitch, out_indices: tuple[int, ...]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Route(nn.Module):
 
 
 def dense(network: StitchedNetwork, tokens: Tensor, *key: int) -> Tensor:
-    """What the layer of this key makes of tokens, its update multiplied out."""
+    """Apply the layer of this key to tokens, with its update multiplied out."""
     layer = network.layer(LayerKey(*key))
     return F.linear(tokens, layer.weight + layer.lora_B @ layer.lora_A / layer.rank, layer.bias)
 
@@ -124,7 +124,7 @@ def test_composed_cost_is_the_direct_count(
 def test_nothing_runs_twice_or_beyond_the_last_tap(
     out_indices: tuple[int, ...], make_network: MakeNetwork, make_images: MakeImages
 ) -> None:
-    """Stitching layers included: two taps never go through one layer with different tokens."""
+    """Stitching layers too: two taps never use one layer with different tokens."""
     network = make_network((2, 3, 5), WIDTHS)
     calls: Counter[Any] = Counter()
     modules: dict[Any, nn.Module] = {key: network.layer(key) for key in network.space.layers}
@@ -165,8 +165,8 @@ def test_every_layer_of_every_pair_is_the_least_squares_solution(
         x, y = leaving[key.source][key.source_block], leaving[key.target][key.target_block - 1]
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         layer = network.layer(key)
-        found = torch.cat([layer.weight.T, layer.bias[None]])
-        torch.testing.assert_close(found, torch.linalg.lstsq(x, y).solution, rtol=1e-6, atol=1e-7, msg=str(key))
+        actual = torch.cat([layer.weight.T, layer.bias[None]])
+        torch.testing.assert_close(actual, torch.linalg.lstsq(x, y).solution, rtol=1e-6, atol=1e-7, msg=str(key))
 
 
 def test_every_stitch_is_in_a_bin_and_is_drawn(make_network: MakeNetwork) -> None:

@@ -1,4 +1,4 @@
-"""Windows of tokens: there and back, by hand, and what attention within them sees."""
+"""Windows of tokens: round trips, examples by hand, and the mask of padding."""
 
 import pytest
 import torch

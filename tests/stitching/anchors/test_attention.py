@@ -1,4 +1,4 @@
-"""Attention with a relative position bias and within windows: against timm's, and against plain matrix algebra."""
+"""Attention with windows and a relative position bias, against timm and against matrix algebra."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def run(anchor: Anchor, images: Tensor) -> list[Tensor]:
-    """The tokens leaving each block, arranged as those of the whole image."""
+    """The output tokens of each block, in the layout of the whole image."""
     return [features.to(anchor.layout()).data for _, features in anchor.run(anchor.stem(images))]
 
 
@@ -88,7 +88,7 @@ def test_the_bias_is_trained(make_anchor: MakeAnchor, make_images: MakeImages) -
 
 @torch.no_grad()
 def test_a_bias_that_falls_with_the_distance_does_so_at_every_size() -> None:
-    """A table that is linear in the offset stays so when it is resized, its ends and its centre included."""
+    """A table that is linear in the offset stays linear when it is resized, its ends and centre included."""
     rows = torch.arange(-3.0, 4).reshape(7, 1).expand(7, 5).reshape(35, 1)
     prefix = torch.tensor([[10.0], [11.0], [12.0]])
     resized = resize_table(torch.cat([rows, prefix]), (4, 3), (7, 3))
@@ -153,14 +153,14 @@ def test_one_window_over_the_image_is_plain_attention(
 def test_windows_are_images_of_their_own(
     size: tuple[int, int], rel_pos_bias: bool, make_anchor: MakeAnchor, make_images: MakeImages
 ) -> None:
-    """Each window attends to its own patches and its copy of the class token, and to nothing else; cut out by hand."""
+    """Each window attends only to its patches and its copy of the class token; cut out by hand."""
     anchor = make_anchor(depth=1, img_size=64, window_size=2, global_blocks=(), rel_pos_bias=rel_pos_bias)
     images, block = make_images(2, *size), anchor.model.blocks[0]
     grid = anchor.grid(size)
     tokens = anchor.stem(images).data
     (left,) = run(anchor, images)
     patches = tokens[:, 1:].unflatten(1, grid)
-    found = left[:, 1:].unflatten(1, grid)
+    actual = left[:, 1:].unflatten(1, grid)
     class_tokens = []
     for top in range(0, grid[0], 2):
         for start in range(0, grid[1], 2):
@@ -173,7 +173,7 @@ def test_windows_are_images_of_their_own(
                 bias = bias[:, inside][:, :, inside]
             cut = cut + block.ls1(attend(block, cut, bias))
             cut = cut + block.ls2(block.mlp(block.norm2(cut)))
-            torch.testing.assert_close(found[:, top : top + 2, start : start + 2].flatten(1, 2), cut[:, 1:])
+            torch.testing.assert_close(actual[:, top : top + 2, start : start + 2].flatten(1, 2), cut[:, 1:])
             class_tokens.append(cut[:, 0])
     torch.testing.assert_close(left[:, 0], torch.stack(class_tokens).mean(0))
 

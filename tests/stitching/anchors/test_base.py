@@ -1,18 +1,14 @@
-"""Anchors against timm's own forward, and what they are made of."""
+"""Anchors: equal to timm's forward, components, freezing, and errors of their creation."""
 
 import warnings
 from collections.abc import Callable
 
 import pytest
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmsnnet.stitching import Anchor, create_anchor
-from mmsnnet.stitching.anchors.attention import resize_table
 from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Component
-from mmsnnet.stitching.anchors.plain import VisionTransformerAnchor, adapter_of
 from mmsnnet.stitching.features import Features, Layout
 
 MakeAnchor = Callable[..., Anchor]
@@ -70,21 +66,6 @@ def test_classify_is_timms_forward(family: str, make_anchor: MakeAnchor, make_im
     torch.testing.assert_close(logits, anchor.model(images))
 
 
-@torch.no_grad()
-def test_the_position_embedding_is_resampled_to_the_input(
-    make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
-) -> None:
-    """By hand: patches of a padded image, positions resampled from 2 x 2 to 3 x 5, class token first."""
-    anchor = make_anchor()
-    images = make_images(1, 40, 71)
-    model = anchor.model
-    patches = model.patch_embed.proj(nn.functional.pad(images, (0, 80 - 71, 0, 48 - 40))).flatten(2).transpose(1, 2)
-    grid = model.pos_embed.unflatten(1, (2, 2)).permute(0, 3, 1, 2)
-    grid = nn.functional.interpolate(grid, (3, 5), mode="bicubic", antialias=True)
-    expected = torch.cat([model.cls_token, patches + grid.flatten(2).transpose(1, 2)], dim=1)
-    torch.testing.assert_close(anchor.stem(images).data, expected)
-
-
 @pytest.mark.parametrize(
     ("family", "patch", "prefix"),
     [
@@ -138,64 +119,6 @@ def test_parameters_by_their_use(family: str, classifier: bool, make_anchor: Mak
     *_, (_, features) = anchor.run(anchor.stem(torch.randn(1, 3, 64, 64)))
     features.data.square().sum().backward()
     assert all(p.grad is not None for p in positions)
-
-
-# Rotary positions
-
-
-@torch.no_grad()
-def test_rotations_are_those_of_the_grid(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
-    """The same patches, in the same order, on another grid: a plain ViT without positions could not tell."""
-    anchor = make_anchor(model="vit_small_patch16_dinov3")
-    tokens = anchor.stem(make_images(1, 32, 64)).data
-    grids = ((2, 4), (4, 2), (2, 4))
-    left = [list(anchor.run(Features(tokens, anchor.layout(), grid)))[-1][1].data for grid in grids]
-    assert not torch.allclose(left[0], left[1], atol=1e-3)
-    assert torch.equal(left[0], left[2])
-
-
-def test_rotations_are_computed_once_for_a_grid(make_anchor: MakeAnchor) -> None:
-    anchor = make_anchor(model="vit_small_patch16_dinov3", depth=3)
-    calls = []
-    embed = anchor.model.rope.get_embed
-    anchor.model.rope.get_embed = lambda *args, **kwargs: calls.append(args) or embed(*args, **kwargs)
-    features = {grid: Features(torch.randn(1, 11, 32), anchor.layout(), grid) for grid in ((2, 3), (3, 2))}
-    with torch.inference_mode():
-        list(anchor.run(features[2, 3]))
-    anchor.train()
-    [(_, left)] = anchor.run(features[2, 3], stop=1)  # what inference kept serves training
-    left.data.sum().backward()
-    assert len(calls) == 1
-    list(anchor.run(features[3, 2]))
-    assert len(calls) == 2
-
-
-def test_learned_rotations_get_gradients(make_anchor: MakeAnchor, make_images: Callable[..., Tensor]) -> None:
-    anchor = make_anchor(model="vit_base_patch16_rope_mixed_224")
-    for _ in range(2):
-        *_, (_, features) = anchor.run(anchor.stem(make_images()))
-        features.data.square().sum().backward()
-    assert anchor.model.rope.freqs.grad.abs().sum() > 0
-
-
-def test_rotations_drawn_anew_are_refused(make_anchor: MakeAnchor) -> None:
-    with pytest.raises(ValueError, match=r"rope_rescale_coords=1\.0"):
-        make_anchor(model="vit_small_patch16_dinov3", rope_rescale_coords=2.0)
-    make_anchor(
-        model="vit_small_patch16_dinov3", rope_shift_coords=0.0, rope_jitter_coords=1.0, rope_rescale_coords=1.0
-    )
-
-
-@pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2, global_blocks=())])
-def test_windows_and_bias_need_one_attention(settings: dict[str, object], make_anchor: MakeAnchor) -> None:
-    with pytest.raises(ValueError, match="one attention"):
-        make_anchor(model="vit_base_patch16_18x2_224", **settings)
-
-
-@pytest.mark.parametrize("settings", [dict(rel_pos_bias=True), dict(window_size=2)])
-def test_windows_and_bias_need_timms_plain_attention(settings: dict[str, object], make_anchor: MakeAnchor) -> None:
-    with pytest.raises(ValueError, match=r"vit_small_patch16_dinov3.*VisionTransformer"):
-        make_anchor(model="vit_small_patch16_dinov3", **settings)
 
 
 # Leaving out
@@ -310,86 +233,11 @@ def test_almost_a_plain_vit(name: str) -> None:
         create_anchor(name, 64)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
-def test_not_a_plain_vit(name: str) -> None:
-    with pytest.raises(TypeError, match="plain ViT"):
-        create_anchor(name, 64)
-    with pytest.raises(TypeError, match="VisionTransformer"):
-        adapter_of(timm.create_model(name))
-
-
-def test_dropping_patches() -> None:
-    with pytest.raises(ValueError, match="patch_drop_rate"):
-        create_anchor("deit3_small_patch16_224", 32, embed_dim=32, depth=2, num_heads=2, patch_drop_rate=0.5)
-
-
-def test_a_model_of_one_input_size() -> None:
-    model = timm.create_model("deit3_small_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=2)
-    with pytest.raises(ValueError, match="dynamic_img_size"):
-        VisionTransformerAnchor(model)
-
-
 def test_no_classifier(make_anchor: MakeAnchor) -> None:
     anchor = make_anchor()
     with pytest.raises(ValueError, match="classifier=True"):
         anchor.classify(Features(torch.zeros(1, 5, 32), Layout(1, True), (2, 2)))
     assert not any(name.startswith(("norm.", "head", "fc_norm")) for name in anchor.model.state_dict())
-
-
-def test_the_state_dict_tells_the_grid(make_anchor: MakeAnchor) -> None:
-    """Where there is something for it; an image of half a patch more has a patch more."""
-    anchor = make_anchor(img_size=(40, 64))
-    assert anchor.state_dict()["grid"].tolist() == [3, 4] and anchor.state_dict()["grid"].dtype == torch.int64
-    assert "grid" not in make_anchor(model="vit_small_patch16_dinov3").state_dict()
-    biased = make_anchor(img_size=(40, 64), rel_pos_bias=True)
-    biased.keep([Component("block", 1)])
-    assert biased.state_dict()["grid"].tolist() == [3, 4]
-    for kept, cut in (([], biased), ([Component("block", 1)], anchor)):
-        cut.keep(kept)
-        assert "grid" not in cut.state_dict()
-
-
-@pytest.mark.parametrize("assign", [False, True])
-@pytest.mark.parametrize("prefix", ["", "0."])
-def test_a_state_dict_of_another_grid_is_resampled(
-    prefix: str, assign: bool, make_anchor: MakeAnchor, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As timm does it, also where the numbers of patches are the same; what is within windows stays."""
-    settings = dict(rel_pos_bias=True, window_size=4, global_blocks=[1])
-    source = make_anchor(img_size=(96, 64), **settings)
-    anchor = make_anchor(img_size=(64, 96), **settings)
-    weights = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
-    before = {key: value.clone() for key, value in weights.items()}
-    (nn.Sequential(anchor) if prefix else anchor).load_state_dict(weights, strict=True, assign=assign)
-    assert weights.keys() == before.keys() and all(torch.equal(weights[key], before[key]) for key in before)
-    position = source.model.pos_embed
-    expected = resample_abs_pos_embed(position, [4, 6], [6, 4], num_prefix_tokens=0)
-    torch.testing.assert_close(anchor.model.pos_embed.data, expected.data)
-    name = "relative_position_bias_table"
-    one, other = (getattr(a.model.blocks[1].attn, name) for a in (anchor, source))
-    torch.testing.assert_close(one.data, resize_table(other, (6, 4), (4, 6)).data)
-    assert torch.equal(*(getattr(a.model.blocks[0].attn, name) for a in (anchor, source)))
-    (record,) = caplog.records
-    assert (record.name, record.levelname) == ("mmsnnet", "WARNING")
-    assert "6 x 4 patches" in record.getMessage() and "4 x 6" in record.getMessage()
-    assert anchor.state_dict()["grid"].tolist() == [4, 6]
-
-
-def test_a_state_dict_of_the_same_grid_or_none_is_loaded_as_it_is(
-    make_anchor: MakeAnchor, caplog: pytest.LogCaptureFixture
-) -> None:
-    source, anchor = (make_anchor(img_size=(96, 64), rel_pos_bias=True) for _ in range(2))
-    weights = source.state_dict()
-    anchor.load_state_dict(weights, strict=True)
-    assert torch.equal(anchor.model.pos_embed, source.model.pos_embed)
-    del weights["grid"]
-    turned = make_anchor(img_size=(64, 96), rel_pos_bias=True)
-    turned.load_state_dict(weights, strict=True)
-    assert torch.equal(turned.model.pos_embed, source.model.pos_embed) and not caplog.records
-    with pytest.raises(RuntimeError, match=r"size mismatch for model\.pos_embed"):
-        make_anchor(img_size=64).load_state_dict(weights)
-    with pytest.raises(RuntimeError, match=r'Unexpected key.*: "grid"'):
-        anchor.load_state_dict(weights | {"grid": torch.zeros(3)})
 
 
 @pytest.mark.parametrize("how", ["compile", "export", "trace"])

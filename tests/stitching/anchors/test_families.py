@@ -48,7 +48,7 @@ def name_of(family: Any) -> str:
 
 
 def native_size(model: str) -> tuple[int, int]:
-    """Height and width that the weights of a model were made for."""
+    """The image size (height, width) of a model's weights."""
     return tuple(timm.get_pretrained_cfg(model).input_size[1:])
 
 
@@ -65,7 +65,7 @@ def make_reference(randomise: Randomise) -> Callable[..., nn.Module]:
 
 
 def timms_taps(reference: nn.Module, images: Tensor) -> list[Tensor]:
-    """What leaves the blocks of timm's model: tokens (B, N, C), prefix tokens first."""
+    """The block outputs of timm's model: tokens (B, N, C), prefix tokens first."""
     prefix = reference.num_prefix_tokens > 0
     taps = reference.forward_intermediates(
         images, indices=list(TAPS), return_prefix_tokens=prefix, output_fmt="NLC", intermediates_only=True
@@ -82,9 +82,9 @@ def saved(reference: nn.Module, folder: Path) -> str:
     return str(folder / "weights.pth")
 
 
-def assert_taps(found: tuple[Tensor, ...], expected: list[Tensor]) -> None:
-    assert len(found) == len(expected) == len(TAPS)
-    for tokens, reference in zip(found, expected, strict=True):
+def assert_taps(actual: tuple[Tensor, ...], expected: list[Tensor]) -> None:
+    assert len(actual) == len(expected) == len(TAPS)
+    for tokens, reference in zip(actual, expected, strict=True):
         assert reference.std() > 0.05
         torch.testing.assert_close(tokens, reference, rtol=1e-5, atol=1e-5)
 
@@ -124,7 +124,7 @@ def assert_the_same_at(
     network = StitchedNetwork([anchor], StitchSpace.single(TINY["depth"])).eval()
     (stitch,) = network.space
     reference.set_input_size(img_size, options.get("patch_size"))
-    assert_taps(network.tokens(images, stitch, TAPS), timms_taps(reference, images))
+    assert_taps(tokens(network, images, stitch), timms_taps(reference, images))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -287,7 +287,7 @@ def make_rotary(randomise: Randomise) -> Callable[[str], Anchor]:
 
 
 def leaving(anchor: Anchor, tokens: Tensor, grid: tuple[int, int]) -> list[Tensor]:
-    """What leaves each block."""
+    """The output of each block."""
     return [left.data for _, left in anchor.run(Features(tokens, anchor.layout(), grid))]
 
 
@@ -298,9 +298,9 @@ def test_dinov3_turns_patches_by_their_place_and_leaves_prefix_tokens(
 ) -> None:
     anchor = make_rotary("vit_small_patch16_dinov3")
     expected = tokens = anchor.stem(make_images(2, 16 * grid[0], 16 * grid[1])).data
-    for index, found in enumerate(leaving(anchor, tokens, grid)):
+    for index, actual in enumerate(leaving(anchor, tokens, grid)):
         expected = dinov3_block(anchor.block(index), expected, grid, anchor.layout().prefix)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def page() -> list[str]:
 
 
 def test_the_page_has_the_rows_that_are_checked(page: list[str]) -> None:
-    """In their order, and no others."""
+    """In their order, and no other stitches."""
     rows = [line.split(" | ")[:2] for line in page if "`, `" in line and line.startswith("| ")]
     assert rows == [
         [f"| {family.name}", ", ".join(f"`{model}`" for model in family.models)] for family in table.FAMILIES

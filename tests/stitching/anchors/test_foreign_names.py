@@ -1,4 +1,4 @@
-"""Weights under the names of other libraries: timm's models renamed by rules written here, and loaded again.
+"""Weights under other libraries' names: timm's weights, renamed by rules written here, are loaded again.
 
 The names are those of the libraries' own sources: transformers 4.57 (and 5, where it says so), mmpretrain 1.2,
 MMSegmentation 1.2, torchvision 0.21.
@@ -34,7 +34,7 @@ def swapped(weights: Weights, *rules: tuple[str, str | Callable[[re.Match[str]],
 
 
 def split(weights: Weights, query: str, key: str, value: str) -> Weights:
-    """Joint layers of queries, keys and values taken apart; the names get what stands before ``.weight``."""
+    """Split joint layers of queries, keys and values; ``names`` are the parts before ``.weight``."""
     parts = {}
     for name, tensor in weights.items():
         if ".attn.qkv." in name:
@@ -186,7 +186,7 @@ def transformers_clip(w: Weights) -> Weights:
 
 
 def transformers_siglip(w: Weights) -> Weights:
-    """The pooling of SigLIP is an attention of its own."""
+    """The pooling of SigLIP is an attention layer."""
     vision = {k: v for k, v in w.items() if not k.startswith(("attn_pool", "fc_norm"))}
     return transformers_clip(vision) | {"vision_model.head.probe": torch.ones(1, 1, 32)}
 
@@ -309,11 +309,11 @@ CASES: dict[str, tuple[Callable[[Weights], Weights], dict[str, object], str]] = 
 
 
 def last_tokens(model: VisionTransformer | Eva, images: Tensor) -> Tensor:
-    """What leaves the last block of one of timm's models."""
-    found = []
-    model.blocks[-1].register_forward_hook(lambda module, inputs, output: found.append(output))
+    """The output of the last block of a timm model."""
+    actual = []
+    model.blocks[-1].register_forward_hook(lambda module, inputs, output: actual.append(output))
     model.forward_features(images)
-    return found[0]
+    return actual[0]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -322,7 +322,7 @@ def last_tokens(model: VisionTransformer | Eva, images: Tensor) -> Tensor:
 def test_names_of_other_libraries(
     case: str, wrapped: bool, make_anchor: MakeAnchor, make_images: Callable[..., Tensor], tmp_path: Path
 ) -> None:
-    """The anchor computes what timm's model does, and nothing of the file gets lost without a word."""
+    """The anchor computes the same as timm's model, and the report lists all unused tensors."""
     convert, settings, library = CASES[case]
     source, anchor = make_anchor(classifier=True, num_classes=5, **settings), make_anchor(**settings)
     file = {name: tensor.contiguous() for name, tensor in convert(source.model.state_dict()).items()}
@@ -377,7 +377,7 @@ def test_a_model_that_torchvision_made(
 
 
 def test_a_rectangle_below_other_names(make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """Positions are resampled under whichever name they come; a whole file is not taken for another by one name."""
+    """Positions are resampled under every library's name; one shared name does not change the library."""
     source = make_anchor(img_size=64, **VIT)
     torch.save(vit_model(source.model.state_dict()), tmp_path / "w.pth")
     report = load_pretrained(make_anchor(img_size=(32, 96), **VIT), tmp_path / "w.pth")
@@ -418,6 +418,6 @@ def test_a_bias_of_queries_is_not_dropped(make_anchor: MakeAnchor, tmp_path: Pat
 def test_no_library_is_taken_for_another() -> None:
     for library in LIBRARIES:
         for mark in library.marks:
-            found = rename({mark: torch.zeros(1)})
-            assert found is not None and found.library is library
+            actual = rename({mark: torch.zeros(1)})
+            assert actual is not None and actual.library is library
     assert rename({"blocks.0.attn.qkv.weight": torch.zeros(1), "cls_token": torch.zeros(1)}) is None

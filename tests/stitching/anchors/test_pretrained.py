@@ -1,4 +1,4 @@
-"""The loading of pretrained weights: what is read, resized, left out and refused."""
+"""Loading of pretrained weights: reading, resizing, unused tensors and errors."""
 
 import re
 from argparse import Namespace
@@ -39,7 +39,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def flat(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights, all of them views of one storage, as programs have them that flatten parameters."""
+    """The same weights as views of one storage, as programs that flatten parameters save them."""
     whole = torch.cat([tensor.flatten() for tensor in weights.values()])
     parts = whole.split([tensor.numel() for tensor in weights.values()])
     return {name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
@@ -78,7 +78,7 @@ def test_the_patch_embedding_is_resized(make_anchor: MakeAnchor, tmp_path: Path)
 
 
 def deit_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's names turned into those of DeiT-III's own files."""
+    """Rename timm's weights as in DeiT-III's files."""
     return {re.sub(r"ls([12])\.gamma", r"gamma_\1", name): tensor for name, tensor in weights.items()}
 
 
@@ -105,7 +105,7 @@ def test_what_files_may_look_like(wrap: str, suffix: str, make_anchor: MakeAncho
 
 
 def test_wrapped_deit_checkpoint_as_published(make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """DeiT-III's own files: its names under 'model', with a head."""
+    """DeiT-III's files: its names under 'model', with a head."""
     source = make_anchor(classifier=True)
     anchor = make_anchor(img_size=(32, 64))
     torch.save({"model": deit_names(source.model.state_dict())}, tmp_path / "w.pth")
@@ -148,7 +148,7 @@ def openai_clip(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
 
 
 def open_clip_trunk(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
-    """OpenCLIP's names around a vision tower of timm's (SigLIP, EVA-02-CLIP)."""
+    """OpenCLIP's names around a timm vision tower (SigLIP, EVA-02-CLIP)."""
     unused = {"visual.head.proj.weight": torch.ones(16, 32), "text.token_embedding.weight": torch.ones(10, 8)}
     trunk = {f"visual.trunk.{key}": value for key, value in w.items()}
     return trunk | unused, {*unused, *(key for key in trunk if key.split(".")[2] in ("norm", "fc_norm", "attn_pool"))}
@@ -194,7 +194,7 @@ def dinov3(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
 
 
 def eva02(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
-    """Masked image modelling's, with each block's copy of the rotary angles."""
+    """Files of masked image modelling, with a copy of the rotary angles in each block."""
     renamed = [("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc1.", "mlp.w12."), ("mlp.fc2", "mlp.w3")]
     renamed += [("mlp.norm", "mlp.ffn_ln"), ("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias"), ("fc_norm", "norm")]
     file = {}
@@ -296,7 +296,7 @@ def test_a_renamed_patch_embedding_of_another_size(make_anchor: MakeAnchor, tmp_
 
 @pytest.mark.parametrize("views", [False, True])
 def test_a_bias_of_queries_is_not_dropped(views: bool, make_anchor: MakeAnchor, tmp_path: Path, capsys: Any) -> None:
-    """DINOv3's models with a bias do not fit timm's models without, however their tensors lie in memory."""
+    """DINOv3's models with a bias do not fit timm's models without one, for any memory layout."""
     file, _ = dinov3(state(make_anchor(model="vit_small_patch16_dinov3_qkvb").model))
     torch.save(flat(file) if views else file, tmp_path / "w.pth")
     message = refused(make_anchor(model="vit_small_patch16_dinov3"), tmp_path / "w.pth")
@@ -307,7 +307,7 @@ def test_a_bias_of_queries_is_not_dropped(views: bool, make_anchor: MakeAnchor, 
 @pytest.mark.parametrize("family", ["DeiT-III", "OpenAI's CLIP", "DINOv3", "EVA-02 base"])
 @pytest.mark.parametrize("block", [0, 1])
 def test_one_tensor_amiss(family: str, block: int, make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """Missing, renamed or of another shape: each is refused, and listed under timm's name or the file's."""
+    """A tensor that is missing, renamed or of another shape is an error that lists its name."""
     rename, settings = FOREIGN[family]
     file, _ = rename(state(make_anchor(classifier=True, num_classes=0, **settings).model))
     file = file.get("model", file)
@@ -337,7 +337,7 @@ def test_a_stem_amiss(model: str, key: str, shape: tuple[int, ...], make_anchor:
 
 
 def test_dinov2_from_its_size_to_a_rectangle(make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """Position embeddings of DINOv2 are for 37 x 37 patches of 518 x 518 pixels, whatever the anchor's size."""
+    """Position embeddings of DINOv2 are for 37 x 37 patches, for anchors of any size."""
     settings = dict(model="vit_small_patch14_reg4_dinov2")
     source, anchor = make_anchor(img_size=518, **settings), make_anchor(img_size=(224, 448), **settings)
     torch.save(dinov2_registers(state(source.model))[0], tmp_path / "w.pth")
@@ -348,7 +348,7 @@ def test_dinov2_from_its_size_to_a_rectangle(make_anchor: MakeAnchor, tmp_path: 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """``hub(repository, file)``: where the hub's cache keeps a file; the hub itself is out of reach."""
+    """``hub(repository, file)``: the path of a file in the hub's cache; the hub is unreachable."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -427,7 +427,7 @@ def test_a_head_for_other_classes_is_left_out(make_anchor: MakeAnchor, tmp_path:
 
 
 def test_a_classifier_for_weights_without_a_head(make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """Self-supervised ones, of which a classifier is to be made."""
+    """Self-supervised weights for a new classifier."""
     make_anchor = partial(make_anchor, model="vit_base_patch16_224", classifier=True)
     weights = {k: v for k, v in make_anchor().model.state_dict().items() if not k.startswith("head.")}
     torch.save(weights, tmp_path / "w.pth")
@@ -465,9 +465,9 @@ def test_a_bias_is_resized_like_the_position_embedding(
     torch.save(weights, tmp_path / "w.pth")
     report = load_pretrained(anchor, str(tmp_path / "w.pth"))
     assert report.kept == ()
-    for own, other in zip(anchor.model.blocks, source.model.blocks, strict=True):
+    for block, other in zip(anchor.model.blocks, source.model.blocks, strict=True):
         expected = resize_table(other.attn.relative_position_bias_table, (4, 4), (2, 5))
-        torch.testing.assert_close(own.attn.relative_position_bias_table, expected)
+        torch.testing.assert_close(block.attn.relative_position_bias_table, expected)
 
 
 def test_a_bias_of_a_rectangular_grid_is_loaded_at_its_own_size(make_anchor: MakeAnchor, tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_a_bias_of_a_rectangular_grid_is_loaded_at_its_own_size(make_anchor: Mak
 
 
 def test_a_one_anchor_checkpoint_keeps_its_rectangle(make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """Of 7 x 28 patches, as many as the 14 x 14 that timm knows the model for."""
+    """7 x 28 patches are as many as the 14 x 14 of timm's default size."""
     source, anchor = make_anchor(img_size=(112, 448)), make_anchor(img_size=(112, 448))
     torch.save(StitchedNetwork([source], StitchSpace.single(2)).state_dict(), tmp_path / "w.pth")
     assert load_pretrained(anchor, tmp_path / "w.pth").resized == ()
@@ -489,7 +489,7 @@ def test_a_one_anchor_checkpoint_keeps_its_rectangle(make_anchor: MakeAnchor, tm
 
 
 def one_anchor(anchor: Anchor) -> dict[str, Tensor]:
-    """The weights of a backbone of this anchor alone, as a run of it saves them."""
+    """The weights of a one-anchor backbone, as its training run saves them."""
     network = StitchedNetwork([anchor], StitchSpace.single(anchor.depth))
     return {f"backbone.network.{key}": value for key, value in network.state_dict().items()}
 
@@ -519,9 +519,9 @@ def test_any_rectangle_goes_into_any_other(
     torch.testing.assert_close(anchor.model.pos_embed, expected)
     tables = [f"blocks.{block}.attn.relative_position_bias_table" for block in range(2)]
     assert report.resized == ("pos_embed", *tables) and report.kept == report.left_out == ()
-    for own, other in zip(anchor.model.blocks, source.model.blocks, strict=True):
+    for block, other in zip(anchor.model.blocks, source.model.blocks, strict=True):
         table = resize_table(other.attn.relative_position_bias_table, (old[0], old[1]), (new[0], new[1]))
-        torch.testing.assert_close(own.attn.relative_position_bias_table, table)
+        torch.testing.assert_close(block.attn.relative_position_bias_table, table)
 
 
 def test_a_table_of_the_whole_image_goes_into_windows_and_back(make_anchor: MakeAnchor, tmp_path: Path) -> None:
@@ -540,7 +540,7 @@ def test_a_table_of_the_whole_image_goes_into_windows_and_back(make_anchor: Make
 
 @pytest.mark.parametrize("older", [False, True], ids=["timm's file", "older checkpoint"])
 def test_a_grid_that_is_not_on_record(older: bool, make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """A square where one is possible, else the anchor's own, else nobody's."""
+    """The grid is a square if possible, else the anchor's grid, else unknown."""
 
     def saved(img_size: tuple[int, int]) -> Anchor:
         source = make_anchor(img_size=img_size, rel_pos_bias=True)
@@ -579,7 +579,7 @@ def test_half_the_tables_of_a_bias(make_anchor: MakeAnchor, tmp_path: Path) -> N
 
 
 def refused(anchor: Anchor, path: Path | str, error: type[Exception] = ValueError) -> str:
-    """The message of the error that loading ends in, after checking that it left the anchor as it was."""
+    """The error message of loading; checks that the anchor stays unchanged."""
     before = state(anchor)
     with pytest.raises(error) as caught:
         load_pretrained(anchor, str(path))
@@ -613,7 +613,7 @@ def test_no_state_dict(content: Any, make_anchor: MakeAnchor, tmp_path: Path) ->
 
 
 def test_a_hostile_file_leaves_the_anchor_as_it_was(make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """What test_checkpoint.py tries in many forms."""
+    """test_checkpoint.py tests more such files."""
     anchor, mark = make_anchor(), tmp_path / "mark"
     torch.save({"model": anchor.model.state_dict(), "args": RunsCode(mark)}, tmp_path / "w.pth")
     assert "run code" in refused(anchor, tmp_path / "w.pth")

@@ -59,16 +59,16 @@ def test_a_one_anchor_checkpoint_is_adapted_too(channels: int, make_anchor: Make
     assert torch.equal(anchor.model.patch_embed.proj.bias, source.model.patch_embed.proj.bias)
 
 
-@pytest.mark.parametrize(("given", "wanted"), [(4, 3), (1, 3), (4, 6), (6, 1), (2, 4)])
-def test_only_three_channels_are_adapted(given: int, wanted: int, make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """timm refuses other numbers, or starts the stem anew; we refuse, with the cure."""
-    torch.save(make_anchor(in_chans=given).model.state_dict(), tmp_path / "w.pth")
+@pytest.mark.parametrize(("channels", "wanted"), [(4, 3), (1, 3), (4, 6), (6, 1), (2, 4)])
+def test_only_three_channels_are_adapted(channels: int, wanted: int, make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    """timm refuses other numbers or reinitialises the stem; ours is an error that names the setting."""
+    torch.save(make_anchor(in_chans=channels).model.state_dict(), tmp_path / "w.pth")
     anchor = make_anchor(in_chans=wanted)
     before = anchor.model.patch_embed.proj.weight.clone()
-    with pytest.raises(DataError, match=rf"images of {given} channels.*set in_chans={given} in the anchor"):
+    with pytest.raises(DataError, match=rf"images of {channels} channels.*set in_chans={channels} in the anchor"):
         load_pretrained(anchor, tmp_path / "w.pth")
     assert torch.equal(anchor.model.patch_embed.proj.weight, before)
-    same = make_anchor(in_chans=given)
+    same = make_anchor(in_chans=channels)
     assert load_pretrained(same, tmp_path / "w.pth").adapted is None
 
 
@@ -91,7 +91,7 @@ def test_no_nan_is_loaded(value: float, name: str, dtype: torch.dtype, make_anch
 
 
 def test_a_file_full_of_nan(make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """The first tensors are named. That NaN does not equal NaN is no choice between two models."""
+    """The message names the first tensors. NaN compares as equal, so two copies count as one model."""
     weights = {key: torch.full_like(tensor, float("nan")) for key, tensor in make_anchor().model.state_dict().items()}
     torch.save({"model": weights, "ema": {key: tensor.clone() for key, tensor in weights.items()}}, tmp_path / "w.pth")
     with pytest.raises(DataError, match=r"NaN or infinity in cls_token, pos_embed, \S+, \S+, \S+ and \d+ more\."):
@@ -99,7 +99,7 @@ def test_a_file_full_of_nan(make_anchor: MakeAnchor, tmp_path: Path) -> None:
 
 
 def test_nan_in_what_is_not_loaded(make_anchor: MakeAnchor, tmp_path: Path) -> None:
-    """A classifier that an anchor does not keep may be broken; one that it keeps may not."""
+    """A classifier may have NaN if the anchor does not keep it."""
     weights = make_anchor(classifier=True).model.state_dict()
     weights["head.bias"][0] = float("nan")
     torch.save(weights, tmp_path / "w.pth")

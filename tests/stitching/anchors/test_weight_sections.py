@@ -1,4 +1,4 @@
-"""Where weights lie in files as people have them: in dicts, below prefixes, beside other models."""
+"""Places of weights in users' files: in dicts, below prefixes, beside other models."""
 
 import re
 from collections.abc import Callable
@@ -21,7 +21,7 @@ SIZES = dict(embed_dim=32, depth=2, num_heads=2)
 
 @pytest.fixture
 def weights(make_anchor: Callable[..., Anchor]) -> Weights:
-    """Those of a model without a classifier, as timm names them."""
+    """Weights of a model without a classifier, under timm's names."""
     return make_anchor(model="vit_tiny_patch16_224").model.state_dict()
 
 
@@ -35,15 +35,15 @@ def other(weights: Weights) -> Weights:
 
 
 def load(file: Any, folder: Path, prefix: str | None = None) -> tuple[Anchor, LoadReport]:
-    """An anchor with what a file has for it."""
+    """Load a file into a new anchor."""
     anchor = create_anchor("vit_tiny_patch16_224", 32, **SIZES)
     torch.save(file, folder / "w.pth")
     return anchor, load_pretrained(anchor, folder / "w.pth", prefix=prefix)
 
 
 def has(module: nn.Module, weights: Weights) -> bool:
-    own = module.state_dict()
-    return bool(own) and all(torch.equal(own[name], weights[name]) for name in own)
+    state = module.state_dict()
+    return bool(state) and all(torch.equal(state[name], weights[name]) for name in state)
 
 
 DINO_HEAD = {"dino_head.mlp.0.weight": torch.zeros(4, 4), "dino_head.last_layer.weight": torch.zeros(8, 4)}
@@ -193,7 +193,7 @@ def test_many_copies_are_not_all_listed(weights: Weights, tmp_path: Path) -> Non
 
 
 def test_an_anchor_out_of_a_stitched_network(make_network: Callable[..., StitchedNetwork], tmp_path: Path) -> None:
-    """A checkpoint of two has to be told which; of one, it is found below whatever wraps it."""
+    """A checkpoint of two anchors needs a prefix; the anchor of a checkpoint of one is loaded below any wrapper."""
     network = make_network(depths=(2, 2), widths=(32, 32), model="vit_tiny_patch16_224")
     file = {"state_dict": prefixed(network.state_dict(), "backbone.network.")}
     with pytest.raises(DataError, match=r"holds 2 anchors.*prefix='anchors\.0\.'"):
@@ -208,7 +208,7 @@ def test_an_anchor_out_of_a_stitched_network(make_network: Callable[..., Stitche
 
 
 def test_the_state_dict_of_an_anchor_has_its_grid(make_anchor: Callable[..., Anchor], tmp_path: Path) -> None:
-    """96 x 64 and 64 x 96 pixels have as many patches: only the record beside the model tells them apart."""
+    """96 x 64 and 64 x 96 pixels have as many patches: only the recorded grid distinguishes them."""
     source, target = (make_anchor(img_size=size) for size in ((96, 64), (64, 96)))
     torch.save(source.state_dict(), tmp_path / "w.pth")
     assert load_pretrained(target, tmp_path / "w.pth").resized == ("pos_embed",)
@@ -221,7 +221,7 @@ def test_the_state_dict_of_an_anchor_has_its_grid(make_anchor: Callable[..., Anc
 @pytest.mark.parametrize("prefix", ["", "model.", "a.b.c."])
 @pytest.mark.parametrize("dicts", [(), ("net",), ("a", "b")])
 def test_names_of_nobody(prefix: str, dicts: tuple[str, ...], weights: Weights, tmp_path: Path) -> None:
-    """The message names the prefix that all keys have, in place of listing them."""
+    """The message names the common prefix of all keys instead of listing the keys."""
     unknown = {name.replace("blocks", "trunk_layer").replace("_", "-") + "X": one for name, one in weights.items()}
     file: Any = prefixed(unknown, prefix)
     for key in reversed(dicts):
@@ -256,7 +256,7 @@ def test_a_model_in_pieces_is_not_whole(weights: Weights, tmp_path: Path) -> Non
 
 
 def test_dicts_that_share_are_visited_once() -> None:
-    """Ten times the one before, thirty dicts deep: 10^30 paths."""
+    """Thirty nested dicts with ten references each: 10^30 paths."""
     shared: dict[str, Any] = {"w": torch.zeros(1)}
     for _ in range(30):
         shared = {f"k{index}": shared for index in range(10)}
