@@ -20,6 +20,8 @@ from packaging.specifiers import SpecifierSet
 
 from mmsnnet.datasets import write_shapes
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 MIM = "mmsnnet/.mim"
 

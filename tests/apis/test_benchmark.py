@@ -188,6 +188,7 @@ def test_compiled_stitches_give_the_same_results(make_segmentor: MakeSegmentor) 
             torch.testing.assert_close(other, result[0])
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_compiled_stitches(make_segmentor: MakeSegmentor) -> None:
     torch._dynamo.utils.counters.clear()
     result = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, compile="aot_eager"))

@@ -118,6 +118,7 @@ def test_an_extracted_stitch_has_the_same_outputs_and_costs(
         assert extracted.size == len(data) == header + 4 * costs[stitch.id].params + statistics + grids
 
 
+@pytest.mark.slow
 def test_the_parameters_of_a_depth_estimator_at_full_size() -> None:
     """Only names and numbers: no forward of this size."""
     config = load_config(REPOSITORY / "configs/nyu/stitched-deit3-s-b_dpt_8xb2-24e_nyu-416x544.py")
@@ -140,6 +141,7 @@ def test_outputs_without_low_rank_updates_are_equal_to_the_bit(tmp_path: Path) -
         assert torch.equal(result, expected)
 
 
+@pytest.mark.slow
 def test_slide_inference(trained: Callable[[Path], Trained], folder: Path) -> None:
     """mmseg's ``inference_model`` with the folder alone, on an image larger than a crop."""
     from mmseg.apis import inference_model, init_model

@@ -142,6 +142,7 @@ def test_a_published_anchor_is_a_source_for_pretrained(tmp_path: Path) -> None:
     assert result.keys() == expected.keys() and all(torch.equal(result[name], expected[name]) for name in result)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_image_size(config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path) -> None:
     """It is published unchanged, with the grid to resample it from; an extracted stitch is resampled."""
     other = load_config(STITCHED, {"model.backbone.img_size": (48, 80)})
@@ -210,6 +211,7 @@ def test_an_empty_folder_is_filled(config: Config, checkpoint: Path, model: Base
     assert same_weights(build_model(config, tmp_path / "out"), model)
 
 
+@pytest.mark.slow
 def test_the_same_model_has_the_same_digest(config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path) -> None:
     digests = {publish_model(config, checkpoint, tmp_path / name).sha256 for name in "abc"}
     assert len(digests) == 1

@@ -90,6 +90,7 @@ def test_there_are_configs() -> None:
     assert {Path(name).parent.name for name in CONFIGS} == folders
 
 
+@pytest.mark.slow
 def test_the_model_at_its_real_size(config: Config, model: nn.Module, table: list[str]) -> None:
     backbone = find_stitched_backbone(model)
     costs = model_costs(model)
@@ -108,6 +109,7 @@ def test_the_model_at_its_real_size(config: Config, model: nn.Module, table: lis
 PUBLISHED = {"s-l": (34, 363, 338), "b-l": (110, 363, 412)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PUBLISHED)
 def test_ade20k_costs_what_was_published(ade20k: Callable[..., nn.Module], pair: str) -> None:
     model = ade20k(pair)
@@ -124,6 +126,7 @@ def test_ade20k_has_as_many_flops_bins_as_published(ade20k: Callable[..., nn.Mod
     assert (len(flops), len(flops_bins(flops, backbone.flops_step))) == (134, 13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "anchors"), [("deit3", "s-b-l"), ("augreg", "ti-s-b")])
 def test_each_of_three_anchors_has_a_bin_of_its_own(
     ade20k: Callable[..., nn.Module], family: str, anchors: str
@@ -143,6 +146,7 @@ def anchor_params(width: int, depth: int, heads: int, grid: int = 32, patch: int
     return stem + depth * (block + ((2 * grid - 1) ** 2 + 3) * heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("anchors", "rank"), [("s-l", 16), ("b-l", 4), ("s-b", 16), ("s-b-l", 16)])
 def test_ade20k_backbones_have_the_parameters_of_the_paper(
     ade20k: Callable[..., nn.Module], anchors: str, rank: int
@@ -218,6 +222,7 @@ def test_the_data_sets_are_built_but_for_their_files(config: Config) -> None:
         accepts(resolved(registry.DATA_SAMPLERS, loader.sampler.type), loader.sampler, "dataset")
 
 
+@pytest.mark.slow
 def test_the_optimizer_has_every_parameter_that_learns(config: Config, model: nn.Module) -> None:
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
     grouped = [parameter for group in wrapper.param_groups for parameter in group["params"]]

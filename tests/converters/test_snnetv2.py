@@ -114,6 +114,7 @@ def tap_distances(
 # What the published model computes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [PAIR, Published(depths=(12, 12), grid=(3, 5), rank=4)], ids=["12-24", "12-12"])
 def test_every_stitch_of_a_released_segmentation_model_gives_the_published_taps(
     model: Published, tmp_path: Path
@@ -136,6 +137,7 @@ def test_a_file_saved_in_evaluation_mode_gives_the_same_taps_with_merged(tmp_pat
     assert {id_ for id_, error in twice.items() if error > 1e-2} == {0, 2, 24, 79, 80}
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_every_stitch_of_a_released_classification_model_gives_the_published_logits(tmp_path: Path) -> None:
     model = PAIR._replace(classes=7, rank=8)

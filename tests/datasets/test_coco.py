@@ -13,6 +13,8 @@ from PIL import Image
 
 from mmsnnet.errors import DataError
 
+pytestmark = pytest.mark.detection
+
 Annotations = dict[str, Any]
 Make = Callable[..., Any]
 FILE = "annotations/instances.json"

@@ -17,6 +17,8 @@ from mmsnnet.datasets import write_shapes
 from mmsnnet.evaluation import OperatingPoints
 from tests.conftest import Tool
 
+pytestmark = pytest.mark.detection
+
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = str(REPOSITORY / "configs/coco/stitched-deit3-s-l_{}_8xb8-100e_coco-1024x1024.py")
 EPOCHS, MORE_EPOCHS = 4, 5

@@ -33,6 +33,8 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
 
+pytestmark = pytest.mark.distributed
+
 
 @HOOKS.register_module()
 class Trouble(Hook):

@@ -14,6 +14,8 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmsnnet.engine.runner.stitch_passes import copied_metric
 from mmsnnet.registry import METRICS
 
+pytestmark = pytest.mark.detection
+
 SIDE = 64
 NAMES = {
     f"coco/{kind}_{item}"

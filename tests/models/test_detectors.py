@@ -10,6 +10,8 @@ from mmdet.structures import DetDataSample
 
 from mmsnnet.apis import build_model, load_config
 
+pytestmark = pytest.mark.detection
+
 CONFIG = Path(__file__).parents[2] / "configs/coco/vit-s_mask-rcnn_300_coco128-256x256.py"
 
 

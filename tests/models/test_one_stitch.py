@@ -93,6 +93,7 @@ def test_everything_that_is_left_is_trained(
         assert [name for name, p in one.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_three_anchors(backbone_config: Config, make_images: Callable[..., Tensor]) -> None:
     """Taps of the smallest anchor go through the middle width, even if no middle block runs."""
     config = backbone_config(out_indices=(1, 3))

@@ -54,6 +54,7 @@ def test_a_backbone_is_traced(
         assert equal(traced(images), backbone(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_backbone_is_exported_and_saved(
     strict: bool, make_backbone: Callable[..., StitchedBackbone], make_images: Callable[..., Tensor]
@@ -67,6 +68,7 @@ def test_a_backbone_is_exported_and_saved(
     assert type(actual) is Taps and equal(actual, expected) and equal(actual.class_tokens, expected.class_tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stitch", ["S", "S0-L2", "L"])
 def test_a_segmentor_is_traced_and_exported(
     stitch: str, make_segmentor: Callable[..., Any], make_images: Callable[..., Tensor]

@@ -14,6 +14,8 @@ from torch._dynamo.utils import counters
 from mmsnnet.stitching import Stitch, StitchedNetwork, cost_model
 from mmsnnet.stitching.compilation import StochasticDepth
 
+pytestmark = pytest.mark.slow
+
 MakeImages = Callable[..., Tensor]
 MakeNetwork = Callable[..., StitchedNetwork]
 
@@ -65,6 +67,7 @@ def assert_same(one: Any, other: Any) -> None:
         assert gradient is None or torch.equal(gradient, wanted[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [{}, EVA, WINDOWS], ids=["plain", "rotary", "windows"])
 @pytest.mark.parametrize("with_cp", [False, True], ids=["", "with_cp"])
 def test_compiled_blocks_compute_the_same(
@@ -85,6 +88,7 @@ def test_compiled_blocks_compute_the_same(
     assert counting.variants == (4 if kind is WINDOWS else 2)
 
 
+@pytest.mark.slow
 def test_every_block_of_a_deep_pair_runs_what_two_variants_have_been_compiled_for(
     make_network: MakeNetwork, make_images: MakeImages
 ) -> None:
@@ -121,6 +125,7 @@ def test_a_limit_that_is_hit_is_an_error(make_network: MakeNetwork, make_images:
             step(network, make_images(3), network.space["L"])
 
 
+@pytest.mark.slow
 def test_evaluation_runs_as_before(make_network: MakeNetwork, make_images: MakeImages) -> None:
     network, images = make_network(drop_path_rate=0.2), make_images()
     with torch.inference_mode():

@@ -170,6 +170,7 @@ def test_the_tree_of_depths_2_and_2() -> None:
     assert plan.last_use == [1, 0, 1, 3, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_share_of_the_published_pair() -> None:
     """134 stitches of DeiT3-S and -L at 512 x 512: 9.75 instead of 26.5 TMACs in the backbone's blocks
     (shared/reference/sn-net.md: 2.72 times fewer)."""

@@ -91,6 +91,7 @@ def test_every_stitch_gives_maps_of_the_largest_width(
             torch.testing.assert_close(tap, same, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depths", "out_indices", "kind"),
     [

@@ -177,6 +177,7 @@ def narrowed(family: Any, randomise: Randomise) -> StitchedNetwork:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", table.FAMILIES, ids=name_of)
 def test_all_stitches_of_a_row(family: Any, randomise: Randomise, make_images: MakeImages) -> None:
     network = narrowed(family, randomise).eval()
@@ -350,6 +351,7 @@ def test_the_page_has_the_rows_that_are_checked(page: list[str]) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in table.FAMILIES if "tiny" in family.models[0]], ids=name_of)
 def test_the_rows_are_what_the_command_prints(family: Any, page: list[str]) -> None:
     assert table.row(family) in page
