@@ -23,6 +23,7 @@ from mmsnnet.cli.errors import exit_on_user_error, user_errors
 from mmsnnet.cli.launching import check_data_parallel, check_sync_bn, process_group
 from mmsnnet.cli.runner import build_runner
 from mmsnnet.datasets import check_folders
+from mmsnnet.engine.mmengine_private import load_from, set_load_from
 from mmsnnet.errors import SettingError
 from mmsnnet.registry import MODELS
 
@@ -67,13 +68,13 @@ def build(args: argparse.Namespace) -> Runner | FlexibleRunner:
         model = MODELS.build(config.model)
         check_channels(config, model)
         check_data_parallel(config, args.launcher, model)
-    config.resume, load_from = args.resume or bool(config.get("resume")), None
+    config.resume, start_from = args.resume or bool(config.get("resume")), None
     if config.resume and "load_from" not in (args.cfg_options or {}):
         # A resumed run continues from its work folder. The config's load_from is for a folder without checkpoints.
-        load_from, config.load_from = config.get("load_from"), None
+        start_from, config.load_from = config.get("load_from"), None
     runner = build_runner(config, args.launcher, args.work_dir, args.quiet)
-    if load_from is not None and runner._load_from is None:
-        runner._load_from, runner._resume = load_from, False
+    if start_from is not None and load_from(runner) is None:
+        set_load_from(runner, start_from, resume=False)
     return runner
 
 

@@ -16,6 +16,7 @@ from mmsnnet.cli.console import import_toolbox, with_short_console
 from mmsnnet.cli.launching import prepare_launch
 from mmsnnet.engine import ProgressHook
 from mmsnnet.engine.latest_checkpoint import choose_checkpoint
+from mmsnnet.engine.mmengine_private import load_from, resumes
 from mmsnnet.errors import SettingError, UserError
 from mmsnnet.models import find_stitched_backbone
 
@@ -56,7 +57,7 @@ def build_runner(
     if quiet:
         runner.register_hook(ProgressHook())
     choose_checkpoint(runner)
-    if runner._resume and runner._load_from is not None:
+    if resumes(runner) and load_from(runner) is not None:
         _leave_out_pretrained(runner.model)
     return runner
 

@@ -102,9 +102,11 @@ def load_from(runner: AnyRunner) -> str | None:
     return runner._resume if isinstance(runner._resume, str) else runner._load_from
 
 
-def set_load_from(runner: AnyRunner, checkpoint: str | None) -> None:
-    """Set the checkpoint to load: only the constructor takes it."""
+def set_load_from(runner: AnyRunner, checkpoint: str | None, resume: bool | None = None) -> None:
+    """Set the checkpoint to load, and whether to resume from it: only the constructor takes them."""
     runner._load_from = checkpoint
+    if resume is not None:
+        runner._resume = resume
 
 
 def randomness(runner: AnyRunner) -> dict[str, Any]:
