@@ -25,6 +25,9 @@ class PickledHistory:
 
     buffer: HistoryBuffer | None = None
 
+    def __init__(self, *arguments: Any) -> None:  # the deferred log of version 0.1.0 pickled a call of the class
+        self.buffer = HistoryBuffer(*arguments)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.buffer = HistoryBuffer(state["_log_history"], state["_count_history"], state["max_length"])
 

@@ -1,10 +1,10 @@
-"""FLOPs and parameters, counted once per component and composed per stitch.
+"""FLOPs and parameters of a stitch: the sum over the parts that it runs, each counted once.
 
-FLOPs are multiply-accumulates for one image, as fvcore counts them and as the papers print them. The cost of a stitch
-is the sum over the distinct components that it runs. It equals a direct count of the merged network, but needs no trace
-for each stitch. fvcore counts fused attention as 0, so this file adds a handle for it. All components but the stems are
-counted on the meta device, where nothing is computed. Stitching layers are counted with their low-rank update merged,
-because the merged network is deployed.
+FLOPs are multiply-accumulates for one image, as fvcore counts them and as the papers print them. fvcore alone counts
+fused attention as 0, so this file registers a counting function for it. The sum equals a direct count of the merged
+network, without a trace for each stitch. All parts but the stems are counted on the meta device, where nothing is
+computed; fvcore cannot trace a stem's convolution there. Stitching layers are counted with their low-rank update
+merged, because the merged network is deployed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Resource-constrained sampling (SN-Netv2, arXiv 2307.00154): the stitch of each training iteration."""
+"""Resource-constrained sampling (SN-Netv2, arXiv 2307.00154): which stitches a training step runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmsnnet.stitching.space import Stitch, StitchSpace
 
 @dataclass(frozen=True)
 class StitchSampler:
-    """Draws a bin uniformly, then a stitch of that bin uniformly.
+    """Draws a bin of FLOPs uniformly, then a stitch of that bin uniformly.
 
     A draw is a pure function of the seed and of the number of earlier draws. Every rank of a distributed run therefore
     draws the same stitch without communication, and a resumed run continues the sequence.
@@ -47,10 +47,9 @@ class StitchSampler:
 
 
 def spread(space: StitchSpace, bins: Sequence[Sequence[int]], number: int = 4) -> tuple[Stitch, ...]:
-    """Choose the anchors and one stitch in each of ``number`` evenly spaced bins.
+    """All anchors, and the middle stitch of each of ``number`` evenly spaced bins.
 
-    These few stitches show how the whole space trains. Of each bin, the middle stitch is chosen; fewer bins give fewer
-    stitches.
+    These few stitches show how the whole space trains. If there are fewer bins than ``number``, each gives one.
     """
     bins = [[id_ for id_ in bin_ if space[id_] not in space.anchors] for bin_ in bins]
     middles = [bin_[len(bin_) // 2] for bin_ in bins if bin_]

@@ -1,14 +1,17 @@
 """The stitch space of SN-Netv2 (arXiv 2307.00154): all routes, in order. No tensors.
 
-Two anchors of depths ``D0 <= D1``. Block ``i`` of the large anchor corresponds to block ``m(i) = floor(i * D0 / D1)``
-of the small one; the blocks of the large anchor that correspond to one small block are a *group*. A route may change
-over wherever a group ends, so that whatever it runs through, no group is run twice or left out. With a whole ratio
-``r = D1 / D0`` this is the published construction, ids included; any other ratio follows from the same rule.
+Take two anchors of depths ``D0 <= D1``. Block ``i`` of the large anchor corresponds to block
+``m(i) = floor(i * D0 / D1)`` of the small one; the blocks of the large anchor that correspond to one small block are a
+*group*. A route may cross to the other anchor wherever a group ends, and goes on with the next group there. So for each
+group it runs either the group itself or its one small block, exactly once. A route crosses at most twice: there, or
+there and back. If ``D1`` is a multiple of ``D0``, this gives the published stitches with their published ids. The same
+rule covers other depths.
 
-Of three and more anchors each *pair* of neighbours is stitched in this way; a route stays within one pair. The anchors
-have the ids 0 to ``K - 1``, then come the pairs, the smallest first. A stitch whose published id, in its pair, is
-``p >= 2`` has the id ``K + n + p - 2``, where ``n`` counts the published ids from 2 on of all pairs before: in each
-``D0 + (D0 - 1)^2``, with ``D0`` the depth of the smaller anchor. With two anchors this is ``p``.
+With three or more anchors, each *pair* of neighbours is stitched this way, and no route leaves its pair. Within a pair,
+the published ids 0 and 1 are the two anchors, and ``D0 + (D0 - 1)^2`` further ids ``p >= 2`` are its crossing routes.
+Here the ``K`` anchors come first (ids 0 to ``K - 1``), then the crossing routes of each pair in turn, the smallest pair
+first: ``p`` becomes ``K + n + p - 2``, where ``n`` is the number of such ids of the earlier pairs. With two anchors
+this is ``p``.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class LayerKey:
     """The key of a stitching layer: the two blocks that it joins.
 
     The layer maps the output of block ``source_block`` of anchor ``source`` to the input of block ``target_block`` of
-    anchor ``target``. If ``target_block`` equals the target's depth, no block follows, and the layer serves taps only.
+    anchor ``target``. If ``target_block`` equals the target's depth, no block follows: only taps use the layer.
     """
 
     source: int

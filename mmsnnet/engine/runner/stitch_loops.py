@@ -1,4 +1,7 @@
-"""Loops that evaluate a stitched model at several stitches."""
+"""Test and validation loops that read each batch once and run many stitches on it.
+
+:class:`StitchTestLoop` runs all stitches by default, :class:`StitchValLoop` a few that show how the space trains.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters of timm's plain ViTs: ``VisionTransformer`` (DeiT, CLIP, ...) and ``Eva`` (EVA-02, DINOv3, ...)."""
+"""Adapters for timm's plain ViTs: ``VisionTransformer`` (DeiT, CLIP, ...) and ``Eva`` (EVA-02, DINOv3, ...)."""
 
 from __future__ import annotations
 
