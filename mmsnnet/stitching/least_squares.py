@@ -1,8 +1,9 @@
 """Least-squares initialisation of the stitching layers (SN-Net, arXiv 2302.06586), streamed.
 
 A layer that leaves one anchor after block ``i`` and enters another at block ``j`` is fitted to map the output of block
-``i`` to the output of block ``j - 1``, which block ``j`` normally receives. Only the sums of the normal equations are kept: memory grows
-with the square of the widths, not with the number of images, and the sums of several processes can be added.
+``i`` to the output of block ``j - 1``, which block ``j`` normally receives. Only the sums of the normal equations are
+kept: memory grows with the square of the widths, not with the number of images, and the sums of several processes can
+be added.
 """
 
 from __future__ import annotations
