@@ -118,7 +118,9 @@ def _move_data(config: Config, old_roots: set[StrPath], source: str) -> None:
     for name in settings if others else ():
         config[name] = settings[name]
     texts = [text for setting in settings.values() for text in _texts(setting)]
-    if not texts or any(PurePath(text).is_relative_to(root) for text in texts):
+    if not _has_key(settings, "data_root"):
+        return
+    if any(PurePath(text).is_relative_to(root) for text in texts):
         return
     if root in old_roots:
         config.pop("data_root")  # set by a base, whose data sets now lie elsewhere
@@ -145,6 +147,11 @@ def _texts(setting: Any) -> Iterator[StrPath]:
     elif isinstance(setting, dict | list | tuple):
         for value in setting.values() if isinstance(setting, dict) else setting:
             yield from _texts(value)
+
+
+def _has_key(setting: Any, key: str) -> bool:
+    inner = setting.values() if isinstance(setting, dict) else setting if isinstance(setting, list | tuple) else ()
+    return (isinstance(setting, dict) and key in setting) or any(_has_key(value, key) for value in inner)
 
 
 def _expand_home(config: Config) -> None:

@@ -41,7 +41,7 @@ def set_drawn_images(hook: Any, count: int | None) -> None:
 
 
 def image_folders(visualizer: Visualizer) -> list[str]:
-    """OpenCV, which the local backends write images with, silently writes nothing into a folder that does not exist."""
+    """The local backends write with OpenCV, which silently skips images whose folder does not exist."""
     backends = visualizer._vis_backends.values()
     return [backend.experiment._img_save_dir for backend in backends if isinstance(backend, LocalVisBackend)]
 

@@ -8,9 +8,9 @@ import torch
 from torch.autograd import Variable
 
 # The tensors in nested arguments and outputs, containers that other libraries have registered included.
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import register_pytree_node, tree_leaves
 
-__all__ = ["foreach_copy_", "queue_callback", "tree_leaves"]
+__all__ = ["foreach_copy_", "queue_callback", "register_pytree_node", "tree_leaves"]
 
 # One kernel for many small copies, which has no public name.
 foreach_copy_ = torch._foreach_copy_

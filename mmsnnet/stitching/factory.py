@@ -17,7 +17,7 @@ from mmsnnet.stitching.space import StitchSpace
 def create_stitched(
     *models: str,
     img_size: int | tuple[int, int],
-    pretrained: bool | Sequence[str] = False,
+    pretrained: bool | str | Sequence[str] = False,
     init_from: Tensor | Iterable[Tensor] | None = None,
     scheme: str = "two_way",
     rank: int = 16,
@@ -44,7 +44,8 @@ def create_stitched(
         ValueError, TypeError: a model is unknown, is no plain ViT or does not fit the others; or the number of sources
             differs from the number of models.
     """
-    sources: list[str | bool] = [pretrained] * len(models) if isinstance(pretrained, bool) else list(pretrained)
+    sources = [pretrained] * len(models) if isinstance(pretrained, bool) else pretrained
+    sources = [sources] if isinstance(sources, str) else list(sources)
     if len(sources) != len(models):
         raise ValueError(f"pretrained is True, False or one source for each of {len(models)} models; got {sources}")
     anchors = [create_anchor(model, img_size, **kwargs) for model in models]
@@ -55,7 +56,8 @@ def create_stitched(
             load_pretrained(anchor, source)
     if init_from is not None and space.layers:
         equations = NormalEquations(network)
+        device = next(network.parameters()).device
         for images in [init_from] if isinstance(init_from, Tensor) else init_from:
-            equations.add(images)
+            equations.add(images.to(device))
         equations.solve()
     return network

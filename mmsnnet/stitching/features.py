@@ -84,7 +84,7 @@ class Features:
     def map(self) -> Tensor:
         """The patches as a contiguous map (B, C, h, w)."""
         patches = self._whole().data[:, self.layout.prefix :]
-        return patches.transpose(1, 2).reshape(len(patches), -1, *self.grid).contiguous()
+        return patches.transpose(1, 2).reshape(patches.shape[0], -1, *self.grid).contiguous()
 
     def class_token(self) -> Tensor | None:
         """The class token (B, C); None if there is none."""

@@ -116,7 +116,7 @@ class StitchedNetwork(nn.Module):
         taps = self.space.taps(stitch, out_indices)
         layout = self.anchor(-1).layout()
         tapped: dict[object, Features] = {}
-        for output in (walker or self).walk(images, stitch):
+        for output in (self if walker is None else walker).walk(images, stitch):
             for tap in taps:
                 if (tap.anchor, tap.block) == (output.anchor, output.block) and tap not in tapped:
                     tapped[tap] = self._project(output.projected, tap.layers).to(layout)
@@ -137,7 +137,7 @@ class StitchedNetwork(nn.Module):
         Raises:
             ValueError: the anchors were created without a classifier.
         """
-        for output in (walker or self).walk(images, stitch):
+        for output in (self if walker is None else walker).walk(images, stitch):
             last = output
         return self.anchor(last.anchor).classify(last.projected[()])
 

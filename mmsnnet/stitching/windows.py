@@ -18,21 +18,6 @@ from torch import Tensor
 Grid = tuple[int, int]
 
 
-def number_of_windows(grid: Grid, window: int) -> int:
-    """The number of windows that cover a grid (height, width).
-
-    A window has ``window`` x ``window`` patches. The last windows may be padded.
-    """
-    return math.prod(-(-side // window) for side in grid)
-
-
-def tokens_of(grid: Grid, window: int, prefix: int) -> int:
-    """The sequence length for windows of side ``window``; 0 stands for the whole image."""
-    if not window:
-        return prefix + grid[0] * grid[1]
-    return number_of_windows(grid, window) * (prefix + window * window)
-
-
 def to_windows(tokens: Tensor, grid: Grid, window: int, prefix: int) -> Tensor:
     """Rearrange tokens (B, P + h * w, C) into windows (B, n * (P + window**2), C).
 

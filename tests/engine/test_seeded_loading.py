@@ -42,7 +42,8 @@ class Noisy(Dataset):
 
 class FetchesBatches(Noisy):
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        return [self[index] for index in indices]
+        numbers = [indices[position] for position in range(len(indices))]  # as a Subset or StackDataset of torch's does
+        return [self[index] for index in numbers]
 
 
 class DrawsAsItGoes(Sampler):

@@ -770,7 +770,7 @@ def test_values_that_are_no_numbers(make_runner: MakeRunner, tmp_path: Path, mon
     own = {name.removeprefix("L/my/"): value for name, value in metrics.items() if name.startswith("L/my/")}
     assert own.pop("matrix").tolist() == np.eye(8).tolist() and own == dict(images=5, worst="bar", none=None)
     assert [line for line in messages if "no numbers" in line] == [
-        "no numbers, so only in the log file: my/matrix, my/worst, my/odd, my/keys and 1 more"
+        "not numbers, so only in the log file: my/matrix, my/worst, my/odd, my/keys and 1 more"
     ]
     log = Path(runner._log_dir, f"{runner.timestamp}.log").read_text()
     assert "stitch S0-L2: my/matrix, which is no number: ndarray of shape (8, 8)" in log and "my/odd, which" in log

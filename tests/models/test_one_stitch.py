@@ -46,7 +46,10 @@ def cut(whole: StitchedBackbone, config: dict[str, Any], stitch: str) -> Stitche
 def outputs(backbone: nn.Module, images: Tensor) -> list[Tensor]:
     with torch.no_grad():
         actual = backbone.eval()(images)
-    return [actual] if isinstance(actual, Tensor) else [tap for tap in actual if tap is not None]
+    if isinstance(actual, Tensor):
+        return [actual]
+    # The class tokens too: an anchor that has dropped its stem still hands them out.
+    return [tap for tap in (*actual, *(actual.class_tokens or ())) if tap is not None]
 
 
 def numel(module: nn.Module) -> int:

@@ -77,7 +77,10 @@ def test_a_segmentor_is_traced_and_exported(
     model.backbone.set_stitch(stitch)
     with torch.no_grad():
         expected = model(images)
-        assert torch.equal(torch.jit.trace(model, images)(images), expected)
+        traced = torch.jit.trace(model, images)
+        assert torch.equal(traced(images), expected)
+        more = make_images(5, seed=1)
+        torch.testing.assert_close(traced(more), model(more))
         assert torch.equal(torch.export.export(model, (images,)).module()(images), expected)
 
 

@@ -167,6 +167,14 @@ def test_settings_of_the_training_do_not_count(with_cp: bool, rank: int, make_ne
     assert costs[0].parts == costs[1].parts
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_precision_does_not_count(dtype: torch.dtype, make_network: MakeNetwork) -> None:
+    network = make_network((2, 2))
+    costs = cost_model(network, (32, 32)).parts
+    assert cost_model(make_network((2, 2)).to(dtype), (32, 32)).parts == costs
+    assert cost_model(network.to(dtype), (32, 32)).parts == costs  # after it was counted in another
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(("heads", "tokens", "width"), [(2, 5, 32), (4, 9, 64)])
 def test_attention_by_hand(fused: bool, heads: int, tokens: int, width: int) -> None:

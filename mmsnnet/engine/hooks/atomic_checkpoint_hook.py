@@ -16,6 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import FileClient, LocalBackend, get_file_backend
 from mmengine.hooks import EMAHook
 from torch import nn
+from torch.optim import SGD
 
 from mmsnnet.engine.hooks.best_metric_hook import BestMetricHook
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
@@ -235,7 +236,8 @@ class AtomicCheckpointHook(BestMetricHook):
         steps = range(self.save_begin or self.interval, end + 1, self.interval) if self.interval > 0 else range(0)
         written = len(steps) + (self.save_last and end not in steps)
         kept = min(written, self.max_keep_ckpts) if self.max_keep_ckpts > 0 else written
-        weights, optimizer = checkpoint_size(runner.model)
+        weights, moment = checkpoint_size(runner.model)
+        optimizer = moment * _moments(runner.optim_wrapper)
         if any(isinstance(hook, EMAHook) for hook in runner.hooks):
             weights *= 2
         regular = weights + optimizer * self.save_optimizer
@@ -245,12 +247,18 @@ class AtomicCheckpointHook(BestMetricHook):
 
 
 def checkpoint_size(model: nn.Module) -> tuple[int, int]:
-    """Bytes of the weights and of two moments for each trained parameter."""
+    """Bytes of the weights, and of one moment for each trained parameter."""
     parameters = {
         parameter: prod(shape) * parameter.element_size() for parameter, shape in parameter_shapes(model).items()
     }
     weights = sum(parameters.values()) + sum(buffer.nbytes for buffer in model.buffers())
-    return weights, 2 * sum(size for parameter, size in parameters.items() if parameter.requires_grad)
+    return weights, sum(size for parameter, size in parameters.items() if parameter.requires_grad)
+
+
+def _moments(optim_wrapper: Any) -> int:
+    """How many moments an optimizer keeps of each parameter, at most: torch's SGD one or none, others two."""
+    optimizer = getattr(optim_wrapper, "optimizer", None)  # an OptimWrapperDict has several
+    return int(any(group["momentum"] for group in optimizer.param_groups)) if isinstance(optimizer, SGD) else 2
 
 
 def _temporary_name(name: str) -> str:

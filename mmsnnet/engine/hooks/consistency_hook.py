@@ -128,8 +128,12 @@ class ConsistencyHook(Hook):
         iteration = Iteration(self._iteration, backbone.draws, tuple(stitch.name for stitch in stitches))
         self._iterations.append(iteration)
         # From the log, which has the values on the host already: reading `outputs` would wait for the device again.
-        logged = {name: runner.message_hub.get_scalar(f"train/{name}") for name in outputs or () if "loss" in name}
-        losses = {name: float(history.current()) for name, history in logged.items()}
+        log = runner.message_hub.log_scalars
+        losses = {
+            name: float(log[f"train/{name}"].current() if f"train/{name}" in log else value)
+            for name, value in (outputs or {}).items()
+            if "loss" in name
+        }
         wrong = {name: value for name, value in losses.items() if not math.isfinite(value)}
         if wrong and self._fault is None:
             self._fault = Fault(iteration, wrong)

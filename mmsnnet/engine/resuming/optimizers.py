@@ -97,6 +97,8 @@ def _find_other_groups(optimizer: Optimizer, state_dict: Group, recorded_type: s
 
 def _find_other_shapes(optimizer: Optimizer, state_dict: Group, model: nn.Module) -> str | None:
     """Name state tensors of another shape than their parameter's: a fused kernel would read beyond their end."""
+    if not all(isinstance(state, Mapping) for state in state_dict["state"].values()):
+        return ": an entry of the optimizer state is no dict"
     parameters, shapes = named_parameters(model), parameter_shapes(model)
     names = {parameter: name for name, parameter in parameters.items()}
     faults = []

@@ -135,7 +135,9 @@ def _settings_of_metrics(setting: Any) -> Any:
     if isinstance(setting, Mapping):
         is_backbone = str(setting.get("type")).rpartition(".")[2] in ("StitchedBackbone", "StitchedViT")
         ignored = TRAINING_ONLY + (BACKBONE_ONLY if is_backbone else ())
-        return {name: _settings_of_metrics(value) for name, value in setting.items() if name not in ignored}
+        relevant = {name: _settings_of_metrics(value) for name, value in setting.items() if name not in ignored}
+        # One class under two names.
+        return relevant | ({"type": str(setting["type"]).replace("Backbone", "ViT")} if is_backbone else {})
     return [_settings_of_metrics(value) for value in setting] if isinstance(setting, list | tuple) else setting
 
 

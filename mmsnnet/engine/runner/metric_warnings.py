@@ -1,4 +1,4 @@
-"""Warnings of metrics that mean little: of classes that never occur, and of NaN."""
+"""Warnings of absent classes and of NaN metrics: of classes that never occur, and of NaN."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ DETECTION = re.compile(r"(.+/)?(\w+_)?m?(AP|AR)\d*([_@]\S+)?")
 def absent_classes_warning(metric: BaseMetric, stage: str) -> str | None:
     """A warning of classes that occur in no label map; None if all occur or the metric is of another kind.
 
-    mmseg's ``IoUMetric`` holds the area of each class until it is evaluated. All ranks have to call this before.
+    mmseg's ``IoUMetric`` holds the area of each class until it is evaluated. Call this on all ranks, before the metric
+    is evaluated.
     """
     stock = getattr(sys.modules.get("mmseg.evaluation.metrics.iou_metric"), "IoUMetric", None)
     if stock is None or not isinstance(metric, stock) or metric.format_only:

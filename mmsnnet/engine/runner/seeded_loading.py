@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from mmsnnet.engine.randomness import hashed, seed_generators
 
@@ -109,6 +109,32 @@ class SeededBatchSampler(Sampler):
         return getattr(self.batch_sampler, "batch_size", None)
 
 
+class _OneByOne(Dataset):
+    """A data set without its ``__getitems__``, which would load all samples of a batch from one random state.
+
+    Attributes are those of the data set itself.
+    """
+
+    __getitems__ = None
+
+    def __init__(self, dataset: Dataset) -> None:
+        object.__setattr__(self, "_dataset", dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._dataset[index]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_dataset":  # a copy asks for them before it has any
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._dataset, name, value)
+
+
 def seeded_loader(loader: DataLoader, rank: int, world_size: int, endless: bool) -> DataLoader:
     """A copy of a data loader with seeded samples in the same order.
 
@@ -126,7 +152,8 @@ def seeded_loader(loader: DataLoader, rank: int, world_size: int, endless: bool)
         raise ValueError("train_dataloader.in_order=False leaves the order of batches to chance: leave it out")
     seeded = copy.copy(loader)
     batches = SeededBatchSampler(loader.batch_sampler, rank, world_size, endless)
+    dataset = _OneByOne(loader.dataset) if hasattr(loader.dataset, "__getitems__") else loader.dataset
     # Past the loader's own __setattr__, which refuses changes because an iterator would not notice them: there is none.
-    for name, value in dict(batch_sampler=batches, _iterator=None).items():
+    for name, value in dict(dataset=dataset, batch_sampler=batches, _iterator=None).items():
         object.__setattr__(seeded, name, value)
     return seeded

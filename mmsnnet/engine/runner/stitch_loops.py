@@ -110,14 +110,14 @@ class _StitchLoop(BaseLoop):
 
     def _run_batch(self, results: StitchResults, index: int, batch: Any) -> None:
         """Run mmengine's iteration with the evaluator and the losses of one stitch, which hooks then see."""
-        configured, losses = self.evaluator, self.test_loss if self.stage == "test" else self.val_loss
+        configured, losses = self.evaluator, f"{self.stage}_loss"
         self.evaluator = results.evaluator
-        losses.update(results.losses)
+        setattr(self, losses, results.losses)
         try:
             self.run_iter(index, batch)
         finally:
-            self.evaluator, results.losses = configured, dict(losses)
-            losses.clear()
+            self.evaluator, results.losses = configured, getattr(self, losses)
+            setattr(self, losses, {})
 
     def _evaluate(self, stitches: Sequence[Stitch]) -> Iterator[dict[Stitch, tuple[dict[str, float], dict[str, Any]]]]:
         """Evaluate stitches; yield after each pass the metrics of its stitches: numbers, and others that hooks can use.
@@ -169,7 +169,7 @@ class _StitchLoop(BaseLoop):
                         _report(stitch, numbers, others, logger, console)
                         numbers_by_name[stitch.name] = numbers
                     if number == 1 and (others := dict.fromkeys(name for _, other in split.values() for name in other)):
-                        logger.warning(f"no numbers, so only in the log file: {join_names(list(others), MOST_NAMES)}")
+                        logger.warning(f"not numbers, so only in the log file: {join_names(list(others), MOST_NAMES)}")
                     seconds = time.monotonic() - start
                     logger.info(f"pass {number}: {len(split)} of {len(waiting)} stitches left, {seconds:.1f} s")
                     waiting = waiting[len(split) :]

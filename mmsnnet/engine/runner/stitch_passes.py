@@ -64,7 +64,7 @@ class StitchPass:
         pictures: give each stitch a folder for what metrics and hooks write; None for no such folders.
 
     Attributes:
-        results: by stitch; of the stitches that are left in this pass and not yet evaluated.
+        results: the results of each stitch that this pass still runs.
     """
 
     dataloader: DataLoader
@@ -102,7 +102,7 @@ class StitchPass:
             if index == 0:
                 check_first_batch(self.evaluator.metrics, self.stage, batch)
             self._run_stitches(index, batch)
-            # What metrics hold grows evenly enough to be foreseen from batches 1, 2, 4, ...
+            # Memory grows about linearly, so batches 1, 2, 4, ... predict the total.
             if self.bounded and index + 1 < batches and (index + 1) & index == 0:
                 self._drop_what_does_not_fit((index + 1) / len(self.dataloader))
             yield len(self.results)
@@ -139,7 +139,7 @@ class StitchPass:
     def _drop_what_does_not_fit(self, share: float) -> None:
         """Leave the last stitches to a later pass, judging from the ``share`` of the data that has been seen.
 
-        All ranks leave the same stitches.
+        All ranks drop the same stitches.
         """
         initial = _bytes_of_metrics(self.evaluator)
         most = max(_bytes_of_metrics(results.evaluator) for results in self.results.values())

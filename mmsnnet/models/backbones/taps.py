@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from mmsnnet.models.torch_private import register_pytree_node
 from mmsnnet.stitching import Features
 
 
@@ -107,4 +107,4 @@ def _unflatten(children: Iterable[Any], context: None) -> Taps:
     return Taps(maps, class_tokens)
 
 
-pytree.register_pytree_node(Taps, _flatten, _unflatten, serialized_type_name="mmsnnet.models.backbones.taps.Taps")
+register_pytree_node(Taps, _flatten, _unflatten, serialized_type_name="mmsnnet.models.backbones.taps.Taps")

@@ -225,7 +225,7 @@ class Anchor(nn.Module, ABC):
         for parameter in self.parameters():
             empty = torch.empty_like(parameter, device="meta")
             memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
-        return copy.deepcopy(self, memo).eval()
+        return copy.deepcopy(self, memo).float().eval()  # shapes matter, whatever the precision of the weights
 
     def freeze(self, blocks: int | None = None) -> None:
         """Freeze the stem and the first ``blocks`` blocks; None freezes the whole anchor.
@@ -257,7 +257,8 @@ class Anchor(nn.Module, ABC):
         """
         if not self._outline:
             self._outline = (self._weightless(),)
-        for component in [c for c in self._names if c not in components]:
+        shared = {SHARED} if any(component.role == "block" for component in components) else set()
+        for component in [c for c in self._names if c not in {*components, *shared}]:
             self._drop(component)
 
     def _drop(self, component: Component) -> None:

@@ -59,6 +59,7 @@ class PlainAnchor(Anchor):
         super().__init__(model, classifier)
         windows = (0,) * self.depth if windows is None else tuple(windows)
         prefix, has_class_token = model.num_prefix_tokens, model.cls_token is not None
+        self._stem_layout = Layout(prefix, has_class_token)
         self._layouts = tuple(Layout(prefix, has_class_token, window) for window in windows)
         self.positions = StoredPositions(model, prefix)
         self.register_state_dict_post_hook(_save_grid)
@@ -98,9 +99,7 @@ class PlainAnchor(Anchor):
         return dict(patch_size=self.patch_size, num_prefix_tokens=self.model.num_prefix_tokens, img_size=self.img_size)
 
     def layout(self, block: int | None = None) -> Layout:
-        if block is not None:
-            return self._layouts[block]
-        return Layout(self.model.num_prefix_tokens, self.model.cls_token is not None)
+        return self._stem_layout if block is None else self._layouts[block]
 
     def grid(self, image_size: tuple[int, int]) -> Grid:
         """The height and width in patches of an image of ``image_size`` (height, width)."""
@@ -224,15 +223,15 @@ class EvaAnchor(PlainAnchor):
             return None
         mixed = self.model.rope_mixed
         device = rope.freqs.device if mixed else next(rope.buffers()).device
-        key = grid, device
-        if key not in self._rotations:
+        cached = self._rotations.get((grid, device))
+        if cached is None:
             with torch.inference_mode(False), torch.no_grad():  # training reads the cached tensor too
-                self._rotations = {
-                    key: get_mixed_grid(list(grid), grid_indexing=rope.grid_indexing, device=device)
-                    if mixed
-                    else rope.get_embed(shape=grid)
-                }
-        cached = self._rotations[key]
+                if mixed:
+                    cached = get_mixed_grid(list(grid), grid_indexing=rope.grid_indexing, device=device)
+                else:
+                    cached = rope.get_embed(shape=grid)
+            if not torch.compiler.is_compiling():  # an export computes with fake tensors
+                self._rotations = {(grid, device): cached}
         return get_mixed_freqs(rope.freqs[:, block], *cached) if mixed else cached
 
     def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
