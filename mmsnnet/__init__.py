@@ -1,8 +1,8 @@
 """Stitched vision transformers (SN-Net, SN-Netv2) for OpenMMLab.
 
 ``import mmsnnet`` loads neither torch nor mmengine. mmengine imports a module of ours when a config names it
-(``mmsnnet.StitchedViT``), by the ``locations`` of the registries. Without OpenMMLab, :mod:`mmsnnet.stitching` works all
-the same; anything else says what to install.
+(``mmsnnet.StitchedViT``), by the ``locations`` of the registries. :mod:`mmsnnet.stitching` works without OpenMMLab.
+Every other package then raises an ImportError that names what to install.
 """
 
 from importlib import import_module

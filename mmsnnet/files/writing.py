@@ -1,4 +1,4 @@
-"""Write files completely or not at all, whenever a crash comes."""
+"""Write files atomically: a crash leaves the old file or the new one."""
 
 from __future__ import annotations
 

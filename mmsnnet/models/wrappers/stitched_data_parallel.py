@@ -21,7 +21,7 @@ from mmsnnet.stitching import Stitch
 
 @MODEL_WRAPPERS.register_module()
 class StitchedDataParallel(nn.Module):
-    """Average the gradients of what drawn stitches use over the ranks.
+    """Average gradients over the ranks, for the parameters that the drawn stitches use.
 
     ``DistributedDataParallel`` averages all gradients. Here all ranks draw the same stitch. So each knows, without a
     search of the graph or communication, which parameters a forward uses: those of the backbone's
