@@ -132,8 +132,8 @@ def write_folder(
         title=out.name,
         stitches=f"one stitch, {backbone.stitch}" if len(backbone.space) == 1 else f"{len(backbone.space)} stitches",
         anchors=", ".join(
-            f"`{anchor.model.pretrained_cfg['architecture']}` ({anchor.depth} blocks, width {anchor.width})"
-            for anchor in backbone.network.anchors
+            f"`{anchor.model.pretrained_cfg['architecture']}` ({anchor.depth} blocks, width {anchor.widths[-1]})"
+            for anchor in map(backbone.network.anchor, range(len(backbone.network.anchors)))
         ),
         choice=choice,
         config=CONFIG,

@@ -370,7 +370,7 @@ def _subtract_updates(weights: Weights, rank: int) -> int:
 
 def _grid_of(model: nn.Module) -> Grid:
     backbone = find_stitched_backbone(model)
-    return backbone.network.anchor(-1).grid(backbone.img_size)
+    return backbone.network.anchor(-1).geometry(backbone.img_size)[0].grid
 
 
 def _read(source: str) -> tuple[Weights, dict[str, Any]]:

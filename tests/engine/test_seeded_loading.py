@@ -81,8 +81,8 @@ def make_loader(
         drawn = sampler(dataset) if sampler is RandomSampler else sampler(dataset, seed=5)
     batches = (batch_sampler or BatchSampler)(drawn, batch_size, drop_last)
     loader = DataLoader(dataset, batch_sampler=batches, **{"collate_fn": as_it_is, **kwargs})
-    seeded = seeded_loader(loader, rank, world_size, endless)
-    seeded.batch_sampler.seed = 7
+    seeded, batch_sampler = seeded_loader(loader, rank, world_size, endless)
+    batch_sampler.seed = 7
     return seeded
 
 
@@ -232,12 +232,12 @@ def test_pipelines_are_switched_by_mmdets_hook(persistent: bool) -> None:
 def test_settings_and_data_set_are_kept_and_the_first_loader_is_left_alone() -> None:
     dataset = Noisy()
     loader = DataLoader(dataset, batch_size=3, num_workers=2, prefetch_factor=5, timeout=9, collate_fn=as_it_is)
-    seeded = seeded_loader(loader, 0, 1, endless=False)
+    seeded, batch_sampler = seeded_loader(loader, 0, 1, endless=False)
     for name in ("dataset", "batch_size", "num_workers", "prefetch_factor", "timeout", "collate_fn", "sampler"):
         assert getattr(seeded, name) is getattr(loader, name)
     assert loader.dataset is dataset and isinstance(loader.batch_sampler, BatchSampler)
     assert len(seeded) == len(loader) == 4
-    assert seeded.batch_sampler.batch_size == 3
+    assert seeded.batch_sampler is batch_sampler and batch_sampler.batch_size == 3
     with pytest.raises(ValueError, match="should not be set"):
         seeded.dataset = dataset
 

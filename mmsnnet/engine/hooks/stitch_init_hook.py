@@ -70,14 +70,14 @@ class StitchInitHook(Hook):
         dataset = runner.train_dataloader.dataset
         indices = np.random.default_rng(self.seed).permutation(len(dataset))[: self.num_images]
         of_rank = indices[dist.get_rank() :: dist.get_world_size()]
-        model = unwrapped_model(runner.model)
+        preprocess = unwrapped_model(runner.model).get_submodule("data_preprocessor")
         with kept_generators():
             for first in range(0, len(of_rank), self.batch_size):
                 samples = []
                 for index in of_rank[first : first + self.batch_size]:
                     seed_generators(self.seed + int(index))
                     samples.append(dataset[int(index)])
-                yield model.data_preprocessor(pseudo_collate(samples), training=True)["inputs"]
+                yield preprocess(pseudo_collate(samples), training=True)["inputs"]
 
 
 def _run_anchors(backbone: StitchedBackbone) -> None:

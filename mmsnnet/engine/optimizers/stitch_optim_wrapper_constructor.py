@@ -64,7 +64,7 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for key, value in settings.items():
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"optim_wrapper.paramwise_cfg.{key} must be a number, got {value!r}")
-            if not 0 < value < math.inf or (key == "layer_decay_rate" and value > 1):
+            if not 0 < float(value) < math.inf or (key == "layer_decay_rate" and float(value) > 1):
                 allowed = "above 0 and at most 1" if key == "layer_decay_rate" else "above 0"
                 raise ValueError(f"optim_wrapper.paramwise_cfg.{key} must be {allowed}, got {value}")
         # Never empty: without options, mmengine's class puts all parameters into one group, norms included.

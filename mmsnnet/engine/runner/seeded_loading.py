@@ -135,8 +135,10 @@ class _OneByOne(Dataset):
         setattr(self._dataset, name, value)
 
 
-def seeded_loader(loader: DataLoader, rank: int, world_size: int, endless: bool) -> DataLoader:
-    """A copy of a data loader with seeded samples in the same order.
+def seeded_loader(
+    loader: DataLoader, rank: int, world_size: int, endless: bool
+) -> tuple[DataLoader, SeededBatchSampler]:
+    """A copy of a data loader with seeded samples in the same order, and its batch sampler.
 
     Raises:
         TypeError: the data set has no indices, or the loader makes no batches.
@@ -156,4 +158,4 @@ def seeded_loader(loader: DataLoader, rank: int, world_size: int, endless: bool)
     # Past the loader's own __setattr__, which refuses changes because an iterator would not notice them: there is none.
     for name, value in dict(dataset=dataset, batch_sampler=batches, _iterator=None).items():
         object.__setattr__(seeded, name, value)
-    return seeded
+    return seeded, batches

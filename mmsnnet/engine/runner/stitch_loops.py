@@ -69,6 +69,7 @@ class _StitchLoop(BaseLoop):
     """Evaluation of stitches, for testing and validation; ``stage`` is ``'test'`` or ``'val'``."""
 
     stage: ClassVar[str]
+    evaluator: Evaluator
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class _StitchLoop(BaseLoop):
         stitches_per_pass: int | None = None,
     ) -> None:
         # Calls the constructor of mmengine's TestLoop or ValLoop, which follows in the order of base classes.
-        super().__init__(runner, use_checked_image_loader(dataloader), evaluator, fp16)  # type: ignore[call-arg]
+        super().__init__(runner, use_checked_image_loader(dataloader), evaluator, fp16)
         if stitches_per_pass is not None and stitches_per_pass < 1:
             raise ValueError(
                 f"stitches_per_pass is at least 1, or None for as many as memory allows; got {stitches_per_pass}"

@@ -11,7 +11,7 @@ import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,7 +20,7 @@ from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.mmengine_private import accumulative_counts, sum_passes, uses_rank_seeds
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.ranks import fail_together
-from mmsnnet.engine.runner.seeded_loading import seeded_loader
+from mmsnnet.engine.runner.seeded_loading import SeededBatchSampler, seeded_loader
 from mmsnnet.engine.sharding import refuse_stock_sharding, refuse_uneven_batches
 from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
@@ -31,7 +31,7 @@ from mmsnnet.registry import LOOPS
 EPOCH_BEGAN = "epoch_began"
 
 
-class _StitchTrainLoop:
+class _StitchTrainLoop(BaseLoop):
     """The part that both loops add to mmengine's.
 
     A checkpoint holds no random states, because none outlives an iteration:
@@ -47,8 +47,8 @@ class _StitchTrainLoop:
     worker, mmdet's ``BatchSyncRandomResize`` a size for some iterations. A resumed run starts without it.
     """
 
-    runner: Runner
     dataloader: DataLoader
+    batch_sampler: SeededBatchSampler  # the data loader's
     stitches_per_step: int
     _iter: int
     _epoch: int
@@ -64,20 +64,19 @@ class _StitchTrainLoop:
         refuse_stock_sharding(runner)
         if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):
             runner.register_hook(ResumeHook())
-        if isinstance(dataloader, dict):
-            # With diff_rank_seed, mmengine would give samplers a random seed, which nothing records.
-            dataloader = runner.build_dataloader(dataloader, seed=_shared_seed(runner))
-        loader = seeded_loader(dataloader, *dist.get_dist_info(), endless=endless)
+        # With diff_rank_seed, mmengine would give samplers a random seed, which nothing records.
+        seed = _shared_seed(runner)
+        loader: DataLoader = runner.build_dataloader(dataloader, seed) if isinstance(dataloader, dict) else dataloader
+        loader, self.batch_sampler = seeded_loader(loader, dist.get_rank(), dist.get_world_size(), endless)
         # A sampler with a seed of its own in the config keeps it.
-        self._sampler_follows = getattr(loader.batch_sampler.sampler, "seed", None) == _shared_seed(runner)
+        self._sampler_follows = getattr(self.batch_sampler.sampler, "seed", None) == seed
         return loader
 
     def run(self) -> nn.Module:
         # The seed of a checkpoint is not known before.
-        batches = self.dataloader.batch_sampler
-        batches.seed = _shared_seed(self.runner)
+        self.batch_sampler.seed = _shared_seed(self.runner)
         if self._sampler_follows:
-            batches.sampler.seed = batches.seed
+            self.batch_sampler.sampler.seed = self.batch_sampler.seed
         self._check()
         self._warn_of_lost_gradients()
         if self.stitches_per_step == 1:
@@ -113,7 +112,7 @@ class _StitchTrainLoop:
         for hook in self.runner.hooks:
             if not isinstance(hook, CheckpointHook) or hook.interval < 1:
                 continue
-            if hook.by_epoch and self.dataloader.batch_sampler.endless:  # its only epoch is the whole run
+            if hook.by_epoch and self.batch_sampler.endless:  # its only epoch is the whole run
                 continue
             iterations = hook.interval * (len(self.dataloader) if hook.by_epoch else 1)
             if iterations % counts:
@@ -138,7 +137,7 @@ class _StitchTrainLoop:
         if self.stitches_per_step == 1:
             with explained:
                 return model.train_step(data_batch, optim_wrapper=wrapper)
-        with explained, _preprocessed_once(unwrapped_model(model).data_preprocessor):
+        with explained, _preprocessed_once(unwrapped_model(model).get_submodule("data_preprocessor")):
             passes = [model.train_step(data_batch, optim_wrapper=wrapper) for _ in range(self.stitches_per_step)]
         return _means(passes)
 
@@ -174,7 +173,7 @@ class StitchIterBasedTrainLoop(_StitchTrainLoop, IterBasedTrainLoop):
     ) -> None:
         loader = self._prepare(runner, dataloader, stitches_per_step, endless=True)
         super().__init__(runner, loader, max_iters, val_begin, val_interval, dynamic_intervals)
-        self.dataloader_iterator = _Batches(loader)
+        self.dataloader_iterator = _Batches(loader, self.batch_sampler)
 
     def run_iter(self, data_batch: Any) -> None:
         self._iterate(self._iter, data_batch)
@@ -208,8 +207,7 @@ class StitchEpochBasedTrainLoop(_StitchTrainLoop, EpochBasedTrainLoop):
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         trained = self._trained_batches()
-        self.dataloader.batch_sampler.epoch = self._epoch
-        self.dataloader.batch_sampler.skip = trained
+        self.batch_sampler.epoch, self.batch_sampler.skip = self._epoch, trained
         for batch_idx, data_batch in enumerate(self.dataloader, start=trained):
             self.run_iter(batch_idx, data_batch)
         self.runner.call_hook("after_train_epoch")
@@ -238,8 +236,9 @@ class _Batches:
     Workers start at the first batch, when a resumed run knows where to start.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader, batch_sampler: SeededBatchSampler) -> None:
         self._loader = loader
+        self._batch_sampler = batch_sampler
         self._iterator: Iterator[Any] | None = None
 
     def __iter__(self) -> _Batches:
@@ -252,7 +251,7 @@ class _Batches:
 
     def skip_iter(self, num_iters: int) -> None:
         """Skip this many batches from the start of training; mmengine calls this."""
-        self._loader.batch_sampler.skip = num_iters
+        self._batch_sampler.skip = num_iters
 
 
 @contextmanager
@@ -262,7 +261,8 @@ def _preprocessed_once(preprocessor: nn.Module) -> Iterator[None]:
     So all stitches see the same batch and the same augmentations. Each needs a copy, because heads change data samples
     in place.
     """
-    preprocess, results = preprocessor.forward, []
+    preprocess = preprocessor.forward
+    results: list[Any] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not results:

@@ -80,7 +80,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
                 f"mmsnnet.FSDPStrategy needs a model_wrapper of type mmsnnet.StitchedFullyShardedDataParallel, got "
                 f"{type(model).__name__}"
             )
-        if isinstance(optim_wrapper, Mapping):  # mmengine recognises AmpOptimWrapper only without a scope
+        if isinstance(optim_wrapper, dict):  # mmengine recognises AmpOptimWrapper only without a scope
             wrapper_type = optim_wrapper.get("type")
             wrapper_type = OPTIM_WRAPPERS.get(wrapper_type) if isinstance(wrapper_type, str) else wrapper_type
             if isinstance(wrapper_type, type) and issubclass(wrapper_type, AmpOptimWrapper):

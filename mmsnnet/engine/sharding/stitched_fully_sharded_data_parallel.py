@@ -190,6 +190,6 @@ def sharded_units(backbone: StitchedBackbone) -> Iterator[nn.Module]:
                         "FSDP gathers a block with a relative position bias in parts, which cannot be compiled: set "
                         "compile=False in the backbone, or leave out rel_pos_bias"
                     )
-                yield from (attention.qkv, attention.proj, block.mlp)
+                yield from (attention.qkv, attention.proj, block.get_submodule("mlp"))
             else:
                 yield block

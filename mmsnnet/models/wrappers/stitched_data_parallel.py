@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any, NoReturn
 
 import torch
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -52,7 +53,7 @@ class StitchedDataParallel(nn.Module):
             explains, or a second one; the message names the parameter.
     """
 
-    def __init__(self, module: nn.Module, bucket_cap_mb: float = 25) -> None:
+    def __init__(self, module: BaseModel, bucket_cap_mb: float = 25) -> None:
         super().__init__()
         self.module = module
         self.bucket_cap_mb = bucket_cap_mb
@@ -214,10 +215,10 @@ class _Bucket:
         for index in self._missing:
             self._views[index].zero_()
             self._flags[index] = 0
-        present = [(p, view) for p, view in zip(self.parameters, self._views, strict=True) if p.grad is not None]
-        if present:
-            foreach_copy_([view for _, view in present], [parameter.grad for parameter, _ in present])
-        for parameter, view in present:
+        pairs = zip(self.parameters, self._views, strict=True)
+        if present := [(p, view, p.grad) for p, view in pairs if p.grad is not None]:
+            foreach_copy_([view for _, view, _ in present], [gradient for _, _, gradient in present])
+        for parameter, view, _ in present:
             parameter.grad = view
         # Scaled before the sum, as in DistributedDataParallel: the same bits, and no overflow.
         flat.mul_(1 / dist.get_world_size())
