@@ -44,8 +44,9 @@ def create_stitched(
         ValueError, TypeError: a model is unknown, is no plain ViT or does not fit the others; or the number of sources
             differs from the number of models.
     """
-    sources = [pretrained] * len(models) if isinstance(pretrained, bool) else pretrained
-    sources = [sources] if isinstance(sources, str) else list(sources)
+    sources: list[str | bool] = [pretrained] if isinstance(pretrained, str | bool) else [*pretrained]
+    if isinstance(pretrained, bool):
+        sources *= len(models)
     if len(sources) != len(models):
         raise ValueError(f"pretrained is True, False or one source for each of {len(models)} models; got {sources}")
     anchors = [create_anchor(model, img_size, **kwargs) for model in models]
