@@ -56,8 +56,11 @@ def test_rules_follow_from_names() -> None:
 
 
 def test_rules_that_do_not_follow() -> None:
+    """The error for a missing rule comes before training, after the check of the names."""
+    hook = BestMetricHook(save_best=["L/mIoU", "L/speed"])
+    runner = SimpleNamespace(hooks=[hook], param_schedulers=None, val_loop=object())
     with pytest.raises(SettingError, match=r"save_best=L/mIoU, L/speed: .*set default_hooks\.checkpoint\.rule"):
-        rules(["L/mIoU", "L/speed"])
+        hook.check_validation(runner)
     with pytest.raises(SettingError, match="rule should be 'greater' or 'less', got 'more'"):
         rules("L/mIoU", rule="more")
     assert rules("L/speed", rule="less") == ["less"]

@@ -31,14 +31,18 @@ class BestMetricHook(CheckpointHook):
         args, kwargs: as of mmengine's ``CheckpointHook``.
 
     Raises:
-        SettingError: ``rule`` is neither ``'greater'`` nor ``'less'``, or is missing and the name does not decide.
+        SettingError: ``rule`` is neither ``'greater'`` nor ``'less'``.
     """
+
+    # Set while a metric has no rule. The name may be wrong, and check_validation says that first.
+    _rule_error: SettingError | None = None
 
     def check_validation(self, runner: AnyRunner) -> None:
         """Choose the metric of ``save_best='auto'``; check monitored metrics and labels.
 
         Raises:
-            SettingError: no metric has the name of a monitored one, or the validation set has no labels.
+            SettingError: no metric has the name of a monitored one, or its rule is missing and the name does not
+                decide; or the validation set has no labels.
         """
         loop = runner.val_loop
         if loop is not None and self.save_best and "auto" in self.key_indicators:
@@ -47,6 +51,7 @@ class BestMetricHook(CheckpointHook):
                 self._init_rule(self.rules, [name])
                 runner.logger.info(f"save_best='auto' keeps the checkpoint of the best {name}")
         check_monitors(runner)
+        self._check_rule()
         if isinstance(loop, ValLoop):
             check_labels(loop.dataloader.dataset, loop.evaluator.metrics, "val")
             check_sample(loop.dataloader.dataset, loop.evaluator.metrics, "val")
@@ -57,13 +62,19 @@ class BestMetricHook(CheckpointHook):
         rules = rules * len(key_indicators) if len(rules) == 1 else rules
         if uses_default_keys(self):
             rules = [rule or better_rule(key) for rule, key in zip(rules, key_indicators, strict=True)]
+        self._rule_error = None
         try:
             super()._init_rule(rules, key_indicators)
-        except ValueError as error:  # mmengine cannot infer a rule either
-            raise SettingError(
+        except ValueError:  # mmengine cannot infer a rule either
+            self._rule_error = SettingError(
                 f"default_hooks.checkpoint.save_best={', '.join(key_indicators)}: the name does not say whether higher "
                 "or lower is better: correct it, or set default_hooks.checkpoint.rule to 'greater' or 'less'"
-            ) from error
+            )
+            super()._init_rule(["greater"] * len(key_indicators), key_indicators)
+
+    def _check_rule(self) -> None:
+        if self._rule_error is not None:
+            raise self._rule_error
 
     def write_checkpoint(self, runner: AnyRunner, name: str, meta: dict[str, Any], **settings: Any) -> None:
         """Write a checkpoint into the folder of this hook."""
@@ -136,6 +147,7 @@ class BestMetricHook(CheckpointHook):
                 return {}
             try:
                 self._init_rule(self.rules, [name])
+                self._check_rule()
             except SettingError as error:
                 self._init_rule([None], ["auto"])
                 runner.logger.warning(f"save_best='auto' keeps no checkpoint: {error}")
