@@ -32,6 +32,7 @@ LOG_FILE_ONLY = re.compile(
             r"Exp name: ",
             # mmengine, about its own files
             r'"FileClient" will be deprecated',
+            r'"HardDiskBackend" is the alias',
             r".{1,200} is not a meta file, simply parsed as meta information",
             r"The prefix is not set in metric class",
             r"Failed to search registry with scope",
