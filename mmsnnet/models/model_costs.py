@@ -39,6 +39,7 @@ def model_costs(model: BaseModel, input_shape: tuple[int, int] | None = None) ->
     backbone = find_stitched_backbone(model)
     shape = backbone.img_size if input_shape is None else input_shape
     costs = backbone.costs(shape)
+    backbone.network.anchor(-1).geometry(shape)  # computed before a trace would record it
     image = next(model.parameters()).new_zeros(1, backbone.network.anchor(0).in_chans, *shape)
     used: set[nn.Parameter] = set()
     with (

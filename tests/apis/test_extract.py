@@ -249,7 +249,7 @@ def test_refused_input_leaves_no_folder(
     elif wrong == "folder":
         out.mkdir()
         (out / "file").write_text("mine")
-        says = rf"{out} exists: give a folder that does not, or an empty one"
+        says = rf"{out} exists: set the output to a new folder, or to an empty one"
     else:
 
         def full(*args: Any) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from mmsnnet.apis import load_config
 
+pytestmark = pytest.mark.distributed
 REPOSITORY = Path(__file__).parents[2]
 REAL = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
 BEFORE, ITERATIONS, EVERY = 5, 8, 2  # iterations that a run struck by trouble ends with; those of a whole run
@@ -32,8 +33,6 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
-
-pytestmark = pytest.mark.distributed
 
 
 @HOOKS.register_module()

@@ -80,7 +80,7 @@ def test_an_extracted_stitch_is_a_model_like_any_other(
         ("S4-L11", "model.pth", "out", "no stitch 'S4-L11' in this space of 32"),
         ("S", "nowhere.pth", "out", "nowhere.pth"),
         ("S", "without.pth", "out", r"missing: backbone\.network\.layers\.0_0-1_2\.weight"),
-        ("S", "model.pth", ".", "exists: give a folder that does not, or an empty one"),
+        ("S", "model.pth", ".", "exists: set the output to a new folder, or to an empty one"),
     ],
 )
 def test_mistakes_are_said_in_one_line(

@@ -31,7 +31,7 @@ def test_tokens_stay_in_full_precision_on_every_route(kind: str, make_backbone: 
     for stitch in backbone.space:
         expected = backbone.network(images, stitch, (1, 3))
         with torch.autocast(**BFLOAT):
-            left = [leaving.projected[()].dtype for leaving in backbone.network.walk(images, stitch)]
+            left = [leaving.projected[()].data.dtype for leaving in backbone.network.walk(images, stitch)]
             found = backbone.network(images, stitch, (1, 3))
         assert {*left, *(tap.dtype for tap in found)} == {torch.float32}
         for tap, exact in zip(found, expected, strict=True):

@@ -258,7 +258,7 @@ def test_a_stitch_goes_by_id_name_or_itself(make_backbone: MakeBackbone) -> None
 
 @pytest.mark.parametrize(
     ("key", "says"),
-    [(99, "ids run from 0 to 4.*S0-L2"), ("S9-L9", "names are like S, S0-L2"), (3, "leave nothing of the large")],
+    [(99, "ids run from 0 to 4.*S0-L2"), ("S9-L9", "names are like S, S0-L2"), (3, "run nothing of the larger")],
 )
 def test_a_wrong_stitch(key: int | str, says: str, make_backbone: MakeBackbone) -> None:
     backbone = make_backbone(stitch="S")
