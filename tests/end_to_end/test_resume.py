@@ -30,7 +30,7 @@ def test_a_run_whose_newest_checkpoint_is_cut_off_goes_on(
     last = tmp_path / "iter_3.pth"
     whole = torch.load(last, weights_only=False)
     os.truncate(last, last.stat().st_size // 2)
-    (tmp_path / ".0123456789abcdef.tmp").touch()
+    (tmp_path / ".iter_3.pth.tmp").touch()
     done = tool("train", CONFIG, "--resume", *options)
     said = done.stdout + done.stderr
     assert f"checkpoint {last} is skipped: it is cut short" in said
