@@ -60,12 +60,14 @@ def python(code: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_importing_a_part_imports_no_more() -> None:
     imported = "print(json.dumps([name for name in ('torch', 'timm', 'mmengine') if name in sys.modules]))"
     assert python(f"import json, sys, mmsnnet; {imported}") == []
     assert python(f"import json, sys, mmsnnet.stitching; {imported}") == ["torch", "timm"]
 
 
+@pytest.mark.slow
 def test_registries_find_our_modules_by_their_scope() -> None:
     """Without an import of ours."""
     heavy, names = python("""
@@ -104,6 +106,7 @@ print(json.dumps(HOOKS.get("mmsnnet.DeferredRuntimeInfoHook") is RuntimeInfoHook
     assert python(code) is True
 
 
+@pytest.mark.slow
 def test_nothing_of_mmengine_is_replaced_but_by_safe_loading() -> None:
     """Each loader and file backend is the object that it was before the import."""
     code = f"""
@@ -130,6 +133,7 @@ print(json.dumps(changed))
     assert python(code) == {".safe_loading": ["loaders"]}
 
 
+@pytest.mark.slow
 def test_our_configs_make_any_tool_load_safely() -> None:
     code = """
 import json
@@ -141,6 +145,7 @@ print(json.dumps(CheckpointLoader._get_checkpoint_loader("a.pth").__module__))
     assert python(code) == "mmsnnet.safe_loading"
 
 
+@pytest.mark.slow
 def test_stitching_works_without_openmmlab() -> None:
     code = """
 import mmsnnet.stitching as stitching

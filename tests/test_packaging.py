@@ -80,6 +80,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return Build(before, contents(source), wheel, path)
 
 
+@pytest.mark.slow
 def test_building_leaves_the_sources_as_they_are(build: Build) -> None:
     assert {name: data for name, data in build.after.items() if name in build.before} == build.before
     # git ignores the folders that setuptools leaves.
@@ -206,6 +207,7 @@ def mim(site: Path, cwd: Path, *arguments: str) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_mim_trains_and_tests_an_installed_wheel(site: Path, tmp_path: Path) -> None:
     write_shapes(tmp_path / "data", "shapes", train=4, val=2, size=(64, 64))
     config = "vit-s_setr_shapes-64x64.py"

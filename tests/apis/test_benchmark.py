@@ -161,6 +161,7 @@ def test_weights_and_images_are_channels_last(channels_last: bool, spy: Spy) -> 
             assert tensor.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
+@pytest.mark.slow
 def test_compiled_stitches_give_the_same_results(make_segmentor: MakeSegmentor) -> None:
     """Code that is compiled for one stitch is not run for another."""
     model = module._deployed(make_segmentor())

@@ -80,6 +80,7 @@ def maps(model: BaseModel, images: Tensor) -> list[Tensor]:
     return [result, *logits] if isinstance(result, Tensor) else [*(tap for tap in result if tap is not None), *logits]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "stitches"),
     [
@@ -131,6 +132,7 @@ def test_the_parameters_of_a_depth_estimator_at_full_size() -> None:
         assert set(one.state_dict()) < set(whole.state_dict())
 
 
+@pytest.mark.slow
 def test_outputs_without_low_rank_updates_are_equal_to_the_bit(tmp_path: Path) -> None:
     whole = Trained(tmp_path, STITCHED, **{"model.backbone.rank": 0})
     extract_stitch(whole.config, whole.path, "L3-S2-L6", tmp_path / "out")
@@ -192,6 +194,7 @@ def test_settings_that_name_metrics_of_another_stitch() -> None:
     assert "budget" not in extracted_config(budget, model.backbone, model.backbone.space["S"]).model.backbone
 
 
+@pytest.mark.slow
 def test_a_stitch_is_extracted_again_without_a_change(folder: Path, tmp_path: Path) -> None:
     config = load_config(folder / "config.py")
     extract_stitch(config, folder, 4, tmp_path / "again")
@@ -201,6 +204,7 @@ def test_a_stitch_is_extracted_again_without_a_change(folder: Path, tmp_path: Pa
         extract_stitch(config, folder, "L", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_an_extracted_anchor_is_a_source_for_pretrained(trained: Callable[[Path], Trained], tmp_path: Path) -> None:
     """An anchor that was trained in a stitched model can be used alone or in another pair."""
     whole = trained(CLASSIFIER)
@@ -213,6 +217,7 @@ def test_an_extracted_anchor_is_a_source_for_pretrained(trained: Callable[[Path]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in anchor.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_loaded_layers_need_no_initialisation(folder: Path) -> None:
     """Loaded by ``load_from`` and by ``init_cfg``."""
     config = load_config(folder / "config.py")
@@ -226,6 +231,7 @@ def test_loaded_layers_need_no_initialisation(folder: Path) -> None:
     assert model.backbone.network.initialized
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["stitch", "skipped", "anchor", "damaged", "nowhere", "folder", "half way"])
 def test_refused_input_leaves_no_folder(
     wrong: str, trained: Callable[[Path], Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -263,6 +269,7 @@ def test_refused_input_leaves_no_folder(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_stitching_layers(trained: Callable[[Path], Trained], tmp_path: Path) -> None:
     whole = trained(STITCHED)
     weights = {name: tensor for name, tensor in whole.model.state_dict().items() if ".layers." not in name}

@@ -75,6 +75,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a if not name.endswith("draws"))
 
 
+@pytest.mark.slow
 def test_the_folder_has_weights_config_and_card(
     published: Published, folder: Path, checkpoint: Path, model: BaseModel
 ) -> None:
@@ -267,6 +268,7 @@ def test_refused_input_leaves_no_folder(
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_failure_half_way_leaves_no_folder(
     config: Config, checkpoint: Path, model: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +299,7 @@ def some(config: Config) -> dict[int, str]:
     return {stitch.id: stitch.name for stitch in build_space(config).stitches[2:7]}
 
 
+@pytest.mark.slow
 def test_the_front_is_published_with_the_model(
     config: Config, checkpoint: Path, model: BaseModel, some: dict[int, str], tmp_path: Path
 ) -> None:
@@ -314,6 +317,7 @@ def test_the_front_is_published_with_the_model(
     assert names["model"].backbone.set_budget(max_gflops=0.45).id == select_stitch(path, max_gflops=0.45).id
 
 
+@pytest.mark.slow
 def test_the_config_has_the_points_of_a_budget(
     checkpoint: Path, model: BaseModel, some: dict[int, str], tmp_path: Path
 ) -> None:
@@ -328,6 +332,7 @@ def test_the_config_has_the_points_of_a_budget(
     assert config.model.backbone.budget.points == str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["another space", "cut short", "nowhere"])
 def test_points_that_are_refused_leave_nothing(
     wrong: str, config: Config, checkpoint: Path, model: BaseModel, some: dict[int, str], tmp_path: Path

@@ -57,6 +57,7 @@ def test_other_messages_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert message in capsys.readouterr().out and message in log(runner)
 
 
+@pytest.mark.slow
 def test_quiet_runners_show_only_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runner = build(tmp_path, quiet=True)
     runner.logger.info("Iter(train) [50/800]")
@@ -66,6 +67,7 @@ def test_quiet_runners_show_only_warnings(tmp_path: Path, capsys: pytest.Capture
     assert [hook for hook in runner.hooks if type(hook).__name__ == "ProgressHook"]
 
 
+@pytest.mark.slow
 def test_warnings_reach_the_log_file_and_those_that_matter_the_console(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("runner_type", ["Runner", "FlexibleRunner"])
 def test_a_resumed_run_does_not_read_the_anchors_files(

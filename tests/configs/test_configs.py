@@ -178,6 +178,7 @@ def test_another_head_or_data_set_leaves_the_backbone_as_it_is(name: str) -> Non
     assert other.model.decode_head != published.model.decode_head
 
 
+@pytest.mark.slow
 def test_another_head_fits_dinov2() -> None:
     """Its backbone hands out the taps that the DeiT-III pair does, of the same width."""
     folder = REPOSITORY / "configs/ade20k"

@@ -126,6 +126,7 @@ def test_every_stitch_of_a_released_segmentation_model_gives_the_published_taps(
     assert {id_: error for id_, error in result.items() if not error < 1e-5} == {}
 
 
+@pytest.mark.slow
 def test_a_file_saved_in_evaluation_mode_gives_the_same_taps_with_merged(tmp_path: Path) -> None:
     weights = released_weights(PAIR)
     merged = merged_weights(PAIR, weights)

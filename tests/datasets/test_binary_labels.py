@@ -45,6 +45,7 @@ def test_masks_of_0_and_255_are_told_in_one_line(tmp_path):
     assert "255 means 'no label'" in warning and "values=(0, 255)" in warning
 
 
+@pytest.mark.slow
 def test_masks_that_mmseg_loads_itself(tmp_path):
     dataset = make_set(tmp_path / "set", [mask(0, 255)])
     dataset.pipeline.transforms[1] = LoadAnnotations()
@@ -54,17 +55,20 @@ def test_masks_that_mmseg_loads_itself(tmp_path):
     assert binary_mask_warning(other) is None
 
 
+@pytest.mark.slow
 def test_with_the_cure_the_second_class_is_seen(tmp_path):
     dataset = make_set(tmp_path / "set", [mask(0, 255)], labels=dict(values=(0, 255)))
     assert binary_mask_warning(dataset) is None
     assert set(np.unique(dataset[0]["gt_seg_map"])) == {0, 1}
 
 
+@pytest.mark.slow
 def test_with_a_reduced_zero_neither_value_is_a_class(tmp_path):
     dataset = make_set(tmp_path / "set", [mask(0, 255)], reduce_zero_label=True)
     assert "0 and 255 both mean 'no label'" in binary_mask_warning(dataset)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("masks", "num_classes"),
     [
@@ -79,6 +83,7 @@ def test_other_sets_are_passed_over(tmp_path, masks, num_classes):
     assert binary_mask_warning(make_set(tmp_path / "set", masks, num_classes)) is None
 
 
+@pytest.mark.slow
 def test_bits_are_classes(tmp_path):
     """A PNG of one bit has 0 and 1, as it is loaded."""
     dataset = make_set(tmp_path / "set", [mask(0, 1).astype(bool)])
@@ -86,6 +91,7 @@ def test_bits_are_classes(tmp_path):
     assert set(np.unique(dataset[0]["gt_seg_map"])) == {0, 1}
 
 
+@pytest.mark.slow
 def test_few_label_maps_are_read_of_a_large_set(tmp_path, monkeypatch):
     dataset = make_set(tmp_path / "set", [mask(0, 255)] * 50)
     loader, paths = dataset.pipeline.transforms[1], []
@@ -97,6 +103,7 @@ def test_few_label_maps_are_read_of_a_large_set(tmp_path, monkeypatch):
     assert set(np.diff(numbers)) == {7}
 
 
+@pytest.mark.slow
 def test_errors_are_not_swallowed(tmp_path):
     dataset = make_set(tmp_path / "set", [mask(0, 255)] * 2)
     (tmp_path / "set/masks/001.png").write_bytes(b"no image")

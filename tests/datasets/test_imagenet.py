@@ -39,6 +39,7 @@ def listed(dataset: ImageNet) -> list[tuple[str, int]]:
     return [(dataset[index]["img_path"], dataset[index]["gt_label"]) for index in range(len(dataset))]
 
 
+@pytest.mark.slow
 def test_the_classes_are_the_sorted_folders(root: Path) -> None:
     dataset = DATASETS.build(dict(type="mmsnnet.ImageNet", data_root=str(root), split="train"))
     assert isinstance(dataset, ImageNet)
@@ -48,17 +49,20 @@ def test_the_classes_are_the_sorted_folders(root: Path) -> None:
     assert {dataset[index]["num_classes"] for index in range(len(dataset))} == {3}
 
 
+@pytest.mark.slow
 def test_a_class_has_the_same_label_in_both_splits(root: Path) -> None:
     dataset = ImageNet(str(root), "val", metainfo=dict(name="mine"))
     assert listed(dataset) == [(f"{root}/val/{n}", i) for i, n in enumerate(("n01/g.JPEG", "n02/h.JPEG", "n10/f.JPEG"))]
     assert dataset.metainfo["name"] == "mine"
 
 
+@pytest.mark.slow
 def test_a_validation_set_alone_will_do(root: Path) -> None:
     shutil.rmtree(root / "train")
     assert len(ImageNet(str(root), "val")) == 3
 
 
+@pytest.mark.slow
 def test_it_can_be_cut_short_and_looked_into_late(root: Path) -> None:
     dataset = ImageNet(str(root), "train", indices=2, lazy_init=True)
     make_layout(root, {"train/n00": ("z.png",), "val/n00": ("z.png",)})
@@ -66,6 +70,7 @@ def test_it_can_be_cut_short_and_looked_into_late(root: Path) -> None:
     assert [Path(path).name for path, _ in listed(dataset)] == ["z.png", "c.jpg"]
 
 
+@pytest.mark.slow
 def test_an_image_that_a_transform_drops_is_an_error(root: Path) -> None:
     dataset = ImageNet(str(root), "train", pipeline=[lambda results: None])
     with pytest.raises(Exception, match="Cannot find valid image"):

@@ -368,6 +368,7 @@ def mixed(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_sizes_of_images(
     mixed: Path, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader]
 ) -> None:
@@ -407,6 +408,7 @@ def test_a_batch_that_cannot_be_stacked_is_explained(
         raise RuntimeError("of another kind")
 
 
+@pytest.mark.slow
 def test_few_files_of_a_large_set_are_opened(
     tmp_path: Path, make_model: Callable[..., nn.Module], make_loader: Callable[..., DataLoader], root: Path
 ) -> None:

@@ -267,6 +267,7 @@ for moment in MOMENTS:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_goes_on(moment: str, killed_runs: Path, whole_run: Path) -> None:
     folder = killed_runs / moment
@@ -485,6 +486,7 @@ def test_a_resumed_run_has_room_where_its_checkpoints_are(copy: Path, free: Call
     assert runner.model.trained == 2
 
 
+@pytest.mark.slow
 def test_what_a_resumed_checkpoint_names_is_removed_in_this_folder_alone(copy: Path, tmp_path: Path) -> None:
     """Whether the work folder was copied, or the checkpoint is hostile."""
     other = tmp_path / "other"
@@ -608,6 +610,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_end_with_the_same_error(run_ranks: Callable[..., None], tmp_path: Path) -> None:
     run_ranks("-c", PROGRAM, tmp_path)
     said, second = (json.loads((tmp_path / f"said_{rank}").read_text()) for rank in (0, 1))

@@ -383,6 +383,7 @@ def said(tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., None
     return folder, [json.loads((folder / f"said {rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_both_ranks_say_the_same(said: tuple[Path, list[dict[str, Any]]]) -> None:
     _, (first, second) = said
     assert first == second and len(first) == 16

@@ -95,6 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("evaluation")
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_as_one(
     folder: Path,
     segmentor_config: Callable[..., dict[str, Any]],

@@ -297,6 +297,7 @@ def largest_difference(one: Weights, other: Weights) -> float:
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alone", "sharded"), [("alone", "sharded"), ("biased alone", "biased sharded")])
 def test_two_ranks_train_as_one_process_with_the_doubled_batch(folder: Path, alone: str, sharded: str) -> None:
     # The clipping of gradients, weight decay but on vectors and layer-wise rates included; in the second run activation

@@ -325,6 +325,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("difference", CONFIGS)
 def test_what_the_config_replaces_is_said(difference: str, resume: Resume) -> None:
     changes, message = CONFIGS[difference]
@@ -477,6 +478,7 @@ def test_each_of_several_optimizers_is_compared(tmp_path: Path) -> None:
         make_runner(tmp_path / "one", param_scheduler=None, **again).train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["AtomicCheckpointHook", "ResumeHook"])
 def test_mmengines_own_loops_compare_with_either_hook(hook: str, tmp_path: Path) -> None:
     stock = dict(train_cfg=dict(type="IterBasedTrainLoop", max_iters=6))
@@ -502,6 +504,7 @@ def test_records_are_plain(whole_run: Path) -> None:
     assert is_plain(read_model_checkpoint(whole_run / "iter_3.pth")["meta"]["training"])
 
 
+@pytest.mark.slow
 def test_a_schedule_with_a_function_goes_on(tmp_path: Path) -> None:
     """Its checkpoints would be refused: no code is read."""
     schedule = dict(param_scheduler=[dict(type="OneCycleLR", eta_max=0.2, total_steps=6, by_epoch=False)])

@@ -136,6 +136,7 @@ def console_levels(runner: Runner) -> list[int]:
     return [h.level for h in runner.logger.handlers if not isinstance(h, logging.FileHandler)]
 
 
+@pytest.mark.slow
 def test_a_point_for_each_stitch_as_if_evaluated_alone(make_runner: MakeRunner, tmp_path: Path) -> None:
     out = tmp_path / "new" / "points.json"
     runner = make_runner(test_cfg=dict(out=str(out)))
@@ -158,6 +159,7 @@ def test_a_point_for_each_stitch_as_if_evaluated_alone(make_runner: MakeRunner, 
     assert all(f"  {name} " in log for name in NAMES) and "4 of 4 stitches left" in log
 
 
+@pytest.mark.slow
 def test_hooks_see_what_the_stock_loop_shows_them(make_runner: MakeRunner) -> None:
     runner, recorder = make_runner(), Recorder()
     runner.register_hook(recorder)
@@ -173,6 +175,7 @@ def test_hooks_see_what_the_stock_loop_shows_them(make_runner: MakeRunner) -> No
     assert ours[-2][1] == pytest.approx(expected, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_the_file_is_whole_after_each_pass(make_runner: MakeRunner, tmp_path: Path) -> None:
     out = tmp_path / "points.json"
     runner = make_runner(test_cfg=dict(out=str(out), stitches_per_pass=2))
@@ -187,6 +190,7 @@ def test_the_file_is_whole_after_each_pass(make_runner: MakeRunner, tmp_path: Pa
     assert console_levels(runner) == levels
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written(make_runner: MakeRunner, tmp_path: Path) -> None:
     """The console logs again by the time the error is handled."""
     (tmp_path / "file").touch()
@@ -199,6 +203,7 @@ def test_a_file_that_cannot_be_written(make_runner: MakeRunner, tmp_path: Path) 
     assert (runner.model.backbone.stitch.name, console_levels(runner)) == ("S0-L2", levels)
 
 
+@pytest.mark.slow
 def test_the_console_is_quiet_during_the_passes_only(make_runner: MakeRunner) -> None:
     class Levels(Hook):
         def before_test_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
@@ -214,6 +219,7 @@ def test_the_console_is_quiet_during_the_passes_only(make_runner: MakeRunner) ->
     assert console_levels(runner) == levels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stitches", "names"),
     [
@@ -231,6 +237,7 @@ def test_selection(stitches: Any, names: tuple[str, ...], make_runner: MakeRunne
     assert tuple(dict.fromkeys(key.rpartition("/")[0] for key in metrics)) == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stitches", ["L,7", "S0-L3", ["S", 99]])
 @pytest.mark.parametrize("stage", ["val", "test"])
 def test_an_unknown_stitch(stage: str, stitches: Any, make_runner: MakeRunner) -> None:
@@ -241,6 +248,7 @@ def test_an_unknown_stitch(stage: str, stitches: Any, make_runner: MakeRunner) -
         getattr(runner, stage)()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["val", "test"])
 @pytest.mark.parametrize(("stitches", "says"), [("all", "3 of 4 stitches, S "), ("2", "1 of 1 stitches, S0-L2 ")])
 def test_layers_that_were_never_set_are_not_measured(
@@ -258,6 +266,7 @@ def test_layers_that_were_never_set_are_not_measured(
     assert not (tmp_path / "points.json").exists()
 
 
+@pytest.mark.slow
 def test_the_largest_anchor_needs_no_layers(make_runner: MakeRunner) -> None:
     runner = make_runner(initialized=False, test_cfg=dict(stitches="L"))
     metrics = runner.test()
@@ -266,6 +275,7 @@ def test_the_largest_anchor_needs_no_layers(make_runner: MakeRunner) -> None:
     )
 
 
+@pytest.mark.slow
 def test_validation_is_of_the_anchors_and_leaves_the_active_stitch(make_runner: MakeRunner) -> None:
     runner, recorder = make_runner(), Recorder()
     runner.register_hook(recorder)
@@ -287,6 +297,7 @@ def test_validation_is_of_the_anchors_and_leaves_the_active_stitch(make_runner: 
     assert runner.model.backbone.stitch.name == "L1-S1"
 
 
+@pytest.mark.slow
 def test_a_spread_is_validated_by_default(make_runner: MakeRunner) -> None:
     runner = make_runner(val_cfg=dict(type="mmsnnet.StitchValLoop"))
     names = {name.partition("/")[0] for name in runner.val()}
@@ -297,6 +308,7 @@ def test_a_spread_is_validated_by_default(make_runner: MakeRunner) -> None:
     )
 
 
+@pytest.mark.slow
 def test_validation_during_training(make_runner: MakeRunner, tmp_path: Path) -> None:
     """The hook initialises the layers, the best checkpoint of a stitch is kept, and training continues."""
     runner = make_runner(
@@ -340,6 +352,7 @@ def test_every_setting_of_the_image_loader_is_kept() -> None:
         TRANSFORMS.build(loader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["test", "val"])
 def test_an_image_that_cannot_be_read_is_named(loop: str, make_runner: MakeRunner, data_root: Path) -> None:
     """The loop replaces the toolbox's image loader, whose error for an empty file does not name the file."""
@@ -375,6 +388,7 @@ def blocks_run(runner: Runner) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_pass", [None, 1, 3])
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_prefix_reuse_changes_no_figure(mode: str, per_pass: int | None, make_runner: MakeRunner) -> None:
@@ -393,6 +407,7 @@ def test_prefix_reuse_changes_no_figure(mode: str, per_pass: int | None, make_ru
     assert counts[0] <= counts[1]
 
 
+@pytest.mark.slow
 def test_each_batch_is_loaded_and_preprocessed_once(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = make_runner()
     dataset, preprocessor = runner.test_loop.dataloader.dataset, type(runner.model.data_preprocessor)
@@ -411,6 +426,7 @@ def _noting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any
     return noting
 
 
+@pytest.mark.slow
 def test_what_metrics_keep_is_bounded(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """With memory for two stitches, a second pass evaluates the stitches that the first one left."""
     expected = make_runner().test()
@@ -423,6 +439,7 @@ def test_what_metrics_keep_is_bounded(make_runner: MakeRunner, monkeypatch: pyte
     assert indices == [0] * 4 + [1] * 2 + [2] * 2 + [0] * 2 + [1] * 2 + [2] * 2
 
 
+@pytest.mark.slow
 def test_areas_are_added_up_as_the_metric_would(make_runner: MakeRunner) -> None:
     runner = make_runner(test_cfg=dict(stitches="S,L"))
     most: list[int] = []
@@ -445,6 +462,7 @@ def test_bytes_that_are_kept() -> None:
     assert 8000 < kept_bytes((np.zeros(1000),)) < 9000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [0, -1])
 def test_no_stitches_per_pass(wrong: int, make_runner: MakeRunner) -> None:
     with pytest.raises(ValueError, match="stitches_per_pass is at least 1"):
@@ -486,6 +504,7 @@ class LogitMetric(BaseMetric):
         return dict(mean=float(np.mean(means)), last=self.last.item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["running", "files", "uncopyable", "uncopyable files"])
 def test_metrics_that_keep_more_than_results(kind: str, make_runner: MakeRunner, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
@@ -525,6 +544,7 @@ def test_each_stitch_has_an_evaluator_which_hooks_see(make_runner: MakeRunner) -
     assert runner.test_loop.evaluator is configured and configured.metrics[0].results == []
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_stock_loop(make_runner: MakeRunner) -> None:
     runner = make_runner()
     step = runner.model.test_step
@@ -544,6 +564,7 @@ def test_losses_are_those_of_the_stock_loop(make_runner: MakeRunner) -> None:
         assert found[f"{name}/test_loss"] == pytest.approx(found[f"{name}/loss_a"] + found[f"{name}/loss_b"])
 
 
+@pytest.mark.slow
 def test_test_time_augmentation(
     make_runner: MakeRunner, segmentor_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -583,6 +604,7 @@ def interrupted(make_runner: MakeRunner, out: Path) -> None:
         runner.test()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_an_undisturbed_one(make_runner: MakeRunner, tmp_path: Path) -> None:
     resumed, whole = tmp_path / "resumed.json", tmp_path / "whole.json"
     make_runner(test_cfg=dict(out=str(whole))).test()
@@ -596,6 +618,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(make_runner: MakeRunner, tmp_p
     assert resumed.read_text() == whole.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -621,6 +644,7 @@ def test_results_of_another_run_are_left_alone(change: Any, says: str, make_runn
     assert out.read_text() == before
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_latencies(make_runner: MakeRunner, tmp_path: Path) -> None:
     out = tmp_path / "points.json"
     interrupted(make_runner, out)
@@ -634,6 +658,7 @@ def test_a_resumed_run_keeps_latencies(make_runner: MakeRunner, tmp_path: Path) 
     assert {point.id: point.latency_ms for point in resumed if point.latency_ms} == {lacking.id: 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", [False, True])
 def test_latencies_that_were_measured_first_are_kept(resume: bool, make_runner: MakeRunner, tmp_path: Path) -> None:
     """benchmark.py writes latencies of all stitches, without metrics or fingerprint; --resume accepts them."""
@@ -668,6 +693,7 @@ def test_latencies_that_were_measured_first_are_kept(resume: bool, make_runner: 
             assert len(found) == 2 and not found.benchmark and all(point.latency_ms is None for point in found)
 
 
+@pytest.mark.slow
 def test_results_that_are_measured_anew_keep_latencies(make_runner: MakeRunner, tmp_path: Path) -> None:
     """Other weights do not change the latency of a model."""
     out = tmp_path / "points.json"
@@ -682,6 +708,7 @@ def test_results_that_are_measured_anew_keep_latencies(make_runner: MakeRunner, 
     assert found.benchmark == dict(device="a clock")
 
 
+@pytest.mark.slow
 def test_settings_that_change_no_figure_are_no_other_config(
     make_runner: MakeRunner, segmentor_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -702,6 +729,7 @@ def test_settings_that_change_no_figure_are_no_other_config(
             runner.cfg.model[name] = segmentor_config().get(name)
 
 
+@pytest.mark.slow
 def test_files_that_were_changed_are_another_data_set(make_runner: MakeRunner, data_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "points.json"
     make_runner(test_cfg=dict(stitches="S", out=str(out))).test()
@@ -753,6 +781,7 @@ def console_of(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return messages
 
 
+@pytest.mark.slow
 def test_values_that_are_no_numbers(make_runner: MakeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file gets numbers, hooks get the values that they can handle, and the log gets all."""
     out = tmp_path / "points.json"
@@ -776,6 +805,7 @@ def test_values_that_are_no_numbers(make_runner: MakeRunner, tmp_path: Path, mon
     assert "stitch S0-L2: my/matrix, which is no number: ndarray of shape (8, 8)" in log and "my/odd, which" in log
 
 
+@pytest.mark.slow
 def test_training_goes_on_beside_such_values(make_runner: MakeRunner, tmp_path: Path) -> None:
     """Checkpoints hold them, and a run resumes from these. The largest anchor decides which checkpoint is best."""
     hook = dict(type="mmsnnet.AtomicCheckpointHook", by_epoch=False, interval=1, save_best="auto")
@@ -792,6 +822,7 @@ def test_training_goes_on_beside_such_values(make_runner: MakeRunner, tmp_path: 
     ).exists()
 
 
+@pytest.mark.slow
 def test_results_are_written_before_they_are_printed(
     make_runner: MakeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -806,6 +837,7 @@ def test_results_are_written_before_they_are_printed(
     assert [point.name for point in OperatingPoints.load(out) if point.metrics] == list(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["test", "val"])
 def test_a_folder_for_each_stitch(stage: str, make_runner: MakeRunner, tmp_path: Path) -> None:
     """It has the files that mmengine's loop writes for that stitch."""
@@ -842,6 +874,7 @@ def test_a_folder_for_each_stitch(stage: str, make_runner: MakeRunner, tmp_path:
             assert torch.equal(ours["pred_sem_seg"]["data"], stock["pred_sem_seg"]["data"])
 
 
+@pytest.mark.slow
 def test_one_stitch_needs_no_folder(make_runner: MakeRunner, tmp_path: Path) -> None:
     evaluator = dict(type="IoUMetric", output_dir=str(tmp_path / "masks"))
     make_runner(test_evaluator=evaluator, test_cfg=dict(stitches="L")).test()
@@ -856,6 +889,7 @@ def without_labels(loader: Any, listed: bool = False) -> Any:
     return loader
 
 
+@pytest.mark.slow
 def test_predictions_for_a_set_without_labels(
     make_runner: MakeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -877,6 +911,7 @@ def test_predictions_for_a_set_without_labels(
     assert warnings == [f"no metrics were measured; results are in {tmp_path / 'masks' / '<stitch>'}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lacking", ["labels", "pipeline"])
 def test_validation_without_labels_is_refused_before_training(lacking: str, make_runner: MakeRunner) -> None:
     loader = without_labels(make_runner().cfg.val_dataloader, listed=lacking == "pipeline")
@@ -888,6 +923,7 @@ def test_validation_without_labels_is_refused_before_training(lacking: str, make
     assert runner.iter == 0 and not runner._has_loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mIoU", "mIuO"])
 def test_a_wrong_metric_is_refused_before_training(name: str, make_runner: MakeRunner) -> None:
     """The second is a metric whose direction mmengine does not know."""
@@ -898,6 +934,7 @@ def test_a_wrong_metric_is_refused_before_training(name: str, make_runner: MakeR
     assert runner.iter == 0
 
 
+@pytest.mark.slow
 def test_classes_that_never_occur(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """The console shows one warning for all passes and stitches."""
     loader = make_runner().cfg.test_dataloader
@@ -909,6 +946,7 @@ def test_classes_that_never_occur(make_runner: MakeRunner, monkeypatch: pytest.M
     assert CLASSES[-1] in warning and CLASSES[1] not in warning and "test set" in warning
 
 
+@pytest.mark.slow
 def test_metrics_that_are_all_nan(make_runner: MakeRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator = dict(type="IoUMetric", ignore_index=0)
     loader = make_runner().cfg.test_dataloader

@@ -250,6 +250,7 @@ BY_EPOCH = dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epo
 FINITE = dict(sampler="DefaultSampler")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loop", "at", "workers", "kwargs"),
     [
@@ -288,6 +289,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     assert resumed.seed == whole.seed
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(train: Train, tmp_path: Path) -> None:
     """The same in one folder, where a run is killed some time after its checkpoint; the FLOPs that draws depend on are
     counted in each run's first iteration."""
@@ -371,6 +373,7 @@ def two_ranks(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_train_as_one_process_with_the_doubled_batch(
     two_ranks: list[dict[str, Any]], make_runner: Callable[..., Runner]
@@ -405,6 +408,7 @@ def test_two_ranks_resume_together(two_ranks: list[dict[str, Any]]) -> None:
     assert not torch.equal(two_ranks[0]["whole"]["inputs"][0], two_ranks[1]["whole"]["inputs"][0])
 
 
+@pytest.mark.slow
 def test_all_that_is_random_counts(train: Train) -> None:
     """Else the tests above would not see a run that goes on from other states."""
     _, one = train(LOOPS["iterations"], noise=0.1)
@@ -415,6 +419,7 @@ def test_all_that_is_random_counts(train: Train) -> None:
     assert [step[1] for step in one.seen] == [step[1] for step in other.seen]  # the backbone's seed draws stitches
 
 
+@pytest.mark.slow
 def test_a_sampler_with_a_seed_of_its_own_keeps_it(train: Train, make_runner: Callable[..., Runner]) -> None:
     orders = []
     for seed in (11, 12):
@@ -425,6 +430,7 @@ def test_a_sampler_with_a_seed_of_its_own_keeps_it(train: Train, make_runner: Ca
     assert_equal(*orders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 def test_validation_in_between_changes_nothing(loop: str, train: Train) -> None:
     kwargs = dict(noise=0.1, sampler="DefaultSampler", workers=1, **EMA)
@@ -453,6 +459,7 @@ STOCK = dict(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulative_counts", [1, 3])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_one_stitch_trains_as_in_mmengines_loop(loop: str, accumulative_counts: int, train: Train) -> None:
@@ -463,6 +470,7 @@ def test_one_stitch_trains_as_in_mmengines_loop(loop: str, accumulative_counts: 
     assert_equal(state(ours), state(stock))
 
 
+@pytest.mark.slow
 def test_an_epoch_after_a_checkpoint_of_another_loop_is_a_whole_one(train: Train, tmp_path: Path) -> None:
     """The epochs before may have had more iterations, or fewer."""
     for batch_size in (1, 3):
@@ -496,6 +504,7 @@ class Calls(Hook):
         return record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stitches_per_step", [1, 3])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_hooks_are_called_as_by_mmengines_loop(
@@ -680,6 +689,7 @@ def test_a_checkpoint_with_the_deferred_log_of_0_1_0_resumes(
     assert_equal(resumed[:5], losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "refused", "said"),
     [

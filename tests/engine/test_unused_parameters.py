@@ -36,6 +36,7 @@ def loss_of(backbone: StitchedBackbone, images: Tensor) -> Tensor:
     return found.square().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_cp", [False, True], ids=["", "with_cp"])
 def test_gradients_are_of_what_the_stitch_uses_alone(with_cp: bool, make_backbone: Make, make_images: Make) -> None:
     backbone = make_backbone(with_cp=with_cp)
@@ -50,6 +51,7 @@ def test_gradients_are_of_what_the_stitch_uses_alone(with_cp: bool, make_backbon
     assert held["S"] < held["SL"] < size and held["S"] < 0.3 * size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stitches", [1, 2])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_leave_what_has_no_gradient(

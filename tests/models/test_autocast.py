@@ -51,6 +51,7 @@ def test_a_stitching_layer_multiplies_in_half_precision() -> None:
     assert layer.half()(x.half()).dtype == torch.float16
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_autocast(make_backbone: Make, make_images: Make) -> None:
     """FLOPs are counted in the first step, within it."""
     plain, mixed = make_backbone(), make_backbone()

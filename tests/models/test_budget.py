@@ -91,6 +91,7 @@ def test_points_written_into_the_config(make_backbone: MakeBackbone, backbone_co
         assert MODELS.build(written.model).stitch == SPACE.stitches[2]
 
 
+@pytest.mark.slow
 def test_training_is_as_without(make_backbone: MakeBackbone, make_images: MakeImages, front: Path) -> None:
     budgeted = make_backbone(**DEEPER, budget=dict(points=front, max_gflops=4.5))
     plain = make_backbone(**DEEPER)
@@ -152,6 +153,7 @@ def test_points_of_another_space_are_refused(
     assert backbone.set_budget(max_gflops=1).id == SPACE.stitches[0].id
 
 
+@pytest.mark.slow
 def test_a_config_with_a_budget(tmp_path: Path) -> None:
     space = build_space(load_config(STITCHED))
     compact_front(measured(space), "mIoU").save(tmp_path / "front.json")

@@ -45,6 +45,7 @@ def train(model: Any, steps: int = 6) -> tuple[list[str], list[float], dict[str,
     return drawn, losses, model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_cp", [False, True], ids=["", "with_cp"])
 def test_a_compiled_backbone_trains_the_same(with_cp: bool, make_segmentor: MakeSegmentor) -> None:
     plain = make_segmentor(with_cp=with_cp)
@@ -81,6 +82,7 @@ def test_what_compile_takes(compile: Any, make_segmentor: MakeSegmentor) -> None
         make_segmentor(compile=compile)
 
 
+@pytest.mark.slow
 def test_one_stitch_alone_trains_compiled(make_segmentor: MakeSegmentor) -> None:
     """Of the anchors, the blocks that it lacks are not there to be compiled."""
     model = make_segmentor(only="S0-L2", compile=dict(backend="eager"), small=dict(drop_path_rate=0.1))

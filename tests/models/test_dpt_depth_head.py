@@ -271,6 +271,7 @@ def test_predictions_come_in_the_original_size(
     assert predict(make_estimator(**FLIP), make_images(1, 64, 96)[0], ori_shape=(50, 70)).shape == (1, 50, 70)
 
 
+@pytest.mark.slow
 def test_every_stitch_is_trained_with_the_head(make_estimator: Callable[..., Any]) -> None:
     model = make_estimator()
     images = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
@@ -284,6 +285,7 @@ def test_every_stitch_is_trained_with_the_head(make_estimator: Callable[..., Any
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.decode_head.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stitch", ["S", "L", "S1-L4"])
 def test_its_costs_are_counted(stitch: str, make_estimator: Callable[..., Any]) -> None:
     model = make_estimator(**FLIP)

@@ -149,6 +149,7 @@ def runs(request: pytest.FixtureRequest, folder_and_weights: tuple[Path, dict[st
     }
 
 
+@pytest.mark.slow
 def test_every_iteration_was_seen_on_every_rank(runs: dict[str, Any]) -> None:
     expected = {"fresh 0", "fresh 1", "fresh 2", "load_from 0", "load_from 1", "resume 2"}
     assert set(runs) == expected | {"pretrained", "other"}

@@ -43,6 +43,7 @@ def parameters_with_gradient(model: nn.Module, images: Tensor) -> int:
     return sum(p.numel() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [None, (32, 64), (40, 50)])
 def test_costs_are_those_of_the_deployed_model(
     shape: tuple[int, int] | None, make_segmentor: MakeSegmentor, make_images: Callable[..., Tensor]

@@ -45,6 +45,7 @@ def changed(weights: dict[str, Any], how: str) -> tuple[dict[str, Any], str]:
     return {**weights, name: tensor, "more": torch.zeros(2, 3)}, r"left over: more \(2, 3\)$"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["missing", "renamed", "shape", "more"])
 @pytest.mark.parametrize("wrap", [False, True])
 def test_what_does_not_fit_is_listed(how: str, wrap: bool, make_backbone: MakeBackbone) -> None:

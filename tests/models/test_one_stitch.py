@@ -59,6 +59,7 @@ def numel(module: nn.Module) -> int:
 # Properties
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WHOLE)
 def test_each_stitch_gives_and_costs_what_it_does_in_the_whole(
     kind: str, make_backbone: MakeBackbone, backbone_config: Config, make_images: Callable[..., Tensor]
@@ -80,6 +81,7 @@ def test_each_stitch_gives_and_costs_what_it_does_in_the_whole(
         assert not any(tensor.is_meta for tensor in (*one.parameters(), *one.buffers()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WHOLE)
 def test_everything_that_is_left_is_trained(
     kind: str, make_backbone: MakeBackbone, backbone_config: Config, make_images: Callable[..., Tensor]

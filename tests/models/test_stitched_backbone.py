@@ -86,6 +86,7 @@ def test_every_toolbox_finds_it(toolbox: str, backbone_config: Config, make_imag
 # Draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 5])
 @pytest.mark.parametrize("out_indices", [(1, 5), dict(train=(1, 5), test=(1,))])
 def test_training_draws_over_bins_of_the_flops_of_training(
@@ -113,6 +114,7 @@ def test_evaluation_mode_draws_nothing(make_backbone: MakeBackbone, make_images:
     assert backbone.draws == 0 and backbone.drawn is None
 
 
+@pytest.mark.slow
 def test_ranks_draw_the_same(make_backbone: MakeBackbone) -> None:
     """For all weights and random states."""
     one, other = make_backbone(**DEEPER), make_backbone(**DEEPER)
@@ -132,6 +134,7 @@ def test_draws_is_neither_parameter_nor_buffer(make_backbone: MakeBackbone) -> N
     assert state.keys() - tensors == {"draws", "network.anchors.0.grid", "network.anchors.1.grid"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["torch", "mmengine"])
 def test_a_resumed_backbone_goes_on_as_if_never_interrupted(
     way: str, make_segmentor: MakeSegmentor, tmp_path: Path
@@ -162,6 +165,7 @@ def test_weights_without_draws_leave_the_count(make_backbone: MakeBackbone) -> N
     assert backbone.draws == 2
 
 
+@pytest.mark.slow
 def test_a_deep_copy_counts_for_itself(make_backbone: MakeBackbone) -> None:
     backbone = make_backbone(**DEEPER)
     draw(backbone, 3)
@@ -196,6 +200,7 @@ def test_one_anchor_alone_is_not_warned_of(warnings: list[str]) -> None:
     assert not warnings
 
 
+@pytest.mark.slow
 def test_another_image_size_than_the_configured_one_is_warned_of_once(
     make_backbone: MakeBackbone, make_images: MakeImages, warnings: list[str]
 ) -> None:
@@ -209,6 +214,7 @@ def test_another_image_size_than_the_configured_one_is_warned_of_once(
     assert len(warnings) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initialized", [False, True])
 def test_layers_must_be_initialised_or_loaded_to_train(
     initialized: bool, make_backbone: MakeBackbone, make_images: MakeImages

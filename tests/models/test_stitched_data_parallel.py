@@ -428,6 +428,7 @@ def test_a_rank_reads_nothing_from_its_device_unless_it_lacks_a_gradient(
         backward(lacking)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [0, 1])
 def test_gradients_add_up_over_the_stitches_of_a_step(last: int, make_pair: Callable[..., Any]) -> None:
     model, wrapped = make_pair()
@@ -501,6 +502,7 @@ def test_a_step_after_a_failed_one_is_clean(make_pair: Callable[..., Any]) -> No
     assert_equal_gradients(model, wrapped)
 
 
+@pytest.mark.slow
 def test_gradients_unscale_and_clip(make_pair: Callable[..., Any]) -> None:
     model, wrapped = make_pair()
     found = []
@@ -529,6 +531,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in model.state_dict().items() if "draws" not in key}
 
 
+@pytest.mark.slow
 def test_each_dtype_has_buckets_of_its_own(make_pair: Callable[..., Any]) -> None:
     model, wrapped = make_pair(cap=25)
     for module in (model, wrapped.module):
@@ -542,6 +545,7 @@ def test_each_dtype_has_buckets_of_its_own(make_pair: Callable[..., Any]) -> Non
     assert len({grad.untyped_storage().data_ptr() for grad in found}) == 2
 
 
+@pytest.mark.slow
 def test_gradients_are_laid_out_as_their_parameters(make_pair: Callable[..., Any]) -> None:
     model, wrapped = make_pair()
     wrapped.to(memory_format=torch.channels_last)
@@ -556,6 +560,7 @@ def test_gradients_are_laid_out_as_their_parameters(make_pair: Callable[..., Any
 NAME = "backbone.network.anchors.1.model.patch_embed.proj.weight"
 
 
+@pytest.mark.slow
 def test_a_gradient_that_no_stitch_accounts_for_is_an_error(make_pair: Callable[..., Any]) -> None:
     _, wrapped = make_pair()
     wrapped.backbone.draws = 1
@@ -568,6 +573,7 @@ def test_a_gradient_that_no_stitch_accounts_for_is_an_error(make_pair: Callable[
     backward(wrapped)
 
 
+@pytest.mark.slow
 def test_a_backward_pass_needs_a_forward_in_training_mode(make_pair: Callable[..., Any]) -> None:
     _, wrapped = make_pair()
     backward(wrapped)
@@ -598,6 +604,7 @@ def test_a_second_gradient_in_a_pass_is_an_error(make_pair: Callable[..., Any]) 
         (sum(losses.values()) + recomputed() + recomputed()).backward()
 
 
+@pytest.mark.slow
 def test_a_copy_trains_apart(make_pair: Callable[..., Any]) -> None:
     model, wrapped = make_pair()
     backward(wrapped, 0)
@@ -617,6 +624,7 @@ def test_a_copy_trains_apart(make_pair: Callable[..., Any]) -> None:
     backward(copy.deepcopy(wrapped.module), 2)  # as that of averaged weights: nobody watches it
 
 
+@pytest.mark.slow
 def test_a_model_may_be_wrapped_again(make_pair: Callable[..., Any]) -> None:
     model, wrapped = make_pair()
     module = wrapped.module

@@ -44,6 +44,7 @@ def test_copies_and_pickles_keep_class_tokens(taps: Taps) -> None:
         assert type(copied) is Taps and equal(copied, taps) and equal(copied.class_tokens, taps.class_tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out_indices", [None, PER_MODE, (0, 3)])
 def test_a_backbone_is_traced(
     out_indices: Any, make_backbone: Callable[..., StitchedBackbone], make_images: Callable[..., Tensor]

@@ -143,6 +143,7 @@ def test_evaluation_runs_as_before(make_network: MakeNetwork, make_images: MakeI
     assert (counting.variants, counting.runs) == (1, 1)
 
 
+@pytest.mark.slow
 def test_copies_are_not_compiled(make_network: MakeNetwork, make_images: MakeImages) -> None:
     network, images = make_network(drop_path_rate=0.2), make_images()
     costs = cost_model(network, (32, 32))

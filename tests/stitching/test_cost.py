@@ -59,6 +59,7 @@ def imagenet_costs() -> CostModel:
     return cost_model(network.to_empty(device="cpu"), (224, 224))
 
 
+@pytest.mark.slow
 def test_the_published_flops_of_all_134_stitches(imagenet_costs: CostModel) -> None:
     published = {int(id_): flops for id_, flops in json.loads(PUBLISHED.read_text())["flops"].items()}
     assert len(published) == 134
@@ -71,6 +72,7 @@ def test_the_parameters_of_the_published_anchors(imagenet_costs: CostModel) -> N
         assert round(imagenet_costs.classifier(stitch).params / 1e6, 2) == millions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depths", "out_indices"),
     [((2, 4), (0, 1, 2, 3)), ((2, 4), (0,)), ((2, 3), (2, 0)), ((3, 3), (1, 1, 2)), ((2, 3), (1,))],
@@ -88,6 +90,7 @@ def test_composed_cost_is_the_direct_count(
         assert cost.params == parameters_with_gradient(route, images), str(stitch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -131,6 +134,7 @@ def test_windowed_attention_by_hand() -> None:
     assert block[0].params == block[1].params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", ["deit3_small_patch16_224", "vit_little_patch16_reg4_gap_256", "vit_tiny_patch16_224"]
 )
@@ -157,6 +161,7 @@ def test_counting_changes_nothing(make_network: MakeNetwork) -> None:
     assert all(p.grad is None for p in network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_cp", [False, True])
 @pytest.mark.parametrize("rank", [0, 1, 8])
 def test_settings_of_the_training_do_not_count(with_cp: bool, rank: int, make_network: MakeNetwork) -> None:

@@ -185,6 +185,7 @@ def test_nothing_is_recomputed_in_evaluation(make_network: MakeNetwork, make_ima
     assert calls.total() == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_cp", [False, True])
 def test_bfloat16_autocast(with_cp: bool, make_network: MakeNetwork, make_images: MakeImages) -> None:
     network, images = make_network((3, 6), with_cp=with_cp).train(), make_images()
@@ -217,6 +218,7 @@ def test_merged_computes_the_same_and_leaves_the_original(make_network: MakeNetw
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_state_dict_round_trip(make_network: MakeNetwork, make_images: MakeImages) -> None:
     network, other, images = make_network((2, 4)), make_network((2, 4)), make_images()

@@ -73,6 +73,7 @@ def equal(a: Sequence[Features], b: Sequence[Features]) -> bool:
 # Properties
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ordered", [True, False])
 @torch.no_grad()
 def test_taps_are_the_same_to_the_bit(network: StitchedNetwork, ordered: bool, make_images: MakeImages) -> None:

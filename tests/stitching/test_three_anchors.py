@@ -77,6 +77,7 @@ def test_equal_anchors_joined_by_identities_are_the_anchor(
         torch.testing.assert_close(network.classify(images, stitch), logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depths", [(2, 2, 4), (2, 3, 7), (3, 4, 4)])
 @torch.no_grad()
 def test_every_stitch_gives_maps_of_the_largest_width(

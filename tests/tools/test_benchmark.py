@@ -53,6 +53,7 @@ def is_refused(done: Done, message: str) -> None:
     assert len(errors) == 1 and message in errors[0], done.stderr
 
 
+@pytest.mark.slow
 def test_latencies_are_added_to_the_file_of_get_flops(config: Path, here: Callable[..., Done], tmp_path: Path) -> None:
     path, checkpoint = tmp_path / "points.json", tmp_path / "model.pth"
     shape = ("--shape", 32, 48)
@@ -109,6 +110,7 @@ def test_latencies_are_added_to_the_file_of_get_flops(config: Path, here: Callab
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_by_default_the_stitches_of_the_file_are_measured(
     config: Path, here: Callable[..., Done], tmp_path: Path
 ) -> None:

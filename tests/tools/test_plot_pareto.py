@@ -44,6 +44,7 @@ def points(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_writes_the_picture_and_prints_the_table(points: Path, tmp_path: Path) -> None:
     done = plot_pareto(points, "--out", "plots/pareto.png", "--table", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -57,6 +58,7 @@ def test_writes_the_picture_and_prints_the_table(points: Path, tmp_path: Path) -
     assert ["57", "L5-S3-L12", "LSL", "226.00", "301.00", "46.38", "front"] in result
 
 
+@pytest.mark.slow
 def test_help(tmp_path: Path) -> None:
     done = plot_pareto("--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -65,6 +67,7 @@ def test_help(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_an_error_and_overwrites_nothing(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "pareto.png"
     out.write_bytes(b"old")
@@ -84,6 +87,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Main:
     return command.main
 
 
+@pytest.mark.slow
 def test_several_runs_as_svg(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     out = points.parent / "pareto.svg"
     assert main([str(points), str(points), "--metric", "mIoU", "--out", str(out)]) == 0
@@ -91,6 +95,7 @@ def test_several_runs_as_svg(points: Path, main: Main, capsys: pytest.CaptureFix
     assert ElementTree.parse(out).getroot().tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_a_page(points: Path, main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     out = points.parent / "pareto.html"
     assert main([str(points), "--out", str(out)]) == 0

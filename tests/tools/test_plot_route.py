@@ -23,6 +23,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Main:
     return command.main
 
 
+@pytest.mark.slow
 def test_writes_the_picture(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, REPOSITORY / "tools/analysis_tools/plot_route.py", SEGMENTER, "L,S0-L2", "--out", "a/b.png"],
@@ -39,6 +40,7 @@ def test_writes_the_picture(tmp_path: Path) -> None:
         assert image.size[0] == 1200
 
 
+@pytest.mark.slow
 def test_the_routes_and_taps_are_those_of_the_config(
     main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

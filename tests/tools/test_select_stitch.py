@@ -59,6 +59,7 @@ def test_prints_the_stitch_its_neighbours_and_the_line_for_a_config(points: Path
     assert (list(front), front.dataset) == (expected, "ADE20K")
 
 
+@pytest.mark.slow
 def test_a_budget_below_the_cheapest_is_an_error_and_writes_nothing(points: Path) -> None:
     before = points.read_bytes()
     done = select_stitch(points, "--max-gflops", 30, "--out", "front.json", cwd=points.parent)

@@ -327,6 +327,7 @@ def test_svg(tmp_path: Path) -> None:
     assert len(list(root.iter(f"{SVG}use"))) >= 134
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".html"])
 def test_the_same_runs_give_the_same_file(tmp_path: Path, suffix: str) -> None:
     first, second = (
@@ -349,6 +350,7 @@ def test_an_interrupted_write_leaves_the_old_picture_whole(tmp_path: Path, monke
     assert out.read_bytes() == b"old" and os.listdir(tmp_path) == ["plot.png"]
 
 
+@pytest.mark.slow
 def test_settings_of_matplotlib_neither_change_nor_are_changed(tmp_path: Path) -> None:
     import matplotlib
 

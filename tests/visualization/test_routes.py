@@ -47,6 +47,7 @@ def test_the_blocks_of_the_route_are_filled_and_no_others() -> None:
     assert axes.get_title(loc="left") == "L5-S3-L12  (id 46)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [StitchSpace.two_way((3, 6)), StitchSpace.two_way((4, 6)), THREE, ONE])
 def test_of_every_stitch_the_segments_are_filled(space: StitchSpace) -> None:
     for stitch in space:
@@ -176,6 +177,7 @@ def test_routes_in_characters() -> None:
     assert route_lines(uneven, uneven["S0-L2"]) == ["S ■ · ·", "L ··■■■"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [TWO, THREE, StitchSpace.two_way((4, 6))])
 def test_characters_and_blocks_say_the_same(space: StitchSpace) -> None:
     for stitch in list(space)[::7]:

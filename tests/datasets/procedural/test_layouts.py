@@ -42,6 +42,7 @@ def sets(tmp_path_factory) -> dict[str, Path]:
 # What an image depends on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_longer_run_only_adds_images(tmp_path, sets, layout):
     long = contents(write_shapes(tmp_path / "long", layout, train=14, val=11, size=SIZE))
@@ -50,6 +51,7 @@ def test_a_longer_run_only_adds_images(tmp_path, sets, layout):
     assert files and {name: long[name] for name in files} == {name: short[name] for name in files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path, sets, layout):
     first = contents(sets[layout])
@@ -71,6 +73,7 @@ OWN_CLASSES = {"classes": CLASSES, "palette": [list(colour) for colour in PALETT
 CAMVID = {"classes": tuple(map(str, range(11))), "palette": [[k, k, k] for k in range(11)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pillow", "cv2"])
 @pytest.mark.parametrize(
     ("layout", "dataset", "options", "folders", "classes"),
@@ -129,6 +132,7 @@ def test_label_maps_hold_indices_not_colours(sets):
 # Depth
 
 
+@pytest.mark.slow
 def test_mmseg_reads_the_depth_that_was_made(sets):
     for split, folder, count in (("train", "train", 12), ("val", "test", 10)):
         read = NYUDataset(
@@ -259,6 +263,7 @@ def test_file_names_are_those_of_the_real_sets(sets):
     assert "val2017/000000000001.jpg" in names["coco"]
 
 
+@pytest.mark.slow
 def test_sizes_default_to_what_the_layout_is_for(tmp_path):
     for layout, name, size in (
         ("camvid", "images/train/train_000001.jpg", (128, 128)),

@@ -85,6 +85,7 @@ def test_scenes_have_the_promised_form(size, looks):
         assert made.image.std() > 1
 
 
+@pytest.mark.slow
 def test_every_class_has_a_share_and_background_the_greatest():
     counts = sum(np.bincount(scene(index=i).labels().ravel(), minlength=len(CLASSES)) for i in range(100))
     shares = counts / counts.sum()
@@ -118,6 +119,7 @@ def test_the_nearer_thing_hides_the_farther(monkeypatch):
     assert (made.owners[in_square & (np.hypot(y - 24, x - 40) > 0.85 * 10 + 1)] == 0).all()
 
 
+@pytest.mark.slow
 def test_crowds_are_small_copies_of_one_class():
     made = [scene(index=i, size=(96, 96), crowd_share=0.3) for i in range(40)]
     shown = [thing for one in made for thing in one.things if thing.label]
@@ -145,6 +147,7 @@ def test_a_portrait_shows_one_large_shape(look):
 # What tells a class
 
 
+@pytest.mark.slow
 def test_the_hue_hints_at_the_class_but_does_not_decide_it():
     """The class whose hue is nearest to a shape's mean colour is right far more often than by chance, not always."""
     right = []
@@ -171,6 +174,7 @@ def test_there_are_only_so_many_looks(count):
         distinct_looks(count)
 
 
+@pytest.mark.slow
 def test_many_classes_have_the_hue_of_their_look():
     looks = distinct_looks(150)
     right = []

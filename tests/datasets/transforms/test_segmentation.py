@@ -43,6 +43,7 @@ def write_labels(root: Path, labels: np.ndarray) -> None:
     Image.fromarray(labels).save(root / LABELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["pillow", "cv2"])
 def test_good_data_is_loaded_as_mmseg_does(original, backend):
     checked = read(original, CHECKED[0], {**CHECKED[1], "imdecode_backend": backend})
@@ -54,6 +55,7 @@ def test_good_data_is_loaded_as_mmseg_does(original, backend):
     assert checked["seg_fields"] == stock["seg_fields"] == ["gt_seg_map"]
 
 
+@pytest.mark.slow
 def test_labels_from_0_keep_their_values(root):
     labels = np.full(SIZE, 255, np.uint8)
     labels[:2, :3] = [[0, 1, 2], [10, 9, 8]]
@@ -63,6 +65,7 @@ def test_labels_from_0_keep_their_values(root):
     np.testing.assert_array_equal(sample["gt_seg_map"], labels)
 
 
+@pytest.mark.slow
 def test_labels_from_1_go_down_by_one(root):
     labels = np.zeros(SIZE, np.uint8)
     labels[0, :4] = [1, 2, 150, 255]
@@ -72,6 +75,7 @@ def test_labels_from_1_go_down_by_one(root):
     assert set(np.unique(sample["gt_seg_map"][1:])) == {255}
 
 
+@pytest.mark.slow
 def test_classes_of_the_users_choice_are_renumbered(original):
     chosen = dict(metainfo=dict(classes=("sky", "wall")))
     # The file still has the classes of the whole set: what is not chosen is no class too many.
@@ -101,6 +105,7 @@ BAD_LABELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD_LABELS)
 def test_a_wrong_label_map_is_named(root, kind):
     labels, message = BAD_LABELS[kind]

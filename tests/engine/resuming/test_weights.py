@@ -41,6 +41,7 @@ def test_the_model_itself_fits(make_segmentor: MakeSegmentor) -> None:
     assert texts(model, without) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 5, 19, 150])
 def test_another_number_of_classes(number: int, segmentor_config: Callable[..., dict[str, Any]]) -> None:
     model = with_classes(segmentor_config, number)

@@ -228,6 +228,7 @@ def test_an_unknown_tag_lists_those_there_are() -> None:
         create_anchor("deit3_small_patch16_224.fb_in22k", 32, embed_dim=32, depth=2, num_heads=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["naflexvit_base_patch16_gap", "vit_small_r26_s32_224"])
 def test_almost_a_plain_vit(name: str) -> None:
     with pytest.raises(TypeError, match="plain ViT"):
@@ -241,6 +242,7 @@ def test_no_classifier(make_anchor: MakeAnchor) -> None:
     assert not any(name.startswith(("norm.", "head", "fc_norm")) for name in anchor.model.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["compile", "export", "trace"])
 def test_the_count_of_channels_breaks_no_graph(
     how: str, make_anchor: MakeAnchor, make_images: Callable[..., Tensor]
