@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsnnet.stitching import Stitch, StitchedNetwork, StitchSpace, create_anchor
 
@@ -56,6 +56,8 @@ def main() -> None:
     anchors = [create_anchor(model, args.size, weight_init="skip") for model in models]
     space = StitchSpace.two_way([anchor.depth for anchor in anchors])
     network = StitchedNetwork(anchors, space, rank=16).eval().to(device)
+    for parameter in network.parameters():  # the weights were never drawn: memory may hold NaN
+        nn.init.normal_(parameter, std=0.02)
     images = torch.randn(args.batch, 3, args.size, args.size, device=device)
     last = (anchors[-1].depth - 1,)
     print(
