@@ -798,7 +798,7 @@ def test_values_that_are_no_numbers(make_runner: MakeRunner, tmp_path: Path, mon
     metrics = next(metrics for call, metrics in recorder.calls if call == "after_test_epoch")
     own = {name.removeprefix("L/my/"): value for name, value in metrics.items() if name.startswith("L/my/")}
     assert own.pop("matrix").tolist() == np.eye(8).tolist() and own == dict(images=5, worst="bar", none=None)
-    assert [line for line in messages if "no numbers" in line] == [
+    assert [line for line in messages if "not numbers" in line] == [
         "not numbers, so only in the log file: my/matrix, my/worst, my/odd, my/keys and 1 more"
     ]
     log = Path(runner._log_dir, f"{runner.timestamp}.log").read_text()
