@@ -31,7 +31,7 @@ from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.stitching import StitchSpace
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE, position_index
 from mmsnnet.stitching.anchors.positions import GRID
-from mmsnnet.stitching.windows import Grid
+from mmsnnet.stitching.features import Grid
 from mmsnnet.version import __version__
 
 Task = Literal["segmentation", "classification"]

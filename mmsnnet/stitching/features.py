@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mmsnnet.stitching.windows import Grid, from_windows, to_windows
 
+__all__ = ["Features", "Grid", "Layout"]
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:

@@ -111,12 +111,15 @@ def runner(make_backbone: Callable[..., StitchedBackbone]) -> SimpleNamespace:
     """What the hook needs of a runner, ``step`` to run one iteration."""
     backbone = make_backbone(flops_step=1e5)
     hub = MessageHub("consistency")
-    runner = SimpleNamespace(model=nn.ModuleDict(dict(backbone=backbone)), iter=0, logger=None, message_hub=hub)
+    runner = SimpleNamespace(
+        model=nn.ModuleDict(dict(backbone=backbone)), iter=0, logger=None, message_hub=hub, hooks=[RuntimeInfoHook()]
+    )
 
     def step(hook: ConsistencyHook, draw: bool = True, **losses: Any) -> None:
         if draw:
             backbone(torch.zeros(1, 3, 32, 32))
-        RuntimeInfoHook().after_train_iter(runner, runner.iter, outputs=losses)
+        for other in runner.hooks:
+            other.after_train_iter(runner, runner.iter, outputs=losses)
         hook.after_train_iter(runner, runner.iter, outputs=losses)
         runner.iter += 1
 
@@ -140,6 +143,17 @@ def test_the_first_loss_that_is_not_finite_is_named(
         drawn.append(runner.model.backbone.drawn.name)
     with pytest.raises(FloatingPointError, match=rf"decode.loss_ce is {value} at iteration 2 .*{drawn[0]} \(draw 1\)"):
         getattr(hook, stage)(runner)
+
+
+def test_the_log_of_a_resumed_run_hides_no_loss(runner: SimpleNamespace) -> None:
+    """Without RuntimeInfoHook, the log keeps the losses of before."""
+    runner.message_hub.update_scalar("train/loss", 0.5)
+    runner.hooks = []
+    hook = ConsistencyHook()
+    hook.before_train(runner)
+    runner.step(hook, loss=torch.tensor(torch.nan))
+    with pytest.raises(FloatingPointError, match="loss is nan at iteration 1"):
+        hook.after_train(runner)
 
 
 def test_the_interval(runner: SimpleNamespace) -> None:
@@ -328,7 +342,7 @@ logger = MMLogger.get_instance("parts", log_file=str(folder / f"parts {rank}.log
 
 
 def start(name, model):
-    runner = SimpleNamespace(model=model, iter=0, logger=logger)
+    runner = SimpleNamespace(model=model, iter=0, logger=logger, hooks=[])
     try:
         ConsistencyHook().before_train(runner)
     except RuntimeError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from mmengine import dist
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -105,6 +105,8 @@ class ConsistencyHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self._backbone = find_stitched_backbone(runner.model)
         self._draws = self._backbone.draws
+        # Without the hook, the log has at most the losses of a run that was resumed.
+        self._is_logged = any(isinstance(hook, RuntimeInfoHook) for hook in runner.hooks)
         self._iteration = runner.iter
         self._iterations: list[Iteration] = []
         self._fault: Fault | None = None
@@ -128,7 +130,7 @@ class ConsistencyHook(Hook):
         iteration = Iteration(self._iteration, backbone.draws, tuple(stitch.name for stitch in stitches))
         self._iterations.append(iteration)
         # From the log, which has the values on the host already: reading `outputs` would wait for the device again.
-        log = runner.message_hub.log_scalars
+        log = runner.message_hub.log_scalars if self._is_logged else {}
         losses = {
             name: float(log[f"train/{name}"].current() if f"train/{name}" in log else value)
             for name, value in (outputs or {}).items()

@@ -113,7 +113,7 @@ def _differences(runner: AnyRunner, checkpoint: dict[str, Any], source: str) -> 
                 "trained weights, without averages"
             )
     optimizers = compare_optimizers(
-        runner.model, runner.optim_wrapper, checkpoint.get("optimizer"), record.get("optimizer", {})
+        runner.model, runner.optim_wrapper, checkpoint.get("optimizer"), record.get("optimizer", {}), meta["iter"]
     )
     schedules = compare_schedules(
         runner.param_schedulers, checkpoint.get("param_schedulers"), record.get("param_scheduler", {})

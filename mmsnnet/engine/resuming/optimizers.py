@@ -35,12 +35,14 @@ def compare_optimizers(
     optim_wrapper: OptimWrapper | OptimWrapperDict,
     state_dict: Mapping[str, Any] | None,
     types: Mapping[str, str],
+    iterations: int = 0,
 ) -> Iterator[Difference]:
     """Compare a checkpoint's optimizer state with the optimizers of a run.
 
     Args:
         state_dict: the ``optimizer`` of the checkpoint; None where it has none.
         types: the recorded types of the optimizers by their settings; empty for an older checkpoint.
+        iterations: of the run that saved the checkpoint.
     """
     if not state_dict:
         yield refused(
@@ -61,7 +63,11 @@ def compare_optimizers(
     for setting, wrapper in wrappers.items():
         state = states[setting]
         optimizer = wrapper.optimizer
-        fault = _find_other_groups(optimizer, state, types.get(setting)) or _find_other_shapes(optimizer, state, model)
+        fault = (
+            _find_other_groups(optimizer, state, types.get(setting))
+            or _find_damage(optimizer, state, iterations)
+            or _find_other_shapes(optimizer, state, model)
+        )
         if fault is not None:
             yield refused(f"{setting}{fault}")
             continue
@@ -95,10 +101,33 @@ def _find_other_groups(optimizer: Optimizer, state_dict: Group, recorded_type: s
     return None
 
 
+def _find_damage(optimizer: Optimizer, state_dict: Group, iterations: int) -> str | None:
+    """Name what an optimizer's state lacks: without its moments it would start anew, or fail in the first step."""
+    states, keys = state_dict["state"], [key for group in state_dict["param_groups"] for key in group["params"]]
+    if len(set(keys)) < len(keys) or any("lr" not in group for group in state_dict["param_groups"]):
+        return ": a group of parameters in the checkpoint has one twice, or no lr"
+    if not all(isinstance(state, Mapping) for state in states.values()):
+        return ": an entry of the optimizer state in the checkpoint is no dict"
+    keeps_moments = any(
+        group.get("momentum") or group.keys() & {"betas", "beta1", "alpha", "rho", "lr_decay"}
+        for group in optimizer.param_groups
+    )
+    if iterations and keys and not states and keeps_moments:
+        return ": the checkpoint has no moments of the optimizer"
+    # torch's Adafactor, like the optimizers of other libraries, keeps other state of vectors than of matrices.
+    if not type(optimizer).__module__.startswith("torch.optim") or type(optimizer).__name__ == "Adafactor":
+        return None
+    for group in state_dict["param_groups"]:
+        members = [states[key] for key in group["params"] if key in states]
+        names = set().union(*members)
+        lacking = {name for state in members for name in names if state.get(name) is None} - {"momentum_buffer"}
+        if lacking:  # SGD records a buffer of None if it has no momentum
+            return f": {', '.join(sorted(map(str, lacking)))} of some parameters is missing in the checkpoint"
+    return None
+
+
 def _find_other_shapes(optimizer: Optimizer, state_dict: Group, model: nn.Module) -> str | None:
     """Name state tensors of another shape than their parameter's: a fused kernel would read beyond their end."""
-    if not all(isinstance(state, Mapping) for state in state_dict["state"].values()):
-        return ": an entry of the optimizer state is no dict"
     parameters, shapes = named_parameters(model), parameter_shapes(model)
     names = {parameter: name for name, parameter in parameters.items()}
     faults = []

@@ -18,7 +18,7 @@ from mmsnnet.files.reading import tensor_shapes
 from mmsnnet.models.backbones import StitchedBackbone, find_stitched_backbone
 from mmsnnet.registry import MODEL_WRAPPERS
 from mmsnnet.stitching import Anchor, Stitch
-from mmsnnet.stitching.anchors.attention import AnchorAttention
+from mmsnnet.stitching.anchors.attention import modules_without_bias
 
 Batch = TypeVar("Batch")
 
@@ -182,14 +182,10 @@ def sharded_units(backbone: StitchedBackbone) -> Iterator[nn.Module]:
     for anchor in backbone.network.anchors:
         assert isinstance(anchor, Anchor)
         for index in anchor.blocks:
-            block = anchor.block(index)
-            attention = getattr(block, "attn", None)
-            if isinstance(attention, AnchorAttention) and attention.bias_grid is not None:
-                if anchor.compiled:
-                    raise ValueError(
-                        "FSDP gathers a block with a relative position bias in parts, which cannot be compiled: set "
-                        "compile=False in the backbone, or leave out rel_pos_bias"
-                    )
-                yield from (attention.qkv, attention.proj, block.get_submodule("mlp"))
-            else:
-                yield block
+            units = modules_without_bias(anchor.block(index))
+            if len(units) > 1 and anchor.compiled:
+                raise ValueError(
+                    "FSDP gathers a block with a relative position bias in parts, which cannot be compiled: set "
+                    "compile=False in the backbone, or leave out rel_pos_bias"
+                )
+            yield from units

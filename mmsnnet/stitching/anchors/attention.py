@@ -79,6 +79,17 @@ class AnchorAttention(Attention):
         return super().forward(windows, attn_mask=attn_mask).reshape(x.shape)
 
 
+def modules_without_bias(block: nn.Module) -> list[nn.Module]:
+    """A block's modules without a relative position bias, which :meth:`AnchorAttention.mask` reads before it runs.
+
+    The block itself if it has none.
+    """
+    attention = getattr(block, "attn", None)
+    if isinstance(attention, AnchorAttention) and attention.bias_grid is not None:
+        return [attention.qkv, attention.proj, block.get_submodule("mlp")]
+    return [block]
+
+
 def table_rows(grid: Grid, prefix: int) -> int:
     """The number of rows of a bias table for ``grid`` (h, w).
 

@@ -19,8 +19,7 @@ from mmsnnet.files.reading import join_names
 from mmsnnet.stitching.anchors.attention import AnchorAttention
 from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Anchor, Component
 from mmsnnet.stitching.anchors.positions import GRID, StoredPositions
-from mmsnnet.stitching.features import Features, Layout
-from mmsnnet.stitching.windows import Grid
+from mmsnnet.stitching.features import Features, Grid, Layout
 
 CLASSIFIER_MODULES = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
 

@@ -10,7 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE, AnchorAttention, resize_table, table_rows
-from mmsnnet.stitching.windows import Grid
+from mmsnnet.stitching.features import Grid
 
 POSITION = "pos_embed"
 # An anchor's state dict records the grid of its stored positions, (height, width) in patches, under this name.

@@ -20,7 +20,7 @@ from mmsnnet.stitching.anchors.foreign_names import rename
 from mmsnnet.stitching.anchors.plain import CLASSIFIER_MODULES, PlainAnchor
 from mmsnnet.stitching.anchors.positions import POSITION, recorded_grid
 from mmsnnet.stitching.anchors.weight_sections import Section, tensors_of
-from mmsnnet.stitching.windows import Grid
+from mmsnnet.stitching.features import Grid
 
 PATCH_WEIGHT = "patch_embed.proj.weight"
 # Published weights are for images of three channels. Like timm, this file adapts them to any other number.

@@ -90,6 +90,41 @@ def trained_on(model: nn.Module, make: Callable[[Any], optim.Optimizer], images:
     return optimizer.state_dict()
 
 
+def damage(state: dict[str, Any], what: str) -> None:
+    entries, groups = state["state"], state["param_groups"]
+    if what == "no state":
+        entries.clear()
+    elif what == "a moment is missing":
+        del entries[0]["exp_avg"]
+    elif what == "a moment is None":
+        entries[0]["exp_avg"] = None
+    elif what == "a moment is sparse":
+        entries[0]["exp_avg"] = entries[0]["exp_avg"].to_sparse()
+    elif what == "an entry is a list":
+        entries[0] = [1, 2]
+    elif what == "no lr":
+        del groups[0]["lr"]
+    elif what == "a parameter twice":
+        groups[0]["params"][1] = groups[0]["params"][0]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("no state", "a moment is missing", "a moment is None", "a moment is sparse", "an entry is a list"),
+        *("no lr", "a parameter twice"),
+    ],
+)
+def test_a_damaged_state_is_refused(what: str, model: nn.Module) -> None:
+    make = OPTIMIZERS["AdamW fused"]
+    state = trained(model, make)
+    damage(state, what)
+    wrapper = OptimWrapper(make(model.parameters()))
+    differences = list(compare_optimizers(model, wrapper, state, {}, iterations=2))
+    assert [difference.verdict for difference in differences] == [Verdict.REFUSED]
+    assert list(compare_optimizers(model, wrapper, trained(model, make), {}, iterations=2)) == []
+
+
 @pytest.mark.parametrize("how", ["sparse", "one element", "transposed"])
 def test_a_moment_that_a_fused_kernel_would_misread_is_refused(how: str, model: nn.Module) -> None:
     make = OPTIMIZERS["AdamW fused"]
