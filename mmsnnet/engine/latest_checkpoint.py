@@ -16,6 +16,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook
 
 from mmsnnet.engine.mmengine_private import AnyRunner, load_from, resumes, set_load_from
+from mmsnnet.engine.ranks import fail_together
 from mmsnnet.errors import DataError, MissingFileError
 from mmsnnet.models.checkpoint_reading import read_model_checkpoint
 
@@ -39,18 +40,14 @@ def choose_checkpoint(runner: AnyRunner) -> None:
     if not resumes(runner) or load_from(runner) is not None or "://" in folder:
         return
     # Only rank 0 looks: ranks that found different files would train different models.
-    result: list[str | Exception | None] = [None]
-    if is_main_process():
-        try:
+    result: list[str | None] = [None]
+    with fail_together():
+        if is_main_process():
             path, warnings = latest_checkpoint(runner.work_dir, folder, template)
             for warning in warnings:
                 runner.logger.warning(warning)
             result = [None if path is None else str(path)]
-        except Exception as error:
-            result = [error]
     broadcast_object_list(result)
-    if isinstance(result[0], Exception):
-        raise result[0]
     set_load_from(runner, result[0])
 
 

@@ -33,16 +33,17 @@ def create_stitched(
         img_size: height and width of the images, or the side.
         pretrained: True loads the weights that timm publishes, False leaves random weights. A sequence has one source
             for each model, as :func:`load_pretrained` takes it.
-        init_from: images (B, 3, H, W), or batches of them, for the least-squares initialisation of the stitching
-            layers. Without images, the layers have random weights: load a checkpoint, or use :class:`NormalEquations`.
+        init_from: normalised images (B, 3, H, W), or batches of them, for the least-squares initialisation of the
+            stitching layers. Without images, the layers have random weights: load a checkpoint, or use
+            :class:`NormalEquations`.
         scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net).
         rank: rank of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         kwargs: further arguments of :func:`create_anchor` for all anchors: ``classifier=True``, ``window_size``, or
             arguments of ``timm.create_model``.
 
     Raises:
-        ValueError, TypeError: a model is unknown, is no plain ViT or does not fit the others; or the number of sources
-            differs from the number of models.
+        ValueError, TypeError: a model is unknown, is no plain ViT or does not fit the others; the number of sources
+            differs from the number of models; or ``init_from`` is no such images.
     """
     sources: list[str | bool] = [pretrained] if isinstance(pretrained, str | bool) else [*pretrained]
     if isinstance(pretrained, bool):
@@ -57,8 +58,7 @@ def create_stitched(
             load_pretrained(anchor, source)
     if init_from is not None and space.layers:
         equations = NormalEquations(network)
-        device = next(network.parameters()).device
         for images in [init_from] if isinstance(init_from, Tensor) else init_from:
-            equations.add(images.to(device))
+            equations.add(images)
         equations.solve()
     return network

@@ -75,7 +75,17 @@ class NormalEquations:
         """Run the anchors on images (B, 3, H, W) and add their tokens to the sums.
 
         The tokens of a site are freed as soon as no pair needs them.
+
+        Raises:
+            ValueError: the images are no tensor of floating-point numbers with four dimensions.
         """
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(
+                "least squares needs batches of normalised images as tensors (B, C, H, W) of floating-point numbers; "
+                f"got {got}"
+            )
+        images = images.to(next(self.network.parameters()).device)
         with evaluation_mode(self.network):
             rows: dict[Site, Tensor] = {}
             pending = set(self.crosses)

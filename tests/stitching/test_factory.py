@@ -54,3 +54,18 @@ def test_mistakes() -> None:
         create_stitched(*MODELS, img_size=32, pretrained=["a.pth"], depth=2, **TINY)
     with pytest.raises(ValueError, match="scheme is one of two_way, one_way; got 'both'"):
         create_stitched(*MODELS, img_size=32, scheme="both", depth=2, **TINY)
+
+
+@pytest.mark.parametrize(
+    "images, got",
+    [
+        (torch.zeros(3, 32, 32), r"torch.float32 \(3, 32, 32\)"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), r"torch.uint8 \(2, 3, 32, 32\)"),
+        ([torch.zeros(3, 32, 32)] * 2, r"torch.float32 \(3, 32, 32\)"),
+        ([(torch.zeros(2, 3, 32, 32), torch.zeros(2))], "tuple"),
+    ],
+    ids=["one image", "bytes", "list of images", "images with labels"],
+)
+def test_what_are_no_batches_of_normalised_images(images: object, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"normalised images as tensors \(B, C, H, W\) .* got {got}"):
+        create_stitched(*MODELS, img_size=32, init_from=images, depth=2, **TINY)
