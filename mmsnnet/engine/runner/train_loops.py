@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import check_loader, check_same_classes, sizes_explained
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
+from mmsnnet.engine.hooks.validation_hook import ValidationHook
 from mmsnnet.engine.mmengine_private import accumulative_counts, sum_passes, uses_rank_seeds
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.ranks import fail_together
@@ -62,8 +63,9 @@ class _StitchTrainLoop(BaseLoop):
             raise ValueError(f"train_cfg.stitches_per_step must be at least 1, got {stitches_per_step}")
         self.stitches_per_step = stitches_per_step
         refuse_stock_sharding(runner)
-        if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):
-            runner.register_hook(ResumeHook())
+        for kind in (ResumeHook, ValidationHook):
+            if not any(isinstance(hook, kind) for hook in runner.hooks):
+                runner.register_hook(kind())
         # With diff_rank_seed, mmengine would give samplers a random seed, which nothing records.
         seed = _shared_seed(runner)
         loader: DataLoader = runner.build_dataloader(dataloader, seed) if isinstance(dataloader, dict) else dataloader
