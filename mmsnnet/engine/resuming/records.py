@@ -61,13 +61,13 @@ def check_progress(runner: AnyRunner, checkpoint: Mapping[str, Any]) -> Iterator
     """Refuse an epoch, an iteration, a seed or a best score that no run records."""
     meta, record = checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]
     recorded, configured = meta.get(RECORD, {}).get("facts", {}), _facts(runner)
-    bounds = {"epoch": math.inf, "iter": math.inf, "seed": 2**32 - 1}
-    if not _has_epochs(runner):
-        bounds["iter"] = runner.max_iters
-    else:
-        bounds["epoch"] = runner.max_epochs
-        if all(recorded.get(fact) == configured.get(fact) for fact in STEPS):  # else an epoch has another length
-            bounds["iter"] = runner.max_iters
+    has_epochs = _has_epochs(runner)
+    counts_alike = not has_epochs or all(recorded.get(fact) == configured.get(fact) for fact in STEPS)
+    bounds = {
+        "epoch": runner.max_epochs if has_epochs else math.inf,
+        "iter": runner.max_iters if counts_alike else math.inf,
+        "seed": 2**32 - 1,
+    }
     for key, most in bounds.items():
         value = meta.get(key)
         if (type(value) is not int or not 0 <= value <= most) and (key, value) != ("seed", None):
