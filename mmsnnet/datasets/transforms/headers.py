@@ -17,7 +17,6 @@ from mmsnnet.errors import DataError
 ORIENTATION = 0x0112
 """EXIF tag for how to rotate a picture; TIFF has the same tag."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # by the type of a tag
 _PALETTE, _CMYK = 3, 5
@@ -75,7 +74,7 @@ class Header:
 
     Attributes:
         orientation: the EXIF orientation, 1 to 8; 1 (upright) for files without one.
-        size: (height, width) as stored; None if it was not read, or only a decoder can tell.
+        size: (height, width) as stored; None if the file is damaged or of an unknown format.
         bits: of a value.
         is_gray: whether it has one channel and no palette.
         has_unknown_band: whether it has a band that is neither a colour nor alpha.
@@ -93,15 +92,11 @@ class Header:
 def read_header(content: bytes, path: str) -> Header:
     """Read the header of a file.
 
-    For speed, only the segments before the pixels of a JPEG are read, which do not give its size.
-
     Raises:
         DataError: the file is a damaged TIFF, or larger than Pillow's limit.
     """
     if content.startswith(_TIFF):
         return _tiff_header(content, path)
-    if content.startswith(_JPEG) and (orientation := _jpeg_orientation(content)) is not None:
-        return Header(orientation)
     try:
         with Image.open(BytesIO(content)) as image:
             return Header(
@@ -118,39 +113,6 @@ def read_header(content: bytes, path: str) -> Header:
         ) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         return Header()  # a format without an orientation tag, or a damaged file, which its decoder reports
-
-
-def size_of(content: bytes, path: str) -> tuple[int, int] | None:
-    """Stored (height, width) of a file; None if it is damaged or of an unknown format."""
-    header = read_header(content, path)
-    if header.size is None and content.startswith(_JPEG):
-        try:
-            with Image.open(BytesIO(content)) as image:
-                return image.height, image.width
-        except (OSError, SyntaxError):  # damaged; its loader reports it
-            return None
-    return header.size
-
-
-def _jpeg_orientation(content: bytes) -> int | None:
-    """Orientation of a JPEG, ten times as fast as by Pillow; None if only Pillow can tell."""
-    position, orientation, has_xmp = 2, 1, False
-    try:
-        while content[position] == 0xFF and content[position + 1] != 0xDA:  # 0xDA: start of the pixels
-            if content[position + 1] == 0xFF:  # the standard allows several before a marker
-                position += 1
-                continue
-            start, length = position + 4, int.from_bytes(content[position + 2 : position + 4], "big")
-            if content[position + 1] == 0xE1:
-                segment = content[start : position + 2 + length]
-                if segment.startswith(b"Exif\0\0"):  # a TIFF without pixels
-                    orientation = _defined(next(_directories(segment[6:])).get(ORIENTATION, (1,))[0])
-                has_xmp = has_xmp or b"tiff:Orientation" in segment
-            position += 2 + length
-        is_whole = content[position] == 0xFF
-    except (IndexError, StopIteration, struct.error):
-        return None
-    return None if not is_whole or (has_xmp and orientation == 1) else orientation
 
 
 def _orientation(image: Image.Image, content: bytes) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from mmengine import fileio
 
-from mmsnnet.datasets.transforms.headers import Header, read_header, size_of
+from mmsnnet.datasets.transforms.headers import Header, read_header
 from mmsnnet.errors import DataError
 
 PENDING_ORIENTATION = "pending_orientation"
@@ -63,11 +63,10 @@ def annotation_is_upright(results: dict[str, Any], orientation: int, stored: Siz
         if not map_path or not fileio.exists(map_path, backend_args=backend_args):
             continue
         annotations.append(f"the {kind} {map_path}")
-        content = fileio.get(map_path, backend_args=backend_args)
-        header = read_header(content, map_path)
+        header = read_header(fileio.get(map_path, backend_args=backend_args), map_path)
         if header.orientation == orientation and header.tiff is None:
             frames &= {False}
-        elif size := size_of(content, map_path):
+        elif size := header.size:
             frames &= _fitting(size, stored, upright, path, orientation, f"{annotations[-1]} has")
     if size := stated_size(results):
         frames &= _fitting(size, stored, upright, path, orientation, f"{annotation_file(results)} states")
