@@ -9,10 +9,11 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from mmengine import fileio
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from mmsnnet.errors import DataError
+from mmsnnet.errors import DataError, MissingFileError
 
 ORIENTATION = 0x0112
 """EXIF tag for how to rotate a picture; TIFF has the same tag."""
@@ -87,6 +88,30 @@ class Header:
     is_gray: bool = False
     has_unknown_band: bool = False
     tiff: Tiff | None = None
+
+
+def read_picture(
+    path: str, backend_args: dict | None = None, kind: str = "image", image: str | None = None
+) -> tuple[bytes, Header]:
+    """Read a file and its header.
+
+    Args:
+        path: of the file.
+        backend_args: arguments of mmengine's file backend.
+        kind: the kind of file, for messages.
+        image: the image of a label map or depth map, for messages.
+
+    Raises:
+        MissingFileError: the file does not exist.
+        DataError: the file cannot be read, is a damaged TIFF, or larger than Pillow's limit.
+    """
+    try:
+        content = fileio.get(path, backend_args=backend_args)
+    except FileNotFoundError:
+        raise MissingFileError(f"no {kind} {path}{f' for the image {image}' if image else ''}") from None
+    except OSError as error:
+        raise DataError(f"{kind} {path} cannot be read: {error}") from error
+    return content, read_header(content, path)
 
 
 def read_header(content: bytes, path: str) -> Header:
