@@ -137,10 +137,7 @@ def _refuse_fused_momentum(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def _layers(anchor: Anchor) -> dict[nn.Parameter, int]:
-    """The layer of each parameter of an anchor, the classification head left out.
-
-    Layer 0 is the stem, layer ``i + 1`` block ``i``, layer ``depth + 1`` the norm after the last block.
-    """
+    """The layer of each parameter of an anchor, the classification head left out."""
     classifier = anchor.model.get_classifier()  # timm's distilled models have two heads
     heads = classifier if isinstance(classifier, tuple) else (classifier,)
     in_heads = {parameter for head in heads for parameter in head.parameters()}
