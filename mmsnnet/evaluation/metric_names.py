@@ -21,6 +21,8 @@ LOWER_IS_BETTER = (
     r"abs_rel|sq_rel|rmse|rmse_log|log10|silog",  # mmseg's DepthMetric
     r"(.+[._])?loss([._].+)?|latency_ms",
 )
+# The items of COCO's metrics of boxes and of masks.
+COCO_ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
 def higher_is_better(metric: str) -> bool:
@@ -93,8 +95,7 @@ def _names_of_coco(metric: Any) -> Iterable[str]:
             recalls = ("AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000")
             yield from metric.metric_items or recalls
         else:
-            items = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
-            yield from (f"{family}_{item}" for item in metric.metric_items or items)
+            yield from (f"{family}_{item}" for item in metric.metric_items or COCO_ITEMS)
             if metric.classwise:
                 yield from (f"{name}_precision" for name in classes)
 
