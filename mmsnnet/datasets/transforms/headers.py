@@ -128,7 +128,7 @@ def read_header(content: bytes, path: str) -> Header:
                 orientation=_orientation(image, content),
                 size=(image.height, image.width),
                 bits=_bits(image, content),
-                is_gray=_is_gray(image, content),
+                is_gray=content[25] == 0 if image.format == "PNG" else image.mode in ("1", "L", "I;16", "I", "F"),
                 # The standard has no such file. OpenCV and Pillow treat its fourth channel as alpha.
                 has_unknown_band=image.format == "JPEG2000" and image.mode == "RGBA" and b"cdef" not in content[:4096],
             )
@@ -175,10 +175,6 @@ def _bits(image: ImageFile, content: bytes) -> int:
         if codec == "ppm" and isinstance(arguments, tuple):
             return int(arguments[1]).bit_length()  # the largest value
     return {"1": 1, "I;16": 16, "I": 32, "F": 32}.get(image.mode, 8)
-
-
-def _is_gray(image: Image.Image, content: bytes) -> bool:
-    return content[25] == 0 if image.format == "PNG" else image.mode in ("1", "L", "I;16", "I", "F")
 
 
 def _tiff_header(content: bytes, path: str) -> Header:
