@@ -117,8 +117,8 @@ class OperatingPoint:
         """The point of an entry that :meth:`to_json` made. Keys outside the schema are ignored.
 
         Raises:
-            TypeError: the entry is no mapping, or a value has a wrong type.
-            ValueError: a key is missing, or a value is out of range.
+            TypeError: the entry is no mapping.
+            ValueError: a key is missing, or a value is wrong; the message names the stitch.
         """
         if not isinstance(entry, Mapping):
             raise TypeError(f"expected an object, found {_shortened(entry)}")
@@ -131,7 +131,7 @@ class OperatingPoint:
         try:
             return cls(metrics=metrics, **values)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{error}, in stitch {_shortened(entry['name'])}") from None
+            raise ValueError(f"{error}, in stitch {_shortened(entry['name'])}") from None
 
 
 @dataclass(frozen=True)
