@@ -226,6 +226,10 @@ def contents_of(path: Path, folder: Path) -> dict[str, Any]:
         for name, value in hub["runtime_info"].items()
         if name not in ("cfg", "experiment_name") and not is_measured(name)
     }
+    # A run that was killed before it deleted old checkpoints records them once more.
+    kept = hub["runtime_info"].get("keep_ckpt_ids", [])
+    existing = [step for step in kept if path.with_name(re.sub(r"\d+", str(step), path.name)).exists()]
+    hub["runtime_info"]["keep_ckpt_ids"] = existing
     meta = {name: content["meta"][name] for name in ("epoch", "iter", "seed")}
     parts = {name: hub[name] for name in ("log_scalars", "runtime_info")} | dict(meta=meta)
     return parts | {name: content.get(name) for name in ("state_dict", "optimizer", "param_schedulers")}
