@@ -128,7 +128,7 @@ class Runs:
         kills = 0
         for _ in range(generator.randint(2, MOST_KILLS)):
             attempt = self.start(tool, *arguments, *(["--resume"] if kills else []))
-            attempt.process.join(seconds * generator.uniform(0.2, 1.0))
+            attempt.process.join(seconds * generator.uniform(0.2, 0.8))
             if attempt.process.exitcode is not None:
                 check_end(attempt)
                 return kills
