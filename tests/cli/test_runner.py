@@ -7,8 +7,9 @@ import torch
 from mmengine.runner import Runner
 
 from mmsnnet.apis import load_config
-from mmsnnet.cli import runner
-from mmsnnet.cli.runner import WorkFolderError, build_runner
+from mmsnnet.cli.runner import build_runner
+from mmsnnet.files import writing
+from mmsnnet.files.writing import OutputError
 
 REPOSITORY = Path(__file__).parents[2]
 # It reads anchors that were trained alone, in work_dirs/.
@@ -44,7 +45,7 @@ def test_a_work_folder_that_cannot_be_written_to_is_named(tmp_path: Path, monkey
 
     (tmp_path / "file").touch()
     for folder, why in ((tmp_path / "file/x", "Not a directory"), (tmp_path, "Read-only file system")):
-        with pytest.raises(WorkFolderError, match=rf"{folder} cannot be written to \({why}\): .*--work-dir"):
+        with pytest.raises(OutputError, match=rf"{folder} cannot be written \({why}\): .*--work-dir"):
             build_runner(load_config(CONFIG), work_dir=str(folder))
-        monkeypatch.setattr(runner.tempfile, "TemporaryFile", read_only)
+        monkeypatch.setattr(writing.tempfile, "TemporaryFile", read_only)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
