@@ -32,14 +32,16 @@ def locked(
     path = Path(os.path.realpath(path))
     file = path / ".lock" if inside else path.with_name(f".{path.name}.lock")
     lock = FileLock(file, is_singleton=True)
+    if lock.is_locked:  # in a block around this one
+        yield
+        return
     # Before filelock clears the text, as its version 3 does.
     holder = " ".join(file.read_text(errors="replace").split()) if file.exists() else ""
     try:
         lock.acquire(timeout=wait)
-        if lock.lock_counter == 1:
+        with suppress(OSError):  # a full disk
             since = time.strftime("%Y-%m-%d %H:%M:%S")
-            with suppress(OSError):  # a full disk
-                file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
     except Timeout:
         cure = f"wait for its end, or set another {option}"
         raise LockedError(f"{path} is in use by {holder or 'another process'}: {cure}") from None
@@ -50,6 +52,5 @@ def locked(
     try:
         yield
     finally:
-        if lock.lock_counter == 1:
-            file.unlink(missing_ok=True)  # whoever has opened it sees that it is gone, and makes another
+        file.unlink(missing_ok=True)  # whoever has opened it sees that it is gone, and makes another
         lock.release()

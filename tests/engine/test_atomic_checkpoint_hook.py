@@ -417,7 +417,7 @@ def test_one_run_in_a_folder(tmp_path: Path) -> None:
     with pytest.raises(
         LockedError, match=rf"{out} is in use by process {process} on .* since .*--work-dir or .*out_dir"
     ):
-        make_runner(tmp_path / "2" / "work", out_dir=str(tmp_path / "out")).train()
+        make_runner(tmp_path / "1" / "work", out_dir=str(tmp_path / "out")).train()
     assert mark.exists() and not checkpoints(out)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
