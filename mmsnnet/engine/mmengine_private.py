@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper
-from mmengine.runner import BaseLoop, FlexibleRunner, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, FlexibleRunner, Runner
 
 # The loops over stitches average the losses of each stitch exactly as mmengine's loops do.
 from mmengine.runner.loops import _parse_losses as parse_losses  # noqa: F401
@@ -89,6 +89,13 @@ def replace_clipping(wrapper: OptimWrapper, clip: Callable[[], None]) -> None:
 def training_loop(runner: AnyRunner) -> BaseLoop | None:
     """The training loop or None: ``runner.train_loop`` would build one."""
     return runner._train_loop if isinstance(runner._train_loop, BaseLoop) else None
+
+
+def validation_is_due(loop: Any, done: int) -> bool:
+    """Whether a training loop of mmengine's validates after so many epochs or iterations; it has no method for it."""
+    loop._decide_current_val_interval()
+    end = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+    return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
 
 
 def resumes(runner: AnyRunner) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmengine.dist import all_gather_object
+from torch.utils.data import DataLoader
 
-from mmsnnet.errors import UserError
+from mmsnnet.errors import SettingError, UserError
 
 
 @contextmanager
@@ -26,3 +27,27 @@ def fail_together() -> Iterator[None]:
         raise error
     if errors:
         raise errors[0]
+
+
+def compare_loaders(loader: DataLoader, setting: str, same_batches: bool) -> None:
+    """Compare the sizes of a data loader on all ranks: where they differ, some would wait forever.
+
+    Args:
+        loader: of this rank.
+        setting: its name in a config, ``'val_dataloader'`` say.
+        same_batches: whether all ranks need the same number of batches, beside the same samples.
+
+    Raises:
+        SettingError: on all ranks.
+    """
+    counts = all_gather_object((len(loader.dataset), len(loader)))  # type: ignore[arg-type]
+    samples, batches = zip(*counts, strict=True)
+    if min(samples) < max(samples):
+        raise SettingError(
+            f"{setting}: some ranks have {min(samples)} samples and some {max(samples)}: give all the same files"
+        )
+    if same_batches and min(batches) < max(batches):
+        raise SettingError(
+            f"{setting}: some ranks have {min(batches)} batches and some {max(batches)}: set {setting}.sampler."
+            "round_up=True"
+        )

@@ -252,7 +252,7 @@ class StitchSpace:
         Raises:
             ValueError: an index is not a block of the largest anchor.
         """
-        return tuple(self._tap(stitch, self._check_block(index)) for index in out_indices)
+        return tuple(self._tap(stitch, index) for index in out_indices)
 
     def corresponding_block(self, anchor: int, index: int) -> int:
         """The block of ``anchor`` that corresponds to block ``index`` of the largest anchor.
@@ -265,6 +265,8 @@ class StitchSpace:
         return index
 
     def _tap(self, stitch: Stitch, index: int) -> Tap:
+        if not 0 <= index < self.depths[-1]:
+            raise ValueError(f"out_indices are blocks of the largest anchor, 0 to {self.depths[-1] - 1}; got {index}")
         # A route runs exactly one of the corresponding blocks. Let the route be in the pair (a, a + 1), where block u
         # of a + 1 and block m(u) of a correspond to the index. Within its pair the route runs each group once: the
         # group of m(u), which contains u, either as block m(u) of a or whole in a + 1. This needs m(u) to be the block
@@ -282,11 +284,6 @@ class StitchSpace:
             path.append(self._layer_leaving[anchor, block])
             anchor, block = path[-1].target, path[-1].target_block - 1
         return tuple(path)
-
-    def _check_block(self, index: int) -> int:
-        if not 0 <= index < self.depths[-1]:
-            raise ValueError(f"out_indices are blocks of the largest anchor, 0 to {self.depths[-1] - 1}; got {index}")
-        return index
 
     @cached_property
     def _by_key(self) -> dict[int | str, Stitch]:

@@ -427,7 +427,7 @@ def test_what_cannot_go_well_is_refused_on_all_ranks(folder: Path) -> None:
         ("nothing", "nothing of checkpoint"),
     ):
         assert errors[0][run][0] == "SettingError" and said in errors[0][run][1]
-    assert errors[0]["uneven"][0] == "RuntimeError" and "val_dataloader.sampler.round_up=True" in errors[0]["uneven"][1]
+    assert errors[0]["uneven"][0] == "SettingError" and "val_dataloader.sampler.round_up=True" in errors[0]["uneven"][1]
     assert not list(folder.glob("uneven *.pt"))  # before the first iteration
 
 

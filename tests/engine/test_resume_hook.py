@@ -339,14 +339,75 @@ def test_what_the_config_replaces_is_said(difference: str, resume: Resume) -> No
 
 
 def test_nothing_left_to_train_is_said(resume: Resume, whole_run: Path) -> None:
-    for path, end in ((whole_run / "iter_6.pth", 6), (whole_run / "iter_3.pth", 2)):
-        runner, warned = resume(path, train_cfg__max_iters=end)
-        assert runner.iter == int(path.stem[5:])
-        assert any(
-            f"nothing is left to train: the checkpoint has {runner.iter} iterations, and the config ends at {end}"
-            in text
-            for text in warned
-        )
+    for number in (6, 3):
+        runner, warned = resume(whole_run / f"iter_{number}.pth", train_cfg__max_iters=number)
+        assert runner.iter == number
+        assert any(f"nothing is left to train: the checkpoint has {number} iterations" in text for text in warned)
+
+
+NAN = float("nan")
+BY_EPOCH = dict(type="mmsnnet.StitchEpochBasedTrainLoop", max_epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(("meta.iter", value) for value in (7, 10**9, -5, NAN, 3.0, "3", True, None, torch.tensor(3))),
+        *(("meta.epoch", value) for value in (-1, NAN, "0", [])),
+        *(("meta.seed", value) for value in (-1, 2**32, 1.5, "3", 10**400)),
+        *(("message_hub.runtime_info.best_score", value) for value in ("good", NAN, None)),
+        ("message_hub.runtime_info.epoch_began", (0, "0")),
+        ("message_hub.runtime_info", 5),
+        ("message_hub", []),
+        ("meta.training", "none"),
+        ("meta.training.facts", 3),
+        *((f"optimizer.param_groups.0.{key}", NAN) for key in ("lr", "initial_lr", "eps", "weight_decay")),
+        *(("optimizer.param_groups.0.lr", value) for value in (-0.1, "0.1", None, 10**400, float("inf"), (1, 2))),
+        *(("optimizer.param_groups.0.betas", value) for value in ((0.9, 1.5), (0.9,), 0.9, (0.9, NAN))),
+        *(("optimizer.param_groups.0", value) for value in (None, {}, 3)),
+        *((f"optimizer.state.0.{key}", value) for key in ("exp_avg", "exp_avg_sq") for value in (NAN, float("inf"))),
+        ("optimizer.state.0.exp_avg_sq", -1),
+        *((f"optimizer.state.0.{key}", kind) for key in ("exp_avg", "exp_avg_sq") for kind in ("int", "complex64")),
+        *(("optimizer.state.0.step", value) for value in (-1, NAN, "1")),
+        *((f"param_schedulers.0.{key}", NAN) for key in ("last_step", "_global_step", "end", "base_values", "power")),
+        *(("param_schedulers.0.last_step", value) for value in ("1", None, 10**400)),
+        *(("param_schedulers.0", value) for value in (None, 3)),
+    ],
+)
+def test_records_that_no_run_writes_are_refused_in_one_line(
+    place: str, value: Any, checkpoint: dict[str, Any], resume: Resume
+) -> None:
+    inner: Any = checkpoint
+    *path, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    for key in path:
+        inner = inner[key]
+    before = inner.get(last) if isinstance(inner, dict) else inner[last]
+    if isinstance(before, Tensor):
+        is_moment = last != "step"
+        inner[last] = before.to(getattr(torch, value)) if is_moment and isinstance(value, str) else value
+        if is_moment and isinstance(value, int | float):
+            inner[last] = before + value
+    else:
+        inner[last] = [value] if isinstance(before, list) and last == "base_values" else value
+    with pytest.raises(SettingError) as error:
+        resume(checkpoint)
+    assert "changed.pth" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(("key", "value"), [("epoch", 4), ("epoch", -1), ("iter", 10**9), ("iter", NAN)])
+def test_progress_in_epochs_is_checked_too(key: str, value: Any, tmp_path: Path) -> None:
+    hooks = dict(checkpoint=dict(type="CheckpointHook", by_epoch=True, interval=1))
+    make_runner(tmp_path, train_cfg=BY_EPOCH, default_hooks=hooks).train()
+    saved = torch.load(tmp_path / "epoch_1.pth", weights_only=False)
+    saved["meta"][key] = value
+    torch.save(saved, tmp_path / "changed.pth")
+    changes = dict(train_cfg=BY_EPOCH, default_hooks=hooks, load_from=str(tmp_path / "changed.pth"), resume=True)
+    with pytest.raises(SettingError, match=rf"meta\.{key}: the checkpoint has"):
+        make_runner(tmp_path / "work", **changes).train()
+    if key == "iter":  # of an epoch of another length
+        saved["meta"].update(iter=10, epoch=1)
+        torch.save(saved, tmp_path / "changed.pth")
+        make_runner(tmp_path / "work", **changes, train_dataloader__batch_size=4).train()
 
 
 @pytest.mark.parametrize("changes_end", [True, False])

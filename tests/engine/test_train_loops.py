@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,17 @@ class DrawsMuch(BaseMetric):
         return dict(accuracy=0.0)
 
 
-MADE = ((DATASETS, Noisy), (MODELS, BatchNoise), (METRICS, DrawsMuch))
+class Score(BaseMetric):
+    """A number that depends on the weights."""
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results += [float(sample["logits"][0]) for sample in data_samples]
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        return dict(score=sum(results))
+
+
+MADE = ((DATASETS, Noisy), (MODELS, BatchNoise), (METRICS, DrawsMuch), (METRICS, Score))
 
 
 def register() -> None:
@@ -451,6 +462,86 @@ def test_validation_in_between_changes_nothing(loop: str, train: Train) -> None:
     assert "val/accuracy" in validated.message_hub.log_scalars
     assert_equal(also.seen, seen.seen)
     assert_equal(state(validated), state(without))
+
+
+class Validations(Hook):
+    """The scores of all validations; at a point of the one after so many iterations, the end."""
+
+    def __init__(self, point: str | None = None, iteration: int = 0) -> None:
+        self.scores: dict[int, float] = {}
+        self.point, self.iteration = point, iteration
+        self.priority = "LOWEST" if point == "after_val" else "VERY_HIGH"
+        for name in ("before_val_iter", "after_val", "after_train_iter"):
+            setattr(self, name, partial(self._end, name))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
+        assert runner.iter not in self.scores, "validated twice"
+        self.scores[runner.iter] = metrics["score"]
+
+    def _end(self, name: str, runner: Runner, **kwargs: Any) -> None:
+        if name == self.point and runner.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
+def files(folder: str | Path) -> dict[str, Any]:
+    return {path.name: torch.load(path, weights_only=False)["state_dict"] for path in Path(folder).glob("*.pth")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("loop", "unit", "interval", "point", "at"),
+    [
+        ("iterations", "iter", 2, "before_val_iter", 4),
+        ("iterations", "iter", 2, "before_val_iter", 10),  # the last one
+        ("iterations", "iter", 3, "before_val_iter", 8),  # between two checkpoints
+        ("iterations", "iter", 2, "after_val", 8),
+        ("iterations", "iter", 2, "after_train_iter", 9),
+        ("epochs", "epoch", 1, "before_val_iter", 3),
+        ("epochs", "epoch", 1, "before_val_iter", 9),
+        ("epochs", "epoch", 1, "after_train_iter", 4),
+        ("epochs", "iter", 2, "before_val_iter", 6),
+        ("epochs", "iter", 2, "after_train_iter", 4),  # within an epoch
+    ],
+)
+def test_a_validation_that_was_cut_off_is_made_up_for(
+    loop: str,
+    unit: str,
+    interval: int,
+    point: str,
+    at: int,
+    make_runner: Callable[..., Runner],
+    tmp_path: Path,
+) -> None:
+    checkpoints = dict(by_epoch=unit == "epoch", interval=interval, save_best="score", rule="greater")
+    kwargs = dict(
+        val_dataloader=dict(batch_size=2, num_workers=0, dataset=dict(type="Noisy", noise=0.0, length=4)),
+        val_cfg=dict(type="ValLoop"),
+        val_evaluator=dict(type="Score"),
+        sampler="DefaultSampler",
+        default_hooks=dict(checkpoint=dict(type="AtomicCheckpointHook", **checkpoints)),
+        # A schedule that validations drive.
+        param_scheduler=[dict(type="ReduceOnPlateauLR", monitor="score", rule="less", patience=0, by_epoch=True)],
+        **EMA,
+    )
+    kwargs["val_dataloader"]["sampler"] = dict(type="DefaultSampler", shuffle=False)
+    config = LOOPS[loop] | dict(val_begin=1, val_interval=4 if loop == "iterations" else 1)
+    expected, hook = make_runner(config, **kwargs), Validations()
+    expected.register_hook(hook)
+    expected.train()
+    assert len(hook.scores) == 3 and len(set(hook.scores.values())) == 3
+
+    work_dir, killed, rest = str(tmp_path / "killed"), Validations(point, at), Validations()
+    first = make_runner(config, work_dir=work_dir, **kwargs)
+    first.register_hook(killed)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    second = make_runner(config, work_dir=work_dir, resume=True, **kwargs)
+    second.register_hook(rest)
+    second.train()
+    assert killed.scores | rest.scores == hook.scores
+    assert at in rest.scores or point != "before_val_iter"
+    assert_equal(state(second), state(expected))
+    assert_equal(files(work_dir), files(expected.work_dir))
 
 
 STOCK = dict(

@@ -96,6 +96,9 @@ class AtomicCheckpointHook(BestMetricHook):
             hub.update_info("keep_ckpt_ids", kept[-self.max_keep_ckpts :])
         super().before_train(runner)
         self.keep_ckpt_ids = deque(kept)
+        # Without one, a new best checkpoint would not be followed by a regular one, which holds its score.
+        if isinstance(last := hub.get_info("last_ckpt", None), str):
+            self.last_ckpt = self.file_backend.join_path(self.out_dir, os.path.basename(last))
         for metric in self.key_indicators if self.save_best else ():
             if (recorded_path := self.best_checkpoint(metric)) is not None:
                 path = self._path_in_folder(metric, recorded_path)

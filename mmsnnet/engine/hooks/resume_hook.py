@@ -8,8 +8,10 @@ from mmengine.hooks import EMAHook, Hook
 from mmsnnet.engine.latest_checkpoint import loaded_checkpoint
 from mmsnnet.engine.mmengine_private import AnyRunner, resumes, training_loop
 from mmsnnet.engine.resuming import (
+    RECORD,
     Difference,
     Verdict,
+    check_progress,
     compare_averages,
     compare_classes,
     compare_optimizers,
@@ -29,9 +31,6 @@ from mmsnnet.engine.resuming import (
 from mmsnnet.errors import SettingError
 from mmsnnet.files.reading import join_names, nonfinite_names
 from mmsnnet.registry import HOOKS
-
-# The key in a checkpoint's meta for the record that describe_run makes.
-RECORD = "training"
 
 
 @HOOKS.register_module()
@@ -73,12 +72,19 @@ class ResumeHook(Hook):
             if summary := summarize_partial_load(runner.model, checkpoint, source):
                 runner.logger.warning(summary)
             return
-        if "message_hub" not in checkpoint or not {"epoch", "iter"} <= checkpoint.get("meta", {}).keys():
+        hub = checkpoint.get("message_hub")
+        if not isinstance(hub, dict) or not {"epoch", "iter"} <= checkpoint.get("meta", {}).keys():
             raise SettingError(
                 f"checkpoint {source!r} has weights alone, without the progress and the optimizer state of its run: "
                 "leave out --resume, or load_from to go on with the latest checkpoint of the work folder"
             )
-        differences = list(_differences(runner, checkpoint, source))
+        try:
+            differences = list(_differences(runner, checkpoint, source))
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise SettingError(
+                f"checkpoint {source!r} has records that no run writes ({type(error).__name__}: {error}): choose "
+                "another one"
+            ) from error
         new_run = f"load_from={source!r} without --resume starts a new run from its weights"
         if refusals := [difference.text for difference in differences if difference.verdict is Verdict.REFUSED]:
             raise SettingError(
@@ -99,6 +105,9 @@ class ResumeHook(Hook):
 def _differences(runner: AnyRunner, checkpoint: dict[str, Any], source: str) -> Iterator[Difference]:
     meta = checkpoint["meta"]
     record = meta.get(RECORD, {})
+    if wrong := list(check_progress(runner, checkpoint)):  # what follows computes with it
+        yield from wrong
+        return
     weights = list(compare_weights(runner.model, checkpoint, source))
     yield from weights
     yield from compare_classes(runner, meta)

@@ -7,14 +7,25 @@ verdict: the run is refused, or it goes on with the checkpoint's value, or with 
 
 from mmsnnet.engine.resuming.difference import Difference, Verdict, noted
 from mmsnnet.engine.resuming.optimizers import compare_optimizers, lay_out_states, named_wrappers
-from mmsnnet.engine.resuming.records import compare_classes, compare_records, compare_seed, describe_run
+from mmsnnet.engine.resuming.records import (
+    EPOCH_BEGAN,
+    RECORD,
+    check_progress,
+    compare_classes,
+    compare_records,
+    compare_seed,
+    describe_run,
+)
 from mmsnnet.engine.resuming.schedules import compare_progress, compare_schedules, drop_functions
 from mmsnnet.engine.resuming.settings import compare_settings
 from mmsnnet.engine.resuming.weights import compare_averages, compare_weights, summarize_partial_load
 
 __all__ = [
+    "EPOCH_BEGAN",
+    "RECORD",
     "Difference",
     "Verdict",
+    "check_progress",
     "compare_averages",
     "compare_classes",
     "compare_optimizers",

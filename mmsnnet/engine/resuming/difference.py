@@ -2,6 +2,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
 
 
 class Verdict(Enum):
@@ -42,3 +46,13 @@ def replaced(setting: str, recorded: object, configured: object, consequence: st
 
 def noted(text: str) -> Difference:
     return Difference(Verdict.NOTED, text)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a record is a number that a float holds, infinity included; a bool and NaN are none."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and float(value) == value
+    except OverflowError:
+        return False

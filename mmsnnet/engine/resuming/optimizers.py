@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmsnnet.engine.resuming.difference import Difference, kept, refused, replaced
+from mmsnnet.engine.resuming.difference import Difference, is_number, kept, refused, replaced
 from mmsnnet.engine.sharding import named_parameters, parameter_shapes
 
 Group = Mapping[str, Any]
@@ -21,6 +23,8 @@ LIKE_PARAMETER = (
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
     *("sum", "prev", "step_size", "ax"),
 )
+# Those of them that sums and averages of squares fill.
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum")
 
 
 def named_wrappers(optim_wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, OptimWrapper]:
@@ -66,7 +70,8 @@ def compare_optimizers(
         fault = (
             _find_other_groups(optimizer, state, types.get(setting))
             or _find_damage(optimizer, state, iterations)
-            or _find_other_shapes(optimizer, state, model)
+            or _find_wrong_hyperparameters(optimizer, state)
+            or _find_wrong_moments(optimizer, state, model)
         )
         if fault is not None:
             yield refused(f"{setting}{fault}")
@@ -126,20 +131,50 @@ def _find_damage(optimizer: Optimizer, state_dict: Group, iterations: int) -> st
     return None
 
 
-def _find_other_shapes(optimizer: Optimizer, state_dict: Group, model: nn.Module) -> str | None:
-    """Name state tensors of another shape than their parameter's: a fused kernel would read beyond their end."""
+def _find_wrong_hyperparameters(optimizer: Optimizer, state_dict: Group) -> str | None:
+    """Name a number of a group that is not finite, or what the optimizer's constructor says of a group."""
+    names = inspect.signature(type(optimizer)).parameters.keys() - {"params"}
+    for index, (saved, group) in enumerate(zip(state_dict["param_groups"], optimizer.param_groups, strict=True)):
+        for key in (saved.keys() & group.keys()) - set(LABELS):
+            values = (one if isinstance(one, list | tuple) else [one] for one in (saved[key], group[key]))
+            for recorded, configured in zip_longest(*values):
+                if is_number(configured) and not (is_number(recorded) and math.isfinite(recorded)):
+                    return f": {key} of {_label(group, index)} in the checkpoint is no finite number"
+        try:
+            type(optimizer)(group["params"][:1], **{name: saved[name] for name in names & saved.keys()})
+        except (TypeError, ValueError) as error:
+            return f": {_label(group, index)} in the checkpoint is wrong ({error})"
+    return None
+
+
+def _find_wrong_moments(optimizer: Optimizer, state_dict: Group, model: nn.Module) -> str | None:
+    """Name state tensors that no step writes, or of another shape than their parameter's.
+
+    A fused kernel would read beyond the end of the latter.
+    """
     parameters, shapes = named_parameters(model), parameter_shapes(model)
     names = {parameter: name for name, parameter in parameters.items()}
-    faults = []
+    misshapen, wrong = [], []
     for key, parameter in _pairs(optimizer, state_dict):
         parameter = parameters.get(key, parameter) if isinstance(key, str) else parameter
         shape = tuple(shapes.get(parameter, parameter.shape))
+        label = names.get(parameter, "a parameter outside the model")
         for name, value in state_dict["state"].get(key, {}).items():
-            if name in LIKE_PARAMETER and isinstance(value, Tensor) and (value.is_sparse or value.shape != shape):
-                label = names.get(parameter, "a parameter outside the model")
-                faults.append(f"{name} {tuple(value.shape)} for {label} {shape}")
-    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-    return f": optimizer state has another shape than its parameter: {faults[0]}{more}" if faults else None
+            if name == "step" and not (is_number(value) and 0 <= float(value) < math.inf):
+                wrong.append(f"{name} of {label}")
+            if name not in LIKE_PARAMETER or not isinstance(value, Tensor):
+                continue
+            if value.layout != torch.strided or value.shape != shape:
+                misshapen.append(f"{name} {tuple(value.shape)} for {label} {shape}")
+            elif not value.is_floating_point() or not value.isfinite().all() or (name in SQUARES and (value < 0).any()):
+                wrong.append(f"{name} of {label}")
+    for fault, found in (
+        ("optimizer state has another shape than its parameter", misshapen),
+        ("optimizer state is not of finite floating-point numbers, or has a negative square", wrong),
+    ):
+        if found:
+            return f": {fault}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+    return None
 
 
 def lay_out_states(optimizer: Optimizer, state_dict: Group) -> None:

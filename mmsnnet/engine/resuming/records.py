@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -11,7 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.mmengine_private import AnyRunner, accumulative_counts, randomness, training_loop
-from mmsnnet.engine.resuming.difference import Difference, kept, refused, replaced
+from mmsnnet.engine.resuming.difference import Difference, is_number, kept, refused, replaced
 from mmsnnet.engine.resuming.optimizers import named_wrappers
 from mmsnnet.engine.resuming.schedules import scheduler_types
 from mmsnnet.engine.resuming.settings import describe_settings
@@ -19,9 +20,16 @@ from mmsnnet.models import StitchedBackbone
 
 Record = dict[str, Any]
 
+# The key in a checkpoint's meta for the record that describe_run makes.
+RECORD = "training"
+# A record in the message hub: the current epoch of an epoch-based loop, and the iteration in which it began.
+EPOCH_BEGAN = "epoch_began"
+
 EPOCHS, ITERATIONS = "epochs", "iterations"
 # The most samples of a data set whose file names go into its digest.
 MOST_NAMES = 64
+# The facts that decide how many iterations an epoch has.
+STEPS = ("train_cfg", "train_dataloader.dataset", "train_dataloader.batch_size")
 OTHER_ORDER = ", so data has another order"
 # The consequence of a difference in a recorded fact, by the setting's name.
 CONSEQUENCES = {
@@ -47,6 +55,30 @@ def describe_run(runner: AnyRunner) -> Record:
         facts=_facts(runner),
         settings=describe_settings(runner.cfg),
     )
+
+
+def check_progress(runner: AnyRunner, checkpoint: Mapping[str, Any]) -> Iterator[Difference]:
+    """Refuse an epoch, an iteration, a seed or a best score that no run records."""
+    meta, record = checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]
+    recorded, configured = meta.get(RECORD, {}).get("facts", {}), _facts(runner)
+    has_epochs = _has_epochs(runner)
+    counts_alike = not has_epochs or all(recorded.get(fact) == configured.get(fact) for fact in STEPS)
+    bounds = {
+        "epoch": runner.max_epochs if has_epochs else math.inf,
+        "iter": runner.max_iters if counts_alike else math.inf,
+        "seed": 2**32 - 1,
+    }
+    for key, most in bounds.items():
+        value = meta.get(key)
+        if (type(value) is not int or not 0 <= value <= most) and (key, value) != ("seed", None):
+            end = "" if most == math.inf else f" to {most}" + f", by train_cfg.max_{key}s" * (key != "seed")
+            yield refused(f"meta.{key}: the checkpoint has {value!r:.40}, which is no whole number from 0{end}")
+    began = record.get(EPOCH_BEGAN, (0, 0))
+    if not (isinstance(began, tuple) and [type(number) for number in began] == [int, int] and min(began) >= 0):
+        yield refused(f"message_hub: the checkpoint's {EPOCH_BEGAN} is no epoch with an iteration")
+    for key, value in record.items():
+        if str(key).startswith("best_score") and not is_number(value):
+            yield refused(f"message_hub: the checkpoint's {key} is no number")
 
 
 def compare_records(runner: AnyRunner, facts: Mapping[str, Any]) -> Iterator[Difference]:
@@ -87,7 +119,7 @@ def _classes(metainfo: Any) -> list[str] | None:
 
 def _facts(runner: AnyRunner) -> Record:
     loop, loader = training_loop(runner), runner.train_dataloader
-    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    by_epoch = _has_epochs(runner)
     facts: Record = {
         "train_dataloader.dataset": _describe_samples(loader.dataset),
         "train_dataloader.batch_size": _describe_batch(loader),
@@ -107,6 +139,10 @@ def _facts(runner: AnyRunner) -> Record:
             facts["model.backbone.seed"] = module.seed
             facts["model.backbone.flops_step"] = _describe_bins(module)
     return {setting: value for setting, value in facts.items() if value is not None}
+
+
+def _has_epochs(runner: AnyRunner) -> bool:
+    return isinstance(training_loop(runner), EpochBasedTrainLoop)
 
 
 def _describe_samples(dataset: Any) -> str | None:

@@ -9,7 +9,7 @@ from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmsnnet.engine.mmengine_private import AnyRunner, training_loop
-from mmsnnet.engine.resuming.difference import Difference, kept, noted, refused
+from mmsnnet.engine.resuming.difference import Difference, is_number, kept, noted, refused
 
 State = Mapping[str, Any]
 
@@ -71,6 +71,8 @@ def compare_schedules(
                 yield refused(f"{place}.type: the checkpoint's is {types[index]}, the config's {names[index]}")
             elif _is_other_type(state, constants):
                 yield refused(f"{place}.type: the checkpoint's is another one than the config's {names[index]}")
+            elif wrong := [key for key, value in constants.items() if _is_no_number(state.get(key, value), value)]:
+                yield refused(f"{place}.{wrong[0]}: the checkpoint's is no number")
             else:
                 yield from _compare_constants(place, state, constants)
 
@@ -81,11 +83,8 @@ def compare_progress(runner: AnyRunner, checkpoint: Mapping[str, Any]) -> Iterat
     unit, setting = ("epoch", "train_cfg.max_epochs") if by_epoch else ("iter", "train_cfg.max_iters")
     done, end = checkpoint["meta"][unit], runner.max_epochs if by_epoch else runner.max_iters
     units = "epochs" if by_epoch else "iterations"
-    if done >= end:
-        yield noted(
-            f"{setting}: nothing is left to train: the checkpoint has {done} {units}, and the config ends at {end}; "
-            f"raise {setting} to go on"
-        )
+    if done == end:
+        yield noted(f"{setting}: nothing is left to train: the checkpoint has {done} {units}; raise {setting} to go on")
         return
     states = checkpoint["optimizer"]
     states = {"optim_wrapper": states} if "param_groups" in states else states
@@ -120,6 +119,13 @@ def _is_other_type(state: State, constants: State) -> bool:
     recorded, configured = ({key for key in one if not key.startswith("_")} for one in (state, constants))
     # If only one side has more, another version may have added them.
     return bool(recorded - configured and configured - recorded)
+
+
+def _is_no_number(recorded: Any, configured: Any) -> bool:
+    """Whether a recorded value is none of the numbers, or lists of numbers, that a schedule has in its place."""
+    if isinstance(configured, list) and isinstance(recorded, list) and len(recorded) == len(configured):
+        return any(map(_is_no_number, recorded, configured))
+    return (isinstance(configured, list) or is_number(configured)) and not is_number(recorded)
 
 
 def _compare_constants(place: str, state: State, constants: State) -> Iterator[Difference]:

@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import sizes_explained
 from mmsnnet.engine.mmengine_private import parse_losses
+from mmsnnet.engine.ranks import compare_loaders
 from mmsnnet.engine.runner.labels import check_first_batch, keeps_nothing
 from mmsnnet.engine.runner.metric_warnings import absent_classes_warning
 from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths, replaced_attributes
-from mmsnnet.engine.sharding import refuse_uneven_batches
+from mmsnnet.engine.sharding import is_sharded
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.stitching import Stitch
 
@@ -93,7 +94,7 @@ class StitchPass:
         """Run the pass; yield after each batch how many stitches are left in it."""
         batches = torch.tensor(len(self.dataloader))
         all_reduce(batches, op="min")  # ranks may have one batch more or less, and drop stitches after the same batch
-        refuse_uneven_batches(self.model, self.dataloader, self.stage)
+        compare_loaders(self.dataloader, f"{self.stage}_dataloader", same_batches=is_sharded(self.model))
         if self.pictures is not None:
             for stitch, results in self.results.items():
                 for metric in results.evaluator.metrics:

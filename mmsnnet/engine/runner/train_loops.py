@@ -17,18 +17,17 @@ from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import check_loader, check_same_classes, sizes_explained
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
+from mmsnnet.engine.hooks.validation_hook import ValidationHook
 from mmsnnet.engine.mmengine_private import accumulative_counts, sum_passes, uses_rank_seeds
 from mmsnnet.engine.randomness import hashed, seed_generators
-from mmsnnet.engine.ranks import fail_together
+from mmsnnet.engine.ranks import compare_loaders, fail_together
+from mmsnnet.engine.resuming import EPOCH_BEGAN
 from mmsnnet.engine.runner.seeded_loading import SeededBatchSampler, seeded_loader
-from mmsnnet.engine.sharding import refuse_stock_sharding, refuse_uneven_batches
+from mmsnnet.engine.sharding import is_sharded, refuse_stock_sharding
 from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import LOOPS
-
-# A record in the message hub, which checkpoints save: the current epoch, and the iteration in which it began.
-EPOCH_BEGAN = "epoch_began"
 
 
 class _StitchTrainLoop(BaseLoop):
@@ -62,8 +61,9 @@ class _StitchTrainLoop(BaseLoop):
             raise ValueError(f"train_cfg.stitches_per_step must be at least 1, got {stitches_per_step}")
         self.stitches_per_step = stitches_per_step
         refuse_stock_sharding(runner)
-        if not any(isinstance(hook, ResumeHook) for hook in runner.hooks):
-            runner.register_hook(ResumeHook())
+        for kind in (ResumeHook, ValidationHook):
+            if not any(isinstance(hook, kind) for hook in runner.hooks):
+                runner.register_hook(kind())
         # With diff_rank_seed, mmengine would give samplers a random seed, which nothing records.
         seed = _shared_seed(runner)
         loader: DataLoader = runner.build_dataloader(dataloader, seed) if isinstance(dataloader, dict) else dataloader
@@ -103,8 +103,9 @@ class _StitchTrainLoop(BaseLoop):
                 check_same_classes(self.dataloader, val_loop.dataloader)
             if self._max_iters < 1:
                 raise SettingError("train_cfg has no iteration to train: set max_iters, or max_epochs, to 1 or more")
+        compare_loaders(self.dataloader, "train_dataloader", same_batches=not self.batch_sampler.endless)
         if val_loop is not None:
-            refuse_uneven_batches(model, val_loop.dataloader, "val")
+            compare_loaders(val_loop.dataloader, "val_dataloader", same_batches=is_sharded(model))
 
     def _warn_of_lost_gradients(self) -> None:
         """Warn that a checkpoint does not hold accumulated gradients."""

@@ -11,7 +11,6 @@ from mmsnnet.engine.sharding.sharded_model import (
     named_parameters,
     parameter_shapes,
     refuse_stock_sharding,
-    refuse_uneven_batches,
     run_batches,
     state_shapes,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "named_parameters",
     "parameter_shapes",
     "refuse_stock_sharding",
-    "refuse_uneven_batches",
     "run_batches",
     "state_shapes",
 ]

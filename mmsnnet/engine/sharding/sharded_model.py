@@ -7,13 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
-from mmengine import dist
 from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 
 from mmsnnet.engine.sharding.fsdp_strategy import FSDPStrategy, clean_tensor_name
 from mmsnnet.engine.sharding.stitched_fully_sharded_data_parallel import StitchedFullyShardedDataParallel
@@ -84,27 +82,6 @@ def gathered(model: nn.Module) -> AbstractContextManager[None]:
     What all ranks write to them alike is kept.
     """
     return model.gathered() if isinstance(model, StitchedFullyShardedDataParallel) else nullcontext()
-
-
-def refuse_uneven_batches(model: nn.Module, dataloader: DataLoader, stage: str) -> None:
-    """Refuse to evaluate a sharded model on different numbers of batches.
-
-    Args:
-        stage: what the config has the loader for: ``'test'`` or ``'val'``.
-
-    Raises:
-        RuntimeError: on all ranks.
-    """
-    if not is_sharded(model):
-        return
-    fewest, most = torch.tensor(len(dataloader)), torch.tensor(len(dataloader))
-    dist.all_reduce(fewest, op="min")
-    dist.all_reduce(most, op="max")
-    if fewest < most:
-        raise RuntimeError(
-            f"some ranks have {fewest} batches and others {most}, but the ranks of a sharded model need the same "
-            f"number: set {stage}_dataloader.sampler.round_up=True"
-        )
 
 
 def refuse_stock_sharding(runner: Runner) -> None:
