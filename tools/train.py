@@ -93,7 +93,7 @@ def main() -> None:
     ):
         runner = build(args, locks)
         runner.register_hook(loop_start)
-        with explain_write_errors(f"a file in {runner.work_dir}", DISK_ERRORS, runner.work_dir):
+        with explain_write_errors(None, DISK_ERRORS, runner.work_dir):
             runner.train()
 
 

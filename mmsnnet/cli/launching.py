@@ -117,6 +117,7 @@ def _first_machine() -> str:
 
 
 def _end_with_launcher(launcher: int) -> None:
+    """End this process when its parent, the launcher, has ended."""
     while os.getppid() == launcher:
         time.sleep(1)
     if os.environ["RANK"] == "0":

@@ -6,6 +6,7 @@ work folder was moved), or not the newest (the process was killed between writin
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -117,7 +118,9 @@ def find_damage(path: Path) -> str | None:
         return next(faults, None) if files else "it is empty"
     try:
         read_model_checkpoint(path)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EIO:  # EIO: the disk fails
+            raise
         return str(error).rpartition("cannot be read: ")[2]
     return None
 

@@ -24,18 +24,19 @@ class LockedError(UserError, OSError):
 def locked(
     path: str | os.PathLike[str], wait: float = 30, option: str = "output", inside: bool = False
 ) -> Iterator[None]:
-    """Hold a lock file, ``.<name>.lock`` beside ``path`` or ``.lock`` inside; blocks of one thread may be nested.
+    """Hold a lock file beside a path, or inside a folder.
+
+    It is ``.<name>.lock`` or ``.lock``. Blocks of one thread may be nested.
 
     Raises:
         LockedError: another process still holds it after ``wait`` seconds; the message names it, and the option to set.
     """
     path = Path(os.path.realpath(path))
     file = path / ".lock" if inside else path.with_name(f".{path.name}.lock")
-    lock = FileLock(file, is_singleton=True)
+    lock = FileLock(file, mode=0o666, is_singleton=True)  # users may share a folder
     if lock.is_locked:  # in a block around this one
         yield
         return
-    # Before filelock clears the text, as its version 3 does.
     holder = " ".join(file.read_text(errors="replace").split()) if file.exists() else ""
     try:
         lock.acquire(timeout=wait)

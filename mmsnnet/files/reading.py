@@ -39,8 +39,8 @@ HUB_FILES = (
 
 # The keys under which training programs put weights in a checkpoint.
 WRAPPERS = ("state_dict", "model", "module")
-PARAMETERS = ("weight", "bias", "gamma", "_token", "pos_embed", "bias_table", "lora_A", "lora_B")  # Ends of names.
-MOST_SHARED = 16  # The tensors of a file are at most this many times as large as the memory that they share.
+PARAMETERS = (".weight", ".bias", ".gamma", "_token", "pos_embed", "bias_table", "lora_A", "lora_B")  # Ends of names.
+MOST_SHARED = 64  # The tensors of a file are at most this many times as large as the memory that they share.
 MOST_HEADER = 2**20  # The header of a safetensors file has at most so many bytes, or is a hundredth of the file.
 # The most names that a message lists.
 MOST_LISTED = 20
