@@ -6,6 +6,9 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
+# Before the imports, which take seconds: a launcher that is killed meanwhile is noticed, too.
+os.environ["MMSNNET_LAUNCHER"] = str(os.getppid())
+
 import argparse
 from contextlib import ExitStack, suppress
 

@@ -140,10 +140,10 @@ def _folder_and_template(runner: AnyRunner) -> tuple[str, str | None]:
 def _last_written(work_dir: Path) -> Path | None:
     """The path in ``last_checkpoint``, None where there is none."""
     try:
-        text = (work_dir / LAST_CHECKPOINT).read_text().strip()
+        text = (work_dir / LAST_CHECKPOINT).read_text(errors="replace").strip()
     except FileNotFoundError:
         return None
-    return Path(text) if text else None
+    return Path(text) if 0 < len(text) < 4096 and "\0" not in text else None
 
 
 def _template_of(path: Path) -> str | None:

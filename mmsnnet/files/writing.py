@@ -55,6 +55,11 @@ def check_output(path: str | os.PathLike[str], option: str = "output", is_folder
         if not is_folder and place.exists() and not place.is_file():  # a rename would replace a device
             raise OSError(errno.EISDIR, "it is a folder" if place.is_dir() else "it is no ordinary file")
         _try_to_write(place if is_folder else place.parent)
+        if not is_folder:
+            if os.path.ismount(place):
+                raise OSError(errno.EBUSY, "it is a mount point, which cannot be replaced")
+            with locked(place):  # its name has room for the lock's, and no other user's lock is in the way
+                pass
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
