@@ -402,6 +402,40 @@ def test_tensors_take_no_more_than_the_file(how: str, tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "w.pth")
 
 
+def test_a_layer_that_many_blocks_share_is_read(tmp_path: Path) -> None:
+    torch.save({f"blocks.{index}.weight": BIG for index in range(24)}, tmp_path / "w.pth")
+    assert len(read_checkpoint(tmp_path / "w.pth")) == 24
+
+
+@pytest.mark.parametrize("kind", [dict, list, tuple])
+def test_containers_that_hold_one_another_are_refused_before_they_are_printed(kind: type, tmp_path: Path) -> None:
+    nested: Any = ["x"]
+    for _ in range(30):
+        nested = {str(index): nested for index in range(10)} if kind is dict else kind([nested] * 10)
+    torch.save({"state_dict": weights(), "meta": {"iter": nested}}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match="containers that unfold to more than its size"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_memory_that_is_not_in_the_file_is_refused(tmp_path: Path) -> None:
+    class Empty:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch.Tensor, (10**6,)
+
+    torch.save({"w": Empty()}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"more memory than the file|is refused"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_only_torchs_own_name_marks_a_program(tmp_path: Path) -> None:
+    """A record deeper in the archive does not keep its others from being checked."""
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", b"\x80\x02}.")
+        file.writestr("a/x/constants.pkl", b"")
+    with pytest.raises(DataError, match="compressed or overlap"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("opened, closed", [(b"}X\x05\0\0\0model", b"s"), (b"]", b"a"), (b"", b"\x85")])
 def test_what_nests_without_end_is_no_weights(opened: bytes, closed: bytes, tmp_path: Path) -> None:
     """A dict, a list and a tuple, 50 000 deep."""
