@@ -21,7 +21,7 @@ from mmsnnet.engine.hooks.validation_hook import ValidationHook
 from mmsnnet.engine.mmengine_private import accumulative_counts, sum_passes, uses_rank_seeds
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.ranks import compare_loaders, fail_together
-from mmsnnet.engine.resuming import EPOCH_BEGAN
+from mmsnnet.engine.resuming.records import EPOCH_BEGAN
 from mmsnnet.engine.runner.seeded_loading import SeededBatchSampler, seeded_loader
 from mmsnnet.engine.sharding import is_sharded, refuse_stock_sharding
 from mmsnnet.errors import SettingError
