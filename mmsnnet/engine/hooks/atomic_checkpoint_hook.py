@@ -246,8 +246,8 @@ def resume_cure(work_dir: str, folder: str | None = None, template: str | None =
         complete, _ = latest_checkpoint(work_dir, folder, template)
     except (OSError, ValueError):
         complete = None
-    left = f"{work_dir} has none yet" if complete is None else f"the last complete one is {complete}"
-    return f"make room or allow writing there, and go on from a checkpoint with --resume ({left})"
+    left = f"{work_dir} has no complete checkpoint yet" if complete is None else f"the last complete one is {complete}"
+    return f"{left}; make room or allow writing there, and go on with --resume"
 
 
 def checkpoint_size(model: nn.Module) -> tuple[int, int]:

@@ -70,6 +70,7 @@ class _StitchTrainLoop(BaseLoop):
         loader, self.batch_sampler = seeded_loader(loader, dist.get_rank(), dist.get_world_size(), self.endless)
         # A sampler with a seed of its own in the config keeps it.
         self._sampler_follows = getattr(self.batch_sampler.sampler, "seed", None) == seed
+        # mmengine's loop, which follows in the order of base classes.
         super().__init__(runner, loader, *args, **kwargs)
 
     def run(self) -> nn.Module:
