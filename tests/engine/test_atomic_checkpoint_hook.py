@@ -649,6 +649,6 @@ def test_two_ranks_end_with_the_same_error(run_ranks: Callable[..., None], tmp_p
     assert said == second
     no_room, untrained, full, trained, resumed, rest, seen = said
     assert no_room.startswith("OutputError 28: ") and "and 0 are free" in no_room and untrained == 0
-    assert full.startswith("OutputError 28: ") and "iter_1.pth: make room" in full and trained == 2
+    assert full.startswith("OutputError 28: ") and "iter_1.pth; make room" in full and trained == 2
     assert (resumed, rest) == ("nothing", 1)
     assert seen == [0, 1, 1]  # on all ranks
