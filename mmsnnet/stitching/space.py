@@ -1,4 +1,4 @@
-"""The stitch space of SN-Netv2 (arXiv 2307.00154): all routes, in order. No tensors.
+"""The stitch spaces of SN-Netv2 (arXiv 2307.00154) and SN-Net (arXiv 2302.06586): all routes, in order. No tensors.
 
 Take two anchors of depths ``D0 <= D1``. Block ``i`` of the large anchor corresponds to block
 ``m(i) = floor(i * D0 / D1)`` of the small one; the blocks of the large anchor that correspond to one small block are a
@@ -7,19 +7,29 @@ group it runs either the group itself or its one small block, exactly once. A ro
 there and back. If ``D1`` is a multiple of ``D0``, this gives the published stitches with their published ids. The same
 rule covers other depths.
 
+The blocks of a hierarchical model are divided into stages, and the rule holds stage by stage: block ``i`` of a stage of
+``n1`` blocks corresponds to block ``floor(i * n0 / n1)`` of the same stage of the small anchor, which has ``n0`` there.
+Where the small anchor is the deeper one, a group of its blocks corresponds to one large block. A plain ViT has one
+stage.
+
 With three or more anchors, each *pair* of neighbours is stitched this way, and no route leaves its pair. Within a pair,
-the published ids 0 and 1 are the two anchors, and ``D0 + (D0 - 1)^2`` further ids ``p >= 2`` are its crossing routes.
+the published ids 0 and 1 are the two anchors, and ``G + (G - 1)^2`` further ids ``p >= 2`` are its crossing routes,
+where ``G`` is the number of groups (``D0`` without stages).
 Here the ``K`` anchors come first (ids 0 to ``K - 1``), then the crossing routes of each pair in turn, the smallest pair
 first: ``p`` becomes ``K + n + p - 2``, where ``n`` is the number of such ids of the earlier pairs. With two anchors
 this is ``p``.
+
+SN-Net's own spaces (:meth:`StitchSpace.sliding_window`) follow other rules: a route may run corresponding blocks twice,
+and several crossings share a layer.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from string import ascii_uppercase
 
 from mmsnnet.errors import UserError
@@ -52,10 +62,11 @@ class Segment:
 
 @dataclass(frozen=True, order=True)
 class LayerKey:
-    """The key of a stitching layer: the two blocks that it joins.
+    """The key of a stitching layer: the two blocks that it joins, counted over all stages.
 
     The layer maps the output of block ``source_block`` of anchor ``source`` to the input of block ``target_block`` of
-    anchor ``target``. If ``target_block`` equals the target's depth, no block follows: only taps use the layer.
+    anchor ``target``. If ``target_block`` equals the target's depth, no block follows: only taps use the layer. A layer
+    that several crossings share has the key of the first one.
     """
 
     source: int
@@ -102,81 +113,130 @@ class Tap:
 class StitchSpace:
     """The ordered set of stitches over some anchors, indexed by published id or by name.
 
-    Build a space with :meth:`two_way`, :meth:`one_way` or :meth:`single`; :meth:`only` reduces it to one stitch.
+    Build a space with :meth:`two_way`, :meth:`one_way`, :meth:`sliding_window` or :meth:`single`; :meth:`only` reduces
+    it to one stitch.
 
     Attributes:
-        depths: the number of blocks of each anchor, smallest anchor first.
-        scheme: ``'two_way'``, ``'one_way'`` or ``'single'``.
+        stages: the number of blocks in each stage of each anchor, smallest anchor first. A plain ViT has one stage.
+        scheme: ``'two_way'``, ``'one_way'``, ``'sliding_window'`` or ``'single'``.
         stitches: all stitches, by ascending id.
         layers: all stitching layers, including those that only taps use. Stitches that cross at the same place share
             the layer.
     """
 
-    depths: tuple[int, ...]
+    stages: tuple[tuple[int, ...], ...]
     scheme: str
     stitches: tuple[Stitch, ...]
     layers: tuple[LayerKey, ...] = ()
 
     @classmethod
-    def two_way(cls, depths: Sequence[int]) -> StitchSpace:
-        """Build SN-Netv2's space over anchors of these depths, smallest first.
+    def two_way(cls, stages: Sequence[int | Sequence[int]]) -> StitchSpace:
+        """Build SN-Netv2's space over anchors of these stages, smallest first; a number stands for one stage.
 
         It has the anchors, then SL, LS, LSL and SLS of each pair of neighbours, with the published ids. The top of this
         file states the ids for more than one pair. Two anchors are named S and L, three S, M and L, more A, B, C, ...
-        The name ``S4-L10`` leaves the small anchor after its block 4 and enters the large one at its block 10.
+        The name ``S4-L10`` leaves the small anchor after its block 4 and enters the large one at its block 10. With
+        stages, ``S2.1-L2.4`` names blocks 1 and 4 of stage 2.
 
         Raises:
-            ValueError: there are fewer than two depths or more than 26; or the message names a pair of neighbours whose
-                depths do not ascend, or whose smaller anchor has only one block, so that no route can cross.
+            ValueError: there are fewer than two anchors or more than 26; or the message names a pair of neighbours that
+                differ in their numbers of stages, whose depths do not ascend, or whose smaller anchor has only one
+                block, so that no route can cross.
         """
-        labels = _labels(depths)
-        pairs = [_Pair(small, of_pair) for small, of_pair in enumerate(pairwise(depths))]
-        stitches = [_stitch(labels, depths, index, start=index) for index in range(len(depths))]
-        next_id = len(depths)
+        stages = _as_stages(stages)
+        routes = _Routes(stages)
+        pairs = [_Pair(small, of_pair) for small, of_pair in enumerate(pairwise(stages))]
+        stitches = list(routes.anchors())
+        next_id = len(stages)
         for pair in pairs:
             for id_, layers in enumerate(pair.routes(), start=next_id):
                 # No block of the large anchor follows the last SL layer. It is no stitch and serves taps only. Its id
                 # stays unused, so that all other ids are the published ones.
-                if layers[-1].target_block < depths[layers[-1].target]:
-                    stitches.append(_stitch(labels, depths, id_, layers[0].source, layers))
+                if layers[-1].target_block < sum(stages[layers[-1].target]):
+                    stitches.append(routes.stitch(id_, layers[0].source, layers))
             next_id += len(pair.routes())
         keys = tuple(key for pair in pairs for key in (*pair.small_to_large(), *pair.large_to_small()))
-        return cls(tuple(depths), "two_way", tuple(stitches), keys)
+        return cls(stages, "two_way", tuple(stitches), keys)
 
     @classmethod
-    def one_way(cls, depths: Sequence[int]) -> StitchSpace:
-        """Build SN-Net's space (arXiv 2302.06586): the anchors, and SL of each pair of neighbours.
+    def one_way(cls, stages: Sequence[int | Sequence[int]]) -> StitchSpace:
+        """Build the part of :meth:`two_way` that crosses to larger anchors alone: the anchors, and SL of each pair.
 
         Ids and names are those of :meth:`two_way`.
 
         Raises:
             ValueError: as :meth:`two_way`.
         """
-        both = cls.two_way(depths)
+        both = cls.two_way(stages)
         layers = tuple(key for key in both.layers if key.source < key.target)
         stitches = tuple(stitch for stitch in both if set(stitch.layers) <= set(layers))
-        return cls(both.depths, "one_way", stitches, layers)
+        return cls(both.stages, "one_way", stitches, layers)
 
     @classmethod
-    def single(cls, depth: int) -> StitchSpace:
-        """Build the space of one anchor: one stitch, named ``A``, with id 0."""
-        if depth < 1:
-            raise ValueError(f"an anchor needs at least one block, got depth {depth}")
-        return cls((depth,), "single", (Stitch(0, "A", "A", (Segment(0, 0, depth),)),))
+    def sliding_window(cls, stages: Sequence[int | Sequence[int]], skip: Collection[int] = ()) -> StitchSpace:
+        """Build SN-Net's space (arXiv 2302.06586): the anchors, and small to large within each pair and stage.
 
-    @classmethod
-    def of(cls, scheme: str, depths: Sequence[int]) -> StitchSpace:
-        """Build a space by the name of its scheme, ``'two_way'`` or ``'one_way'``.
+        A crossing ``(j, k)`` leaves the small anchor after its block ``j`` of a stage and enters the large one at its
+        block ``k`` of this stage. Between anchors without stages, a window of two blocks slides over both; each window
+        has a layer, and all crossings from one of its blocks to one of its blocks, unless an earlier window has them.
+        In stages of equal depth these are the crossings ``(k - 1, k)`` alone. In stages of ``n0 < n1`` blocks they are
+        ``(floor(k * n0 / n1), k)`` for ``k >= 1``, of which those with one ``floor((k - 1) * n0 / n1)`` share a layer.
+        The layers serve no taps: a backbone with ``out_indices`` needs another scheme.
 
-        One depth gives :meth:`single`, for either scheme.
+        Args:
+            stages: as of :meth:`two_way`.
+            skip: stages without crossings. The published spaces skip the last stage, of ResNets the first one too.
 
         Raises:
-            ValueError: there is no such scheme, or as :meth:`two_way`.
+            ValueError: as :meth:`two_way`; or the smaller anchor of a pair has more blocks in a stage, or there is no
+                crossing.
         """
-        schemes = {"two_way": cls.two_way, "one_way": cls.one_way}
-        if scheme not in schemes:
-            raise ValueError(f"scheme is one of {', '.join(schemes)}; got {scheme!r}")
-        return cls.single(depths[0]) if len(depths) == 1 else schemes[scheme](depths)
+        stages = _as_stages(stages)
+        routes, keys = _Routes(stages), []
+        stitches = list(routes.anchors())
+        pairs = [_Pair(small, of_pair) for small, of_pair in enumerate(pairwise(stages))]
+        for stage in set(range(len(stages[0]))) - set(skip):
+            for pair in pairs:
+                for window in pair.windows(stage):
+                    keys.append(window[0])
+                    for crossing in window:
+                        stitches.append(routes.stitch(len(stitches), pair.small, (crossing,), (window[0],)))
+        if not keys:
+            raise ValueError(f"stages {stages} have no crossing but in the stages {tuple(skip)}, which skip leaves out")
+        return cls(stages, "sliding_window", tuple(stitches), tuple(keys))
+
+    @classmethod
+    def single(cls, stages: int | Sequence[int]) -> StitchSpace:
+        """Build the space of one anchor: one stitch, named ``A``, with id 0."""
+        (blocks,) = _as_stages([stages])
+        return cls((blocks,), "single", (Stitch(0, "A", "A", (Segment(0, 0, sum(blocks)),)),))
+
+    @classmethod
+    def of(cls, scheme: str, stages: Sequence[int | Sequence[int]], skip: Collection[int] = ()) -> StitchSpace:
+        """Build a space by the name of its scheme: ``'two_way'``, ``'one_way'`` or ``'sliding_window'``.
+
+        One anchor gives :meth:`single`, for any scheme.
+
+        Args:
+            skip: stages without crossings, of a sliding window alone.
+
+        Raises:
+            ValueError: there is no such scheme, another one has ``skip``, or as :meth:`two_way`.
+        """
+        schemes = ("two_way", "one_way", "sliding_window")
+        if scheme not in schemes or (skip and scheme != "sliding_window"):
+            raise ValueError(
+                f"scheme is one of {', '.join(schemes)}, and only the last one can skip stages; got {scheme!r}"
+                + (f" and skip={tuple(skip)}" if skip else "")
+            )
+        if len(stages) == 1:
+            return cls.single(stages[0])
+        return cls.sliding_window(stages, skip) if scheme == "sliding_window" else getattr(cls, scheme)(stages)
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """The number of blocks of each anchor, smallest anchor first."""
+        return tuple(map(sum, self.stages))
 
     def only(self, key: int | str, layers: Collection[LayerKey]) -> StitchSpace:
         """Reduce the space to one stitch, which keeps its id and name.
@@ -252,24 +312,30 @@ class StitchSpace:
         Raises:
             ValueError: an index is not a block of the largest anchor.
         """
-        return tuple(self._tap(stitch, self._check_block(index)) for index in out_indices)
+        return tuple(self._tap(stitch, index) for index in out_indices)
 
     def corresponding_block(self, anchor: int, index: int) -> int:
         """The block of ``anchor`` that corresponds to block ``index`` of the largest anchor.
 
-        It is ``floor(index * D / D_larger)``, computed from each anchor to the next smaller one, down to ``anchor``.
+        It is the last block of the corresponding group, in stages ``floor(index * n / n_larger)``, computed from each
+        anchor to the next smaller one, down to ``anchor``. The depth corresponds to the depth.
         """
         # Not in one step: at depths 8, 12, 24 floor(index * 8 / 24) can name a block that a route does not run.
         for smaller in range(len(self.depths) - 2, anchor - 1, -1):
-            index = index * self.depths[smaller] // self.depths[smaller + 1]
+            ends = _Pair(smaller, self.stages[smaller : smaller + 2]).ends()
+            index = next((end - 1 for end, larger_end in ends if larger_end > index), self.depths[smaller])
         return index
 
     def _tap(self, stitch: Stitch, index: int) -> Tap:
+        if not 0 <= index < self.depths[-1]:
+            raise ValueError(f"out_indices are blocks of the largest anchor, 0 to {self.depths[-1] - 1}; got {index}")
         # A route runs exactly one of the corresponding blocks. Let the route be in the pair (a, a + 1), where block u
         # of a + 1 and block m(u) of a correspond to the index. Within its pair the route runs each group once: the
         # group of m(u), which contains u, either as block m(u) of a or whole in a + 1. This needs m(u) to be the block
         # of u's group, and floor(index * D_a / D_largest) is not always that block: at depths 8, 12, 24 and index 3,
         # u = 1 and m(u) = 0, not 1.
+        if self.scheme == "sliding_window":
+            raise ValueError("out_indices need scheme='two_way' or 'one_way': a sliding window has no layers for taps")
         for segment in stitch.segments:
             block = self.corresponding_block(segment.anchor, index)
             if block in segment:
@@ -282,11 +348,6 @@ class StitchSpace:
             path.append(self._layer_leaving[anchor, block])
             anchor, block = path[-1].target, path[-1].target_block - 1
         return tuple(path)
-
-    def _check_block(self, index: int) -> int:
-        if not 0 <= index < self.depths[-1]:
-            raise ValueError(f"out_indices are blocks of the largest anchor, 0 to {self.depths[-1] - 1}; got {index}")
-        return index
 
     @cached_property
     def _by_key(self) -> dict[int | str, Stitch]:
@@ -313,46 +374,78 @@ class StitchSpace:
     def _why_skipped(self, id_: int) -> str:
         """Why an id between the first and the last one has no stitch."""
         if self.scheme == "one_way":
-            both = StitchSpace.two_way(self.depths)
+            both = StitchSpace.two_way(self.stages)
             if id_ in both:
                 return f"{both[id_].name} changes over to a smaller anchor, which only scheme 'two_way' allows"
         before = max((stitch for stitch in self if stitch.id < id_), key=lambda stitch: stitch.id)
-        larger = _labels(self.depths)[before.segments[-1].anchor]
+        larger = _labels(self.stages)[before.segments[-1].anchor]
         return f"its route would run nothing of the larger anchor, {larger}, after the crossing"
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two neighbouring anchors, ``small`` and ``small + 1``, and their depths."""
+    """Two neighbouring anchors, ``small`` and ``small + 1``, and their stages."""
 
     small: int
-    depths: tuple[int, int]
+    stages: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
-        small, large = self.depths
+        small, large = self.stages
         refused = f"anchors {self.small} and {self.small + 1} cannot be stitched"
-        if not 0 < small <= large:
+        if len(small) != len(large):
+            raise ValueError(f"{refused}: their stages do not correspond; got blocks {small} and {large}")
+        if sum(small) > sum(large):
             raise ValueError(
                 f"{refused}: order the anchors from the smallest to the largest, none deeper than the next; got depths "
-                f"{small} and {large}"
+                f"{sum(small)} and {sum(large)}"
             )
-        if small == 1:
+        if sum(map(min, small, large)) == 1:
             raise ValueError(
                 f"{refused}: a route changes over between two blocks, and an anchor of one block has no such place; "
-                f"got depths {small} and {large}"
+                f"got depths {sum(small)} and {sum(large)}"
             )
 
-    def group_stop(self, small_block: int) -> int:
-        """The first large block after the group of ``small_block``: ceil((small_block + 1) * D1 / D0)."""
-        return -(-(small_block + 1) * self.depths[1] // self.depths[0])
+    def ends(self) -> list[tuple[int, int]]:
+        """The first block after each group, in the small and in the large anchor.
+
+        In a stage where one anchor has ``few`` blocks and the other ``n``, block ``f`` of the former corresponds to the
+        blocks before ``ceil((f + 1) * n / few)`` of the latter.
+        """
+        ends, before = [], (0, 0)
+        for blocks in zip(*self.stages, strict=True):
+            few = min(blocks)
+            for f in range(few):
+                small, large = (start - (-(f + 1) * n // few) for start, n in zip(before, blocks, strict=True))
+                ends.append((small, large))
+            before = ends[-1]
+        return ends
+
+    def windows(self, stage: int) -> Iterator[list[LayerKey]]:
+        """The crossings of SN-Net's sliding window in a stage, those that share a layer together."""
+        n0, n1 = (blocks[stage] for blocks in self.stages)
+        if n0 > n1:
+            raise ValueError(
+                f"anchors {self.small} and {self.small + 1} have {n0} and {n1} blocks in stage {stage}: a sliding "
+                f"window needs no fewer in the larger anchor; add {stage} to skip"
+            )
+        if n0 < n1:
+            windows = [[(k * n0 // n1, k) for k in range(1, n1) if (k - 1) * n0 // n1 == w] for w in range(n0)]
+        elif len(self.stages[0]) > 1:
+            windows = [[(k - 1, k)] for k in range(1, n1)]
+        else:
+            pairs = [[(j, k) for j in (w, w + 1) for k in (w, w + 1)] for w in range(n0 - 1)]
+            windows = [pairs[0]] + [window[1:] for window in pairs[1:]]  # the window before ends with the first
+        start0, start1 = (sum(blocks[:stage]) for blocks in self.stages)
+        for window in filter(None, windows):
+            yield [LayerKey(self.small, start0 + j, self.small + 1, start1 + k) for j, k in window]
 
     def small_to_large(self) -> list[LayerKey]:
-        """One layer at the end of each block of the small anchor."""
-        return [LayerKey(self.small, f, self.small + 1, self.group_stop(f)) for f in range(self.depths[0])]
+        """One layer at the end of each group."""
+        return [LayerKey(self.small, small - 1, self.small + 1, large) for small, large in self.ends()]
 
     def large_to_small(self) -> list[LayerKey]:
         """One layer at the end of each group but the last."""
-        return [LayerKey(self.small + 1, self.group_stop(f) - 1, self.small, f + 1) for f in range(self.depths[0] - 1)]
+        return [LayerKey(self.small + 1, large - 1, self.small, small) for small, large in self.ends()[:-1]]
 
     def routes(self) -> list[tuple[LayerKey, ...]]:
         """The layers of each route in published order (SL, LS, LSL, SLS).
@@ -370,23 +463,59 @@ class _Pair:
         return [*((key,) for key in (*sl, *ls)), *there_and_back]
 
 
-def _labels(depths: Sequence[int]) -> str:
+def _as_stages(stages: Sequence[int | Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """The blocks in each stage of each anchor; a number stands for one stage."""
+    blocks = tuple((one,) if isinstance(one, int) else tuple(one) for one in stages)
+    if not all(one and min(one) >= 1 for one in blocks):
+        raise ValueError(f"an anchor needs at least one block in each stage, got {_shown(blocks)}")
+    return blocks
+
+
+def _shown(stages: Sequence[Sequence[int]]) -> str:
+    """The blocks of anchors, in messages: a number for an anchor of one stage."""
+    return str(tuple(blocks[0] if len(blocks) == 1 else tuple(blocks) for blocks in stages))
+
+
+def _labels(stages: Sequence[Sequence[int]]) -> str:
     """One letter for each anchor, for names and kinds."""
-    if not 2 <= len(depths) <= len(ascii_uppercase):
+    if not 2 <= len(stages) <= len(ascii_uppercase):
         most = len(ascii_uppercase)
-        raise ValueError(f"a stitch space takes two anchors or more, {most} at most; got depths {tuple(depths)}")
-    return {2: "SL", 3: "SML"}.get(len(depths), ascii_uppercase[: len(depths)])
+        raise ValueError(f"a stitch space takes two anchors or more, {most} at most; got blocks {_shown(stages)}")
+    return {2: "SL", 3: "SML"}.get(len(stages), ascii_uppercase[: len(stages)])
 
 
-def _stitch(labels: str, depths: Sequence[int], id_: int, start: int, layers: tuple[LayerKey, ...] = ()) -> Stitch:
-    """Build the route from the stem of anchor ``start`` through ``layers`` to the end."""
-    anchors = [start, *(key.target for key in layers)]
-    starts = [0, *(key.target_block for key in layers)]
-    stops = [*(key.source_block + 1 for key in layers), depths[anchors[-1]]]
-    segments = tuple(Segment(*bounds) for bounds in zip(anchors, starts, stops, strict=True))
-    kind = "".join(labels[anchor] for anchor in anchors)
-    if not layers:
-        return Stitch(id_, kind, kind, segments)
-    entries = [layers[0].source_block, *starts[1:]]
-    name = "-".join(f"{label}{block}" for label, block in zip(kind, entries, strict=True))
-    return Stitch(id_, name, kind, segments, layers)
+class _Routes:
+    """Makes the stitches over anchors of these stages."""
+
+    def __init__(self, stages: tuple[tuple[int, ...], ...]) -> None:
+        self.stages = stages
+        self.labels = _labels(stages)
+
+    def anchors(self) -> Iterator[Stitch]:
+        """The routes through one anchor."""
+        return (self.stitch(index, index) for index in range(len(self.stages)))
+
+    def stitch(
+        self, id_: int, start: int, crossings: Sequence[LayerKey] = (), layers: Sequence[LayerKey] | None = None
+    ) -> Stitch:
+        """The route from the stem of anchor ``start`` through ``crossings`` to the end.
+
+        Args:
+            layers: the key of the layer at each crossing, by default the crossing's own.
+        """
+        anchors = [start, *(key.target for key in crossings)]
+        starts = [0, *(key.target_block for key in crossings)]
+        stops = [*(key.source_block + 1 for key in crossings), sum(self.stages[anchors[-1]])]
+        segments = tuple(Segment(*bounds) for bounds in zip(anchors, starts, stops, strict=True))
+        kind = "".join(self.labels[anchor] for anchor in anchors)
+        if not crossings:
+            return Stitch(id_, kind, kind, segments)
+        blocks = zip(anchors, [crossings[0].source_block, *starts[1:]], strict=True)
+        name = "-".join(self.labels[anchor] + self._place(anchor, block) for anchor, block in blocks)
+        return Stitch(id_, name, kind, segments, tuple(crossings if layers is None else layers))
+
+    def _place(self, anchor: int, block: int) -> str:
+        """A block in names: its number in a stage, after the stage's if there are several."""
+        ends = list(accumulate(self.stages[anchor]))
+        stage = bisect(ends, block)
+        return f"{stage}.{block - ends[stage] + self.stages[anchor][stage]}" if len(ends) > 1 else str(block)
