@@ -3,9 +3,7 @@
 So configs of mmseg and mmdet find their modules as ``mmsnnet.NAME``.
 """
 
-from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
 
 try:
     from mmengine import registry as mmengine_registry
@@ -23,13 +21,14 @@ class ToolboxRegistry(Registry):
     So a user of one toolbox need not install the other, and other modules load no toolbox.
 
     Args:
+        parent: mmengine's registry for the same kind of objects.
+        locations: the Python modules that register all other names.
         on_demand: the Python module that registers a name, for each such name.
-        args, kwargs: as of mmengine's ``Registry``.
     """
 
-    def __init__(self, *args: Any, on_demand: Mapping[str, str], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._on_demand = dict(on_demand)
+    def __init__(self, parent: Registry, *locations: str, **on_demand: str) -> None:
+        super().__init__(parent.name, scope="mmsnnet", parent=parent, locations=list(locations))
+        self._on_demand = on_demand
 
     def get(self, key: str) -> type | None:
         name = key.removeprefix(f"{self.scope}.")
@@ -47,70 +46,42 @@ class ToolboxRegistry(Registry):
 
 
 MODELS = ToolboxRegistry(
-    "model",
-    scope="mmsnnet",
-    parent=mmengine_registry.MODELS,
-    locations=["mmsnnet.models"],
-    on_demand={
-        "CascadeEncoderDecoder": "mmsnnet.models.segmentors.encoder_decoder",  # mmseg
-        "DPTDepthHead": "mmsnnet.models.decode_heads.dpt_depth_head",  # mmseg
-        "DepthEstimator": "mmsnnet.models.segmentors.encoder_decoder",  # mmseg
-        "EncoderDecoder": "mmsnnet.models.segmentors.encoder_decoder",  # mmseg
-        "LinearHead": "mmsnnet.models.decode_heads.linear_head",  # mmseg
-        "SegDataPreProcessor": "mmsnnet.models.data_preprocessors.seg_data_preprocessor",  # mmseg
-    },
+    mmengine_registry.MODELS,
+    "mmsnnet.models",
+    CascadeEncoderDecoder="mmsnnet.models.segmentors.encoder_decoder",  # mmseg
+    DPTDepthHead="mmsnnet.models.decode_heads.dpt_depth_head",  # mmseg
+    DepthEstimator="mmsnnet.models.segmentors.encoder_decoder",  # mmseg
+    EncoderDecoder="mmsnnet.models.segmentors.encoder_decoder",  # mmseg
+    LinearHead="mmsnnet.models.decode_heads.linear_head",  # mmseg
+    SegDataPreProcessor="mmsnnet.models.data_preprocessors.seg_data_preprocessor",  # mmseg
 )
-MODEL_WRAPPERS = Registry(
-    "model wrapper",
-    scope="mmsnnet",
-    parent=mmengine_registry.MODEL_WRAPPERS,
-    locations=["mmsnnet.models", "mmsnnet.engine.sharding"],
-)
-HOOKS = Registry("hook", scope="mmsnnet", parent=mmengine_registry.HOOKS, locations=["mmsnnet.engine"])
-LOOPS = Registry("loop", scope="mmsnnet", parent=mmengine_registry.LOOPS, locations=["mmsnnet.engine"])
-STRATEGIES = Registry(
-    "strategy", scope="mmsnnet", parent=mmengine_registry.STRATEGIES, locations=["mmsnnet.engine.sharding"]
-)
-OPTIMIZERS = Registry("optimizer", scope="mmsnnet", parent=mmengine_registry.OPTIMIZERS, locations=["mmsnnet.engine"])
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    "optimizer wrapper constructor",
-    scope="mmsnnet",
-    parent=mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS,
-    locations=["mmsnnet.engine"],
-)
+MODEL_WRAPPERS = ToolboxRegistry(mmengine_registry.MODEL_WRAPPERS, "mmsnnet.models", "mmsnnet.engine.sharding")
+HOOKS = ToolboxRegistry(mmengine_registry.HOOKS, "mmsnnet.engine")
+LOOPS = ToolboxRegistry(mmengine_registry.LOOPS, "mmsnnet.engine")
+STRATEGIES = ToolboxRegistry(mmengine_registry.STRATEGIES, "mmsnnet.engine.sharding")
+OPTIMIZERS = ToolboxRegistry(mmengine_registry.OPTIMIZERS, "mmsnnet.engine")
+OPTIM_WRAPPER_CONSTRUCTORS = ToolboxRegistry(mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS, "mmsnnet.engine")
 DATASETS = ToolboxRegistry(
-    "dataset",
-    scope="mmsnnet",
-    parent=mmengine_registry.DATASETS,
-    locations=["mmsnnet.datasets"],
-    on_demand={
-        "CocoDataset": "mmsnnet.datasets.coco",  # mmdet
-        "ImageNet": "mmsnnet.datasets.imagenet",  # make_shapes.py does without mmengine
-    },
+    mmengine_registry.DATASETS,
+    "mmsnnet.datasets",
+    CocoDataset="mmsnnet.datasets.coco",  # mmdet
+    ImageNet="mmsnnet.datasets.imagenet",  # make_shapes.py does without mmengine
 )
 TRANSFORMS = ToolboxRegistry(
-    "transform",
-    scope="mmsnnet",
-    parent=mmengine_registry.TRANSFORMS,
-    locations=["mmsnnet.datasets"],
-    on_demand={
-        "LoadDepth": "mmsnnet.datasets.transforms.depth",  # mmseg
-        "LoadImage": "mmsnnet.datasets.transforms.image",  # mmcv
-        "LoadPillowImage": "mmsnnet.datasets.transforms.classification",
-        "LoadSegLabels": "mmsnnet.datasets.transforms.segmentation",  # mmseg
-        "NYUCrop": "mmsnnet.datasets.transforms.depth",  # mmcv
-        "PackClsInputs": "mmsnnet.datasets.transforms.classification",
-        "RandomColor": "mmsnnet.datasets.transforms.depth",  # mmcv
-        "TimmTransform": "mmsnnet.datasets.transforms.classification",
-    },
+    mmengine_registry.TRANSFORMS,
+    "mmsnnet.datasets",
+    LoadDepth="mmsnnet.datasets.transforms.depth",  # mmseg
+    LoadImage="mmsnnet.datasets.transforms.image",  # mmcv
+    LoadPillowImage="mmsnnet.datasets.transforms.classification",
+    LoadSegLabels="mmsnnet.datasets.transforms.segmentation",  # mmseg
+    NYUCrop="mmsnnet.datasets.transforms.depth",  # mmcv
+    PackClsInputs="mmsnnet.datasets.transforms.classification",
+    RandomColor="mmsnnet.datasets.transforms.depth",  # mmcv
+    TimmTransform="mmsnnet.datasets.transforms.classification",
 )
 METRICS = ToolboxRegistry(
-    "metric",
-    scope="mmsnnet",
-    parent=mmengine_registry.METRICS,
-    locations=["mmsnnet.evaluation"],
-    on_demand={
-        "Accuracy": "mmsnnet.evaluation.metrics.accuracy",  # operating points do without mmengine
-        "CocoMetric": "mmsnnet.evaluation.metrics.coco_metric",  # mmdet
-    },
+    mmengine_registry.METRICS,
+    "mmsnnet.evaluation",
+    Accuracy="mmsnnet.evaluation.metrics.accuracy",  # operating points do without mmengine
+    CocoMetric="mmsnnet.evaluation.metrics.coco_metric",  # mmdet
 )

@@ -8,7 +8,7 @@ import re
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -64,9 +64,8 @@ class BenchmarkSettings:
                 raise SettingError(f"{name} is at least 1, got {getattr(self, name)}")
         if self.precision not in PRECISIONS:
             raise SettingError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
-        if self.compile is not None and self.compile not in torch.compiler.list_backends(exclude_tags=()):
-            backends = ", ".join(torch.compiler.list_backends(exclude_tags=()))
-            raise SettingError(f"torch.compile has no backend {self.compile!r}; it has {backends}")
+        if self.compile is not None and self.compile not in (backends := torch.compiler.list_backends(exclude_tags=())):
+            raise SettingError(f"torch.compile has no backend {self.compile!r}; it has {', '.join(backends)}")
 
 
 def benchmark_stitches(
@@ -108,7 +107,8 @@ def benchmark_stitches(
     chosen = backbone.space.select(stitches)
     shape = backbone.img_size if input_shape is None else input_shape
     device = _checked_device(next(model.parameters()).device if device is None else device, settings)
-    with _current(device):
+    # The current GPU is that of streams, events and graphs.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         options: dict[str, Any] = dict(dtype=PRECISIONS[settings.precision])
         if settings.channels_last:
@@ -197,16 +197,6 @@ def _checked_device(device: str | torch.device, settings: BenchmarkSettings) -> 
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingError(f"there is no device {str(device)!r}: PyTorch finds {torch.cuda.device_count()} GPUs")
     return device
-
-
-@contextmanager
-def _current(device: torch.device) -> Iterator[None]:
-    """Make a GPU the current one, for streams, events and graphs."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            yield
-    else:
-        yield
 
 
 def _deployed(model: BaseModel) -> BaseModel:

@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 
 from mmsnnet.errors import DataError, MissingFileError
+from mmsnnet.files.reading import join_names
 from mmsnnet.registry import DATASETS
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
@@ -63,8 +64,9 @@ class ImageNet(BaseDataset):
         if train.is_dir() and (expected := _classes(train)) != classes:
             missing, unknown = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
             raise DataError(
-                f"{folder} must have the class folders of {train}: {len(missing)} are missing ({_few(missing)}), "
-                f"{len(unknown)} are not among them ({_few(unknown)})"
+                f"{folder} must have the class folders of {train}: "
+                f"{len(missing)} are missing ({join_names(missing, 3) or 'none'}), "
+                f"{len(unknown)} are not among them ({join_names(unknown, 3) or 'none'})"
             )
         self._metainfo["classes"] = classes
         return [
@@ -98,7 +100,3 @@ def _images(folder: Path) -> list[str]:
     if not names:
         raise DataError(f"{folder}: the class has no images")
     return [os.path.join(folder, name) for name in names]
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"

@@ -1,13 +1,11 @@
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
-from mmsnnet.engine.hooks import (
-    AtomicCheckpointHook,
-    ConsistencyHook,
-    ProgressHook,
-    ResumeHook,
-    StitchInitHook,
-    StitchLogHook,
-    StrictLoadHook,
-)
+from mmsnnet.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
+from mmsnnet.engine.hooks.consistency_hook import ConsistencyHook
+from mmsnnet.engine.hooks.progress_hook import ProgressHook
+from mmsnnet.engine.hooks.resume_hook import ResumeHook
+from mmsnnet.engine.hooks.stitch_init_hook import StitchInitHook
+from mmsnnet.engine.hooks.stitch_log_hook import StitchLogHook
+from mmsnnet.engine.hooks.strict_load_hook import StrictLoadHook
 from mmsnnet.engine.optimizers import StitchOptimWrapperConstructor
 from mmsnnet.engine.runner import (
     StitchEpochBasedTrainLoop,

@@ -67,7 +67,7 @@ def check_loader(model: nn.Module, loader: DataLoader, setting: str, training: b
             f"{setting} has no batch: its data set has {samples} samples, batch_size={loader.batch_size}, "
             f"drop_last={loader.drop_last}. Lower {setting}.batch_size, or leave out drop_last"
         )
-    datasets = _datasets(loader, setting)
+    datasets = list(unwrapped_datasets(loader.dataset, f"{setting}.dataset"))
     for place, dataset in datasets:
         _check_classes(model, dataset, place)
         _check_files(dataset, place)
@@ -86,7 +86,8 @@ def check_same_classes(first: DataLoader, second: DataLoader) -> None:
     Raises:
         SettingError: they have the same names in another order, or are not as many.
     """
-    names = [[str(name) for name in _classes(_datasets(loader, "")[0][1]) or ()] for loader in (first, second)]
+    datasets = [next(unwrapped_datasets(loader.dataset))[1] for loader in (first, second)]
+    names = [[str(name) for name in _classes(dataset) or ()] for dataset in datasets]
     if names[0] == names[1] or not all(names):
         return
     one, other = next(pair for pair in zip_longest(*names) if pair[0] != pair[1])
@@ -108,11 +109,6 @@ def _load_samples(dataset: Any, indices: Sequence[int]) -> list[Any]:
     with kept_generators():
         seed_generators(0)
         return [dataset[index] for index in indices]
-
-
-def _datasets(loader: DataLoader, setting: str) -> list[tuple[str, Any]]:
-    """The data sets of a loader without their wrappers, each with the name of its setting."""
-    return list(unwrapped_datasets(loader.dataset, f"{setting}.dataset"))
 
 
 def _classes(dataset: Any) -> Any:

@@ -21,6 +21,8 @@ LOWER_IS_BETTER = (
     r"abs_rel|sq_rel|rmse|rmse_log|log10|silog",  # mmseg's DepthMetric
     r"(.+[._])?loss([._].+)?|latency_ms",
 )
+# The items of COCO's metrics of boxes and of masks.
+COCO_ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
 def higher_is_better(metric: str) -> bool:
@@ -63,9 +65,9 @@ def known_names(metric: Any) -> tuple[str, ...] | None:
     """
     computes = next((cls for cls in type(metric).__mro__ if "compute_metrics" in vars(cls)), None)
     evaluates = next((cls for cls in type(metric).__mro__ if "evaluate" in vars(cls)), None)
-    if computes is None or evaluates is None or _path(evaluates) != "mmengine.evaluator.metric.BaseMetric":
+    if computes is None or evaluates is None or class_path(evaluates) != "mmengine.evaluator.metric.BaseMetric":
         return None
-    names = NAMES.get(_path(computes))
+    names = NAMES.get(class_path(computes))
     if names is None:
         return None
     unprefixed = () if getattr(metric, "format_only", False) else dict.fromkeys(names(metric))
@@ -73,7 +75,8 @@ def known_names(metric: Any) -> tuple[str, ...] | None:
     return tuple(f"{prefix}/{name}" if prefix else name for name in unprefixed)
 
 
-def _path(cls: type) -> str:
+def class_path(cls: type) -> str:
+    """The name of a class with its module, by which it is looked up."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -92,8 +95,7 @@ def _names_of_coco(metric: Any) -> Iterable[str]:
             recalls = ("AR@100", "AR@300", "AR@1000", "AR_s@1000", "AR_m@1000", "AR_l@1000")
             yield from metric.metric_items or recalls
         else:
-            items = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
-            yield from (f"{family}_{item}" for item in metric.metric_items or items)
+            yield from (f"{family}_{item}" for item in metric.metric_items or COCO_ITEMS)
             if metric.classwise:
                 yield from (f"{name}_precision" for name in classes)
 
@@ -106,13 +108,9 @@ def _names_of_voc(metric: Any) -> Iterable[str]:
     return (*recalls, *(f"AR@{number}" for number in numbers if len(thresholds) > 1))
 
 
-def _no_names(metric: Any) -> Iterable[str]:
-    return ()
-
-
 # The names that a class gives without a prefix, by the class that defines ``compute_metrics``.
 NAMES: Mapping[str, Callable[[Any], Iterable[str]]] = {
-    "mmengine.evaluator.metric.DumpResults": _no_names,
+    "mmengine.evaluator.metric.DumpResults": lambda _: (),
     "mmseg.evaluation.metrics.iou_metric.IoUMetric": _names_of_segmentation,
     "mmseg.evaluation.metrics.depth_metric.DepthMetric": lambda metric: metric.metrics,
     "mmseg.evaluation.metrics.citys_metric.CityscapesMetric": lambda _: (
@@ -121,7 +119,7 @@ NAMES: Mapping[str, Callable[[Any], Iterable[str]]] = {
     ),
     "mmdet.evaluation.metrics.coco_metric.CocoMetric": _names_of_coco,
     "mmdet.evaluation.metrics.cityscapes_metric.CityScapesMetric": lambda _: ("mAP", "AP@50"),
-    "mmdet.evaluation.metrics.dump_proposals_metric.DumpProposals": _no_names,
+    "mmdet.evaluation.metrics.dump_proposals_metric.DumpProposals": lambda _: (),
     "mmdet.evaluation.metrics.faster_coco_metric.FasterCocoMetric": _names_of_coco,
     "mmdet.evaluation.metrics.voc_metric.VOCMetric": _names_of_voc,
     "mmsnnet.evaluation.metrics.accuracy.Accuracy": lambda metric: [f"top{k}" for k in metric.topk],

@@ -115,8 +115,12 @@ def _every_proposal(model: BaseModel) -> Iterator[list[Any]]:
         proposer = getattr(model, "rpn_head", None)
         if proposer is not None and hasattr(proposer, "predict_by_feat"):
             stack.enter_context(_replaced(proposer, "predict_by_feat", _propose(proposer, read)))
-        for extractor in _roi_extractors(model):
-            stack.enter_context(_replaced(extractor, "forward", _extract(extractor, read)))
+        if hasattr(model, "roi_head"):
+            from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+            for module in model.modules():
+                if isinstance(module, SingleRoIExtractor):
+                    stack.enter_context(_replaced(module, "forward", _extract(module, read)))
         yield read
 
 
@@ -128,14 +132,6 @@ def _propose(proposer: RPNHead, read: list[Any]) -> Callable[..., list[InstanceD
         return [InstanceData(bboxes=maps[0][0].new_zeros(number, 4)) for _ in batch_img_metas]
 
     return propose
-
-
-def _roi_extractors(model: BaseModel) -> list[SingleRoIExtractor]:
-    if not hasattr(model, "roi_head"):
-        return []
-    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
-
-    return [module for module in model.modules() if isinstance(module, SingleRoIExtractor)]
 
 
 def _extract(extractor: SingleRoIExtractor, read: list[Any]) -> Callable[..., Tensor]:

@@ -21,7 +21,7 @@ from torch import nn
 from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Anchor, Component
 from mmsnnet.stitching.features import Features
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
-from mmsnnet.stitching.route_parts import AnchorPart, Part, classifier_parts, tap_parts
+from mmsnnet.stitching.route_parts import AnchorPart, Part, classifier_parts, parts_run, tap_parts
 from mmsnnet.stitching.space import Stitch, StitchSpace
 from mmsnnet.stitching.stitching_layer import StitchingLayer
 
@@ -64,9 +64,7 @@ class CostModel:
 
         Routes have taps at ``out_indices``, or end in a classifier if ``out_indices`` is None.
         """
-        if out_indices is None:
-            return {stitch.id: self.classifier(stitch) for stitch in self.space}
-        return {stitch.id: self.stitch(stitch, out_indices) for stitch in self.space}
+        return {stitch.id: self._total(parts_run(self.space, stitch, out_indices)) for stitch in self.space}
 
     def _total(self, parts: Sequence[Part]) -> Cost:
         return sum((self.parts[part] for part in dict.fromkeys(parts)), Cost())
@@ -108,32 +106,19 @@ def _anchor_costs(anchor: Anchor, input_shape: tuple[int, int]) -> dict[Componen
             # fvcore cannot trace a convolution on the meta device, so the stem is counted on its own device.
             image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
             with evaluation_mode(anchor), torch.autocast(image.device.type, enabled=False):
-                costs[STEM] = Cost(count_flops(_Call(partial(_run_stem, anchor), anchor), image), params)
+                costs[STEM] = Cost(count_flops(_Call(anchor, anchor.stem), image), params)
         elif component == CLASSIFIER:
-            features = geometry[-1]
-            call = _Call(partial(_run_classifier, outline, features), outline)
-            costs[CLASSIFIER] = Cost(count_flops(call, features.data), params)
+            call = _Call(outline, outline.classify, geometry[-1])
+            costs[CLASSIFIER] = Cost(count_flops(call, geometry[-1].data), params)
         elif component.role == "block":
             block = component.block
             kind = anchor.kind(block)
             if kind not in by_kind:
                 entering = geometry[block].to(outline.layout(block))
-                call = _Call(partial(_run_block, outline, block, entering), outline.block(block))
+                call = _Call(outline.block(block), partial(outline.call, block), entering)
                 by_kind[kind] = Cost(count_flops(call, entering.data), params)
             costs[component] = by_kind[kind]
     return costs
-
-
-def _run_stem(anchor: Anchor, images: torch.Tensor) -> torch.Tensor:
-    return anchor.stem(images).data
-
-
-def _run_block(anchor: Anchor, block: int, features: Features, data: torch.Tensor) -> torch.Tensor:
-    return anchor.call(block, features.with_data(data)).data
-
-
-def _run_classifier(anchor: Anchor, features: Features, data: torch.Tensor) -> torch.Tensor:
-    return anchor.classify(features.with_data(data))
 
 
 def count_flops(module: nn.Module, *inputs: Any) -> int:
@@ -155,15 +140,20 @@ def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 class _Call(nn.Module):
-    """Wraps a function that runs a module, so that fvcore can trace it."""
+    """A function that runs a module, as a module of tensors, so that fvcore can trace it.
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], module: nn.Module) -> None:
+    The function takes images, or features like ``features``.
+    """
+
+    def __init__(self, module: nn.Module, function: Callable[[Any], Any], features: Features | None = None) -> None:
         super().__init__()
-        self.function = function
         self.module = module
+        self.function = function
+        self.features = features
 
     def forward(self, data: torch.Tensor) -> torch.Tensor:
-        return self.function(data)
+        result = self.function(data if self.features is None else self.features.with_data(data))
+        return result.data if isinstance(result, Features) else result
 
 
 def _numel(parameters: Any) -> int:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from mmsnnet.stitching.windows import Grid, from_windows, to_windows
 
-__all__ = ["Features", "Grid", "Layout"]
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:

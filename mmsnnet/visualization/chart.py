@@ -67,10 +67,6 @@ class Chart:
         return dict(zip(kinds, _kind_colours(len(kinds)), strict=True))
 
     @property
-    def has_anchors(self) -> bool:
-        return any(point.is_anchor for run in self.runs for point in run)
-
-    @property
     def x_label(self) -> str:
         devices = {run.benchmark.get("device") for run in self.runs} if self.cost == "latency_ms" else {None}
         on = f" on {devices.pop()}" if len(devices) == 1 and None not in devices else ""

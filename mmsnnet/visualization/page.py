@@ -7,9 +7,10 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from mmsnnet.evaluation.operating_points import OperatingPoint, OperatingPoints
+from mmsnnet.stitching.space import StitchSpace
 from mmsnnet.visualization.chart import Chart, flops_unit
 from mmsnnet.visualization.references import SOURCE, Reference, Reported
-from mmsnnet.visualization.routes import full_space, route_lines
+from mmsnnet.visualization.routes import route_lines
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -156,7 +157,7 @@ def _hovers(chart: Chart, index: int) -> list[str]:
     """Hover text of each point of a run, in plotly's HTML tags."""
     run = chart.runs[index]
     on_front = {point.id for point in chart.fronts[index]}
-    space = None if run.depths is None else full_space(run.depths)
+    space = None if run.depths is None else StitchSpace.of("two_way", run.depths)
     texts = []
     for point in run:
         lines = [f"<b>{_escape(point.name)}</b>  id {point.id}, {_escape(point.kind)}"]

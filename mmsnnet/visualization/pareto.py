@@ -191,7 +191,7 @@ def _add_legends(figure: Figure, chart: Chart, header: Sequence[tuple[Artist, st
     dot: Mapping[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 7, "markeredgecolor": "white"}
     entries = [(Line2D([], [], color=colour, **dot), kind) for kind, colour in chart.colours.items()]
     entries.append((Line2D([], [], color="0.15", lw=1.3, marker="o", markerfacecolor="none"), "Pareto front"))
-    if chart.has_anchors:
+    if any(point.is_anchor for run in chart.runs for point in run):
         entries.append((Line2D([], [], **STAR, markersize=13), "anchor"))
     handles, labels = zip(*entries, strict=True)
     columns = math.ceil(len(entries) / math.ceil(len(entries) / LEGEND_COLUMNS))

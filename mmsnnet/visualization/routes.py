@@ -37,17 +37,12 @@ def route_lines(space: StitchSpace, stitch: Stitch) -> list[str]:
         L ■■■■■■······■■■■■■■■■■■■
     """
     lines: list[str] = []
-    for anchor, depth in zip(full_space(space.depths).anchors, space.depths, strict=True):
+    for anchor, depth in zip(StitchSpace.of("two_way", space.depths).anchors, space.depths, strict=True):
         line = [" "] * max(space.depths)
         for block in range(depth):
             line[-(-block * len(line) // depth)] = RUN if _runs(stitch, len(lines), block) else NOT_RUN
         lines.append(f"{anchor.name} {''.join(line).rstrip()}")
     return lines
-
-
-def full_space(depths: Sequence[int]) -> StitchSpace:
-    """Space of all stitches of anchors with these depths, smallest first."""
-    return StitchSpace.single(*depths) if len(depths) == 1 else StitchSpace.two_way(depths)
 
 
 @needs_extra("viz")
@@ -76,7 +71,7 @@ def draw_route(
 
         figure = Figure(figsize=_figure_size(space, 1, 1), dpi=150, layout="constrained", facecolor="white")
         axes = figure.add_subplot()
-    letters = [anchor.name for anchor in full_space(space.depths).anchors]
+    letters = [anchor.name for anchor in StitchSpace.of("two_way", space.depths).anchors]
     for anchor, depth in enumerate(space.depths):
         axes.text(-0.5, anchor, letters[anchor], ha="right", va="center", fontsize=12, fontweight="bold")
         for block in range(depth):

@@ -12,12 +12,10 @@ def polygons(mask: np.ndarray) -> list[list[int]]:
 
     COCO's polygons cannot have holes, so a region is cut in two at a hole.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    if not mask.any():
         return []
-    top, left = int(rows[0]), int(columns[0])
-    window = mask[top : rows[-1] + 1, left : columns[-1] + 1]
-    loops = _outlines(window)
+    left, top, width, height = bounding_box(mask)
+    loops = _outlines(mask[top : top + height, left : left + width])
     hole = next((loop for loop in loops if _area(loop) < 0), None)
     if hole is None:
         return [[number for y, x in loop for number in (x + left, y + top)] for loop in loops]

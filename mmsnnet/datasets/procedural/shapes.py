@@ -21,28 +21,6 @@ HUE_SHARE, HUE_SPREAD = 0.9, 0.03
 """Share of shapes with the hue of their class, and its standard deviation (hues run from 0 to 1)."""
 
 
-# Each function tests points (u, v) in the frame of a shape. The sizes give all shapes about the same area.
-def _inside_disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return u**2 + v**2 <= 0.85**2
-
-
-def _inside_square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(abs(u), abs(v)) <= 0.75
-
-
-def _inside_triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(abs(u) * np.sqrt(3) / 2 + v / 2, -v) <= 0.55
-
-
-def _inside_ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    squared = u**2 + v**2
-    return (squared <= 1) & (squared >= 0.6**2)
-
-
-def _inside_cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return (np.maximum(abs(u), abs(v)) <= 0.95) & (np.minimum(abs(u), abs(v)) <= 0.28)
-
-
 def _inside_star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     tip, notch, half = 1.15, 0.48, np.pi / 5
     # By symmetry, the angle to the nearest of five tips leaves one edge to test, from (tip, 0) to the notch.
@@ -52,18 +30,15 @@ def _inside_star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return (x - tip) * notch * np.sin(half) <= y * (notch * np.cos(half) - tip)
 
 
-def _inside_bar(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return (abs(u) <= 1.2) & (abs(v) <= 0.25)
-
-
+# Each function tests points (u, v) in the frame of a shape. The sizes give all shapes about the same area.
 _INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "disc": _inside_disc,
-    "square": _inside_square,
-    "triangle": _inside_triangle,
-    "ring": _inside_ring,
-    "cross": _inside_cross,
+    "disc": lambda u, v: u**2 + v**2 <= 0.85**2,
+    "square": lambda u, v: np.maximum(abs(u), abs(v)) <= 0.75,
+    "triangle": lambda u, v: np.maximum(abs(u) * np.sqrt(3) / 2 + v / 2, -v) <= 0.55,
+    "ring": lambda u, v: (u**2 + v**2 <= 1) & (u**2 + v**2 >= 0.6**2),
+    "cross": lambda u, v: (np.maximum(abs(u), abs(v)) <= 0.95) & (np.minimum(abs(u), abs(v)) <= 0.28),
     "star": _inside_star,
-    "bar": _inside_bar,
+    "bar": lambda u, v: (abs(u) <= 1.2) & (abs(v) <= 0.25),
 }
 OUTLINES = tuple(_INSIDE)
 CLASSES = ("background", *OUTLINES)

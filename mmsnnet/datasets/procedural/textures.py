@@ -55,14 +55,7 @@ def noise(rng: np.random.Generator, along: np.ndarray, across: np.ndarray) -> np
     return np.clip((total / weight - 0.5) * 2 + 0.5, 0, 1)
 
 
-PATTERNS = {
-    "plain": plain,
-    "gradient": gradient,
-    "stripes": stripes,
-    "checks": checks,
-    "dots": dots,
-    "noise": noise,
-}
+PATTERNS = {pattern.__name__: pattern for pattern in (plain, gradient, stripes, checks, dots, noise)}
 _DRAWN_FROM = (*PATTERNS, "noise")  # noise twice as often
 
 

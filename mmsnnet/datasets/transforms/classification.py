@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import Compose, RandomCrop, Resize
 
-from mmsnnet.datasets.transforms.headers import read_header
+from mmsnnet.datasets.transforms.headers import read_picture
 from mmsnnet.datasets.transforms.orientation import rotate_upright
 from mmsnnet.datasets.transforms.pixels import check_max_value, decode, to_byte_range
-from mmsnnet.errors import DataError, MissingFileError, SettingError
+from mmsnnet.errors import DataError, SettingError
 from mmsnnet.registry import TRANSFORMS
 
 CROP_MODES = ("rrc", "rkrc", "rkrr", "src")
@@ -44,13 +43,7 @@ class LoadPillowImage:
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         path = results["img_path"]
-        try:
-            content = Path(path).read_bytes()
-        except FileNotFoundError:
-            raise MissingFileError(f"no image {path}") from None
-        except OSError as error:
-            raise DataError(f"{path}: expected an image, found a file that cannot be read ({error})") from error
-        header = read_header(content, path)
+        content, header = read_picture(path)
         tiff = header.tiff
         if header.has_unknown_band:
             raise DataError(f"{path} has bands that are neither colours nor alpha: LoadPillowImage reads three colours")

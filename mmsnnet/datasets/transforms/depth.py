@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
-from mmengine import fileio
 from mmseg.datasets.transforms import LoadDepthAnnotation
 
-from mmsnnet.datasets.transforms.headers import read_header
+from mmsnnet.datasets.transforms.headers import read_picture
 from mmsnnet.datasets.transforms.orientation import check_map
 from mmsnnet.datasets.transforms.pixels import decode, describe
-from mmsnnet.errors import DataError, MissingFileError, SettingError
+from mmsnnet.errors import DataError, SettingError
 from mmsnnet.registry import TRANSFORMS
 
 
@@ -50,25 +49,11 @@ class LoadDepth(LoadDepthAnnotation):
         path = results.get("depth_map_path")
         if not path:
             return results
-        try:
-            content = fileio.get(path, self.backend_args)
-        except FileNotFoundError:
-            raise MissingFileError(f"no depth map {path} for the image {results['img_path']}") from None
-        header = read_header(content, path)
-        try:
-            values = decode(content, header, path, "cv2", "unchanged", "a depth map (a 16-bit PNG of one channel)")
-        except DataError as error:
-            raise DataError(
-                f"{path}: a depth map must be a 16-bit PNG of one channel, found no image: {error}"
-            ) from error
+        content, header = read_picture(path, self.backend_args, "depth map", results["img_path"])
+        values = decode(content, header, path, "cv2", "unchanged", "a depth map (a 16-bit PNG of one channel)")
         if values.dtype != np.uint16 or values.ndim != 2:
             raise DataError(f"{path}: a depth map must be a 16-bit PNG of one channel, found {describe(values)}")
-        check_map(path, header, results, self.backend_args)
-        if values.shape != tuple(results["ori_shape"]):
-            raise DataError(
-                f"{path}: a depth map must have the size of its image, found {values.shape} for {results['img_path']} "
-                f"of {tuple(results['ori_shape'])} (height, width)"
-            )
+        check_map(path, "depth map", values.shape, header, results, self.backend_args)
         depth = values.astype(np.float32) * np.float32(self.depth_rescale_factor)
         if not ((depth > 0) & (depth < self.max_depth)).any():
             raise DataError(

@@ -9,15 +9,15 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from mmengine import fileio
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from mmsnnet.errors import DataError
+from mmsnnet.errors import DataError, MissingFileError
 
 ORIENTATION = 0x0112
 """EXIF tag for how to rotate a picture; TIFF has the same tag."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # by the type of a tag
 _PALETTE, _CMYK = 3, 5
@@ -75,7 +75,7 @@ class Header:
 
     Attributes:
         orientation: the EXIF orientation, 1 to 8; 1 (upright) for files without one.
-        size: (height, width) as stored; None if it was not read, or only a decoder can tell.
+        size: (height, width) as stored; None if the file is damaged or of an unknown format.
         bits: of a value.
         is_gray: whether it has one channel and no palette.
         has_unknown_band: whether it has a band that is neither a colour nor alpha.
@@ -90,25 +90,45 @@ class Header:
     tiff: Tiff | None = None
 
 
+def read_picture(
+    path: str, backend_args: dict | None = None, kind: str = "image", image: str | None = None
+) -> tuple[bytes, Header]:
+    """Read a file and its header.
+
+    Args:
+        path: of the file.
+        backend_args: arguments of mmengine's file backend.
+        kind: the kind of file, for messages.
+        image: the image of a label map or depth map, for messages.
+
+    Raises:
+        MissingFileError: the file does not exist.
+        DataError: the file cannot be read, is a damaged TIFF, or larger than Pillow's limit.
+    """
+    try:
+        content = fileio.get(path, backend_args=backend_args)
+    except FileNotFoundError:
+        raise MissingFileError(f"no {kind} {path}{f' for the image {image}' if image else ''}") from None
+    except OSError as error:
+        raise DataError(f"{kind} {path} cannot be read: {error}") from error
+    return content, read_header(content, path)
+
+
 def read_header(content: bytes, path: str) -> Header:
     """Read the header of a file.
-
-    For speed, only the segments before the pixels of a JPEG are read, which do not give its size.
 
     Raises:
         DataError: the file is a damaged TIFF, or larger than Pillow's limit.
     """
     if content.startswith(_TIFF):
         return _tiff_header(content, path)
-    if content.startswith(_JPEG) and (orientation := _jpeg_orientation(content)) is not None:
-        return Header(orientation)
     try:
         with Image.open(BytesIO(content)) as image:
             return Header(
                 orientation=_orientation(image, content),
                 size=(image.height, image.width),
                 bits=_bits(image, content),
-                is_gray=_is_gray(image, content),
+                is_gray=content[25] == 0 if image.format == "PNG" else image.mode in ("1", "L", "I;16", "I", "F"),
                 # The standard has no such file. OpenCV and Pillow treat its fourth channel as alpha.
                 has_unknown_band=image.format == "JPEG2000" and image.mode == "RGBA" and b"cdef" not in content[:4096],
             )
@@ -118,39 +138,6 @@ def read_header(content: bytes, path: str) -> Header:
         ) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         return Header()  # a format without an orientation tag, or a damaged file, which its decoder reports
-
-
-def size_of(content: bytes, path: str) -> tuple[int, int] | None:
-    """Stored (height, width) of a file; None if it is damaged or of an unknown format."""
-    header = read_header(content, path)
-    if header.size is None and content.startswith(_JPEG):
-        try:
-            with Image.open(BytesIO(content)) as image:
-                return image.height, image.width
-        except (OSError, SyntaxError):  # damaged; its loader reports it
-            return None
-    return header.size
-
-
-def _jpeg_orientation(content: bytes) -> int | None:
-    """Orientation of a JPEG, ten times as fast as by Pillow; None if only Pillow can tell."""
-    position, orientation, has_xmp = 2, 1, False
-    try:
-        while content[position] == 0xFF and content[position + 1] != 0xDA:  # 0xDA: start of the pixels
-            if content[position + 1] == 0xFF:  # the standard allows several before a marker
-                position += 1
-                continue
-            start, length = position + 4, int.from_bytes(content[position + 2 : position + 4], "big")
-            if content[position + 1] == 0xE1:
-                segment = content[start : position + 2 + length]
-                if segment.startswith(b"Exif\0\0"):  # a TIFF without pixels
-                    orientation = _defined(next(_directories(segment[6:])).get(ORIENTATION, (1,))[0])
-                has_xmp = has_xmp or b"tiff:Orientation" in segment
-            position += 2 + length
-        is_whole = content[position] == 0xFF
-    except (IndexError, StopIteration, struct.error):
-        return None
-    return None if not is_whole or (has_xmp and orientation == 1) else orientation
 
 
 def _orientation(image: Image.Image, content: bytes) -> int:
@@ -188,10 +175,6 @@ def _bits(image: ImageFile, content: bytes) -> int:
         if codec == "ppm" and isinstance(arguments, tuple):
             return int(arguments[1]).bit_length()  # the largest value
     return {"1": 1, "I;16": 16, "I": 32, "F": 32}.get(image.mode, 8)
-
-
-def _is_gray(image: Image.Image, content: bytes) -> bool:
-    return content[25] == 0 if image.format == "PNG" else image.mode in ("1", "L", "I;16", "I", "F")
 
 
 def _tiff_header(content: bytes, path: str) -> Header:

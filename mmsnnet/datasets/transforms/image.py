@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
-from mmengine import fileio
 
-from mmsnnet.datasets.transforms.headers import read_header
+from mmsnnet.datasets.transforms.headers import read_picture
 from mmsnnet.datasets.transforms.orientation import (
     PENDING_ORIENTATION,
     annotation_file,
@@ -16,8 +15,8 @@ from mmsnnet.datasets.transforms.orientation import (
     rotate_upright,
     stated_size,
 )
-from mmsnnet.datasets.transforms.pixels import IMAGE, check_backend, check_max_value, decode, to_byte_range
-from mmsnnet.errors import DataError, MissingFileError, SettingError
+from mmsnnet.datasets.transforms.pixels import check_backend, check_max_value, decode, to_byte_range
+from mmsnnet.errors import DataError, SettingError
 from mmsnnet.registry import TRANSFORMS
 
 _IGNORE = "_ignore_orientation"
@@ -76,8 +75,7 @@ class LoadImage(LoadImageFromFile):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         path = results["img_path"]
-        content = _read(path, self.backend_args, self.imdecode_backend)
-        header = read_header(content, path)
+        content, header = read_picture(path, self.backend_args)
         color = self.color_type.removesuffix(_IGNORE)
         image = decode(content, header, path, self.imdecode_backend, color)
         image = to_byte_range(image, path, self.max_value, color)
@@ -105,12 +103,3 @@ class LoadImage(LoadImageFromFile):
             f"imdecode_backend={self.imdecode_backend!r}, backend_args={self.backend_args}, exif={self.exif!r}, "
             f"max_value={self.max_value})"
         )
-
-
-def _read(path: str, backend_args: dict | None, backend: str) -> bytes:
-    try:
-        return fileio.get(path, backend_args=backend_args)
-    except FileNotFoundError:
-        raise MissingFileError(f"no image {path}") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be decoded by {backend!r} ({error}): expected {IMAGE}") from error

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from mmengine import fileio
 
-from mmsnnet.datasets.transforms.headers import Header, read_header, size_of
+from mmsnnet.datasets.transforms.headers import Header, read_picture
 from mmsnnet.errors import DataError
 
 PENDING_ORIENTATION = "pending_orientation"
@@ -63,11 +63,10 @@ def annotation_is_upright(results: dict[str, Any], orientation: int, stored: Siz
         if not map_path or not fileio.exists(map_path, backend_args=backend_args):
             continue
         annotations.append(f"the {kind} {map_path}")
-        content = fileio.get(map_path, backend_args=backend_args)
-        header = read_header(content, map_path)
+        _, header = read_picture(map_path, backend_args, kind)
         if header.orientation == orientation and header.tiff is None:
             frames &= {False}
-        elif size := size_of(content, map_path):
+        elif size := header.size:
             frames &= _fitting(size, stored, upright, path, orientation, f"{annotations[-1]} has")
     if size := stated_size(results):
         frames &= _fitting(size, stored, upright, path, orientation, f"{annotation_file(results)} states")
@@ -97,18 +96,22 @@ def annotation_file(results: dict[str, Any]) -> str:
     return results.get("ann_file") or "the data set's annotation file"
 
 
-def check_map(path: str, header: Header, results: dict[str, Any], backend_args: dict | None) -> None:
-    """Check that a label map or depth map is stored in the frame of its loaded image.
+def check_map(
+    path: str, kind: str, size: Size, header: Header, results: dict[str, Any], backend_args: dict | None
+) -> None:
+    """Check that a label map or depth map has the size of its loaded image, and is stored in its frame.
 
     Args:
         path: of the map.
+        kind: ``'label map'`` or ``'depth map'``, for messages.
+        size: (height, width) of the map.
         header: of the map.
         results: the sample, before or after loading its image.
         backend_args: arguments of mmengine's file backend.
 
     Raises:
-        DataError: the map has another orientation than its image, or another loader than ours has loaded an image
-            with an orientation.
+        DataError: the map has another size or orientation than its image, or another loader than ours has loaded an
+            image with an orientation.
     """
     if header.tiff is not None and header.orientation != 1:
         raise DataError(
@@ -119,7 +122,7 @@ def check_map(path: str, header: Header, results: dict[str, Any], backend_args: 
     if pending is None:
         image = results.get("img_path")
         if "img" in results and image and fileio.exists(image, backend_args=backend_args):
-            orientation = read_header(fileio.get(image, backend_args=backend_args), image).orientation
+            orientation = read_picture(image, backend_args)[1].orientation
             if orientation != 1:
                 raise DataError(
                     f"{image} has EXIF orientation {orientation}, and its loader does not compare it with {path}: load "
@@ -130,6 +133,11 @@ def check_map(path: str, header: Header, results: dict[str, Any], backend_args: 
         raise DataError(
             f"{path} has EXIF orientation {header.orientation}, and its loaded image {results.get('img_path')} "
             f"{'has none' if pending == 1 else f'has {pending}'}: write the map without the tag, in its image's frame"
+        )
+    if "ori_shape" in results and size != tuple(results["ori_shape"]):
+        raise DataError(
+            f"{path}: a {kind} must have the size of its image, found {size} for {results.get('img_path')} of "
+            f"{tuple(results['ori_shape'])} (height, width)"
         )
 
 

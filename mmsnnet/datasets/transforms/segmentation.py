@@ -7,13 +7,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 
-from mmsnnet.datasets.transforms.headers import Header, read_header
+from mmsnnet.datasets.transforms.headers import Header, read_picture
 from mmsnnet.datasets.transforms.orientation import check_map
 from mmsnnet.datasets.transforms.pixels import check_backend, decode, describe
-from mmsnnet.errors import DataError, MissingFileError, SettingError
+from mmsnnet.errors import DataError, SettingError
 from mmsnnet.registry import TRANSFORMS
 
 IGNORED = 255
@@ -71,12 +70,7 @@ class LoadSegLabels(LoadAnnotations):
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         path = results["seg_map_path"]
         stored, header = self._read(path, results["img_path"])
-        check_map(path, header, results, self.backend_args)
-        if "ori_shape" in results and stored.shape != tuple(results["ori_shape"]):
-            raise DataError(
-                f"{path}: a label map must have the size of its image, found {stored.shape} for {results['img_path']} "
-                f"of {tuple(results['ori_shape'])} (height, width)"
-            )
+        check_map(path, "label map", stored.shape, header, results, self.backend_args)
         labels = _look_up(stored, self._label_of_value(results))
         wrong = labels == _WRONG
         if wrong.any():
@@ -138,19 +132,13 @@ class LoadSegLabels(LoadAnnotations):
         )
 
     def _read(self, path: str, image: str) -> tuple[np.ndarray, Header]:
-        expected = "a label map (a PNG of one channel)"
-        try:
-            content = fileio.get(path, backend_args=self.backend_args)
-        except FileNotFoundError:
-            raise MissingFileError(f"no label map {path} for the image {image}") from None
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error}): expected {expected}") from error
+        content, header = read_picture(path, self.backend_args, "label map", image)
         if content[:2] == b"\xff\xd8":
             raise DataError(
                 f"{path} is a JPEG, which changes the values of a label map: write label maps as PNG, from the "
                 "original labels, and set seg_map_suffix"
             )
-        header = read_header(content, path)
+        expected = "a label map (a PNG of one channel)"
         values = decode(content, header, path, self.imdecode_backend, "unchanged", expected)
         if values.ndim == 3 and values.shape[2] == 1:
             values = values[..., 0]

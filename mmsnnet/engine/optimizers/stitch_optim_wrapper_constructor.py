@@ -117,7 +117,7 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             anchor = network.anchor(index)
             for parameter, layer in _layers(anchor).items():
                 # Without layer-wise decay, one group holds the whole anchor.
-                label = _layer_name(anchor, layer) if rate < 1 else ""
+                label = {0: "stem", anchor.depth + 1: "norm"}.get(layer, f"block {layer - 1}") if rate < 1 else ""
                 places[parameter] = (f"anchor {index}", label, lr_mult * rate ** (anchor.depth + 1 - layer))
         return places
 
@@ -137,10 +137,7 @@ def _refuse_fused_momentum(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def _layers(anchor: Anchor) -> dict[nn.Parameter, int]:
-    """The layer of each parameter of an anchor, the classification head left out.
-
-    Layer 0 is the stem, layer ``i + 1`` block ``i``, layer ``depth + 1`` the norm after the last block.
-    """
+    """The layer of each parameter of an anchor, the classification head left out."""
     classifier = anchor.model.get_classifier()  # timm's distilled models have two heads
     heads = classifier if isinstance(classifier, tuple) else (classifier,)
     in_heads = {parameter for head in heads for parameter in head.parameters()}
@@ -149,10 +146,6 @@ def _layers(anchor: Anchor) -> dict[nn.Parameter, int]:
         layer = {"block": component.block + 1, "classifier": anchor.depth + 1}.get(component.role, 0)
         layers |= {parameter: layer for parameter in anchor.parameters_of(component) if parameter not in in_heads}
     return layers
-
-
-def _layer_name(anchor: Anchor, layer: int) -> str:
-    return {0: "stem", anchor.depth + 1: "norm"}.get(layer, f"block {layer - 1}")
 
 
 def _table(groups: Sequence[dict[str, Any]], shapes: Mapping[nn.Parameter, Size]) -> str:

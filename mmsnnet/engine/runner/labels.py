@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from mmsnnet.datasets.dataset_parts import is_instance, transforms_of
 from mmsnnet.engine.agreement import first_sample
 from mmsnnet.engine.mmengine_private import coco_annotations
 from mmsnnet.errors import SettingError
-from mmsnnet.evaluation import known_names
+from mmsnnet.evaluation.metric_names import class_path, known_names
 
 # The number of label files that are looked for: a set without labels has none of them.
 FILES_TRIED = 5
@@ -143,12 +142,8 @@ def _comparing_metrics(metrics: Sequence[BaseMetric], stage: str) -> Iterator[tu
 
 
 def _labels_of(metric: BaseMetric) -> Labels | None:
-    for path, labels in LABELS_OF_METRICS.items():
-        module, _, name = path.rpartition(".")
-        cls = getattr(sys.modules.get(module), name, None)  # a metric of a toolbox imports the toolbox
-        if cls is not None and isinstance(metric, cls):
-            return labels
-    return None
+    known = (LABELS_OF_METRICS.get(class_path(cls)) for cls in type(metric).__mro__)
+    return next((labels for labels in known if labels is not None), None)
 
 
 def _check_unlabelled_pipeline(dataset: Any, stage: str, labels: Labels) -> None:

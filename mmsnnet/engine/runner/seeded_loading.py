@@ -68,7 +68,8 @@ class SeededBatchSampler(Sampler):
                 if skip:
                     skip -= 1
                 else:
-                    yield SeededBatch(indices, [self._sample_seed(epoch, position + i) for i in range(len(indices))])
+                    numbers = [(position + i) * self.world_size + self.rank for i in range(len(indices))]
+                    yield SeededBatch(indices, [hashed(self.seed, epoch, number) for number in numbers])
                 position += len(indices)
             if not self.endless:
                 return
@@ -91,9 +92,6 @@ class SeededBatchSampler(Sampler):
             if (batch := next(batches, None)) is None:
                 return
             yield batch
-
-    def _sample_seed(self, epoch: int, position: int) -> int:
-        return hashed(self.seed, epoch, position * self.world_size + self.rank)
 
     def __len__(self) -> int:
         assert isinstance(self.batch_sampler, Sized)

@@ -90,13 +90,6 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
 
     def val_step(self, data: dict | tuple | list) -> list:
         """Predict a batch of this rank."""
-        return self._predict(data)
-
-    def test_step(self, data: dict | tuple | list) -> list:
-        """Predict a batch of this rank."""
-        return self._predict(data)
-
-    def _predict(self, data: dict | tuple | list) -> list:
         self._predicting = True
         try:
             predictions = super().val_step(data)
@@ -108,6 +101,8 @@ class StitchedFullyShardedDataParallel(MMFullyShardedDataParallel):
         while self._some_rank_runs(False):
             self._run(backbone, image)
         return predictions
+
+    test_step = val_step
 
     def _before_backbone(self, *_: Any) -> None:
         if self._predicting:

@@ -11,9 +11,8 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
 from mmsnnet.errors import SettingError
+from mmsnnet.evaluation.metric_names import COCO_ITEMS
 from mmsnnet.registry import METRICS
-
-ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
 @METRICS.register_module()
@@ -72,10 +71,6 @@ class CocoMetric(_CocoMetric):
         print_log(printed.getvalue(), logger="current")
         if self.format_only:
             return values
-        names = [
-            f"{metric}_{item}"
-            for metric in self.metrics
-            if metric in ("bbox", "segm")
-            for item in self.metric_items or ITEMS
-        ]
+        families = [metric for metric in self.metrics if metric in ("bbox", "segm")]
+        names = (f"{family}_{item}" for family in families for item in self.metric_items or COCO_ITEMS)
         return dict.fromkeys(names, 0.0) | values

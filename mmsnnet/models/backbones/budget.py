@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from mmsnnet.evaluation import OperatingPoint, read_points, select_stitch
 from mmsnnet.evaluation.selection import Points
@@ -21,16 +22,12 @@ class Budget:
         self._points: tuple[OperatingPoint, ...] | None = None
         self._metric: str | None = None
 
-    def choose(
-        self,
-        points: Points | None = None,
-        metric: str | None = None,
-        *,
-        max_gflops: float | None = None,
-        max_latency_ms: float | None = None,
-        higher: bool | None = None,
-    ) -> OperatingPoint:
-        """Choose the best operating point within a budget; see :meth:`StitchedBackbone.set_budget`."""
+    def choose(self, points: Points | None, metric: str | None, **budget: Any) -> OperatingPoint:
+        """Choose the best operating point within a budget; see :meth:`StitchedBackbone.set_budget`.
+
+        Args:
+            budget: ``max_gflops``, ``max_latency_ms`` and ``higher``, as of :func:`mmsnnet.evaluation.select_stitch`.
+        """
         if points is not None:
             candidates = read_points(points)
             check_points(candidates, self.space)
@@ -40,9 +37,7 @@ class Budget:
             raise ValueError(
                 "a budget needs points to choose from: give the file of operating points that tools/test.py --out wrote"
             )
-        chosen = select_stitch(
-            candidates, max_gflops=max_gflops, max_latency_ms=max_latency_ms, metric=metric, higher=higher
-        )
+        chosen = select_stitch(candidates, metric=metric, **budget)
         self._points, self._metric = candidates, metric
         return chosen
 

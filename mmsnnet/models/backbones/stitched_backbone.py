@@ -124,6 +124,9 @@ class StitchedBackbone(BaseModule):
         )
         self.space: StitchSpace = self.network.space
         self.num_classes = num_classes
+        # None if the backbone returns logits.
+        self._trained_taps = None if num_classes is not None else self.taps.train
+        self._evaluated_taps = None if num_classes is not None else self.taps.test
         self.flops_step = flops_step
         self.seed = seed
         # The number of stitches in a training step; the training loop sets it.
@@ -257,15 +260,6 @@ class StitchedBackbone(BaseModule):
     def parts(self, stitch: Stitch) -> list[Part]:
         """The parts of the network that a stitch runs in evaluation mode, in order."""
         return parts_run(self.space, stitch, self._evaluated_taps)
-
-    @property
-    def _evaluated_taps(self) -> tuple[int, ...] | None:
-        """The taps of evaluation mode; None if the backbone returns logits."""
-        return None if self.num_classes is not None else self.taps.test
-
-    @property
-    def _trained_taps(self) -> tuple[int, ...] | None:
-        return None if self.num_classes is not None else self.taps.train
 
     def cost_model(self, input_shape: tuple[int, int] | None = None) -> CostModel:
         """Count the cost of every component at ``input_shape`` (height, width); results are cached.

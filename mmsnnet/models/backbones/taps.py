@@ -98,13 +98,9 @@ def _as_tuple(indices: int | Sequence[int | None]) -> tuple[int | None, ...]:
     return (indices,) if isinstance(indices, int) else tuple(indices)
 
 
-def _flatten(taps: Taps) -> tuple[list[Any], None]:
-    return [tuple(taps), taps.class_tokens], None
-
-
-def _unflatten(children: Iterable[Any], context: None) -> Taps:
-    maps, class_tokens = children
-    return Taps(maps, class_tokens)
-
-
-register_pytree_node(Taps, _flatten, _unflatten, serialized_type_name="mmsnnet.models.backbones.taps.Taps")
+register_pytree_node(
+    Taps,
+    lambda taps: ([tuple(taps), taps.class_tokens], None),
+    lambda children, _: Taps(*children),
+    serialized_type_name="mmsnnet.models.backbones.taps.Taps",
+)

@@ -1,3 +1,0 @@
-from mmsnnet.models.wrappers.stitched_data_parallel import StitchedDataParallel
-
-__all__ = ["StitchedDataParallel"]

@@ -61,11 +61,10 @@ class Anchor(nn.Module, ABC):
         self._frozen: list[nn.Module] = []
         self._outline: tuple[Anchor, ...] = ()  # in a tuple, so that torch does not register it as a submodule
         self._geometries: dict[tuple[int, int], tuple[Features, ...]] = {}
-        self._names: dict[Component, tuple[str, ...]] = {}
         table: dict[Component, list[str]] = {STEM: []}
         for name in _top_names(model, self._block_list):
             table.setdefault(self._component_of(name), []).append(name)
-        self._names = {component: tuple(names) for component, names in table.items()}
+        self._names: dict[Component, tuple[str, ...]] = {part: tuple(names) for part, names in table.items()}
         if not classifier:
             self._drop(CLASSIFIER)
 

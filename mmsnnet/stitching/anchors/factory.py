@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+from timm.layers import to_2tuple
 
 from mmsnnet.stitching.anchors.attention import AnchorAttention
 from mmsnnet.stitching.anchors.plain import PlainAnchor, adapter_of
@@ -88,7 +89,7 @@ def create_anchor(
         adapter = adapter_of(net)
         # Images are padded to whole patches. Positions stored for the padded size need no resampling in each forward.
         patch_size = tuple(net.patch_embed.patch_size)
-        whole = tuple(-(-side // patch) * patch for side, patch in zip(_pair(img_size), patch_size, strict=True))
+        whole = tuple(-(-side // patch) * patch for side, patch in zip(to_2tuple(img_size), patch_size, strict=True))
         if whole != tuple(net.patch_embed.img_size):
             net.set_input_size(img_size=whole)
         windows = _windows(len(net.blocks), window_size, global_blocks)
@@ -111,7 +112,3 @@ def _windows(depth: int, window_size: int | None, global_blocks: Sequence[int] |
     if wrong:
         raise ValueError(f"global_blocks are blocks of the anchor, 0 to {depth - 1}; got {wrong}")
     return tuple(0 if block in global_blocks else window_size for block in range(depth))
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else tuple(size)

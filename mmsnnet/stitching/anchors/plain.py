@@ -36,16 +36,22 @@ class PlainAnchor(Anchor):
         classifier: as for :class:`Anchor`.
         windows: the side in patches of each block's attention windows; 0 stands for the whole image. None stands for 0
             in every block.
+        rel_pos_bias: give every block a learned relative position bias.
 
     Raises:
         TypeError: the model is a hybrid, with a convolutional network as patch embedding.
-        ValueError: the model drops patches, so that its tokens form no map, or takes images of one size only.
+        ValueError: the model drops patches, so that its tokens form no map, takes images of one size only, or has an
+            attention without windows or bias where they are set.
     """
 
     _block_list = "blocks"
 
     def __init__(
-        self, model: VisionTransformer | Eva, classifier: bool = False, windows: Sequence[int] | None = None
+        self,
+        model: VisionTransformer | Eva,
+        classifier: bool = False,
+        windows: Sequence[int] | None = None,
+        rel_pos_bias: bool = False,
     ) -> None:
         if isinstance(model.patch_embed, HybridEmbed):
             raise TypeError(
@@ -62,6 +68,11 @@ class PlainAnchor(Anchor):
         self._layouts = tuple(Layout(prefix, has_class_token, window) for window in windows)
         self.positions = StoredPositions(model, prefix)
         self.register_state_dict_post_hook(_save_grid)
+        self._set_attention(rel_pos_bias)
+
+    @abstractmethod
+    def _set_attention(self, rel_pos_bias: bool) -> None:
+        """Set windows and relative position bias of the blocks."""
 
     @staticmethod
     def _component_of(name: str) -> Component:
@@ -138,31 +149,18 @@ class PlainAnchor(Anchor):
 class VisionTransformerAnchor(PlainAnchor):
     """An anchor of timm's ``VisionTransformer``: DeiT, AugReg, MAE, CLIP, SigLIP, DINOv2, ...
 
-    Args:
-        model, classifier, windows: as for :class:`PlainAnchor`. Windows and bias need a model with
-            ``attn_layer=AnchorAttention``.
-        rel_pos_bias: give every block a learned relative position bias.
-
-    Raises:
-        ValueError: windows or a bias are set, but the blocks have another attention.
+    Windows and bias need a model with ``attn_layer=AnchorAttention``.
     """
 
-    def __init__(
-        self,
-        model: VisionTransformer,
-        classifier: bool = False,
-        windows: Sequence[int] | None = None,
-        rel_pos_bias: bool = False,
-    ) -> None:
-        super().__init__(model, classifier, windows)
+    def _set_attention(self, rel_pos_bias: bool) -> None:
         if not rel_pos_bias and not any(layout.window for layout in self._layouts):
             return
-        if not all(isinstance(getattr(block, "attn", None), AnchorAttention) for block in model.blocks):
+        if not all(isinstance(getattr(block, "attn", None), AnchorAttention) for block in self.model.blocks):
             raise ValueError("rel_pos_bias and window_size need blocks with one attention of timm's class Attention")
-        for block, layout in zip(model.blocks, self._layouts, strict=True):
+        for block, layout in zip(self.model.blocks, self._layouts, strict=True):
             block.attn.set_window(layout.window, layout.prefix)
             if rel_pos_bias:
-                block.attn.add_position_bias(model.patch_embed.grid_size, layout.prefix)
+                block.attn.add_position_bias(self.model.patch_embed.grid_size, layout.prefix)
 
     def embed_positions(self, patches: Tensor) -> Tensor:
         return self.model._pos_embed(patches)
@@ -187,21 +185,14 @@ class EvaAnchor(PlainAnchor):
         ValueError: windows, a relative position bias or random rotary coordinates are set.
     """
 
-    def __init__(
-        self,
-        model: Eva,
-        classifier: bool = False,
-        windows: Sequence[int] | None = None,
-        rel_pos_bias: bool = False,
-    ) -> None:
-        super().__init__(model, classifier, windows)
+    def _set_attention(self, rel_pos_bias: bool) -> None:
         if rel_pos_bias or any(layout.window for layout in self._layouts):
             raise ValueError(
                 "rel_pos_bias and window_size need a model of timm's VisionTransformer class, not of its Eva class"
             )
         # Random coordinates would differ between the anchors of a route, and could not be cached.
         fixed = dict(shift_coords=0.0, jitter_coords=1.0, rescale_coords=1.0)
-        if any((getattr(model.rope, name, None) or value) != value for name, value in fixed.items()):
+        if any((getattr(self.model.rope, name, None) or value) != value for name, value in fixed.items()):
             raise ValueError(
                 "an anchor's rotary positions are those of its grid, without random coordinates: set "
                 "rope_shift_coords=0.0, rope_jitter_coords=1.0 and rope_rescale_coords=1.0"

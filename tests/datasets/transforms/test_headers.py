@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mmsnnet.datasets.transforms.headers import read_header, size_of
+from mmsnnet.datasets.transforms.headers import read_header
 from mmsnnet.errors import DataError
 
 EXIF = {274: 6, 271: "Maker"}
@@ -31,7 +31,7 @@ def tiff(pixels: np.ndarray, **options: Any) -> bytes:
 def test_the_orientation_is_read(format: str) -> None:
     assert read_header(encoded(format, tags=EXIF), "a").orientation == 6
     assert read_header(encoded(format), "a").orientation == 1
-    assert size_of(encoded(format, tags=EXIF), "a") == (32, 48)
+    assert read_header(encoded(format, tags=EXIF), "a").size == (32, 48)
 
 
 def test_the_orientation_is_read_behind_other_segments_and_fill_bytes() -> None:
@@ -119,4 +119,4 @@ def test_directories_in_a_circle_end() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff"])
 def test_a_file_that_is_no_picture_states_nothing(content: bytes) -> None:
-    assert read_header(content, "a").size is None and size_of(content, "a") is None
+    assert read_header(content, "a").size is None

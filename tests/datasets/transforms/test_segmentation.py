@@ -150,8 +150,10 @@ def test_a_broken_chunk_is_told_with_the_file(tmp_path, settings):
 
 
 def test_the_cause_is_told(tmp_path):
-    with pytest.raises(ValueError, match=rf"{tmp_path} cannot be decoded by 'cv2' \(.*Is a directory"):
-        TRANSFORMS.build(CHECKED[0])(dict(img_path=str(tmp_path)))
+    """Whichever transform reads the file."""
+    for settings in (*CHECKED, dict(type="mmsnnet.LoadDepth"), dict(type="mmsnnet.LoadPillowImage")):
+        with pytest.raises(DataError, match=rf"{tmp_path} cannot be read: .*Is a directory"):
+            TRANSFORMS.build(settings)({key: str(tmp_path) for key in ("img_path", "seg_map_path", "depth_map_path")})
 
 
 def test_images_cannot_be_skipped():
