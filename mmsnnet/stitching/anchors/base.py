@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,23 @@ class Component:
 STEM, SHARED, CLASSIFIER = Component("stem"), Component("shared"), Component("classifier")
 
 
+class BlockNames(NamedTuple):
+    """The names of a block's modules in its model.
+
+    What leads into a stage (``entry``: a downsampling) belongs to its first block, what ends a stage (``exit``: a norm)
+    to its last one. So what leaves a block always enters the next one.
+    """
+
+    block: str
+    entry: tuple[str, ...] = ()
+    exit: tuple[str, ...] = ()
+
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """All names, in the order in which the modules run."""
+        return (*self.entry, self.block, *self.exit)
+
+
 class Anchor(nn.Module, ABC):
     """A pretrained model as a stem, a flat sequence of blocks and a classifier.
 
@@ -49,6 +66,7 @@ class Anchor(nn.Module, ABC):
             decode heads read the output of blocks.
 
     Attributes:
+        stages: the number of blocks in each stage, including those that :meth:`keep` has dropped.
         compiled: whether the blocks are compiled for training mode (:mod:`mmsnnet.stitching.compilation`).
     """
 
@@ -61,21 +79,27 @@ class Anchor(nn.Module, ABC):
         self._frozen: list[nn.Module] = []
         self._outline: tuple[Anchor, ...] = ()  # in a tuple, so that torch does not register it as a submodule
         self._geometries: dict[tuple[int, int], tuple[Features, ...]] = {}
+        stages = self._name_blocks(model)
+        self.stages = tuple(map(len, stages))
+        self._blocks = tuple(names for stage in stages for names in stage)
         table: dict[Component, list[str]] = {STEM: []}
-        for name in _top_names(model, self._block_list):
-            table.setdefault(self._component_of(name), []).append(name)
+        for name, block in _top_names(model, self._blocks):
+            first = name.partition(".")[0]
+            others = SHARED if first in self._shared else CLASSIFIER if first in self._classifier else STEM
+            table.setdefault(others if block is None else Component("block", block), []).append(name)
         self._names: dict[Component, tuple[str, ...]] = {part: tuple(names) for part, names in table.items()}
         if not classifier:
             self._drop(CLASSIFIER)
 
     # Subclasses implement these for their class of models.
 
-    _block_list: str  # the name of the model's list of blocks
+    _shared: tuple[str, ...] = ()  # the model's modules that several blocks use
+    _classifier: tuple[str, ...]  # and those of its classifier; what is left is the stem
 
     @staticmethod
     @abstractmethod
-    def _component_of(name: str) -> Component:
-        """The component of a module or tensor of the model, by its name, for example ``blocks.3``."""
+    def _name_blocks(model: nn.Module) -> list[list[BlockNames]]:
+        """The names of the blocks of each stage."""
 
     @property
     @abstractmethod
@@ -117,7 +141,7 @@ class Anchor(nn.Module, ABC):
     @property
     def depth(self) -> int:
         """The number of blocks, including those that :meth:`keep` has dropped."""
-        return len(self.model.get_submodule(self._block_list))
+        return len(self._blocks)
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -130,8 +154,8 @@ class Anchor(nn.Module, ABC):
         return tuple(component.block for component in self._names if component.role == "block")
 
     def block(self, index: int) -> nn.Module:
-        """The timm module of block ``index``."""
-        return self.model.get_submodule(f"{self._block_list}.{index}")
+        """The timm module of block ``index``, without what leads into a stage or ends it."""
+        return self.model.get_submodule(self._blocks[index].block)
 
     def _modules_of(self, component: Component) -> list[nn.Module]:
         """The modules of a component, without its bare tensors; none if the anchor lacks it."""
@@ -188,10 +212,15 @@ class Anchor(nn.Module, ABC):
 
     def _call_recomputed(self, block: int, features: Features) -> Features:
         # torch saves tensors only, and finds the device of the random state by them.
-        def call(data: Tensor) -> Tensor:
-            return self.call(block, features.with_data(data)).data
+        grid = features.grid
 
-        return features.with_data(checkpoint(call, features.data, use_reentrant=False))
+        def call(data: Tensor) -> Tensor:
+            nonlocal grid
+            output = self.call(block, features.with_data(data))
+            grid = output.grid
+            return output.data
+
+        return Features(checkpoint(call, features.data, use_reentrant=False), features.layout, grid)
 
     def classify(self, features: Features) -> Tensor:
         """Run norm, pooling and head on the output of the last block: logits (B, classes).
@@ -272,15 +301,21 @@ class Anchor(nn.Module, ABC):
                 setattr(owner, leaf, None)
 
 
-def _top_names(model: nn.Module, block_list: str) -> list[str]:
-    """The names of a model's direct tensors and submodules, and of each block.
+def _top_names(model: nn.Module, blocks: Sequence[BlockNames]) -> Iterator[tuple[str, int | None]]:
+    """Yield the names of a model's direct tensors and submodules, and of each block's modules with the block's index.
 
     They have the order of ``named_parameters``.
     """
-    names = [name for name, _ in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False))]
-    for name, child in model.named_children():
-        names += [f"{name}.{index}" for index, _ in child.named_children()] if name == block_list else [name]
-    return names
+    for name, _ in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
+        yield name, None
+    for name, _ in model.named_children():
+        inner = [
+            (part, index)
+            for index, names in enumerate(blocks)
+            for part in names.in_order
+            if part.startswith(f"{name}.")
+        ]
+        yield from inner or [(name, None)]
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

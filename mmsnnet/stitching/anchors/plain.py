@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmsnnet.files.reading import join_names
 from mmsnnet.stitching.anchors.attention import AnchorAttention
-from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Anchor, Component
+from mmsnnet.stitching.anchors.base import Anchor, BlockNames
 from mmsnnet.stitching.anchors.positions import GRID, StoredPositions
 from mmsnnet.stitching.features import Features, Grid, Layout
 
@@ -44,7 +44,8 @@ class PlainAnchor(Anchor):
             attention without windows or bias where they are set.
     """
 
-    _block_list = "blocks"
+    _shared = ("rope",)
+    _classifier = CLASSIFIER_MODULES
 
     def __init__(
         self,
@@ -75,11 +76,8 @@ class PlainAnchor(Anchor):
         """Set windows and relative position bias of the blocks."""
 
     @staticmethod
-    def _component_of(name: str) -> Component:
-        first, _, rest = name.partition(".")
-        if first == "blocks":
-            return Component("block", int(rest))
-        return {"rope": SHARED, **dict.fromkeys(CLASSIFIER_MODULES, CLASSIFIER)}.get(first, STEM)
+    def _name_blocks(model: nn.Module) -> list[list[BlockNames]]:
+        return [[BlockNames(f"blocks.{index}") for index in range(len(model.get_submodule("blocks")))]]
 
     @property
     def width(self) -> int:
