@@ -143,7 +143,7 @@ def test_the_extras(build: Build) -> None:
         extra: {name.removeprefix("onedl-") for name in names(build.requirements, extra)}
         for extra in ("mminstall", "det")
     }
-    assert toolboxes == {"mminstall": {"mmengine", "mmcv", "mmsegmentation", "rich"}, "det": {"mmdetection"}}
+    assert toolboxes == {"mminstall": {"mmengine", "mmcv", "mmsegmentation", "pyyaml", "rich"}, "det": {"mmdetection"}}
     assert {"pytest", "ruff", "mypy"} <= names(build.requirements, "dev")
 
 

@@ -201,6 +201,19 @@ def test_a_file_that_a_runner_cannot_use_is_refused_by_name(content: Any, says: 
         CheckpointLoader.load_checkpoint(str(tmp_path / "odd.pth"))
 
 
+@pytest.mark.parametrize("prefix", [None, "backbone."])
+@pytest.mark.parametrize("name", ["cls_token", "blocks.0.attn.qkv.weight", "blocks.0.norm1.bias"])
+def test_an_init_cfg_loads_no_integers_as_weights(
+    name: str, prefix: str | None, make_backbone: MakeBackbone, tmp_path: Path
+) -> None:
+    weights = {f"{prefix or ''}{key}": value for key, value in make_backbone().state_dict().items()}
+    key = f"{prefix or ''}network.anchors.1.model.{name}"
+    torch.save(weights | {key: weights[key].to(torch.int8)}, tmp_path / "w.pth")
+    backbone = make_backbone(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "w.pth"), prefix=prefix))
+    with pytest.raises(ValueError, match=rf"of another kind: {key} int8 in place of float32"):
+        backbone.init_weights()
+
+
 @pytest.mark.parametrize("prefix", [None, "layer."])
 def test_an_init_cfg_does_not_run_one(hostile: tuple[Path, Path], prefix: str | None) -> None:
     path, mark = hostile

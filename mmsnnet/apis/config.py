@@ -7,8 +7,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -52,8 +54,8 @@ def load_config(path: StrPath, options: Mapping[str, Any] | None = None) -> Conf
         raise MissingFileError(f"there is no config {str(path)!r} (working folder {Path.cwd()})")
     if path.suffix not in SUFFIXES:
         raise SettingError(f"{str(path)!r} is no config: the name of a config ends in {', '.join(SUFFIXES)}")
-    config = _read(path)
-    _move_data(config, _base_roots(path), str(path))
+    config, roots = _read(path)
+    _move_data(config, roots, str(path))
     if options:
         if "data_root" in options:
             old_root = config.get("data_root")
@@ -71,12 +73,14 @@ def load_config(path: StrPath, options: Mapping[str, Any] | None = None) -> Conf
     return config
 
 
-def _read(path: Path) -> Config:
+def _read(path: Path) -> tuple[Config, set[StrPath]]:
+    """A config, and the ``data_root`` of each of its bases."""
     try:
-        return Config.fromfile(path)
+        roots = _base_roots(path)  # first: it refuses YAML whose tags would run code in mmengine
+        return Config.fromfile(path), roots
     except OSError as error:
         raise MissingFileError(f"config {str(path)!r} cannot be read: {error}") from error
-    except ImportError:
+    except (ImportError, SettingError):
         raise
     except Exception as error:  # a config is a program, which can raise any error
         entries = traceback.extract_tb(error.__traceback__)
@@ -87,12 +91,23 @@ def _read(path: Path) -> Config:
 
 
 def _base_roots(path: Path) -> set[StrPath]:
-    """The ``data_root`` of every config that a config inherits from by ``_base_``."""
+    """The ``data_root`` of each base of a config; refuse YAML with code."""
+    with TemporaryDirectory() as folder:
+        text = Path(folder, path.name)  # with the values of mmengine's variables, such as {{ fileDirname }}
+        Config._substitute_predefined_vars(os.path.abspath(path), text)
+        Config._substitute_env_variables(text, text)
+        Config._pre_substitute_base_vars(text, text)
+        try:
+            if text.suffix in (".yml", ".yaml"):
+                yaml.safe_load(text.read_text("utf-8"))
+        except yaml.MarkedYAMLError as error:
+            place = f"config {str(path)!r}, line {error.problem_mark.line + 1}"
+            raise SettingError(f"{place}: {error.problem}; YAML is read as plain data, which runs no code") from error
+        names = Config._get_base_files(str(text))
     roots: set[StrPath] = set()
-    for name in Config._get_base_files(str(path)):
+    for name in names:
         base = Path(Config._get_cfg_path(name, str(path))[0])
-        if base.is_file():  # False if the name has variables, such as {{ fileDirname }}
-            roots |= {Config.fromfile(base, import_custom_modules=False).get("data_root"), *_base_roots(base)}
+        roots |= _base_roots(base) | {Config.fromfile(base, import_custom_modules=False).get("data_root")}
     return roots - {None}
 
 
@@ -117,10 +132,7 @@ def _move_data(config: Config, old_roots: set[StrPath], source: str) -> None:
     settings = {name: _map_texts(config[name], moved) for name in READERS if name in config}
     for name in settings if others else ():
         config[name] = settings[name]
-    texts = [text for setting in settings.values() for text in _texts(setting)]
-    if not _has_key(settings, "data_root"):
-        return
-    if any(PurePath(text).is_relative_to(root) for text in texts):
+    if not _has_key(settings, "data_root") or any(PurePath(text).is_relative_to(root) for text in _texts(settings)):
         return
     if root in old_roots:
         config.pop("data_root")  # set by a base, whose data sets now lie elsewhere
@@ -167,10 +179,9 @@ def _use_our_segmentor(config: Config) -> None:
     if not isinstance(model, dict) or not isinstance(model.get("backbone"), dict):
         return
     segmentor, backbone = model.get("type"), model["backbone"].get("type")
+    scope, name = str(config.get("default_scope", "mmseg")), str(segmentor).removeprefix("mmseg.")
     if isinstance(segmentor, type):  # in a config of mmengine's new style
-        name = segmentor.__name__ if segmentor.__module__.startswith("mmseg.") else ""
-    else:
-        name = str(segmentor) if config.get("default_scope", "mmseg") == "mmseg" else ""
-        name = name.removeprefix("mmseg.")
-    if name in SEGMENTORS and any(name in str(backbone) for name in ("StitchedBackbone", "StitchedViT")):
+        scope, name = segmentor.__module__.partition(".")[0], segmentor.__name__
+    stitched = any(name in str(backbone) for name in ("StitchedBackbone", "StitchedViT"))
+    if scope == "mmseg" and name in SEGMENTORS and stitched:
         model["type"] = f"mmsnnet.{name}"

@@ -214,6 +214,7 @@ def to_mmsnnet(weights: Mapping[str, Tensor], merged: bool = False, grid: Grid |
         indices = []  # buffers, which a program may leave out of its checkpoints
     symbols = {renaming.released: renaming.shape for renaming in renamings} | dict.fromkeys(indices, "M M")
     saved = {key: shape for key, shape in tensor_shapes(weights).items() if key not in heads}
+    saved |= {key: tuple(weights[key].shape) for key in indices if key in weights}
     sizes = _sizes(symbols, saved)
     if wrong := describe_mismatch(saved, {key: _numbers(shape, sizes) for key, shape in symbols.items()}):
         raise DataError(wrong)
@@ -294,7 +295,7 @@ def _sizes(symbols: Mapping[str, str], tensor_shapes: Mapping[str, Any]) -> dict
     votes: dict[str, Counter[int]] = {}
     for key, named in symbols.items():
         shape = tensor_shapes.get(key, ())
-        if len(named.split()) == len(shape):
+        if isinstance(shape, tuple) and len(named.split()) == len(shape):
             for symbol, size in zip(named.split(), shape, strict=True):
                 if not symbol[0].isdigit():
                     votes.setdefault(symbol, Counter())[size] += 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -111,29 +110,15 @@ def latest_checkpoint(
 
 
 def find_damage(path: Path) -> str | None:
-    """Say how a checkpoint is damaged, None if it is complete.
-
-    For a zip file, which ``torch.save`` writes, the list of contents at its end is enough. A file in torch's older
-    format has to be read. A folder has a file for each rank.
-    """
+    """Say why a checkpoint cannot be read, None if it can. A folder has a file for each rank."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         faults = (f"{file.name}: {fault}" for file in files if (fault := find_damage(file)))
         return next(faults, None) if files else "it is empty"
-    with path.open("rb") as file:
-        start = file.read(2)
-    if not start:
-        return "it is empty"
-    if start == b"PK":
-        try:
-            zipfile.ZipFile(path).close()
-        except (zipfile.BadZipFile, EOFError, ValueError):
-            return "it is cut short"
-        return None
     try:
         read_model_checkpoint(path)
     except ValueError as error:
-        return str(error)
+        return str(error).rpartition("cannot be read: ")[2]
     return None
 
 

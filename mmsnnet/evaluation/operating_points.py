@@ -117,8 +117,8 @@ class OperatingPoint:
         """The point of an entry that :meth:`to_json` made. Keys outside the schema are ignored.
 
         Raises:
-            TypeError: the entry is no mapping, or a value has a wrong type.
-            ValueError: a key is missing, or a value is out of range.
+            TypeError: the entry is no mapping.
+            ValueError: a key is missing, or a value is wrong; the message names the stitch.
         """
         if not isinstance(entry, Mapping):
             raise TypeError(f"expected an object, found {_shortened(entry)}")
@@ -128,7 +128,10 @@ class OperatingPoint:
         if isinstance(metrics, Mapping):
             metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
         values: dict[str, Any] = {key: entry.get(key) for key in keys + MEASURED_COSTS}
-        return cls(metrics=metrics, **values)
+        try:
+            return cls(metrics=metrics, **values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{error}, in stitch {_shortened(entry['name'])}") from None
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ class OperatingPoints:
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: no such file; tools/test.py CONFIG CHECKPOINT --out writes one") from None
         try:
-            document = json.loads(text, parse_constant=_refuse_constant)
+            document = json.loads(text, parse_int=_parse, parse_float=_parse, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: expected operating points in JSON, found no valid JSON: {error}") from None
         try:
@@ -334,8 +337,9 @@ def _require(entry: Mapping[str, Any], keys: Iterable[str]) -> None:
 
 
 def _of_type(key: str, value: Any, types: Any, expected: str) -> Any:
-    """The value, if it is of one of some types, which a bool never is."""
-    if isinstance(value, bool) or not isinstance(value, types):
+    """The value, if it is of one of some types, which neither a bool is nor a number that no float holds."""
+    too_large = isinstance(value, types) and types in (Integral, Real) and 1.7e308 < abs(value) < math.inf
+    if isinstance(value, bool) or too_large or not isinstance(value, types):
         raise TypeError(f"{key}: expected {expected}, found {_shortened(value)}")
     return value
 
@@ -350,10 +354,15 @@ def _number(key: str, value: Any) -> float:
     return float(_of_type(key, value, Real, "a number"))
 
 
+def _parse(text: str) -> int | float | str:
+    """A number in JSON; if no float holds it, its text, which every check of a number refuses."""
+    return text if math.isinf(float(text)) else float(text) if set(text) & set(".eE") else int(text)
+
+
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON, null stands for it")
 
 
 def _shortened(value: Any) -> str:
-    text = repr(value)
+    text = hex(value) if isinstance(value, int) and value.bit_length() > 10_000 else repr(value)  # 4300 digits at most
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -37,6 +39,9 @@ HUB_FILES = (
 
 # The keys under which training programs put weights in a checkpoint.
 WRAPPERS = ("state_dict", "model", "module")
+PARAMETERS = ("weight", "bias", "gamma", "_token", "pos_embed", "bias_table", "lora_A", "lora_B")  # Ends of names.
+MOST_SHARED = 16  # The tensors of a file are at most this many times as large as the memory that they share.
+MOST_HEADER = 2**20  # The header of a safetensors file has at most so many bytes, or is a hundredth of the file.
 # The most names that a message lists.
 MOST_LISTED = 20
 
@@ -76,8 +81,8 @@ def read_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable[SafeG
 
     Raises:
         MissingFileError: the file does not exist or cannot be downloaded.
-        DataError: the file is cut short, is no checkpoint, or names other classes or functions; or the source is
-            another kind of storage, such as ``s3://``.
+        DataError: the file is damaged, is no checkpoint, unfolds to more than its size, names other classes or
+            functions, or has weights that are no dense floats; or this kind of storage (``s3://``) is not supported.
         OSError, MemoryError: reading failed; the message names the source.
     """
     source = os.fspath(source)
@@ -133,7 +138,7 @@ def describe_mismatch(saved: Mapping[str, object], expected: Mapping[str, object
     """List the differences between two sets of tensor shapes, if any.
 
     Args:
-        saved: the shape of each tensor in a checkpoint, by name.
+        saved: the shape of each tensor in a checkpoint, as :func:`tensor_shapes` gives it.
         expected: the shape of each tensor of the model.
         most: the most names in each list.
     """
@@ -143,29 +148,32 @@ def describe_mismatch(saved: Mapping[str, object], expected: Mapping[str, object
         "of another shape": [
             f"{name} {saved[name]} instead of {shape}"
             for name, shape in expected.items()
-            if name in saved and saved[name] != shape
+            if name in saved and saved[name] != shape and type(saved[name]) is type(shape)
+        ],
+        "of another kind": [
+            f"{name} {saved[name]} in place of {shape}"
+            for name, shape in expected.items()
+            if type(saved.get(name, shape)) is not type(shape)
         ],
     }
     return "; ".join(f"{fault}: {join_names(names, most)}" for fault, names in lists.items() if names)
 
 
 def tensor_shapes(weights: Mapping[str, Any]) -> dict[str, object]:
-    """The shape of each tensor, the type of any other value."""
+    """The shape of each tensor, as text and with its dtype unless it has floats; the type of any other value."""
     return {
-        name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        name: type(value).__name__
+        if not isinstance(value, Tensor)
+        else (tuple(value.shape) if value.is_floating_point() else f"{tuple(value.shape)} {str(value.dtype)[6:]}")
         for name, value in weights.items()
     }
 
 
 def nonfinite_names(weights: Mapping[str, Any]) -> list[str]:
     """The names of tensors that contain NaN or infinity."""
-
-    def finite(tensor: Tensor) -> bool:
-        # torch cannot test floats of eight bits themselves.
-        return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
-
     floats = {name: one for name, one in weights.items() if isinstance(one, Tensor) and one.is_floating_point()}
-    return [name for name, tensor in floats.items() if not finite(tensor)]
+    # torch cannot test floats of eight bits themselves.
+    return [name for name, one in floats.items() if not (one.float() if one.itemsize == 1 else one).isfinite().all()]
 
 
 def join_names(names: Sequence[str], most: int = MOST_LISTED) -> str:
@@ -248,13 +256,15 @@ def _read(path: Path, where: str, safe_globals: Iterable[SafeGlobal]) -> Any:
     try:
         with path.open("rb") as file:
             try:
+                _check_container(path, file)
                 if path.suffix == ".safetensors":
-                    return safetensors.torch.load_file(path)
-                with torch.serialization.safe_globals(allowed):
-                    content = torch.load(path, map_location="cpu", weights_only=True)
-            except (MemoryError, OSError):
-                raise
-            except Exception as error:  # a damaged file makes the readers raise almost anything
+                    content = safetensors.torch.load_file(path)
+                else:
+                    with torch.serialization.safe_globals(allowed):
+                        content = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # a damaged file makes the readers raise almost anything, or seek anywhere
+                if isinstance(error, MemoryError) or getattr(error, "errno", errno.EINVAL) != errno.EINVAL:
+                    raise
                 if reason := _reason_for_refusal(file, error):
                     raise DataError(
                         f"{where} is refused: {reason}, which could run code. If you trust the file, re-save its "
@@ -266,30 +276,70 @@ def _read(path: Path, where: str, safe_globals: Iterable[SafeGlobal]) -> Any:
         raise MemoryError(f"{where} cannot be read: {_in_one_line(error)}") from error
     except OSError as error:  # OSError picks the subclass by the number
         raise OSError(error.errno, f"{where} cannot be read: {error.strerror or _in_one_line(error)}") from error
-    _remove_attributes(content)
+    _check_tensors(_remove_attributes(content), where)
     return content
 
 
-def _remove_attributes(content: Any) -> None:
-    """Remove the attributes of dicts and tensors: they could hide methods.
+def _check_container(path: Path, file: BinaryIO) -> None:
+    """Compare checksums, and refuse a small file that unfolds to a large one. The readers do neither."""
+    size, start = path.stat().st_size, file.read(8)
+    if path.suffix == ".safetensors":
+        if max(MOST_HEADER, size // 100) < (header := int.from_bytes(start, "little")) <= size:
+            raise ValueError(f"its header takes {header:,} of its {size:,} bytes")
+    elif start[:2] == b"PK":
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+            sizes = {record.filename: record.file_size for record in records}
+            if any(name.endswith("/constants.pkl") for name in sizes):
+                return  # torch refuses a TorchScript archive before it reads a record
+            odd = any(one.compress_type or one.external_attr & 16 for one in records)  # torch leaves out a "folder"
+            if odd or len(sizes) < len(records) or sum(sizes.values()) > size:
+                raise ValueError("its records are compressed or overlap, which torch.save never does")
+            # torch.serialization.set_crc32_options(False) writes zeros as checksums.
+            if any(record.CRC for record in records) and (damaged := archive.testzip()):
+                raise ValueError(f"the checksum of its record {damaged} is wrong")
+
+
+def _check_tensors(tensors: Sequence[tuple[str, Tensor]], where: str) -> None:
+    """Refuse tensors that no model loads, before anything copies them or computes with them."""
+    odd = []
+    for name, value in tensors:
+        layout = "meta" if value.is_meta else "nested" if value.is_nested else value.layout
+        if layout != torch.strided or (name.endswith(PARAMETERS) and not value.is_floating_point()):
+            kind = f"{layout} {value.dtype}".replace("torch.", "").removeprefix("strided ")
+            odd.append(f"{name} {kind} in place of float32")
+    if odd:
+        raise DataError(f"{where} has weights of another kind: {join_names(odd)}")
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for _, value in tensors}
+    if sum(value.nbytes for _, value in tensors) > MOST_SHARED * sum(storages.values()):
+        largest = max(tensors, key=lambda one: one[1].nbytes)[0]
+        raise DataError(f"{where} has larger tensors than memory for them, such as {largest}: save clones of them")
+
+
+def _remove_attributes(content: Any) -> list[tuple[str, Tensor]]:
+    """Remove the attributes of dicts and tensors, which could hide methods; return the tensors with their keys.
 
     ``_metadata`` stays: torch keeps the versions of modules there.
     """
     seen: set[int] = set()
-    pending = [content]
+    pending: list[tuple[Any, Any]] = [("", content)]
+    tensors = []
     while pending:
-        value = pending.pop()
+        key, value = pending.pop()
+        if isinstance(value, Tensor):
+            tensors.append((key if isinstance(key, str) else "", value))
         if id(value) in seen:
             continue
         seen.add(id(value))
         attributes = vars(value) if isinstance(value, dict | Tensor) and hasattr(value, "__dict__") else {}
         for name in set(dict.keys(attributes)) - {"_metadata"}:
             del attributes[name]
-        pending += dict.values(attributes)
+        pending += dict.items(attributes)
         if isinstance(value, dict):
-            pending += dict.values(value)
+            pending += dict.items(value)
         elif isinstance(value, list | tuple):
-            pending += value
+            pending += ((key, one) for one in value if isinstance(one, dict | list | tuple | Tensor))
+    return tensors
 
 
 def _reason_for_refusal(file: BinaryIO, error: Exception) -> str | None:
@@ -300,6 +350,7 @@ def _reason_for_refusal(file: BinaryIO, error: Exception) -> str | None:
     message = str(error)
     if "TorchScript" in message:
         return "it is a TorchScript archive, a program with its weights"
+    file.seek(0)
     start = file.read(2)
     file.seek(max(file.seek(0, os.SEEK_END) - 256, 0))
     end = file.read()

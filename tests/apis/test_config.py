@@ -212,7 +212,7 @@ def test_the_root_of_a_real_config_in_a_file_of_ones_own(write_config: WriteConf
         ("c.py", "x = (", "SyntaxError"),
         ("c.py", "a = 1\nb = c", "NameError: name 'c' is not defined, line 2"),
         ("c.json", "{", "JSONDecodeError"),
-        ("c.yaml", "a: [1", "ParserError"),
+        ("c.yaml", "a: [1", "line 1: expected ',' or ']'"),
         ("c.py", "_base_ = 'nowhere.py'", "nowhere.py"),
     ],
 )
@@ -221,6 +221,46 @@ def test_configs_that_cannot_be_read_are_named(name: str, text: str, output: str
     with pytest.raises(UserError) as error:
         load_config(tmp_path / name)
     assert str(tmp_path / name) in str(error.value) and output in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "tag", ["object/apply:os.mkdir", "object/new:os.mkdir", "object:os.mkdir", "name:os.mkdir", "module:os", "tuple"]
+)
+@pytest.mark.parametrize("suffix", [".yaml", ".yml"])
+@pytest.mark.parametrize("generations", [[], ["b.py"], ["b.json"], ["b.yaml", "c.py"], ["b.py", "c.yaml", "d.json"]])
+def test_yaml_runs_no_code(generations: list[str], suffix: str, tag: str, tmp_path: Path) -> None:
+    """Neither in a config nor in a base of any generation, even if a variable names the base."""
+    path = (tmp_path / "a").with_suffix(suffix)
+    path.write_text(f"work_dir: w\nother: !!python/{tag} [{tmp_path / 'made'}]\n")
+    child = path
+    for number, name in enumerate(generations):
+        base = child.name if number % 2 else f"{{{{ fileDirname }}}}/{child.name}"
+        child = tmp_path / name
+        texts = {".py": "_base_ = '{}'", ".json": '{{"_base_": "{}"}}', ".yaml": "_base_: '{}'"}
+        child.write_text(texts[child.suffix].format(base))
+    with pytest.raises(
+        SettingError, match=rf"^config '{path}', line 2: .*!?python/{tag}.*plain data, which runs no code$"
+    ):
+        load_config(child)
+    assert not (tmp_path / "made").exists()
+
+
+def test_yaml_with_variables_and_exclamation_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBER", "3")
+    (tmp_path / "base.yaml").write_text("data_root: {{ fileDirname }}/data")
+    (tmp_path / "child.yaml").write_text(
+        "_base_: {{ fileDirname }}/base.yaml\nmark: '!!python/name:os.mkdir'\nmarks: [a!!b, !!str 1, !!set {a, b}]\n"
+        "number: {{$NUMBER:2}}\nroot: {{ _base_.data_root }}\n"
+    )
+    config = load_config(tmp_path / "child.yaml")
+    assert (config.mark, config.marks) == ("!!python/name:os.mkdir", ["a!!b", "1", {"a", "b"}])
+    assert (config.number, config.root) == (3, f"{tmp_path}/data")
+
+
+def test_the_root_of_a_base_that_a_variable_names(write_config: WriteConfig) -> None:
+    folder = write_config(BASE).parent
+    (folder / "child.py").write_text("_base_ = '{{ fileDirname }}/config.py'\ndata_root = '/new'")
+    assert load_config(folder / "child.py").train_dataloader.dataset.ann_file == "/new/train.json"
 
 
 @pytest.mark.parametrize("root", ["''", "None"])

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from mmsnnet.engine.latest_checkpoint import find_damage, latest_checkpoint
+from mmsnnet.errors import DataError
+from mmsnnet.models import read_model_checkpoint
 
 START = 1_700_000_000
 
@@ -51,10 +53,11 @@ def test_the_newest_is_taken_and_cut_off_ones_are_passed_over(folder: str, names
 
     assert found() == (paths[2], [])
     cut(paths[2])
-    assert found() == (paths[1], [f"checkpoint {paths[2]} is skipped: it is cut short"])
+    path, (warning,) = found()
+    assert path == paths[1] and warning.startswith(f"checkpoint {paths[2]} is skipped: it is cut short")
     cut(paths[1], 0)
     path, passed_over = found()
-    assert path == paths[0] and "is empty" in passed_over[1]
+    assert path == paths[0] and passed_over[1].startswith(f"checkpoint {paths[1]} is skipped: it is cut short")
     cut(paths[0], 0.9)
     with pytest.raises(ValueError, match=r"all checkpoints in .* are damaged .*leave out --resume"):
         found()
@@ -148,6 +151,26 @@ def test_a_file_cut_anywhere_is_damaged(legacy: bool, tmp_path: Path) -> None:
     assert find_damage(path) is not None
 
 
+@pytest.mark.parametrize("how", ["a byte of a weight", "a byte of data.pkl", "the list of records", "a hole", "zeros"])
+def test_damage_within_a_file_is_passed_over(how: str, tmp_path: Path) -> None:
+    write(tmp_path, "iter_1.pth", "iter_2.pth", last="iter_2.pth")
+    path = tmp_path / "iter_2.pth"
+    whole = path.read_bytes()
+    places = {"a byte of a weight": b"data/0", "a byte of data.pkl": b"data.pkl", "the list of records": b"PK\x01\x02"}
+    at, size = (whole.find(places[how]), 1) if how in places else (len(whole) // 4, len(whole) // 2)
+    if "byte" in how:
+        at += 70
+    damaged = bytes(len(whole)) if how == "zeros" else whole[:at] + bytes(size) + whole[at + size :]
+    if "byte" in how:
+        damaged = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+    path.write_bytes(damaged)
+    found, warnings = latest_checkpoint(tmp_path)
+    assert found == tmp_path / "iter_1.pth" and len(warnings) == 1 and str(path) in warnings[0]
+    with pytest.raises(DataError) as caught:
+        read_model_checkpoint(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_folder_of_files_is_whole_if_all_are(tmp_path: Path) -> None:
     path = tmp_path / "iter_1.pth"
     path.mkdir()
@@ -155,7 +178,7 @@ def test_a_folder_of_files_is_whole_if_all_are(tmp_path: Path) -> None:
     write(path, "rank0.pth", "rank1.pth")
     assert find_damage(path) is None
     cut(path / "rank1.pth")
-    assert find_damage(path) == "rank1.pth: it is cut short"
+    assert str(find_damage(path)).startswith("rank1.pth: it is cut short")
     write(tmp_path, "iter_2.pth", last="iter_1.pth")
     cut(tmp_path / "iter_2.pth")
     with pytest.raises(ValueError, match=r"all .* are damaged"):

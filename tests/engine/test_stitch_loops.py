@@ -1,13 +1,14 @@
 """The loops over stitches measure what mmengine's loops measure for each stitch, and call hooks as they do."""
 
 import copy
+import ctypes
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -427,16 +428,85 @@ def _noting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any
 
 
 @pytest.mark.slow
-def test_what_metrics_keep_is_bounded(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With memory for two stitches, a second pass evaluates the stitches that the first one left."""
+@pytest.mark.parametrize(
+    ("batch_size", "kept", "memory", "passes"),
+    [
+        (2, (10, 10, 10, 10), 25, [[2, 2, 2], [2, 2, 2]]),
+        (5, (10, 10, 10, 10), 25, [[2], [2]]),
+        (2, (10, 10, 20, 10), 45, [[3, 2, 2], [2, 2, 2]]),  # the third does not fit
+        (2, (10, 10, 30, 10), 25, [[2, 2, 2], [1, 1, 1], [1, 1, 1]]),  # nor does it fit alone
+        (2, (0, 0, 0, 0), 25, [[4, 4, 4]]),
+    ],
+)
+def test_what_metrics_keep_is_bounded(
+    batch_size: int,
+    kept: Sequence[int],
+    memory: int,
+    passes: list[list[int]],
+    make_runner: MakeRunner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stitch whose metrics do not fit is left to a later pass before it runs, or after its first batch.
+
+    ``kept`` is what a stitch keeps of each batch, ``memory`` as much for a whole pass, and ``passes`` the number of
+    stitches that run on each batch of each pass.
+    """
     expected = make_runner().test()
-    monkeypatch.setattr(stitch_passes, "kept_bytes", lambda states: 10 * any(state["results"] for state in states))
-    monkeypatch.setattr(stitch_passes, "HOST_MEMORY", 25 * BATCHES)
     runner, recorder = make_runner(), Recorder()
+    runner.test_loop.dataloader = runner.build_dataloader(runner.cfg.test_dataloader | dict(batch_size=batch_size))
     runner.register_hook(recorder)
+    monkeypatch.setattr(stitch_passes.StitchPass, "run", _noting(stitch_passes.StitchPass.run, recorder.calls))
+    backbone = runner.model.backbone
+    order = [stitch.name for stitch in backbone.prefix_order(backbone.space)]
+
+    def kept_bytes(states: list[dict[str, Any]]) -> int:
+        batches = 1 + next(call[1] for call in reversed(recorder.calls) if call[0] == "after_test_iter")
+        return batches * kept[order.index(backbone.stitch.name)] * any(state["results"] for state in states)
+
+    monkeypatch.setattr(stitch_passes, "kept_bytes", kept_bytes)
+    monkeypatch.setattr(stitch_passes, "HOST_MEMORY", memory * len(runner.test_loop.dataloader))
     assert runner.test() == pytest.approx(expected, nan_ok=True)
-    indices = [index for call, index in recorder.calls if call == "before_test_iter"]
-    assert indices == [0] * 4 + [1] * 2 + [2] * 2 + [0] * 2 + [1] * 2 + [2] * 2
+    found: list[list[int]] = []
+    for call, *index in recorder.calls:
+        if isinstance(call, stitch_passes.StitchPass):
+            found.append([0] * len(runner.test_loop.dataloader))
+        elif call == "before_test_iter":
+            found[-1][index[0]] += 1
+    assert found == passes
+
+
+@METRICS.register_module()
+class LargeMetric(BaseMetric):
+    """Keeps 8 MB for each image, between blocks that it frees, and records the memory of the process."""
+
+    most: ClassVar[float] = 0
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        for _ in data_samples:
+            freed, kept = (torch.ones(2 * 10**6) for _ in range(2))
+            self.results.append(kept)
+            del freed
+        LargeMetric.most = max(LargeMetric.most, resident_megabytes())
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        return dict(images=len(results))
+
+
+def resident_megabytes() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.slow
+def test_freed_memory_goes_back(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four stitches keep 160 MB of five images. glibc alone would hold as much again, and hold it afterwards."""
+    monkeypatch.setattr(stitch_passes, "HOST_MEMORY", 200e6)
+    runner = make_runner(test_evaluator=dict(type="mmsnnet.LargeMetric"))
+    blocks = [torch.ones(2**20) for _ in range(8)]
+    del blocks  # glibc now takes blocks of up to 32 MB from its heap
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident_megabytes()
+    runner.test()
+    assert LargeMetric.most - before < 240 and resident_megabytes() - before < 60
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ import os
 import random
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -357,6 +359,36 @@ def test_load_says_what_is_wrong(tmp_path: Path, changes: dict[str, object], mes
     path.write_text(json.dumps(document(**changes)))
     with pytest.raises(ValueError, match=f"points.json: {message}"):
         OperatingPoints.load(path)
+
+
+HUGE = ["1" + "0" * 400, "-" + "9" * 5000, "1e999"]
+
+
+@pytest.mark.parametrize("number", HUGE, ids=["400", "5000", "1e999"])
+@pytest.mark.parametrize(
+    "key", ["id", "flops", "params", "peak_memory", "latency_ms", "throughput", "metrics", "input_shape", "depths"]
+)
+def test_a_number_that_no_float_holds_is_refused(key: str, number: str, tmp_path: Path) -> None:
+    path = tmp_path / "points.json"
+    values = {"metrics": {"mIoU": "?"}, "input_shape": ["?", 4], "depths": ["?"]}
+    spoilt: dict[str, Any] = document(**({} if key in ("peak_memory", "throughput") else {key: values.get(key, "?")}))
+    if key in ("peak_memory", "throughput"):
+        spoilt["stitches"][0][key] = "?"
+    path.write_text(json.dumps(spoilt).replace('"?"', number))
+    with pytest.raises(
+        ValueError, match=rf"points\.json: .*{key}: .*expected a.* number, found '{number[:20]}"
+    ) as caught:
+        OperatingPoints.load(path)
+    assert len(str(caught.value)) < 300
+    assert ("in stitch 'S'" in str(caught.value)) == (key not in ("input_shape", "depths"))
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**5000), Fraction(10**400)], ids=["400", "5000", "fraction"])
+@pytest.mark.parametrize("key", ["id", "flops", "latency_ms", "metrics"])
+def test_python_numbers_that_no_float_holds_are_refused(key: str, number: Any, tmp_path: Path) -> None:
+    entry = point(0, 1, 1.0).to_json() | {key: {"mIoU": number} if key == "metrics" else number}
+    with pytest.raises(ValueError, match=rf"^{key}: .*expected a .*number, found .*, in stitch '"):
+        OperatingPoint.from_json(entry)
 
 
 def test_load_refuses_two_points_of_one_id(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import io
+import json
 import pickle
 import threading
 import zipfile
@@ -22,7 +23,15 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor
 
-from mmsnnet.files.reading import HUB_FILES, describe_mismatch, extract_weights, join_names, read_checkpoint
+from mmsnnet.errors import DataError
+from mmsnnet.files.reading import (
+    HUB_FILES,
+    describe_mismatch,
+    extract_weights,
+    join_names,
+    read_checkpoint,
+    tensor_shapes,
+)
 from tests.conftest import RunsCode
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -283,6 +292,126 @@ def test_what_does_not_fit_is_said_by_name_and_shape() -> None:
         == "missing: d (5,); left over: c (4,); of another shape: b (2, 3) instead of (3, 2)"
     )
     assert join_names(["a", "b", "c", "d"], 2) == "a, b and 2 more" and join_names(["a", "b"], 2) == "a, b"
+
+
+def test_numbers_of_another_kind_are_said() -> None:
+    saved = tensor_shapes(
+        {"a": torch.zeros(2, dtype=torch.int8), "b": torch.zeros(()), "c": {}, "d": torch.ones(3).half()}
+    )
+    model = tensor_shapes(
+        {"a": torch.zeros(2), "b": torch.zeros((), dtype=torch.int64), "c": torch.zeros(1), "d": torch.ones(3)}
+    )
+    expected = "of another kind: a (2,) int8 in place of (2,), b () in place of () int64, c dict in place of (1,)"
+    assert describe_mismatch(saved, model) == expected
+
+
+# Files that are damaged, or made to cost more than their size
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_every_flipped_byte_is_found_or_harmless(checksums: bool, tmp_path: Path) -> None:
+    """Without checksums, as ``torch.serialization.set_crc32_options(False)`` writes a file, it is still read."""
+    expected, path = weights(), tmp_path / "w.pth"
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        content = bytearray(saved(expected))
+    finally:
+        torch.serialization.set_crc32_options(before)
+    path.write_bytes(content)
+    assert same(read_checkpoint(path), expected)
+    for at in range(0, len(content), 3 if checksums else len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+        try:
+            assert same(read_checkpoint(path), expected), at
+        except DataError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+
+
+@pytest.mark.parametrize("how", ["deflated", "overlapping", "of one name"])
+def test_records_that_unfold_are_refused(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    with zipfile.ZipFile(io.BytesIO(saved({"w": torch.zeros(2**20)}))) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED if how == "deflated" else zipfile.ZIP_STORED)
+        if how == "of one name":
+            with pytest.warns(UserWarning, match="Duplicate"):
+                new.writestr(name, b"3")
+        elif how == "overlapping":
+            copy = new.getinfo(f"{name.split('/')[0]}/data/0")
+            for index in range(1, 9):
+                other = zipfile.ZipInfo(copy.filename[:-1] + str(index))
+                other.file_size, other.compress_size, other.CRC = copy.file_size, copy.compress_size, copy.CRC
+                other.header_offset = copy.header_offset
+                new.filelist.append(other)
+    with pytest.raises(DataError, match=r"records are compressed or overlap"):
+        read_checkpoint(path)
+
+
+def test_a_header_larger_than_the_weights_is_refused(tmp_path: Path) -> None:
+    entries = {f"w{i}": {"dtype": "F32", "shape": [0, 5], "data_offsets": [0, 0]} for i in range(20_000)}
+    header = json.dumps(entries).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(DataError, match=r"its header takes 1,\d+,\d+ of its 1,\d+,\d+ bytes"):
+        read_checkpoint(tmp_path / "w.safetensors")
+
+
+KINDS = {
+    "int8": torch.zeros(2, 3, dtype=torch.int8),
+    "bool": torch.zeros(2, 3, dtype=torch.bool),
+    "complex64": torch.zeros(2, 3, dtype=torch.complex64),
+    "quint8": torch.quantize_per_tensor(torch.zeros(2, 3), 0.1, 0, torch.quint8),
+    "sparse_coo float32": torch.eye(3).to_sparse(),
+    "sparse_csr float32": torch.eye(3).to_sparse_csr(),
+    "meta float32": torch.empty(2, 3, device="meta"),
+    "nested float32": torch.nested.as_nested_tensor([torch.zeros(2), torch.zeros(3)]),
+}
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "ema_state_dict"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_dense_floats(kind: str, wrapper: str | None, tmp_path: Path) -> None:
+    named = {"blocks.0.attn.qkv.weight": KINDS[kind], "norm.bias": torch.zeros(3)}
+    torch.save({wrapper: named} if wrapper else named, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=rf"of another kind: blocks\.0\.attn\.qkv\.weight {kind} in place of float32$"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_floats_of_any_width_and_integers_beside_weights_are_read(tmp_path: Path) -> None:
+    floats = (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn)
+    expected = {f"{index}.weight": torch.ones(2).to(dtype) for index, dtype in enumerate(floats)}
+    expected |= {"n": torch.tensor(3), "mask": torch.ones(2).bool(), "freqs": torch.ones(2, dtype=torch.complex64)}
+    expected |= {"tied": expected["0.weight"], "p.weight": torch.nn.Parameter(torch.ones(2))}
+    torch.save(expected, tmp_path / "w.pth")
+    found = read_checkpoint(tmp_path / "w.pth")
+    assert {name: one.dtype for name, one in found.items()} == {name: one.dtype for name, one in expected.items()}
+
+
+BIG = torch.zeros(10_000)
+FOLDED: dict[str, Callable[[], Any]] = {
+    "an expanded tensor": lambda: {"w": torch.zeros(1).expand(10**6, 10**6)},
+    "many views": lambda: {f"v{index}": BIG[index:] for index in range(100)},
+    "one tensor under many names": lambda: {f"v{index}": BIG for index in range(100)},
+    "many dicts of one tensor": lambda: {"a": [{"w": BIG} for _ in range(100)]},
+}
+
+
+@pytest.mark.parametrize("how", FOLDED)
+def test_tensors_take_no_more_than_the_file(how: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"norm.weight": torch.zeros(3)} | FOLDED[how]()}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"has larger tensors than memory for them, such as [vw]\d*: save"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("opened, closed", [(b"}X\x05\0\0\0model", b"s"), (b"]", b"a"), (b"", b"\x85")])
+def test_what_nests_without_end_is_no_weights(opened: bytes, closed: bytes, tmp_path: Path) -> None:
+    """A dict, a list and a tuple, 50 000 deep."""
+    pickled = b"\x80\x02}X\x0a\0\0\0state_dict" + opened * 50_000 + b"}" + closed * 50_000 + b"s."
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as file:
+        for name, content in {"data.pkl": pickled, "version": b"3\n", "byteorder": b"little"}.items():
+            file.writestr(f"a/{name}", content)
+    with pytest.raises(DataError, match=r"w\.pth' (has|should have)"):
+        extract_weights(read_checkpoint(tmp_path / "w.pth"), f"checkpoint '{tmp_path / 'w.pth'}'", ())
 
 
 @pytest.mark.parametrize("source", ["s3://x/y.pth", "file:///x/y.pth", "torchvision://resnet50", "a:s3://x"])

@@ -71,7 +71,7 @@ def summarize_partial_load(model: nn.Module, checkpoint: Mapping[str, Any], sour
     """List the tensors that ``load_from`` does not load, if any.
 
     Raises:
-        SettingError: nothing fits by name and shape.
+        SettingError: nothing fits by name and shape, or tensors have numbers of another kind.
     """
     weights = model_weights(checkpoint, source)
     saved, expected = _without_records(tensor_shapes(weights)), weight_shapes(model)
@@ -79,6 +79,9 @@ def summarize_partial_load(model: nn.Module, checkpoint: Mapping[str, Any], sour
         if recorded_grid(weights.get(f"{name}.{GRID}")) is not None:  # loading resamples its tables
             tables = {f"{name}.model.{table}" for table in anchor.positions.grids()}
             saved |= {table: expected[table] for table in tables & saved.keys() & expected.keys()}
+    if kinds := {name: shape for name, shape in expected.items() if type(saved.get(name, shape)) is not type(shape)}:
+        wrong = describe_mismatch({name: saved[name] for name in kinds}, kinds)  # mmengine would convert their numbers
+        raise SettingError(f"load_from: checkpoint {source!r} has tensors {wrong}")
     fitting = [name for name, shape in expected.items() if saved.get(name) == shape]
     if not fitting:
         raise SettingError(

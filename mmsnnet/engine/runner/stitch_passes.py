@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import InitVar, dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,7 @@ class StitchPass:
     bounded: bool = True
     pictures: StitchPictures | None = None
     results: dict[Stitch, StitchResults] = field(init=False)
+    _most: float = field(init=False, default=1.0)  # bytes that a stitch needs
 
     def __post_init__(self, stitches: Sequence[Stitch]) -> None:
         self.results = {stitch: StitchResults(copied_evaluator(self.evaluator)) for stitch in stitches}
@@ -102,17 +105,17 @@ class StitchPass:
         for index, batch in enumerate(self.dataloader):
             if index == 0:
                 check_first_batch(self.evaluator.metrics, self.stage, batch)
-            self._run_stitches(index, batch)
             # Memory grows about linearly, so batches 1, 2, 4, ... predict the total.
-            if self.bounded and index + 1 < batches and (index + 1) & index == 0:
-                self._drop_what_does_not_fit((index + 1) / len(self.dataloader))
+            self._run_stitches(index, batch, self.bounded and index < int(batches) and (index + 1) & index == 0)
             yield len(self.results)
 
-    def _run_stitches(self, index: int, batch: Any) -> None:
+    def _run_stitches(self, index: int, batch: Any, predicts: bool) -> None:
         shared = self.backbone.reuse_prefixes(tuple(self.results)) if self.prefix_reuse else nullcontext()
         explained = sizes_explained(self.model, batch, False, f"{self.stage}_dataloader")
         with shared, explained, _preprocessed_once(self.model) as start_stitch:
-            for stitch, results in self.results.items():
+            for stitch in tuple(self.results):
+                if (results := self.results.get(stitch)) is None:
+                    break  # left to a later pass, like all that follow
                 self.backbone.set_stitch(stitch)
                 start_stitch()
                 pictures = nullcontext() if self.pictures is None else self.pictures.of(stitch.name)
@@ -120,6 +123,9 @@ class StitchPass:
                     self.run_batch(results, index, batch)
                 for metric in results.evaluator.metrics:
                     fold(metric)
+                if predicts:
+                    self._keep_what_fits(results.evaluator, (index + 1) / len(self.dataloader))
+                self._return_freed_memory()
 
     def absent_classes_warning(self) -> str | None:
         """A warning of classes that occur in no label map, None if all do; before any stitch is evaluated."""
@@ -135,19 +141,24 @@ class StitchPass:
                 if keeps_nothing(metric) and not metric.results:
                     metric.results.append(None)  # mmengine warns of a metric without results
             metrics = results.evaluator.evaluate(len(self.dataloader.dataset))  # type: ignore[arg-type]
+        self._return_freed_memory()
         return metrics | (parse_losses(results.losses, self.stage) if results.losses else {})
 
-    def _drop_what_does_not_fit(self, share: float) -> None:
-        """Leave the last stitches to a later pass, judging from the ``share`` of the data that has been seen.
+    def _keep_what_fits(self, evaluator: Evaluator, share: float) -> None:
+        """Leave the last stitches to a later pass, judging from one that has seen the ``share`` of the data.
 
-        All ranks drop the same stitches.
+        All ranks keep the same stitches: as many as fit if each needs the most that was found for any, on any rank.
         """
-        initial = _bytes_of_metrics(self.evaluator)
-        most = max(_bytes_of_metrics(results.evaluator) for results in self.results.values())
-        needed = torch.tensor(initial + (most - initial) / share)
-        all_reduce(needed, op="max")
-        fitting = max(1, int(HOST_MEMORY / max(float(needed), 1.0)))
-        self.results = dict(list(self.results.items())[:fitting])
+        initial, kept = (kept_bytes([vars(metric) for metric in one.metrics]) for one in (self.evaluator, evaluator))
+        most = torch.tensor(max(self._most, initial + (kept - initial) / share))
+        all_reduce(most, op="max")
+        self._most = float(most)
+        self.results = dict(list(self.results.items())[: max(1, int(HOST_MEMORY / self._most))])
+
+    def _return_freed_memory(self) -> None:
+        """Return freed memory to the system: between tensors that metrics keep, glibc holds as much again."""
+        if self._most > HOST_MEMORY / 256 and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+            trim(0)
 
 
 def copied_evaluator(evaluator: Evaluator) -> Evaluator:
@@ -188,16 +199,8 @@ def kept_bytes(value: Any) -> int:
         return sys.getsizeof(value) + value.untyped_storage().nbytes()
     if isinstance(value, np.ndarray):
         return sys.getsizeof(value) + (0 if value.base is None else value.nbytes)
-    size = sys.getsizeof(value)
-    if isinstance(value, dict):
-        return size + sum(kept_bytes(key) + kept_bytes(item) for key, item in value.items())
-    if isinstance(value, list | tuple | set):
-        return size + sum(map(kept_bytes, value))
-    return size
-
-
-def _bytes_of_metrics(evaluator: Evaluator) -> int:
-    return kept_bytes([vars(metric) for metric in evaluator.metrics])
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    return sys.getsizeof(value) + (sum(map(kept_bytes, inner)) if isinstance(inner, list | tuple | set) else 0)
 
 
 @contextmanager
@@ -207,19 +210,17 @@ def _preprocessed_once(model: nn.Module) -> Iterator[Callable[[], None]]:
     Test-time augmentation preprocesses several times: the n-th result serves the n-th call of every stitch.
     """
     results: list[Any] = []
-    calls = 0
+    calls = count()
 
     def start_stitch() -> None:
         nonlocal calls
-        calls = 0
+        calls = count()
 
     def once(preprocess: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls > len(results):
+            if (call := next(calls)) == len(results):
                 results.append(preprocess(*args, **kwargs))
-            return results[calls - 1]
+            return results[call]
 
         return forward
 

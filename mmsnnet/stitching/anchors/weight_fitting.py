@@ -78,8 +78,8 @@ class FittedWeights:
     def resized(self) -> tuple[str, ...]:
         """The names of tensors that have another patch or image size in the file."""
         resized = [name for name in self.names if name != PATCH_WEIGHT and self.sized[name] is not self.named[name]]
-        pointers = {_data_pointer(tensor) for tensor in self.in_file.values()}
-        if PATCH_WEIGHT in self.names and _data_pointer(self.named[PATCH_WEIGHT]) not in pointers:
+        pointers = {tensor.data_ptr() for tensor in self.in_file.values()}
+        if PATCH_WEIGHT in self.names and self.named[PATCH_WEIGHT].data_ptr() not in pointers:
             resized.append(PATCH_WEIGHT)
         return tuple(resized)
 
@@ -99,15 +99,15 @@ class FittedWeights:
 
     @property
     def _left_out(self) -> list[str]:
-        # timm's filters rename tensors, so a tensor is identified by its data pointer, or by its name if the filter has
-        # computed a new one. The patch embedding is always loaded.
+        # timm's filters rename tensors and take views, so a tensor is identified by its data pointer, or by its name if
+        # the filter has computed a new one. The patch embedding is always loaded.
         loaded = {name: self.named[name] for name in self.names}
-        used = {_data_pointer(tensor) for tensor in loaded.values()}
+        used = {(tensor if tensor._base is None else tensor._base).data_ptr() for tensor in loaded.values()}
         patches = (PATCH_WEIGHT, "conv1.weight")
         return [
             name
             for name, tensor in self.in_file.items()
-            if name not in loaded and _data_pointer(tensor) not in used and not name.endswith(patches)
+            if name not in loaded and tensor.data_ptr() not in used and not name.endswith(patches)
         ]
 
 
@@ -217,12 +217,7 @@ def _refusal(anchor: PlainAnchor, fitted: FittedWeights, required: Mapping[str, 
     relevant = {name: value for name, value in fitted.sized.items() if name in required or not _is_superfluous(name)}
     wrong = describe_mismatch(tensor_shapes(relevant), tensor_shapes(required), most=MOST_NAMES)
     if not wrong:
-        dtypes = [
-            f"{name} ({str(value.dtype).removeprefix('torch.')})"
-            for name, value in relevant.items()
-            if name in required and required[name].is_floating_point() and not value.is_floating_point()
-        ]
-        return f"has weights that are no real numbers: {join_names(dtypes, MOST_NAMES)}" if dtypes else ""
+        return ""
     refusal = f"does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). "
     if not fitted.matching:
         names = list(fitted.in_file)
@@ -256,10 +251,6 @@ def _refusal(anchor: PlainAnchor, fitted: FittedWeights, required: Mapping[str, 
 
 def _is_superfluous(name: str) -> bool:
     return name.split(".")[0] in CLASSIFIER_MODULES or name.startswith(DECODER)
-
-
-def _data_pointer(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _moves_queries_or_values(bias: Tensor) -> bool:

@@ -115,19 +115,14 @@ def _is_ijepa(table: Mapping[str, Any]) -> bool:
 
 
 def _tensors(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a dict by name, without the insertions of wrapping modules.
-
-    Tensors that share storage are cloned, so that a tensor can be identified by its data pointer after timm has renamed
-    it.
-    """
+    """The tensors of a dict by name, without the insertions of wrapping modules."""
     tensors: dict[str, Any] = {}
     for name, value in table.items():
         if not isinstance(name, str):
             continue
         if isinstance(value, Tensor):
-            shares = value.untyped_storage().nbytes() != value.nbytes
             bare = INSERTED.sub("", name)
-            tensors[name if bare in table else bare] = value.clone() if shares else value
+            tensors[name if bare in table else bare] = value
         elif isinstance(value, dict) and _is_ijepa(table):
             inner = {key: one for key, one in value.items() if isinstance(one, Tensor)}
             tensors[name] = _tensors(inner)

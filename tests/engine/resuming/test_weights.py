@@ -1,5 +1,6 @@
 """Weights are compared by name and shape, and the differences said in settings."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,18 @@ def test_counts_alone_are_no_weights(make_segmentor: MakeSegmentor) -> None:
     records = {name: value for name, value in model.state_dict().items() if name.endswith(("grid", "draws"))}
     with pytest.raises(SettingError, match=r"nothing of checkpoint 'w\.pth' fits"):
         summarize_partial_load(model, dict(state_dict=records | {"other": torch.zeros(1)}), "w.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_numbers_of_another_kind_are_refused(dtype: torch.dtype, make_segmentor: MakeSegmentor) -> None:
+    """mmengine would convert them without a word, also in a partial load."""
+    model, name = make_segmentor(), "decode_head.conv_seg.weight"
+    weights = model.state_dict()
+    spoilt = {name: weights[name].to(dtype), "decode_head.conv_seg.bias": weights["decode_head.conv_seg.bias"].half()}
+    kinds = rf"of another kind: {name} \(.*\) {str(dtype)[6:]} in place of"
+    assert re.search(kinds, *texts(model, dict(state_dict=weights | spoilt)))
+    with pytest.raises(SettingError, match=rf"load_from: checkpoint 'w\.pth' has tensors {kinds}"):
+        summarize_partial_load(model, dict(state_dict=spoilt), "w.pth")
 
 
 def test_the_names_of_data_parallel_models_fit(make_segmentor: MakeSegmentor) -> None:

@@ -147,6 +147,19 @@ def openai_clip(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
     return visual | unused, {*unused, "visual.ln_post.weight", "visual.ln_post.bias"}
 
 
+def test_views_of_one_storage_are_told_apart(make_anchor: MakeAnchor, tmp_path: Path) -> None:
+    """As an optimizer with flat parameters saves them. They are known by their memory after timm has renamed them."""
+    source, anchor = make_anchor(classifier=True), make_anchor()
+    named = deit_names(source.model.state_dict())
+    flat = torch.cat([tensor.flatten() for tensor in named.values()])
+    parts = flat.split([tensor.numel() for tensor in named.values()])
+    views = {name: part.view(tensor.shape) for (name, tensor), part in zip(named.items(), parts, strict=True)}
+    torch.save({"model": views}, tmp_path / "w.pth")
+    report = load_pretrained(anchor, str(tmp_path / "w.pth"))
+    assert set(report.left_out) == {"norm.weight", "norm.bias", "head.weight", "head.bias"} and report.resized == ()
+    assert torch.equal(anchor.model.blocks[1].ls2.gamma, source.model.blocks[1].ls2.gamma)
+
+
 def open_clip_trunk(w: dict[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
     """OpenCLIP's names around a timm vision tower (SigLIP, EVA-02-CLIP)."""
     unused = {"visual.head.proj.weight": torch.ones(16, 32), "text.token_embedding.weight": torch.ones(10, 8)}
