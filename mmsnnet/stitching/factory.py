@@ -51,7 +51,7 @@ def create_stitched(
     if len(sources) != len(models):
         raise ValueError(f"pretrained is True, False or one source for each of {len(models)} models; got {sources}")
     anchors = [create_anchor(model, img_size, **kwargs) for model in models]
-    space = StitchSpace.of(scheme, [anchor.depth for anchor in anchors])
+    space = StitchSpace.of(scheme, [anchor.stages for anchor in anchors])
     network = StitchedNetwork(anchors, space, rank=rank)
     for anchor, source in zip(anchors, sources, strict=True):
         if source:

@@ -224,11 +224,10 @@ class StitchSpace:
             ValueError: there is no such scheme, another one has ``skip``, or as :meth:`two_way`.
         """
         schemes = ("two_way", "one_way", "sliding_window")
-        if scheme not in schemes or (skip and scheme != "sliding_window"):
-            raise ValueError(
-                f"scheme is one of {', '.join(schemes)}, and only the last one can skip stages; got {scheme!r}"
-                + (f" and skip={tuple(skip)}" if skip else "")
-            )
+        if scheme not in schemes:
+            raise ValueError(f"scheme is one of {', '.join(schemes)}; got {scheme!r}")
+        if skip and scheme != "sliding_window":
+            raise ValueError(f"only scheme='sliding_window' skips stages; got {scheme!r} and skip={tuple(skip)}")
         if len(stages) == 1:
             return cls.single(stages[0])
         return cls.sliding_window(stages, skip) if scheme == "sliding_window" else getattr(cls, scheme)(stages)
@@ -467,11 +466,11 @@ def _as_stages(stages: Sequence[int | Sequence[int]]) -> tuple[tuple[int, ...], 
     """The blocks in each stage of each anchor; a number stands for one stage."""
     blocks = tuple((one,) if isinstance(one, int) else tuple(one) for one in stages)
     if not all(one and min(one) >= 1 for one in blocks):
-        raise ValueError(f"an anchor needs at least one block in each stage, got {_shown(blocks)}")
+        raise ValueError(f"an anchor needs at least one block in each stage, got {describe_stages(blocks)}")
     return blocks
 
 
-def _shown(stages: Sequence[Sequence[int]]) -> str:
+def describe_stages(stages: Sequence[Sequence[int]]) -> str:
     """The blocks of anchors, in messages: a number for an anchor of one stage."""
     return str(tuple(blocks[0] if len(blocks) == 1 else tuple(blocks) for blocks in stages))
 
@@ -480,7 +479,9 @@ def _labels(stages: Sequence[Sequence[int]]) -> str:
     """One letter for each anchor, for names and kinds."""
     if not 2 <= len(stages) <= len(ascii_uppercase):
         most = len(ascii_uppercase)
-        raise ValueError(f"a stitch space takes two anchors or more, {most} at most; got blocks {_shown(stages)}")
+        raise ValueError(
+            f"a stitch space takes two anchors or more, {most} at most; got blocks {describe_stages(stages)}"
+        )
     return {2: "SL", 3: "SML"}.get(len(stages), ascii_uppercase[: len(stages)])
 
 

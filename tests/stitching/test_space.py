@@ -523,7 +523,7 @@ def test_windows_that_cannot_slide(stages: Stages, skip: tuple[int, ...], says: 
 
 def test_only_a_sliding_window_skips_stages() -> None:
     assert StitchSpace.of("sliding_window", [(2, 2), (2, 2)], (1,)) == StitchSpace.sliding_window([(2, 2)] * 2, (1,))
-    with pytest.raises(ValueError, match=r"only the last one can skip stages; got 'two_way' and skip=\(1,\)"):
+    with pytest.raises(ValueError, match=r"only scheme='sliding_window' skips stages; got 'two_way' and skip=\(1,\)"):
         StitchSpace.of("two_way", [(2, 2), (2, 2)], (1,))
 
 

@@ -58,7 +58,7 @@ def build_network(
     # For a single stitch, anchors are built on the meta device first; _with_parts allocates those that it runs.
     with nullcontext() if only is None else torch.device("meta"):
         built = [make() for make in makers]
-    space = StitchSpace.of(scheme, [anchor.depth for anchor in built])
+    space = StitchSpace.of(scheme, [anchor.stages for anchor in built])
     taps = OutIndices.parse(out_indices, built[-1].depth)
     if only is not None:
         parts = parts_run(space, space[only], None if num_classes is not None else taps.train)

@@ -166,6 +166,10 @@ class Anchor(nn.Module, ABC):
         parameters = [part for part in self._parts_of(component) if isinstance(part, nn.Parameter)]
         return parameters + [p for module in self._modules_of(component) for p in module.parameters()]
 
+    def has_convolutions(self, component: Component) -> bool:
+        """Whether a component has convolutions."""
+        return any(isinstance(part, nn.Conv2d) for module in self._modules_of(component) for part in module.modules())
+
     def _parts_of(self, component: Component) -> list[Any]:
         return [getattr(_owner(self.model, name), _leaf(name)) for name in self._names.get(component, ())]
 

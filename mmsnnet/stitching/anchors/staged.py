@@ -1,7 +1,7 @@
 """Adapters for timm's hierarchical models: Swin, ConvNeXt, ResNet, RegNet, LeViT, PVT v2, MetaFormers, MambaOut, ...
 
-A hierarchical model is a flat sequence of blocks, too, if what leads into a stage belongs to the stage's first block and
-what ends a stage to its last one.
+A hierarchical model is a flat sequence of blocks, too, if what leads into a stage belongs to the stage's first block
+and what ends a stage to its last one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
 
+import timm
 import torch.nn.functional as F
 from timm.models.convnext import ConvNeXt
 from timm.models.efficientnet import EfficientNet
@@ -45,6 +46,8 @@ class StagedAnchor(Anchor):
     _stage_list: ClassVar[str] = "stages"  # the list of stages, each with ``blocks`` and perhaps a ``downsample``
     _last_modules: ClassVar[tuple[str, ...]] = ()  # those between the last block and ``forward_head``
     _format: ClassVar[str] = "nchw"
+    # Arguments of timm.create_model beside ``img_size``; None for models that take any size, and no such argument.
+    _size_arguments: ClassVar[Mapping[str, Any] | None] = None
 
     def __init__(self, model: nn.Module, img_size: tuple[int, int], classifier: bool = False) -> None:
         self.img_size = img_size
@@ -62,6 +65,13 @@ class StagedAnchor(Anchor):
             names[-1] = names[-1]._replace(exit=(f"{path}.norm",) * ends)
             stages.append(names)
         return stages
+
+    @classmethod
+    def create(cls, model: str, img_size: tuple[int, int], classifier: bool, **kwargs: Any) -> StagedAnchor:
+        """Build the timm model of this name for images of ``img_size``, and its anchor."""
+        size = {} if cls._size_arguments is None else dict(img_size=img_size, **cls._size_arguments)
+        head = {} if classifier else dict(num_classes=0)
+        return cls(timm.create_model(model, **{**size, **head, **kwargs}), img_size, classifier)
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
@@ -108,6 +118,8 @@ class SwinAnchor(StagedAnchor):
     """An anchor of timm's ``SwinTransformer``. Images are padded to whole patches."""
 
     model_class = SwinTransformer
+    # Sizes other than img_size run too; shift and window are those of img_size.
+    _size_arguments: ClassVar[Mapping[str, Any] | None] = dict(dynamic_img_size=True)
     _stem_modules, _stage_list, _last_modules, _format = ("patch_embed",), "layers", ("norm",), "nhwc"
     _classifier = ("norm", "head")
 
@@ -222,6 +234,7 @@ class LevitAnchor(StagedAnchor):
     """An anchor of timm's ``Levit``, which takes images of one size."""
 
     model_class = Levit
+    _size_arguments: ClassVar[Mapping[str, Any] | None] = {}
     _classifier, _format = ("head",), "tokens"
 
     def call(self, block: int, features: Features) -> Features:
