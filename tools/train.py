@@ -7,7 +7,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 import argparse
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import torch
 from mmengine.device import get_device
@@ -23,8 +23,10 @@ from mmsnnet.cli.errors import exit_on_user_error, user_errors
 from mmsnnet.cli.launching import check_data_parallel, check_sync_bn, process_group
 from mmsnnet.cli.runner import build_runner
 from mmsnnet.datasets import check_folders
+from mmsnnet.engine.hooks.atomic_checkpoint_hook import explain_write_errors
 from mmsnnet.engine.mmengine_private import load_from, set_load_from
 from mmsnnet.errors import SettingError
+from mmsnnet.files.writing import DISK_ERRORS
 from mmsnnet.registry import MODELS
 
 
@@ -46,8 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build(args: argparse.Namespace) -> Runner | FlexibleRunner:
-    """The runner that trains. Checks data and settings before anything is written."""
+def build(args: argparse.Namespace, locks: ExitStack) -> Runner | FlexibleRunner:
+    """The runner that trains. Checks data and settings, and locks the work folder, before anything is written."""
     config = load_config(args.config, args.cfg_options)
     import_toolbox(config)
     needed = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
@@ -72,7 +74,7 @@ def build(args: argparse.Namespace) -> Runner | FlexibleRunner:
     if config.resume and "load_from" not in (args.cfg_options or {}):
         # A resumed run continues from its work folder. The config's load_from is for a folder without checkpoints.
         start_from, config.load_from = config.get("load_from"), None
-    runner = build_runner(config, args.launcher, args.work_dir, args.quiet)
+    runner = build_runner(config, args.launcher, args.work_dir, args.quiet, locks)
     if start_from is not None and load_from(runner) is None:
         set_load_from(runner, start_from, resume=False)
     return runner
@@ -82,10 +84,17 @@ def build(args: argparse.Namespace) -> Runner | FlexibleRunner:
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
-    with exit_on_user_error(parser), user_errors() as loop_start, process_group(), short_console():
-        runner = build(args)
+    with (
+        ExitStack() as locks,
+        exit_on_user_error(parser),
+        user_errors() as loop_start,
+        process_group(),
+        short_console(),
+    ):
+        runner = build(args, locks)
         runner.register_hook(loop_start)
-        runner.train()
+        with explain_write_errors(f"a file in {runner.work_dir}", DISK_ERRORS, runner.work_dir):
+            runner.train()
 
 
 if __name__ == "__main__":

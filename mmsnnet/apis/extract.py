@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
 from mmsnnet.apis.model import build_without_weights
-from mmsnnet.apis.publish import Published, new_folder, published_config, write_folder
+from mmsnnet.apis.publish import Published, published_config, write_folder
+from mmsnnet.files.writing import new_folder
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, read_weights
 from mmsnnet.stitching import Stitch
 
@@ -33,22 +35,24 @@ def extract_stitch(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        OSError: ``out`` cannot be written, or another process is writing it.
         TypeError: the model has no stitched backbone.
         ValueError: ``out`` is a file or is not empty; the space has no such stitch; the checkpoint cannot be read,
             would run code, or does not fit the config's model (it has no stitching layers, for example).
     """
-    out = new_folder(out)
-    whole = build_without_weights(config)
-    backbone = find_stitched_backbone(whole)
-    chosen = backbone.space[stitch]
-    whole.load_state_dict(read_weights(whole, checkpoint), assign=True)
-    for key in backbone.space.layers:
-        backbone.network.layers[str(key)] = backbone.network.layer(key).merged()
-    weights = whole.state_dict()
-    config = extracted_config(config, backbone, chosen)
-    extracted = build_without_weights(config)
-    used = {name: weights[name] for name in extracted.state_dict()}
-    return write_folder(out, config, find_stitched_backbone(extracted), used)
+    out = Path(out).absolute()
+    with new_folder(out) as folder:
+        whole = build_without_weights(config)
+        backbone = find_stitched_backbone(whole)
+        chosen = backbone.space[stitch]
+        whole.load_state_dict(read_weights(whole, checkpoint), assign=True)
+        for key in backbone.space.layers:
+            backbone.network.layers[str(key)] = backbone.network.layer(key).merged()
+        weights = whole.state_dict()
+        config = extracted_config(config, backbone, chosen)
+        extracted = build_without_weights(config)
+        used = {name: weights[name] for name in extracted.state_dict()}
+        return write_folder(folder, out, config, find_stitched_backbone(extracted), used)
 
 
 def extracted_config(config: Config, backbone: StitchedBackbone, stitch: Stitch) -> Config:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,8 @@ from torch import Tensor
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
-from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoints, compact_front
+from mmsnnet.files.writing import new_folder
 from mmsnnet.models import StitchedBackbone, check_weights, find_stitched_backbone, read_weights
 from mmsnnet.models.backbones.budget import check_points
 from mmsnnet.models.model_weights import DRAWS
@@ -79,31 +77,22 @@ def publish_model(
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or no such file of operating points.
+        OSError: ``out`` cannot be written, or another process is writing it.
         ValueError: ``out`` is a file or is not empty; the checkpoint cannot be read, would run code, or does not fit
             the config's model; the operating points belong to another stitch space, or have no front.
     """
-    out = new_folder(out)
-    model = build_without_weights(config)
-    backbone = find_stitched_backbone(model)
-    front = None if points is None else compact_front(OperatingPoints.load(points), metric)
-    if front is not None:
-        check_points(front, backbone.space)
-    return write_folder(out, config, backbone, read_weights(model, checkpoint), front)
-
-
-def new_folder(out: str | os.PathLike[str]) -> Path:
-    """The absolute path of a folder to be made.
-
-    Raises:
-        SettingError: it is a file, or is not empty.
-    """
     out = Path(out).absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise SettingError(f"{out} exists: set the output to a new folder, or to an empty one")
-    return out
+    with new_folder(out) as folder:
+        model = build_without_weights(config)
+        backbone = find_stitched_backbone(model)
+        front = None if points is None else compact_front(OperatingPoints.load(points), metric)
+        if front is not None:
+            check_points(front, backbone.space)
+        return write_folder(folder, out, config, backbone, read_weights(model, checkpoint), front)
 
 
 def write_folder(
+    folder: Path,
     out: Path,
     config: Config,
     backbone: StitchedBackbone,
@@ -113,7 +102,8 @@ def write_folder(
     """Write a folder as :func:`publish_model` describes it.
 
     Args:
-        out: the folder, as :func:`new_folder` returns it.
+        folder: to write to, as :func:`mmsnnet.files.writing.new_folder` yields it.
+        out: the name that it will have.
         config: of the model.
         backbone: of the model.
         weights: of the model.
@@ -139,24 +129,14 @@ def write_folder(
         config=CONFIG,
         version=__version__,
     )
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    temporary.mkdir(parents=True)
-    try:
-        # Only one key of metadata: safetensors writes several in random order, and the SHA-256 would change.
-        safetensors.torch.save_file(weights, temporary / WEIGHTS, {"format": "pt"})
-        published_config(config).dump(str(temporary / CONFIG))
-        # safetensors writes files that only the owner can read; give this one the permissions of the others.
-        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
-        (temporary / CARD).write_text(card, encoding="utf-8")
-        if front is not None:
-            front.save(temporary / FRONT)
-        check_weights(build_without_weights(load_config(temporary / CONFIG)), weights, out)
-        published = Published(out / WEIGHTS, (temporary / WEIGHTS).stat().st_size, _sha256(temporary / WEIGHTS))
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
-    return published
+    # Only one key of metadata: safetensors writes several in random order, and the SHA-256 would change.
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
+    published_config(config).dump(str(folder / CONFIG))
+    (folder / CARD).write_text(card, encoding="utf-8")
+    if front is not None:
+        front.save(folder / FRONT)
+    check_weights(build_without_weights(load_config(folder / CONFIG)), weights, out)
+    return Published(out / WEIGHTS, (folder / WEIGHTS).stat().st_size, _sha256(folder / WEIGHTS))
 
 
 def published_config(config: Config) -> Config:

@@ -6,9 +6,11 @@ import importlib
 import io
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from logging.handlers import MemoryHandler
 from typing import Any
@@ -95,6 +97,9 @@ def with_short_console(runner_class: type[Runner] | type[FlexibleRunner], quiet:
     """
 
     def _log_env(self: Any, *args: Any, **kwargs: Any) -> None:
+        for handler in self.logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handleError = partial(_end_run, handler)  # type: ignore[method-assign]
         for handler in console_handlers(self.logger):
             if not any(isinstance(known, ConsoleFilter) for known in handler.filters):
                 handler.addFilter(ConsoleFilter())
@@ -106,6 +111,13 @@ def with_short_console(runner_class: type[Runner] | type[FlexibleRunner], quiet:
 
     attributes = {"_log_env": _log_env, "__module__": runner_class.__module__}
     return type(runner_class.__name__, (runner_class,), attributes)
+
+
+def _end_run(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Raise the error of a full disk: logging would print a traceback for each record."""
+    if isinstance(sys.exc_info()[1], OSError):
+        raise
+    type(handler).handleError(handler, record)
 
 
 def import_toolbox(config: Config) -> None:

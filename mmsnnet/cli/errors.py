@@ -11,7 +11,7 @@ import logging
 import re
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmengine.hooks import Hook
@@ -92,4 +92,5 @@ def _log_traceback(error: Exception) -> None:
     record = logging.LogRecord("mmsnnet", logging.ERROR, __file__, 0, str(error), None, raised)
     for handler in MMLogger.get_current_instance().handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
+            with suppress(OSError):  # the error that ends the run is printed
+                handler.handle(record)

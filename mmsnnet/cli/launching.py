@@ -6,6 +6,9 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,6 +116,14 @@ def _first_machine() -> str:
     )
 
 
+def _end_with_launcher(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    if os.environ["RANK"] == "0":
+        print(f"error: the launcher, process {launcher}, has ended, and this run with it", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def prepare_launch(config: Config, launcher: str) -> None:
     """Prepare this process for a runner of ``launcher``, before the runner is built.
 
@@ -129,6 +140,8 @@ def prepare_launch(config: Config, launcher: str) -> None:
             or torchrun has started several processes and ``launcher`` is ``none``.
     """
     config.launcher = launcher
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a torchrun that is killed leaves its ranks running
+        threading.Thread(target=_end_with_launcher, args=[os.getppid()], daemon=True).start()
     if launcher == "none":
         if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise SettingError(

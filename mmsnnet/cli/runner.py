@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,19 @@ from mmsnnet.cli.launching import prepare_launch
 from mmsnnet.engine import ProgressHook
 from mmsnnet.engine.latest_checkpoint import choose_checkpoint
 from mmsnnet.engine.mmengine_private import load_from, resumes
-from mmsnnet.errors import SettingError, UserError
+from mmsnnet.engine.ranks import fail_together
+from mmsnnet.errors import SettingError
+from mmsnnet.files.locking import locked
+from mmsnnet.files.writing import check_output
 from mmsnnet.models import find_stitched_backbone
 
 
-class WorkFolderError(UserError, OSError):
-    """The work folder cannot be written to."""
-
-
 def build_runner(
-    config: Config, launcher: str = "none", work_dir: str | None = None, quiet: bool = False
+    config: Config,
+    launcher: str = "none",
+    work_dir: str | None = None,
+    quiet: bool = False,
+    locks: ExitStack | None = None,
 ) -> Runner | FlexibleRunner:
     """Build mmengine's runner for a config: a ``FlexibleRunner`` if ``runner_type`` names it.
 
@@ -38,16 +41,22 @@ def build_runner(
         launcher: ``none``, ``pytorch`` or ``slurm``.
         work_dir: for logs and checkpoints; default: the config's, or else ``work_dirs/<name of the config>``.
         quiet: show one line of progress on the console instead of the log, which the log file has.
+        locks: of a run that trains: gets the lock of the work folder.
 
     Raises:
         SettingError: there is no such runner, or the launcher has not started this process.
-        WorkFolderError: the work folder cannot be written to.
+        OutputError: the work folder cannot be written to.
+        LockedError: another run trains in the work folder.
     """
     prepare_launch(config, launcher)
     path = Path(config.filename)
     name = path.resolve().parent.name if path.name == "config.py" else path.stem  # a published model: its folder
     config.work_dir = os.path.expanduser(work_dir or config.get("work_dir") or str(Path("work_dirs") / name))
-    _check_work_folder(config.work_dir)
+    with fail_together():
+        check_output(config.work_dir, "--work-dir", is_folder=True)
+        # Not is_main_process: with GPUs, the runner starts the process group.
+        if locks is not None and (launcher == "none" or os.environ["RANK"] == "0"):
+            locks.enter_context(locked(config.work_dir, 0, "--work-dir", inside=True))
     import_toolbox(config)
     runner_type = config.get("runner_type", "Runner")
     runner_class = RUNNERS.get(runner_type) if isinstance(runner_type, str) else runner_type
@@ -60,20 +69,6 @@ def build_runner(
     if resumes(runner) and load_from(runner) is not None:
         _leave_out_pretrained(runner.model)
     return runner
-
-
-def _check_work_folder(folder: str) -> None:
-    """Create a file in the folder, before the runner does."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise WorkFolderError(
-            error.errno,
-            f"the work folder {folder} cannot be written to ({error.strerror}): make it writable, or set another one "
-            "by --work-dir",
-        ) from error
 
 
 def _leave_out_pretrained(model: nn.Module | dict[str, Any]) -> None:

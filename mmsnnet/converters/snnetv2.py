@@ -25,7 +25,7 @@ from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
 from mmsnnet.errors import DataError, SettingError
 from mmsnnet.files.reading import describe_mismatch, extract_weights, join_names, tensor_shapes
-from mmsnnet.files.writing import write_atomically
+from mmsnnet.files.writing import check_output, write_atomically
 from mmsnnet.models import check_weights, find_stitched_backbone, read_model_checkpoint
 from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.stitching import StitchSpace
@@ -167,16 +167,16 @@ def convert_snnetv2(
 
     Raises:
         FileNotFoundError: there is no such source or config.
+        OSError: the target cannot be written.
         ValueError: the source cannot be read or is no such checkpoint; tensors are missing, left over or of another
             shape; or the weights do not fit the config's model.
     """
     source, target = os.fspath(source), Path(target)
     if target.suffix not in SUFFIXES:
         raise SettingError(f"the name of the file to write ends in {', '.join(SUFFIXES)}; got {str(target)!r}")
-    if target.is_dir():
-        raise SettingError(f"{str(target)!r} is a folder: name a file to write")
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise SettingError(f"{str(target)!r} is the source: name another file to write")
+    check_output(target)
     model = None if config is None else build_without_weights(load_config(config))
     weights, meta = _read(source)
     try:

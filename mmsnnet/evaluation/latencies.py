@@ -11,6 +11,7 @@ import numpy as np
 
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation.operating_points import OperatingPoints
+from mmsnnet.files.writing import check_output
 from mmsnnet.stitching import Stitch
 
 Conditions = Mapping[str, str | int | bool | None]
@@ -78,12 +79,13 @@ def points_to_time(path: str | os.PathLike[str] | None, counted: OperatingPoints
 
     Raises:
         SettingError: the file has operating points of another config, input shape or model.
+        OutputError: the file cannot be written.
         ValueError: the file has no operating points.
     """
+    if path is not None:
+        check_output(path, "--out")
     if path is None or not Path(path).exists():
         return replace(counted, points=())
-    if Path(path).is_dir():
-        raise SettingError(f"{path} is a folder: set --out to a file")
     points = OperatingPoints.load(path)
     mismatch = f"{path} has other operating points, set another --out:"
     if points.config and counted.config and Path(points.config).name != Path(counted.config).name:

@@ -199,6 +199,15 @@ class OperatingPoints:
             return replace(self, points=tuple(point if known.id == point.id else known for known in self.points))
         return replace(self, points=(*self.points, point))
 
+    def merged_with(self, stored: OperatingPoints) -> OperatingPoints:
+        """These points and their metrics, with the points and latencies of a file of the same model."""
+        merged = {point.id: point for point in stored}
+        for point in self:
+            other = merged.get(point.id, point)
+            merged[point.id] = replace(other, metrics=point.metrics or other.metrics)
+        ordered = tuple(merged[id_] for id_ in sorted(merged))
+        return replace(self, points=ordered, benchmark=stored.benchmark or self.benchmark)
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> OperatingPoints:
         """Read and check a file that :meth:`save` wrote. Keys outside the schema are ignored.

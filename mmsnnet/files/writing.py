@@ -1,12 +1,44 @@
-"""Write files atomically: a crash leaves the old file or the new one."""
+"""Write files and folders atomically: a crash leaves the old one or the new one."""
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from mmsnnet.errors import SettingError, UserError
+from mmsnnet.files.locking import locked
+
+# Errors that only writing has: no room, no quota, read-only, too large.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+class OutputError(UserError, OSError):
+    """A file or folder cannot be written."""
+
+
+def check_output(path: str | os.PathLike[str], option: str = "output", is_folder: bool = False) -> None:
+    """Try to write beside a file, or into a folder, before work begins; create folders.
+
+    Raises:
+        OutputError: nothing can be written there; the message names the option to set.
+    """
+    place = Path(os.path.realpath(path))
+    try:
+        if not is_folder and place.exists() and not place.is_file():  # a rename would replace a device
+            raise OSError(errno.EISDIR, "it is a folder" if place.is_dir() else "it is no ordinary file")
+        folder = place if is_folder else place.parent
+        with suppress(FileExistsError):  # a file: the next line says that it is no folder
+            folder.mkdir(parents=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(65536))
+    except OSError as error:
+        cure = f"make room or allow writing there, or set another {option}"
+        raise OutputError(error.errno, f"{path} cannot be written ({error.strerror or error}): {cure}") from error
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
@@ -20,14 +52,27 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
+    with _temporary(path) as temporary:
+        temporary.write_bytes(data)
         rename_atomically(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder, which becomes the folder ``out`` at the end of the block.
+
+    Raises:
+        SettingError: ``out`` is a file, a mount point, or a folder that is not empty.
+        OSError: it cannot be written, or another process is making it.
+    """
+    out = Path(os.path.realpath(out))
+    check_output(out.parent, is_folder=True)
+    with _temporary(out, wait=0) as temporary:
+        _check_free(out)
+        temporary.mkdir()
+        yield temporary
+        _check_free(out)
+        temporary.replace(out)
 
 
 def rename_atomically(temporary: Path, path: Path) -> None:
@@ -46,10 +91,33 @@ def rename_atomically(temporary: Path, path: Path) -> None:
 
 def remove_path(path: Path) -> None:
     """Delete a file or a folder with its contents, if it exists."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _temporary(path: Path, wait: float = 30) -> Iterator[Path]:
+    """Hold the lock of a path, and yield a free path beside it, which is deleted at the end of the block."""
+    with locked(path, wait):
+        temporary = path.with_name(f".{path.name}.tmp")
+        remove_path(temporary)  # of a process that was killed
+        try:
+            yield temporary
+        except OSError as error:
+            if error.errno in DISK_ERRORS:  # they name no file, or the temporary one
+                error.filename = str(path)
+            raise
+        finally:
+            remove_path(temporary)
+
+
+def _check_free(out: Path) -> None:
+    if out.is_mount():
+        raise SettingError(f"{out} is a mount point, which cannot be renamed: set the output to a folder inside it")
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise SettingError(f"{out} exists: set the output to a new folder, or to an empty one")
 
 
 def _sync(path: Path) -> None:

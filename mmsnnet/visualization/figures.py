@@ -6,17 +6,20 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmsnnet.files.writing import check_output
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def check_suffix(out: Path, *suffixes: str) -> None:
-    """Raise ValueError unless a file's name ends in one of ``suffixes``."""
+def check_picture(out: Path, *suffixes: str) -> None:
+    """Raise ValueError unless a file's name ends in one of ``suffixes``, OSError unless it can be written."""
     if out.suffix.lower() not in suffixes:
         *first, last = suffixes
         raise ValueError(
             f"{out}: expected a name that ends in {', '.join(first)} or {last}, found {out.suffix or 'no suffix'!r}"
         )
+    check_output(out)
 
 
 def render(figure: Figure, out: Path) -> bytes:

@@ -12,7 +12,7 @@ from mmsnnet.errors import needs_extra
 from mmsnnet.evaluation.operating_points import CostName, OperatingPoint, OperatingPoints
 from mmsnnet.files.writing import write_atomically
 from mmsnnet.visualization.chart import Chart, make_chart
-from mmsnnet.visualization.figures import check_suffix, render
+from mmsnnet.visualization.figures import check_picture, render
 from mmsnnet.visualization.page import render_page
 from mmsnnet.visualization.references import SOURCE, Reference
 
@@ -79,7 +79,7 @@ def plot_pareto(
         MissingPackageError: matplotlib or, for a page, plotly is not installed.
     """
     out = Path(out)
-    check_suffix(out, ".png", ".svg", ".html")
+    check_picture(out, ".png", ".svg", ".html")
     chart = make_chart(runs, metric, cost, higher, reference)
     write_atomically(out, render_page(chart) if out.suffix.lower() == ".html" else render(_draw(chart), out))
     return out

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmsnnet.errors import needs_extra
 from mmsnnet.files.writing import write_atomically
 from mmsnnet.stitching.space import Stitch, StitchSpace, Tap
-from mmsnnet.visualization.figures import check_suffix, render
+from mmsnnet.visualization.figures import check_picture, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +112,7 @@ def plot_routes(
         MissingPackageError: matplotlib is not installed.
     """
     out = Path(out)
-    check_suffix(out, ".png", ".svg")
+    check_picture(out, ".png", ".svg")
     from matplotlib.figure import Figure
 
     chosen = space.select(stitches)

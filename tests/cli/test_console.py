@@ -120,3 +120,15 @@ def test_errors_are_always_shown() -> None:
     assert ConsoleFilter().filter(record)
     record.levelno = logging.WARNING
     assert not ConsoleFilter().filter(record)
+
+
+def test_a_log_file_that_cannot_be_written_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In place of a traceback for each record. Other errors of a record are reported as before."""
+    runner = build(tmp_path)
+    handler = next(handler for handler in runner.logger.handlers if isinstance(handler, logging.FileHandler))
+    handler.stream.close()
+    handler.stream = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left on device"):
+        runner.logger.info("a line")
+    handler.handle(logging.LogRecord("", logging.INFO, "", 0, b"\xff".decode(errors="surrogateescape"), None, None))
+    assert capsys.readouterr().err.count("--- Logging error ---") == 1

@@ -14,15 +14,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from mmsnnet.cli.errors import LIBRARY_ERRORS, describe, exit_on_user_error, user_errors
-from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError, CheckpointWriteError
 from mmsnnet.engine.hooks.consistency_hook import NotFiniteError, RanksDifferError
 from mmsnnet.engine.runner import CannotResumeError
 from mmsnnet.errors import DataError, MissingFileError, MissingPackageError, SettingError, UserError, needs_extra
+from mmsnnet.files.writing import OutputError
 
 OURS = [
     CannotResumeError("x"),
-    CheckpointFolderError(28, "x"),
-    CheckpointWriteError(28, "x"),
+    OutputError(28, "x"),
+    OutputError(28, "x"),
     NotFiniteError("x"),
     RanksDifferError("x"),
     SettingError("x"),

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
@@ -350,3 +353,20 @@ def test_the_group_ends_with_the_work(environment: Environment, on_cpu: None) ->
         prepare_launch(Config({}), "pytorch")
         assert is_distributed()
     assert not is_distributed()
+
+
+def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
+    """A launcher that is killed cannot end them."""
+    code = (
+        "import os, pathlib, sys, time; from mmengine.config import Config; from mmsnnet.cli import launching;"
+        "launching.prepare_launch(Config(), 'none'); pathlib.Path(sys.argv[1]).write_text('.'); time.sleep(60)"
+    )
+    rank = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    variables = dict(os.environ, TORCHELASTIC_RUN_ID="1", RANK="0", WORLD_SIZE="1")
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", rank, code, str(tmp_path / "pid")], env=variables, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.1)
+    launcher.kill()
+    assert f"the launcher, process {launcher.pid}, has ended" in launcher.communicate(timeout=5)[1]

@@ -432,7 +432,7 @@ def test_neither_the_source_nor_a_folder_is_overwritten(tmp_path: Path) -> None:
         convert_snnetv2(source, tmp_path / "." / "source.pth")
     folder = tmp_path / "folder.pth"
     folder.mkdir()
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(OSError, match="is a folder"):
         convert_snnetv2(source, folder)
     with pytest.raises(ValueError, match=r"ends in \.pth, \.pt, \.safetensors; got .*ours.ckpt'"):
         convert_snnetv2(source, tmp_path / "ours.ckpt")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor, nn
 
 from mmsnnet.engine.hooks import atomic_checkpoint_hook
-from mmsnnet.engine.hooks.atomic_checkpoint_hook import CheckpointFolderError, CheckpointWriteError
 from mmsnnet.engine.latest_checkpoint import choose_checkpoint, find_damage, latest_checkpoint
 from mmsnnet.errors import UserError
+from mmsnnet.files import writing
+from mmsnnet.files.locking import LockedError, locked
+from mmsnnet.files.writing import OutputError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -273,7 +276,7 @@ def test_a_killed_run_goes_on(moment: str, killed_runs: Path, whole_run: Path) -
     folder = killed_runs / moment
     is_new = MOMENTS.index(moment) > 2
     assert latest_checkpoint(folder) == (folder / f"iter_{2 + is_new}.pth", [])
-    assert temporary_files(folder) == [".iter_3.pth.tmp"] * (moment in MOMENTS[1:3])
+    assert set(temporary_files(folder)) == {".lock", *[".iter_3.pth.tmp"] * (moment in MOMENTS[1:3])}
     runner = make_runner(folder, max_keep_ckpts=1, resume=True)
     runner.train()
     assert runner.model.trained == 2 - is_new
@@ -350,13 +353,13 @@ def test_a_full_disk_stops_the_run_and_harms_no_checkpoint(
         folder = tmp_path / str(save_best)[0]
         monkeypatch.setattr(LocalBackend, "put", full)
         with pytest.raises(
-            CheckpointWriteError, match=rf"cannot be written \(No space left.*last complete one is .*{last}"
+            OutputError, match=rf"cannot be written \(No space left.*last complete one is .*{last}"
         ) as found:
             make_runner(folder, max_keep_ckpts=1, save_best=save_best, **(BEST if save_best else {})).train()
         assert found.value.errno == errno.ENOSPC
         assert set(checkpoints(folder)) - {"best_L_acc_iter_1.pth"} == {last}
         assert all(find_damage(folder / name) is None for name in checkpoints(folder))
-        assert not temporary_files(folder)
+        assert temporary_files(folder) == [".lock"]  # which this process holds
         monkeypatch.undo()
         make_runner.count += 1
         make_runner(folder, max_keep_ckpts=1, resume=True).train()
@@ -370,13 +373,13 @@ def test_a_full_disk_may_leave_no_room_for_the_name_of_the_last_one(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(atomic_checkpoint_hook, "write_atomically", full)
-    with pytest.raises(CheckpointWriteError, match=r"last_checkpoint cannot .*complete one is .*iter_1\.pth.*--resume"):
+    with pytest.raises(OutputError, match=r"last_checkpoint cannot .*complete one is .*iter_1\.pth.*--resume"):
         make_runner(tmp_path).train()
 
 
 def refused(runner: Any) -> str:
     """What is said of the folder before anything is trained."""
-    with pytest.raises(CheckpointFolderError) as found:
+    with pytest.raises(OutputError) as found:
         runner.train()
     assert runner.model.trained == 0
     return str(found.value)
@@ -385,14 +388,42 @@ def refused(runner: Any) -> str:
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     said = refused(make_runner(tmp_path / "work", out_dir=str(tmp_path / "file" / "out")))
-    assert f"cannot be written to {tmp_path / 'file' / 'out' / 'work'} (Not a directory)" in said and "out_dir" in said
+    assert f"{tmp_path / 'file' / 'out' / 'work'} cannot be written (Not a directory)" in said and "out_dir" in said
 
     def read_only(**kwargs: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(atomic_checkpoint_hook.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(writing.tempfile, "TemporaryFile", read_only)
     said = refused(make_runner(tmp_path / "other"))
-    assert f"cannot be written to {tmp_path / 'other'} (Read-only file system)" in said
+    assert f"{tmp_path / 'other'} cannot be written (Read-only file system)" in said
+
+
+def test_one_run_in_a_folder(tmp_path: Path) -> None:
+    """Two work folders of one name share a folder below ``out_dir``. The living run's files stay, a dead one's go."""
+    out, mark = tmp_path / "out" / "work", tmp_path / "out" / "work" / ".iter_9.pth.tmp"
+
+    def hold(pipe: int) -> None:
+        with locked(out, inside=True):
+            mark.touch()
+            os.write(pipe, b"held")
+            time.sleep(60)
+
+    out.mkdir(parents=True)
+    reading, writing_ = os.pipe()
+    process = os.fork()
+    if process == 0:
+        hold(writing_)
+    os.read(reading, 4)
+    with pytest.raises(
+        LockedError, match=rf"{out} is in use by process {process} on .* since .*--work-dir or .*out_dir"
+    ):
+        make_runner(tmp_path / "1" / "work", out_dir=str(tmp_path / "out")).train()
+    assert mark.exists() and not checkpoints(out)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    make_runner.count += 1
+    make_runner(tmp_path / "2" / "work", out_dir=str(tmp_path / "out")).train()
+    assert checkpoints(out) and not temporary_files(out) and not temporary_files(tmp_path / "2" / "work")
 
 
 @pytest.fixture
@@ -617,7 +648,7 @@ def test_two_ranks_end_with_the_same_error(run_ranks: Callable[..., None], tmp_p
     said, second = (json.loads((tmp_path / f"said_{rank}").read_text()) for rank in (0, 1))
     assert said == second
     no_room, untrained, full, trained, resumed, rest, seen = said
-    assert no_room.startswith("CheckpointFolderError 28: ") and "and 0 are free" in no_room and untrained == 0
-    assert full.startswith("CheckpointWriteError 28: ") and "iter_1.pth: make room" in full and trained == 2
+    assert no_room.startswith("OutputError 28: ") and "and 0 are free" in no_room and untrained == 0
+    assert full.startswith("OutputError 28: ") and "iter_1.pth: make room" in full and trained == 2
     assert (resumed, rest) == ("nothing", 1)
     assert seen == [0, 1, 1]  # on all ranks

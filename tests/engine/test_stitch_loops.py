@@ -31,6 +31,7 @@ from mmsnnet.engine.runner.stitch_loops import use_checked_image_loader
 from mmsnnet.engine.runner.stitch_passes import kept_bytes
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.files.writing import OutputError
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.registry import METRICS, TRANSFORMS
 from mmsnnet.stitching import UnknownStitchError, spread
@@ -712,6 +713,68 @@ def test_results_of_another_run_are_left_alone(change: Any, says: str, make_runn
     with pytest.raises(CannotResumeError, match=f"{says}.*--resume"):
         runner.test()
     assert out.read_text() == before
+
+
+@pytest.mark.slow
+def test_simultaneous_runs_write_into_one_file(make_runner: MakeRunner, tmp_path: Path) -> None:
+    """Each keeps what the other has measured, and the latencies that benchmark.py adds in the meantime."""
+    out = tmp_path / "points.json"
+    first, second = (make_runner(test_cfg=dict(stitches=name, out=str(out))) for name in ("S", "L"))
+    found: dict[str, float] = {}
+
+    class Second(Hook):
+        def before_test_epoch(self, runner: Runner) -> None:
+            found.update(second.test())
+            points = OperatingPoints.load(out)
+            timed = tuple(replace(point, latency_ms=2.0) for point in points)
+            replace(points, points=timed, benchmark=dict(device="a clock")).save(out)
+
+    first.register_hook(Second())  # the first has read the file by then
+    found |= first.test()
+    points = OperatingPoints.load(out)
+    written = {f"{point.name}/{name}": value for point in points for name, value in point.metrics.items()}
+    assert written == pytest.approx(found, abs=0, nan_ok=True)
+    assert [(point.name, point.latency_ms) for point in points] == [("S", None), ("L", 2.0)]
+    assert points.benchmark == dict(device="a clock")
+
+
+@pytest.mark.slow
+def test_results_of_another_run_are_replaced_with_a_warning(
+    make_runner: MakeRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "points.json"
+    interrupted(make_runner, out)
+    runner = make_runner(test_cfg=dict(stitches="S", out=str(out)))
+    runner.model.decode_head.conv_seg.bias.data[0] += 1e-6
+    runner.test()
+    assert [point.name for point in OperatingPoints.load(out)] == ["S"]
+    assert "points.json: the results of another checkpoint" in Path(runner.logger.log_file).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "metric", "at the end"])
+def test_results_that_cannot_be_written(
+    when: str, make_runner: MakeRunner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first image, or kept in the work folder."""
+    (tmp_path / "file").touch()
+    out = tmp_path / ("file/points.json" if when == "before" else "points.json")
+    dump = dict(type="DumpResults", out_file_path=str(tmp_path / "file" / "all.pkl"))
+    changes = dict(test_evaluator=dump) if when == "metric" else {}
+    runner = make_runner(test_cfg=dict(stitches="S", out=str(out)), **changes)
+    ran: list[int] = []
+    runner.test_loop.run_iter = _noting(runner.test_loop.run_iter, ran)
+    if when == "at the end":
+        runner.test_loop.run_iter = lambda *args, run=runner.test_loop.run_iter: (out.mkdir(exist_ok=True), run(*args))
+    with pytest.raises(OutputError) as found:
+        runner.test()
+    if when != "at the end":
+        assert not ran and str(tmp_path / "file") in str(found.value)
+        assert ("--out" if when == "before" else "DumpResults.out_file_path") in str(found.value)
+        return
+    kept = Path(runner.log_dir) / "operating_points.json"
+    assert f"{out} cannot be written" in str(found.value) and f"--out {kept} --resume" in str(found.value)
+    assert OperatingPoints.load(kept).points[0].metrics and "mIoU" in capsys.readouterr().out
 
 
 @pytest.mark.slow

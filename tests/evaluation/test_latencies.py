@@ -121,7 +121,7 @@ def test_the_folder_of_the_config_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_a_file_without_operating_points_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(OSError, match="is a folder"):
         points_to_time(tmp_path, counted())
     cut = tmp_path / "cut.json"
     evaluated(SMALL).save(cut)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import resource
 import signal
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mmsnnet.files.writing import remove_path, rename_atomically, write_atomically
+from mmsnnet.errors import UserError
+from mmsnnet.files.writing import check_output, new_folder, remove_path, rename_atomically, write_atomically
 from tests.conftest import ending
 
 OLD, NEW = b"old" * 1000, b"newer" * 100_000
@@ -44,8 +44,10 @@ def test_a_killed_write_leaves_the_old_file_or_the_new_one(moment: str, path: Pa
 
     assert ending(write) == -(signal.SIGXFSZ if moment == "write" else signal.SIGKILL)
     assert path.read_bytes() == (NEW if moment == "replaced" else OLD)
-    left = [other.name for other in path.parent.iterdir() if other != path]
-    assert len(left) == (moment != "replaced") and all(re.fullmatch(r"\.[0-9a-f]{16}\.tmp", name) for name in left)
+    left = {other.name for other in path.parent.iterdir() if other != path}
+    assert left == {".file.lock", *[".file.tmp"] * (moment != "replaced")}
+    write_atomically(path, NEW)
+    assert os.listdir(path.parent) == ["file"]  # the next writer removes what a killed one has left
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def file_limit() -> Iterator[int]:
 def test_a_write_that_fails_leaves_all_as_it_was(path: Path, file_limit: int) -> None:
     with pytest.raises(OSError) as found:
         write_atomically(path, NEW)
-    assert found.value.errno == errno.EFBIG
+    assert found.value.errno == errno.EFBIG and found.value.filename == str(path)
     assert os.listdir(path.parent) == ["file"] and path.read_bytes() == OLD
 
 
@@ -89,7 +91,7 @@ def test_folders_are_made_and_links_stay(path: Path) -> None:
     (path.parent / "link").symlink_to(path.name)
     write_atomically(path.parent / "link", NEW)
     assert (path.parent / "link").is_symlink() and path.read_bytes() == NEW
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(OSError):
         write_atomically(path.parent, NEW)
     assert path.exists()
 
@@ -112,3 +114,38 @@ def test_what_is_not_there_is_removed_alike(tmp_path: Path) -> None:
     for name in ("folder", "file", "nothing"):
         remove_path(tmp_path / name)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["file/x", "file/x/y", "folder", "/proc/x", "/proc/x/y", "/dev/full"])
+def test_an_output_is_tried_before_the_work(place: str, path: Path) -> None:
+    (path.parent / "folder").mkdir()
+    with pytest.raises(OSError, match=rf"{place} cannot be written \(.*set another --out") as found:
+        check_output(path.parent / place, "--out")
+    assert isinstance(found.value, UserError) and sorted(os.listdir(path.parent)) == ["file", "folder"]
+
+
+def test_an_output_is_tried_with_some_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk still takes a file without any."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for target, is_folder in ((path, False), (path.parent, True)):
+        check_output(target, is_folder=is_folder)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            check_output(target, is_folder=is_folder)
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(path.parent) == ["file"] and path.read_bytes() == OLD
+
+
+def test_a_folder_is_made_as_a_whole(tmp_path: Path) -> None:
+    def make(end: Any) -> None:
+        with new_folder(tmp_path / "a" / "out") as folder:
+            (folder / "half").touch()
+            end()
+
+    assert ending(lambda: make(die)) == -signal.SIGKILL
+    assert sorted(os.listdir(tmp_path / "a")) == [".out.lock", ".out.tmp"]
+    make(lambda: None)
+    assert os.listdir(tmp_path / "a") == ["out"] and os.listdir(tmp_path / "a" / "out") == ["half"]
+    with pytest.raises(ValueError, match="out exists"):
+        make(lambda: None)
+    assert os.listdir(tmp_path / "a") == ["out"]

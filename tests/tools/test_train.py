@@ -1,3 +1,4 @@
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_synchronised_batch_norms_without_gpus_are_refused_first(
 
     cure = r"model\.decode_head\.norm_cfg\.type=BN model\.auxiliary_head\.0\.norm_cfg\.type=BN"
     with pytest.raises(ValueError, match=cure):
-        command.build(command.make_parser().parse_args([str(CONFIG), "--launcher", "pytorch"]))
+        command.build(command.make_parser().parse_args([str(CONFIG), "--launcher", "pytorch"]), ExitStack())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -36,7 +37,7 @@ def test_mixed_precision_without_a_gpu_is_refused_first(
     import train as command
 
     with pytest.raises(ValueError, match="mixed precision needs a GPU, and there is none: leave out --amp"):
-        command.build(command.make_parser().parse_args([str(CONFIG), *way]))
+        command.build(command.make_parser().parse_args([str(CONFIG), *way]), ExitStack())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -61,7 +62,7 @@ def test_a_resumed_run_prefers_its_checkpoints_to_the_configs_load_from(
     monkeypatch.setattr(command, "build_runner", Runs)
     monkeypatch.setattr(command, "check_folders", lambda *args: None)
     monkeypatch.setattr(command, "check_channels", lambda *args: None)
-    runner = command.build(command.make_parser().parse_args([str(config), *resume, *options]))
+    runner = command.build(command.make_parser().parse_args([str(config), *resume, *options]), ExitStack())
     chosen = (runner._load_from, runner._resume)
     if not resume:
         assert chosen == ("option.pth" if options else "weights.pth", False)

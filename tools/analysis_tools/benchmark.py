@@ -20,6 +20,7 @@ from mmsnnet.cli.arguments import add_config_arguments
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
 from mmsnnet.evaluation import OperatingPoints
 from mmsnnet.evaluation.latencies import Benchmark, check_conditions, points_to_time, with_latencies
+from mmsnnet.files.locking import locked
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.visualization import print_table
 
@@ -103,8 +104,8 @@ def benchmark(args: argparse.Namespace) -> None:
     for note in measured.notes:
         print(f"note: {note}")
     if args.out:
-        # Read the file again: it may have changed in the meantime.
-        with_latencies(points_to_time(args.out, counted), counted, measured).save(args.out)
+        with locked(args.out):  # read the file again: it may have changed in the meantime
+            with_latencies(points_to_time(args.out, counted), counted, measured).save(args.out)
         print(f"written to {args.out}")
 
 

@@ -8,6 +8,7 @@ from mmsnnet.apis import build_uninitialized, count_stitches, load_config
 from mmsnnet.apis.model import check_channels
 from mmsnnet.cli.arguments import add_config_arguments
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
+from mmsnnet.files.writing import check_output
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.visualization import operating_points_table, print_table
 
@@ -26,6 +27,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def count(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.cfg_options)
+    if args.out:
+        check_output(args.out, "--out")
     model = build_uninitialized(config)
     check_channels(config, model)
     start = time.monotonic()

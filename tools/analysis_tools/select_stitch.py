@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mmsnnet.errors import UserError
 from mmsnnet.evaluation import OperatingPoints, compact_front, default_metric, pareto_front, select_stitch
+from mmsnnet.files.writing import check_output
 from mmsnnet.visualization import operating_points_table, print_table
 
 
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         points = OperatingPoints.load(args.file)
+        if args.out:
+            check_output(args.out, "--out")
         if args.out and args.out.exists() and args.out.samefile(args.file):
             raise ValueError(
                 f"--out {args.out} is the input file, and the front would replace all points: set another --out"
@@ -59,20 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = front.index(best)
         neighbours = replace(points, points=front[max(place - 1, 0) : place + 2])
         table = operating_points_table(neighbours, metric, cost, higher=higher)
+        compact = compact_front(points, metric, higher=higher) if args.out else points
+        budget = f"{args.max_gflops:g} GFLOPs" if cost == "flops" else f"{args.max_latency_ms:g} ms"
+        print(f"The best of {len(points)} stitches within {budget} is {best}; its neighbours on the front:")
+        print_table(table)
+        print(f"stitch='{best.name}'  # in model.backbone of the config")
         if args.out:
-            compact = compact_front(points, metric, higher=higher)
             compact.save(args.out)
+            print(f"{args.out}: {len(compact)} stitches")
     except (UserError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    budget = f"{args.max_gflops:g} GFLOPs" if cost == "flops" else f"{args.max_latency_ms:g} ms"
-    print(
-        f"The best of {len(points)} stitches within {budget} is {best.id} ({best.name}); its neighbours on the front:"
-    )
-    print_table(table)
-    print(f"stitch='{best.name}'  # in model.backbone of the config")
-    if args.out:
-        print(f"{args.out}: {len(compact)} stitches")
     return 0
 
 

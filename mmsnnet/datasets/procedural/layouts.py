@@ -6,8 +6,6 @@ Image ``i`` of a split is a pure function of (seed, split, ``i``), so a longer r
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from PIL import Image
 from mmsnnet.datasets.procedural.masks import bounding_box, polygons, run_lengths
 from mmsnnet.datasets.procedural.rooms import make_room
 from mmsnnet.datasets.procedural.shapes import SHAPES, Look, check_size, distinct_looks, make_portrait, make_scene
+from mmsnnet.files.writing import new_folder
 
 SPLITS = ("train", "val")
 
@@ -230,9 +229,9 @@ def write_shapes(
         on_image: called after each image.
 
     Raises:
-        FileExistsError: ``out`` exists and is not an empty folder; it stays unchanged.
-        ValueError: an unknown layout, too few images, a side below ``MIN_SIDE``, a negative seed, or an ``out`` that
-            cannot be renamed.
+        ValueError: an unknown layout, too few images, a side below ``MIN_SIDE``, a negative seed, or an ``out`` that is
+            a file, a mount point or not empty; it stays unchanged.
+        OSError: ``out`` cannot be written, or another process is writing it.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}: must be one of {', '.join(LAYOUTS)}")
@@ -245,22 +244,12 @@ def write_shapes(
     check_size(size)
     _check_seed(seed)
     out = Path(out).resolve()
-    _check_free(out)
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-        # In a subfolder, because only its owner can read the temporary folder itself.
-        root = Path(temporary, out.name)
-        root.mkdir()
+    with new_folder(out) as root:
         for split, count in zip(SPLITS, (train, val), strict=True):
             scenes = (scene_rng(seed, split, index) for index in range(count))
             for _ in chosen.write(root, split, scenes, size):
                 if on_image is not None:
                     on_image()
-        _check_free(out)
-        if out.exists():
-            out.rmdir()
-        root.rename(out)
     return out
 
 
@@ -279,14 +268,6 @@ def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
 def _check_seed(seed: int) -> None:
     if seed < 0:
         raise ValueError(f"the seed must be 0 or more, got {seed}")
-
-
-def _check_free(out: Path) -> None:
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        kind = "a folder that is not empty" if out.is_dir() else "a file"
-        raise FileExistsError(f"{out} is {kind}: nothing was written. Remove it or choose another output folder")
-    if out.is_mount():
-        raise ValueError(f"{out} is a mount point, which cannot be renamed: choose a folder inside it")
 
 
 def _save_jpeg(image: np.ndarray, path: Path) -> None:

@@ -4,10 +4,9 @@ import errno
 import os
 import re
 import shutil
-import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,16 +30,11 @@ from mmsnnet.engine.mmengine_private import AnyRunner, resumes, training_loop
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.sharding import parameter_shapes
 from mmsnnet.errors import UserError
-from mmsnnet.files.writing import remove_path, rename_atomically, write_atomically
+from mmsnnet.files.locking import locked
+from mmsnnet.files.writing import OutputError, check_output, remove_path, rename_atomically, write_atomically
 from mmsnnet.registry import HOOKS
 
-
-class CheckpointFolderError(UserError, OSError):
-    """The folder for checkpoints cannot be written to, or is full."""
-
-
-class CheckpointWriteError(UserError, OSError):
-    """A rank could not write a checkpoint; all ranks raise this."""
+OPTIONS = "--work-dir or default_hooks.checkpoint.out_dir"
 
 
 @HOOKS.register_module()
@@ -56,31 +50,38 @@ class AtomicCheckpointHook(BestMetricHook):
     Storage that is not local is written to as mmengine does.
 
     Before training, the hook checks that the folder can be written to and has room, and what :class:`BestMetricHook`
-    checks. If a run resumes without ``load_from``, it chooses the checkpoint
-    (:func:`mmsnnet.engine.latest_checkpoint.choose_checkpoint`). Before each checkpoint, it calls
-    ``before_checkpoint(runner)`` of the other hooks on all ranks. An error of one rank ends all ranks.
+    checks. It locks the folder until the run ends, so that two runs cannot mix their checkpoints. If a run resumes
+    without ``load_from``, it chooses the checkpoint (:func:`mmsnnet.engine.latest_checkpoint.choose_checkpoint`).
+    Before each checkpoint, it calls ``before_checkpoint(runner)`` of the other hooks on all ranks.
 
     Args:
         args, kwargs: as of mmengine's ``CheckpointHook``, but for ``save_best``: see :class:`BestMetricHook`.
 
     Raises:
         SettingError: before training: no metric has the monitored name, or the validation set has no labels.
-        CheckpointFolderError: before training: the folder cannot be written to, or has no room.
-        CheckpointWriteError: a checkpoint cannot be written; the message names the last complete one.
+        LockedError: before training: another run trains in the folder.
+        OutputError: before training: the folder cannot be written to, or has no room; in training: a checkpoint cannot
+            be written. The message names the last complete one. An error of one rank ends all ranks.
     """
 
     # Epoch and iteration of the checkpoint that is being written.
     _progress: Mapping[str, int] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = ExitStack()
 
     def before_run(self, runner: AnyRunner) -> None:
         if training_loop(runner) is None:
             return
         with fail_together():
             self.check_validation(runner)
-        choose_checkpoint(runner)
-        with fail_together():
             if is_main_process():
                 self._check_folder(runner)
+        choose_checkpoint(runner)
+
+    def after_run(self, runner: AnyRunner) -> None:
+        self._lock.close()
 
     def after_load_checkpoint(self, runner: AnyRunner, checkpoint: dict[str, Any]) -> None:
         if not _has_resume_hook(runner):
@@ -168,22 +169,8 @@ class AtomicCheckpointHook(BestMetricHook):
             if is_local and is_main_process():
                 rename_atomically(Path(self.out_dir, temporary), Path(path))
 
-    @contextmanager
-    def _explain_write_error(self, path: str | Path, runner: AnyRunner) -> Iterator[None]:
-        """Name the last complete checkpoint and the remedy when a write fails."""
-        try:
-            yield
-        except OSError as error:
-            try:
-                complete, _ = latest_checkpoint(runner.work_dir, self.out_dir, self.filename_tmpl)
-            except (OSError, ValueError):
-                complete = None
-            left = "There is no complete checkpoint yet" if complete is None else f"The last complete one is {complete}"
-            raise CheckpointWriteError(
-                error.errno,
-                f"{path} cannot be written ({error.strerror or error}). {left}: make room or allow writing there, and "
-                "go on with --resume",
-            ) from error
+    def _explain_write_error(self, path: str | Path, runner: AnyRunner) -> AbstractContextManager[None]:
+        return explain_write_errors(path, (), runner.work_dir, self.out_dir, self.filename_tmpl)
 
     def _path_in_folder(self, metric: str, recorded_path: Any) -> str | None:
         """The path of a recorded best checkpoint, moved into this folder.
@@ -203,34 +190,26 @@ class AtomicCheckpointHook(BestMetricHook):
         return isinstance(get_file_backend(folder, backend_args=self.backend_args), LocalBackend)
 
     def _check_folder(self, runner: AnyRunner) -> None:
-        """Delete incomplete checkpoints; check that the folder is writable and has room."""
+        """Lock the folder, check that it is writable and has room, and delete incomplete checkpoints."""
         folder = checkpoint_folder(self, runner.work_dir)
         if not self._is_local(folder):
             return
+        for place in dict.fromkeys((runner.work_dir, folder)):  # the former has last_checkpoint
+            check_output(place, OPTIONS, is_folder=True)
+            self._lock.enter_context(locked(place, 0, OPTIONS, inside=True))
         name = rf"(best_.+_)?{name_pattern(self.filename_tmpl)}"
-        try:
-            os.makedirs(folder, exist_ok=True)
-            for path in Path(folder).iterdir():
-                if re.fullmatch(rf"\.{name}\.tmp", path.name):
-                    remove_path(path)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"0")
-            existing = [path for path in Path(folder).iterdir() if re.fullmatch(name, path.name)]
-            present = sum(path.stat().st_size for path in existing) if resumes(runner) else 0
-            usage = shutil.disk_usage(folder)
-        except OSError as error:
-            raise CheckpointFolderError(
-                error.errno,
-                f"checkpoints cannot be written to {folder} ({error.strerror}): make it a folder that can be written "
-                "to, or give another one by --work-dir or default_hooks.checkpoint.out_dir",
-            ) from error
+        for path in Path(folder).iterdir():
+            if re.fullmatch(rf"\.{name}\.tmp", path.name):
+                remove_path(path)
+        existing = [path for path in Path(folder).iterdir() if re.fullmatch(name, path.name)]
+        present = sum(path.stat().st_size for path in existing) if resumes(runner) else 0
+        usage = shutil.disk_usage(folder)
         needed = self._needed_room(runner) - present
         if needed > usage.free and usage.total:  # some network file systems say that their size is 0
-            raise CheckpointFolderError(
+            raise OutputError(
                 errno.ENOSPC,
                 f"the checkpoints of this run take up to {needed:,} more bytes in {folder}, and {usage.free:,} are "
-                "free: make room, give another folder by --work-dir or default_hooks.checkpoint.out_dir, or keep fewer "
-                "by default_hooks.checkpoint.max_keep_ckpts",
+                f"free: make room, set another {OPTIONS}, or keep fewer by default_hooks.checkpoint.max_keep_ckpts",
             )
 
     def _needed_room(self, runner: AnyRunner) -> int:
@@ -247,6 +226,26 @@ class AtomicCheckpointHook(BestMetricHook):
         # A new checkpoint is written before an old one is deleted or, after an evaluation, replaced.
         spare = regular if kept and (written > kept or self.save_best) else 0
         return kept * regular + spare + (len(self.save_best) + 1 if self.save_best else 0) * weights
+
+
+@contextmanager
+def explain_write_errors(
+    path: str | Path, errors: Collection[int], work_dir: str, folder: str | None = None, template: str | None = None
+) -> Iterator[None]:
+    """Name the last complete checkpoint and the remedy when a write fails: for some errors, or for all if empty."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, UserError) or (errors and error.errno not in errors):
+            raise
+        try:
+            complete, _ = latest_checkpoint(work_dir, folder, template)
+        except (OSError, ValueError):
+            complete = None
+        left = "There is no complete checkpoint yet" if complete is None else f"The last complete one is {complete}"
+        cure = "make room or allow writing there, and go on with --resume"
+        text = f"{path} cannot be written ({error.strerror or error}). {left}: {cure}"
+        raise OutputError(error.errno, text) from error
 
 
 def checkpoint_size(model: nn.Module) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.labels import check_labels, check_sample
 from mmsnnet.engine.runner.metric_values import split_values
 from mmsnnet.engine.runner.metric_warnings import MOST_NAMES
+from mmsnnet.engine.runner.stitch_files import make_folders
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import better_rule
 from mmsnnet.files.reading import join_names
@@ -55,6 +56,8 @@ class BestMetricHook(CheckpointHook):
         if isinstance(loop, ValLoop):
             check_labels(loop.dataloader.dataset, loop.evaluator.metrics, "val")
             check_sample(loop.dataloader.dataset, loop.evaluator.metrics, "val")
+            for metric in loop.evaluator.metrics:
+                make_folders(metric)
 
     def _init_rule(self, rules: list[str | None], key_indicators: list[str]) -> None:
         if unknown := [rule for rule in rules if rule not in (None, *self.rule_map)]:

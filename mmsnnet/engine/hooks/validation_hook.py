@@ -7,8 +7,9 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmsnnet.engine.mmengine_private import AnyRunner, validation_is_due
 from mmsnnet.models.model_weights import unwrapped_model
 
-# A record in the message hub, which checkpoints save: the epochs or iterations that the last validation followed.
-VALIDATED = "validated"
+# A record in the message hub, which checkpoints save: the epochs or iterations before the last validation. A name that
+# starts with "val" would be logged.
+VALIDATED = "last_validation"
 
 
 class ValidationHook(Hook):

@@ -1,9 +1,10 @@
-"""Load the operating points that an earlier run has already measured (``--resume``)."""
+"""Read and write the file of a run's operating points, which earlier and simultaneous runs write, too."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -13,11 +14,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import print_log
 from torch import nn
 
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.errors import UserError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.files.locking import locked
+from mmsnnet.files.writing import OutputError, check_output
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.models.model_weights import DRAWS
 
@@ -70,10 +74,7 @@ def run_fingerprint(config: Config, model: nn.Module, dataset: Any, fp16: bool) 
 def load_measured_points(
     header: OperatingPoints, stitches: Collection[OperatingPoint], path: str, resume: bool
 ) -> OperatingPoints:
-    """Add the points of a file that are valid for a run to its header; all ranks get the same points.
-
-    With ``resume`` these are all points of the file. Otherwise, and if the file has no metrics yet, they are the
-    latencies, provided that they were measured on the same model.
+    """Add the points that a run continues (``resume``) to its header; all ranks get the same points.
 
     Args:
         header: of the run, with its fingerprint.
@@ -83,41 +84,69 @@ def load_measured_points(
 
     Raises:
         CannotResumeError: ``resume`` is set, and the file is damaged or belongs to another run.
+        OutputError: the file cannot be written.
     """
     points = [header]
     # Only rank 0 reads the file: if the ranks saw different points, they would wait for each other forever.
     with fail_together():
         if is_main_process():
-            points = [_read_valid_points(header, stitches, path, resume)]
+            check_output(path, "--out")
+            if resume and Path(path).exists():
+                points = [_read_points(header, stitches, path)]
     broadcast_object_list(points)
     return points[0]
 
 
-def _read_valid_points(
-    header: OperatingPoints, stitches: Collection[OperatingPoint], path: str, resume: bool
+def save_points(
+    points: OperatingPoints, stitches: Collection[OperatingPoint], path: str, spare: Path
 ) -> OperatingPoints:
-    if not Path(path).exists():
-        return header
+    """Write a run's points; return them with what is kept of the file: points of the same run, latencies of the model.
+
+    Raises:
+        OutputError: the file cannot be written. The points are in the file ``spare`` then.
+    """
+    try:
+        with locked(path):
+            points = _with_stored_points(points, stitches, path)
+            points.save(path)
+    except OSError as error:
+        points.save(spare)
+        text = f"{path} cannot be written ({error.strerror or error}): go on with --out {spare} --resume"
+        raise OutputError(error.errno, text) from error
+    return points
+
+
+def _read_points(header: OperatingPoints, stitches: Collection[OperatingPoint], path: str) -> OperatingPoints:
     try:
         stored = OperatingPoints.load(path)
     except ValueError as error:
-        if not resume:
-            return header
         raise CannotResumeError(f"{error}; leave out --resume to overwrite the file") from error
-    different = []
-    if resume and (stored.fingerprint or any(point.metrics for point in stored)):
-        different = [name for name, digest in header.fingerprint.items() if stored.fingerprint.get(name) != digest]
-        if not different:
-            return replace(header, points=stored.points, benchmark=stored.benchmark)
-    elif _is_same_model(stored, header, stitches):
-        timed = (replace(point, metrics={}) for point in stored if point.latency_ms is not None)
-        return replace(header, points=tuple(timed), benchmark=stored.benchmark)
-    if not resume:
+    if not (has_metrics := any(point.metrics for point in stored)) and _is_same_model(stored, header, stitches):
         return header
+    different = [name for name, digest in header.fingerprint.items() if stored.fingerprint.get(name) != digest]
+    if not different:
+        return replace(header, points=stored.points, benchmark=stored.benchmark)
+    if not (stored.fingerprint or has_metrics):
+        different = ["model or config"]
     raise CannotResumeError(
-        f"{path} has results of another {' and '.join(different) or 'model or config'}, which --resume cannot "
-        "continue: choose another --out, or leave out --resume to overwrite the file"
+        f"{path} has results of another {' and '.join(different)}, which --resume cannot continue: choose another "
+        "--out, or leave out --resume to overwrite the file"
     )
+
+
+def _with_stored_points(points: OperatingPoints, stitches: Collection[OperatingPoint], path: str) -> OperatingPoints:
+    try:
+        stored = OperatingPoints.load(path)
+    except (FileNotFoundError, ValueError):
+        return points
+    if stored.fingerprint != points.fingerprint:
+        if any(point.metrics for point in stored):
+            text = f"{path}: the results of another checkpoint, config or data set are replaced"
+            print_log(text, "current", logging.WARNING)
+        is_same = _is_same_model(stored, points, stitches)
+        timed = (replace(point, metrics={}) for point in stored if is_same and point.latency_ms is not None)
+        stored = replace(stored, points=tuple(timed), benchmark=stored.benchmark if is_same else {})
+    return points.merged_with(stored)
 
 
 def _is_same_model(stored: OperatingPoints, header: OperatingPoints, stitches: Collection[OperatingPoint]) -> bool:

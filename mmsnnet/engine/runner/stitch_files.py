@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.visualization import Visualizer
 
 from mmsnnet.engine.mmengine_private import drawn_images, image_folders, set_drawn_images, visualizer_of
+from mmsnnet.files.writing import check_output
 
 # Attributes of metrics that hold the path of results: IoUMetric.output_dir, DumpResults.out_file_path,
 # CocoMetric.outfile_prefix, CocoPanopticMetric.seg_out_dir, DumpProposals.proposals_file, and names like them.
@@ -35,11 +36,11 @@ def output_paths(metric: BaseMetric, folder: str) -> dict[str, str]:
     return {name: os.path.join(parent, folder, *filter(None, [file])) for name, parent, file in _outputs(metric)}
 
 
-def make_folders(metric: BaseMetric, folder: str) -> None:
-    """Create the folders of :func:`output_paths`. Other kinds of storage, such as ``s3://``, need no folders."""
-    for _, parent, _ in _outputs(metric):
+def make_folders(metric: BaseMetric, folder: str = "") -> None:
+    """Create the folders of :func:`output_paths`, and try to write. Other storage, such as ``s3://``, has none."""
+    for name, parent, _ in _outputs(metric):
         if "://" not in parent:
-            os.makedirs(os.path.join(parent, folder), exist_ok=True)
+            check_output(os.path.join(parent, folder) or ".", f"{type(metric).__name__}.{name}", is_folder=True)
 
 
 def _outputs(metric: BaseMetric) -> Iterator[tuple[str, str, str]]:

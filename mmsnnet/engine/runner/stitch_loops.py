@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mmengine.config import ConfigDict
@@ -27,10 +28,10 @@ from mmsnnet.engine.agreement import check_loader
 from mmsnnet.engine.console import console_handlers
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.runner.labels import check_labels
-from mmsnnet.engine.runner.measured_points import load_measured_points, run_fingerprint, run_header
+from mmsnnet.engine.runner.measured_points import load_measured_points, run_fingerprint, run_header, save_points
 from mmsnnet.engine.runner.metric_values import split_values, text_for_log, values_for_hooks
 from mmsnnet.engine.runner.metric_warnings import MOST_NAMES, empty_metrics_warning
-from mmsnnet.engine.runner.stitch_files import StitchPictures, output_paths
+from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths
 from mmsnnet.engine.runner.stitch_passes import StitchPass, StitchResults, copied_metric
 from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.files.reading import join_names
@@ -123,7 +124,7 @@ class _StitchLoop(BaseLoop):
     def _evaluate(self, stitches: Sequence[Stitch]) -> Iterator[dict[Stitch, tuple[dict[str, float], dict[str, Any]]]]:
         """Evaluate stitches; yield after each pass the metrics of its stitches: numbers, and others that hooks can use.
 
-        The metrics are printed after the caller has saved them. The active stitch is the same afterwards.
+        The metrics are printed after the caller has saved them, or could not. The active stitch is the same afterwards.
         """
         backbone, logger, configured = self.backbone, self.runner.logger, self.evaluator.metrics
         _check_initialized(backbone, stitches)
@@ -164,11 +165,13 @@ class _StitchLoop(BaseLoop):
                     if number == 1 and (warning := stitch_pass.absent_classes_warning()):
                         logger.warning(warning)
                     split = {stitch: split_values(stitch_pass.evaluate(stitch)) for stitch in list(stitch_pass.results)}
-                    yield {stitch: (numbers, values_for_hooks(others)) for stitch, (numbers, others) in split.items()}
-                    console = progress.console if verbose and is_main_process() else None
-                    for stitch, (numbers, others) in split.items():
-                        _report(stitch, numbers, others, logger, console)
-                        numbers_by_name[stitch.name] = numbers
+                    try:
+                        yield {stitch: (numbers, values_for_hooks(o)) for stitch, (numbers, o) in split.items()}
+                    finally:
+                        console = progress.console if verbose and is_main_process() else None
+                        for stitch, (numbers, others) in split.items():
+                            _report(stitch, numbers, others, logger, console)
+                            numbers_by_name[stitch.name] = numbers
                     if number == 1 and (others := dict.fromkeys(name for _, other in split.values() for name in other)):
                         logger.warning(f"not numbers, so only in the log file: {join_names(list(others), MOST_NAMES)}")
                     seconds = time.monotonic() - start
@@ -233,11 +236,14 @@ class StitchTestLoop(_StitchLoop, TestLoop):
             RuntimeError: a stitch runs through stitching layers that were neither initialised nor loaded.
             SettingError: the evaluator compares predictions with labels, and the data set has none.
             CannotResumeError: the file is damaged, or of another checkpoint, config, data set or model.
+            OutputError: the file, or a folder for results of a metric, cannot be written.
         """
         dataset = self.dataloader.dataset
         with fail_together():
             check_labels(dataset, self.evaluator.metrics, "test")
             check_loader(self.runner.model, self.dataloader, "test_dataloader", load=False)
+            for metric in self.evaluator.metrics:
+                make_folders(metric)
         model, config = unwrapped_model(self.runner.model), self.runner.cfg
         costs = model_costs(model)
         unmeasured = {
@@ -248,6 +254,7 @@ class StitchTestLoop(_StitchLoop, TestLoop):
         if self.out is not None:
             points = replace(points, fingerprint=run_fingerprint(config, model, dataset, self.fp16))
             points = load_measured_points(points, unmeasured.values(), self.out, self.resume)
+        spare = Path(self.runner.log_dir) / "operating_points.json"  # a folder of this run alone
         self.runner.call_hook("before_test")
         self.runner.call_hook("before_test_epoch")
         self.runner.model.eval()
@@ -258,8 +265,9 @@ class StitchTestLoop(_StitchLoop, TestLoop):
                 points = points.add(replace(by_id[stitch.id], metrics=numbers))
                 others_by_id[stitch.id] = others
             points = replace(points, points=tuple(sorted(points, key=lambda point: point.id)))
-            if self.out is not None and is_main_process():
-                points.save(self.out)
+            with fail_together():
+                if self.out is not None and is_main_process():
+                    points = save_points(points, unmeasured.values(), self.out, spare)
         metrics = _by_name(self.stitches, {p.id: {**p.metrics, **others_by_id.get(p.id, {})} for p in points})
         self.runner.call_hook("after_test_epoch", metrics=metrics)
         self.runner.call_hook("after_test")
