@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -123,7 +123,7 @@ def _component_flops(
     device = next(anchor.parameters()).device
     if component == STEM:
         return count_flops(_Call(anchor, anchor.stem), torch.zeros(1, anchor.in_chans, *input_shape, device=device))
-    entering, function = geometry[-1], anchor.classify
+    entering, function = geometry[-1], cast(Callable[[Any], Any], anchor.classify)
     if component.role == "block":
         entering = geometry[component.block].to(anchor.layout(component.block))
         function = partial(anchor.call, component.block)

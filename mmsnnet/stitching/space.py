@@ -298,6 +298,15 @@ class StitchSpace:
         alone = (s for s in self.stitches if len(s.segments) == 1)
         return tuple(sorted(alone, key=lambda s: s.segments[0].anchor))
 
+    def crossings(self, layer: LayerKey) -> tuple[LayerKey, ...]:
+        """The places that a layer joins: its own key, and those of other crossings that share it."""
+        places = {layer: None}
+        for stitch in self.stitches:
+            for key, before, after in zip(stitch.layers, stitch.segments, stitch.segments[1:], strict=False):
+                if key == layer:
+                    places[LayerKey(before.anchor, before.stop - 1, after.anchor, after.start)] = None
+        return tuple(places)
+
     def taps(self, stitch: Stitch, out_indices: Sequence[int]) -> tuple[Tap, ...]:
         """The tap of ``stitch`` for each of ``out_indices``, in their order.
 

@@ -77,7 +77,7 @@ class PlainAnchor(Anchor):
 
     @staticmethod
     def _name_blocks(model: nn.Module) -> list[list[BlockNames]]:
-        return [[BlockNames(f"blocks.{index}") for index in range(len(model.get_submodule("blocks")))]]
+        return [[BlockNames(f"blocks.{name}") for name, _ in model.get_submodule("blocks").named_children()]]
 
     @property
     def width(self) -> int:

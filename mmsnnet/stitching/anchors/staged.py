@@ -187,8 +187,9 @@ class EfficientNetAnchor(StagedAnchor):
     """An anchor of timm's ``EfficientNet``."""
 
     model_class = EfficientNet
-    _stem_modules, _last_modules = ("conv_stem", "bn1"), ("conv_head", "bn2")
-    _classifier = ("conv_head", "bn2", "global_pool", "classifier")
+    _stem_modules = ("conv_stem", "bn1")
+    _last_modules: ClassVar[tuple[str, ...]] = ("conv_head", "bn2")
+    _classifier: tuple[str, ...] = ("conv_head", "bn2", "global_pool", "classifier")
 
     @classmethod
     def _name_blocks(cls, model: nn.Module) -> list[list[BlockNames]]:
