@@ -149,21 +149,33 @@ def check_channels(config: Config, model: nn.Module) -> None:
     backbones = [module for module in model.modules() if isinstance(module, StitchedBackbone)]
     if not backbones:
         return
-    width = backbones[0].network.anchor(-1).widths[-1]
+    channels = backbones[0].channels
     # In a cascade of decode heads only the first one surely reads the backbone's maps.
     readers = {
         "decode_head": _as_sequence(config.model.get("decode_head"))[:1],
         "auxiliary_head": _as_sequence(config.model.get("auxiliary_head")),
     }
     if neck := _as_sequence(config.model.get("neck")):
-        readers = {"neck": neck}
+        readers = {"neck": neck[:1]}
     for name, settings in readers.items():
         for setting in settings:
-            if any(channels != width for channels in _as_sequence(setting.get("in_channels"))):
+            given = _as_sequence(setting.get("in_channels"))
+            places = range(len(channels)) if name == "neck" else _as_sequence(setting.get("in_index", -1))
+            wrong = any(not -len(channels) <= place < len(channels) for place in places)
+            read = [] if wrong else [channels[place] for place in places]
+            # One number stands for maps that all have as many channels.
+            if given and (wrong or list(given) != (read if len(given) > 1 else list(dict.fromkeys(read)))):
+                shown = setting["in_channels"]
                 raise SettingError(
-                    f"model.{name}.in_channels is {setting['in_channels']}, and the backbone's maps have {width} "
-                    "channels, the width of its largest anchor: set it to that"
+                    f"model.{name}.in_channels is {shown}, and the backbone's maps have {_joined(channels)} channels, "
+                    "the width of its largest anchor at each of out_indices: set it to those that it reads"
                 )
+
+
+def _joined(channels: Sequence[Any]) -> str:
+    """The channels of maps: one number if all have as many."""
+    different = dict.fromkeys(channels)
+    return ", ".join(map(str, channels if len(different) > 1 else different))
 
 
 def _as_sequence(setting: Any) -> Sequence[Any]:

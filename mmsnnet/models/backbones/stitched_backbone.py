@@ -93,6 +93,7 @@ class StitchedBackbone(BaseModule):
         out_indices: int | Sequence[int | None] | Mapping[str, int | Sequence[int]] | None = None,
         num_classes: int | None = None,
         scheme: str = "two_way",
+        skip_stages: Sequence[int] = (),
         rank: int = 16,
         flops_step: float = 10e9,
         seed: int = 0,
@@ -115,6 +116,7 @@ class StitchedBackbone(BaseModule):
             out_indices=out_indices,
             num_classes=num_classes,
             scheme=scheme,
+            skip_stages=skip_stages,
             rank=rank,
             only=only,
             with_cp=with_cp,
@@ -251,6 +253,12 @@ class StitchedBackbone(BaseModule):
     def out_indices(self) -> tuple[int, ...]:
         """The taps of training mode."""
         return self.taps.train
+
+    @property
+    def channels(self) -> tuple[int | None, ...]:
+        """The channels of each map: the width of the largest anchor at its tap; None for a map that is always None."""
+        widths = self.network.anchor(-1).widths
+        return tuple(None if block is None else widths[block] for block in self.taps.places)
 
     @property
     def test_out_indices(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmsnnet.errors import SettingError
+from mmsnnet.stitching.anchors.positions import StoredPositions
 from mmsnnet.stitching.features import Features, Layout
 
 
@@ -71,6 +72,7 @@ class Anchor(nn.Module, ABC):
     """
 
     model: Any  # timm has no types
+    positions: StoredPositions | None = None  # what depends on the grid of a plain ViT's img_size
 
     def __init__(self, model: nn.Module, classifier: bool = False) -> None:
         super().__init__()
@@ -108,8 +110,12 @@ class Anchor(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def in_chans(self) -> int:
-        """The number of channels of the images."""
+    def stem_weight(self) -> str:
+        """The name of the first convolution's weight in the model, (C, in_chans, kh, kw)."""
+
+    @abstractmethod
+    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Apply timm's checkpoint filter: rename published weights and resample them to the model's size."""
 
     @property
     @abstractmethod
@@ -139,6 +145,11 @@ class Anchor(nn.Module, ABC):
     # All anchors share these.
 
     @property
+    def in_chans(self) -> int:
+        """The number of channels of the images."""
+        return self.model.get_submodule(self.stem_weight.removesuffix(".weight")).in_channels
+
+    @property
     def depth(self) -> int:
         """The number of blocks, including those that :meth:`keep` has dropped."""
         return len(self._blocks)
@@ -160,6 +171,11 @@ class Anchor(nn.Module, ABC):
     def _modules_of(self, component: Component) -> list[nn.Module]:
         """The modules of a component, without its bare tensors; none if the anchor lacks it."""
         return [part for part in self._parts_of(component) if isinstance(part, nn.Module)]
+
+    @property
+    def classifier_modules(self) -> tuple[str, ...]:
+        """The names of the classifier's modules in the model, whether kept or dropped."""
+        return self._classifier
 
     def parameters_of(self, component: Component) -> list[nn.Parameter]:
         """The parameters of a component; none if the anchor lacks it."""
@@ -312,14 +328,12 @@ def _top_names(model: nn.Module, blocks: Sequence[BlockNames]) -> Iterator[tuple
     """
     for name, _ in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
         yield name, None
-    for name, _ in model.named_children():
-        inner = [
-            (part, index)
-            for index, names in enumerate(blocks)
-            for part in names.in_order
-            if part.startswith(f"{name}.")
-        ]
-        yield from inner or [(name, None)]
+    parts = [(part, index) for index, names in enumerate(blocks) for part in names.in_order]
+    for child, _ in model.named_children():
+        inner = [(part, index) for part, index in parts if part.startswith(f"{child}.")]
+        yield from inner
+        if not inner:
+            yield child, None
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

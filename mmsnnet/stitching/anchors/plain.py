@@ -46,6 +46,8 @@ class PlainAnchor(Anchor):
 
     _shared = ("rope",)
     _classifier = CLASSIFIER_MODULES
+    positions: StoredPositions
+    stem_weight = "patch_embed.proj.weight"
 
     def __init__(
         self,
@@ -89,10 +91,6 @@ class PlainAnchor(Anchor):
         return (self.width,) * self.depth
 
     @property
-    def in_chans(self) -> int:
-        return self.model.patch_embed.proj.in_channels
-
-    @property
     def img_size(self) -> tuple[int, int]:
         """The image size (height, width) for which the position embedding is stored."""
         return tuple(self.model.patch_embed.img_size)
@@ -127,10 +125,6 @@ class PlainAnchor(Anchor):
     @abstractmethod
     def embed_positions(self, patches: Tensor) -> Tensor:
         """Convert patches (B, h, w, C) to tokens (B, N, C): add positions and prefix tokens."""
-
-    @abstractmethod
-    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Apply timm's checkpoint filter: rename published weights and resample them to the model's size."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         record = self.positions.take_grid(state_dict, prefix)

@@ -6,6 +6,7 @@ and what ends a stage to its last one.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Hashable, Mapping
 from functools import cached_property
 from itertools import accumulate
@@ -67,20 +68,23 @@ class StagedAnchor(Anchor):
         return stages
 
     @classmethod
-    def create(cls, model: str, img_size: tuple[int, int], classifier: bool, **kwargs: Any) -> StagedAnchor:
-        """Build the timm model of this name for images of ``img_size``, and its anchor."""
-        size = {} if cls._size_arguments is None else dict(img_size=img_size, **cls._size_arguments)
-        head = {} if classifier else dict(num_classes=0)
-        return cls(timm.create_model(model, **{**size, **head, **kwargs}), img_size, classifier)
+    def size_arguments(cls, img_size: tuple[int, int]) -> dict[str, Any]:
+        """The arguments of ``timm.create_model`` for images of ``img_size``."""
+        return {} if cls._size_arguments is None else dict(img_size=img_size, **cls._size_arguments)
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
         return tuple(features.channels for features in self.geometry(self.img_size)[1:])
 
-    @property
-    def in_chans(self) -> int:
-        stem = self.model.get_submodule(self._stem_modules[0])
-        return next(module.in_channels for module in stem.modules() if isinstance(module, nn.Conv2d))
+    @cached_property
+    def stem_weight(self) -> str:
+        names = (name for name, module in self.model.named_modules() if isinstance(module, nn.Conv2d))
+        return f"{next(name for name in names if name.startswith(self._stem_modules[0]))}.weight"
+
+    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        module = importlib.import_module(self.model_class.__module__)
+        filter_ = getattr(module, "checkpoint_filter_fn", None)  # not every family has one
+        return dict(state_dict) if filter_ is None else filter_(dict(state_dict), self.model)
 
     @property
     def agreement(self) -> Mapping[str, object]:
@@ -97,7 +101,7 @@ class StagedAnchor(Anchor):
     def kind(self, block: int) -> Hashable:
         shift = getattr(self.block(block), "shift_size", None)
         grid = self.geometry(self.img_size)[block].grid
-        return (*super().kind(block), shift, grid, self._blocks[block].entry, self._blocks[block].exit)
+        return super().kind(block), shift, grid, self._blocks[block].entry, self._blocks[block].exit
 
     def call(self, block: int, features: Features) -> Features:
         return Features.of_map(self._chain(self._blocks[block].in_order, features.data), features.layout)
@@ -273,7 +277,24 @@ class PvtAnchor(StagedAnchor):
         return Features.of_map(maps, Layout(format="nhwc")).to(self.layout())
 
 
-STAGED = (
+ADAPTERS: tuple[type[StagedAnchor], ...] = (
     *(SwinAnchor, SwinV2Anchor, ConvNeXtAnchor, ResNetAnchor, ResNetV2Anchor, RegNetAnchor, EfficientNetAnchor),
     *(MobileNetV3Anchor, MambaOutAnchor, MetaFormerAnchor, LevitAnchor, PvtAnchor),
 )
+# timm's modules whose models are no flat sequence of blocks, with the reason.
+NO_SEQUENCE = {
+    "timm.models.gcvit": "its blocks take a query that is made from the input of the whole stage",
+    "timm.models.efficientformer": "the layout of its features changes among the blocks of its last stage",
+}
+
+
+def staged_adapter(model: str) -> type[StagedAnchor] | None:
+    """The adapter for a timm model of this name; None if it is none of the hierarchical models with one.
+
+    Raises:
+        TypeError: the model cannot be divided into blocks.
+    """
+    module = timm.model_entrypoint(model.split(".")[0]).__module__
+    if reason := NO_SEQUENCE.get(module):
+        raise TypeError(f"{model!r} is no sequence of blocks: {reason}")
+    return next((adapter for adapter in ADAPTERS if adapter.model_class.__module__ == module), None)
