@@ -97,7 +97,9 @@ class Features:
     def project(self, layer: nn.Module) -> Features:
         """Apply a linear layer to the channels, in the present layout."""
         if self.layout.format == "nchw":
-            return self.with_data(layer(self.data.movedim(1, -1)).movedim(-1, 1).contiguous())
+            data = layer(self.data.movedim(1, -1)).movedim(-1, 1)
+            # Memory stays as it is: channels last, or not.
+            return self.with_data(data.contiguous() if self.data.is_contiguous() else data)
         return self.with_data(layer(self.data))
 
     def rows(self) -> Tensor:
