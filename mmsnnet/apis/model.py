@@ -16,6 +16,7 @@ from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs, read_weights
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
+from mmsnnet.stitching.space import as_blocks
 
 
 def build_model(
@@ -103,7 +104,7 @@ def count_stitches(
         dataset=None,
         input_shape=(height, width),
         device=device,
-        depths=backbone.space.depths,
+        depths=as_blocks(backbone.space.stages),
     )
     costs = model_costs(model, points.input_shape)
     for stitch in backbone.space:

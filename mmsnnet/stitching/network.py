@@ -15,7 +15,7 @@ from mmsnnet.errors import SettingError
 from mmsnnet.stitching.anchors.base import Anchor
 from mmsnnet.stitching.compilation import compile_blocks
 from mmsnnet.stitching.features import Features
-from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace, describe_stages
+from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace, as_blocks
 from mmsnnet.stitching.stitching_layer import StitchingLayer
 
 LayerPath = tuple[LayerKey, ...]
@@ -217,7 +217,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:
     stages = tuple(anchor.stages for anchor in anchors)
     if stages != space.stages:
-        wanted, given = describe_stages(space.stages), describe_stages(stages)
+        wanted, given = as_blocks(space.stages), as_blocks(stages)
         raise SettingError(f"the space is for anchors of depths {wanted}, but the anchors have depths {given}")
     for name in dict.fromkeys(name for anchor in anchors for name in anchor.agreement):
         values = [anchor.agreement.get(name) for anchor in anchors]

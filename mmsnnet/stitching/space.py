@@ -475,22 +475,20 @@ def _as_stages(stages: Sequence[int | Sequence[int]]) -> tuple[tuple[int, ...], 
     """The blocks in each stage of each anchor; a number stands for one stage."""
     blocks = tuple((one,) if isinstance(one, int) else tuple(one) for one in stages)
     if not all(one and min(one) >= 1 for one in blocks):
-        raise ValueError(f"an anchor needs at least one block in each stage, got {describe_stages(blocks)}")
+        raise ValueError(f"an anchor needs at least one block in each stage, got {as_blocks(blocks)}")
     return blocks
 
 
-def describe_stages(stages: Sequence[Sequence[int]]) -> str:
-    """The blocks of anchors, in messages: a number for an anchor of one stage."""
-    return str(tuple(blocks[0] if len(blocks) == 1 else tuple(blocks) for blocks in stages))
+def as_blocks(stages: Sequence[Sequence[int]]) -> tuple[int | tuple[int, ...], ...]:
+    """The number of blocks of each anchor; for each stage, if there are several."""
+    return tuple(blocks[0] if len(blocks) == 1 else tuple(blocks) for blocks in stages)
 
 
 def _labels(stages: Sequence[Sequence[int]]) -> str:
     """One letter for each anchor, for names and kinds."""
     if not 2 <= len(stages) <= len(ascii_uppercase):
         most = len(ascii_uppercase)
-        raise ValueError(
-            f"a stitch space takes two anchors or more, {most} at most; got blocks {describe_stages(stages)}"
-        )
+        raise ValueError(f"a stitch space takes two anchors or more, {most} at most; got blocks {as_blocks(stages)}")
     return {2: "SL", 3: "SML"}.get(len(stages), ascii_uppercase[: len(stages)])
 
 
