@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmsnnet.errors import SettingError
@@ -240,7 +242,11 @@ class Anchor(nn.Module, ABC):
             grid = output.grid
             return output.data
 
-        return Features(checkpoint(call, features.data, use_reentrant=False), features.layout, grid)
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _kept_statistics(self._modules_of(Component("block", block)))
+
+        data = checkpoint(call, features.data, use_reentrant=False, context_fn=contexts)
+        return Features(data, features.layout, grid)
 
     def classify(self, features: Features) -> Tensor:
         """Run norm, pooling and head on the output of the last block: logits (B, classes).
@@ -319,6 +325,20 @@ class Anchor(nn.Module, ABC):
                 setattr(owner, leaf, nn.Identity())
             else:
                 setattr(owner, leaf, None)
+
+
+@contextmanager
+def _kept_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Leave the running statistics of batch norms unchanged: the first pass has updated them."""
+    norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    settings = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in settings:
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _top_names(model: nn.Module, blocks: Sequence[BlockNames]) -> Iterator[tuple[str, int | None]]:
