@@ -12,7 +12,7 @@ model = dict(
         img_size=(800, 1344),
         out_indices=(0, 1, 2, 3),  # stages
         rank=16,
-        flops_step=6e9,
+        flops_step=10e9,
     ),
     neck=dict(_delete_=True, type="FPN", in_channels=[96, 192, 384, 768], out_channels=256, num_outs=5),
     rpn_head=dict(num_convs=1),
