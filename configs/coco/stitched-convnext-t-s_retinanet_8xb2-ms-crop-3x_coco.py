@@ -5,4 +5,4 @@ _base_ = [
     "../_base_/default_runtime_det.py",
 ]
 # Block by block to the toolbox's rates of the stems, which are 0.70 of the head's (tiny) and 0.51 (small).
-optim_wrapper = dict(type="AmpOptimWrapper", paramwise_cfg=dict(layer_decay_rate=0.98))
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.98))
