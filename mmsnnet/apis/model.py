@@ -16,7 +16,7 @@ from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs, read_weights
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
-from mmsnnet.stitching.space import as_blocks
+from mmsnnet.stitching.stitch import as_blocks
 
 
 def build_model(

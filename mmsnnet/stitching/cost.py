@@ -23,7 +23,8 @@ from mmsnnet.stitching.anchors.base import SHARED, STEM, Anchor, Component
 from mmsnnet.stitching.features import Features
 from mmsnnet.stitching.network import StitchedNetwork
 from mmsnnet.stitching.route_parts import AnchorPart, Part, classifier_parts, parts_run, tap_parts
-from mmsnnet.stitching.space import Stitch, StitchSpace
+from mmsnnet.stitching.space import StitchSpace
+from mmsnnet.stitching.stitch import Stitch
 from mmsnnet.stitching.stitching_layer import StitchingLayer
 
 
@@ -109,7 +110,7 @@ def _anchor_costs(anchor: Anchor, input_shape: tuple[int, int]) -> dict[Componen
         kind: Hashable = anchor.kind(component.block) if component.role == "block" else component
         if kind not in by_kind:
             counted = outline
-            if component == STEM or outline.has_convolutions(component):
+            if component == STEM or any(p.ndim == 4 for p in outline.parameters_of(component)):
                 with_memory = with_memory or _with_zeros(outline)
                 counted = with_memory
             by_kind[kind] = _component_flops(counted, component, geometry, input_shape)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
-from mmsnnet.stitching.space import LayerKey
+from mmsnnet.stitching.stitch import LayerKey
 
 
 class Site(NamedTuple):

@@ -15,7 +15,8 @@ from mmsnnet.errors import SettingError
 from mmsnnet.stitching.anchors.base import Anchor
 from mmsnnet.stitching.compilation import compile_blocks
 from mmsnnet.stitching.features import Features
-from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace, as_blocks
+from mmsnnet.stitching.space import StitchSpace
+from mmsnnet.stitching.stitch import LayerKey, Stitch, as_blocks
 from mmsnnet.stitching.stitching_layer import StitchingLayer
 
 LayerPath = tuple[LayerKey, ...]

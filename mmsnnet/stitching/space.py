@@ -25,88 +25,20 @@ and several crossings share a layer.
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
-from string import ascii_uppercase
+from itertools import pairwise
 
 from mmsnnet.errors import UserError
+from mmsnnet.stitching.correspondence import Pair
+from mmsnnet.stitching.stitch import LayerKey, Routes, Segment, Stitch, Tap, as_stages, labels
 
 
 class UnknownStitchError(UserError, KeyError, ValueError):
     """The space has no such stitch."""
 
     __str__ = Exception.__str__
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A run of consecutive blocks ``[start, stop)`` of one anchor."""
-
-    anchor: int
-    start: int
-    stop: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.stop:
-            raise ValueError(f"a segment needs 0 <= start < stop, got [{self.start}, {self.stop})")
-
-    def __contains__(self, block: object) -> bool:
-        return isinstance(block, int) and self.start <= block < self.stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, order=True)
-class LayerKey:
-    """The key of a stitching layer: the two blocks that it joins, counted over all stages.
-
-    The layer maps the output of block ``source_block`` of anchor ``source`` to the input of block ``target_block`` of
-    anchor ``target``. If ``target_block`` equals the target's depth, no block follows: only taps use the layer. A layer
-    that several crossings share has the key of the first one.
-    """
-
-    source: int
-    source_block: int
-    target: int
-    target_block: int
-
-    def __str__(self) -> str:
-        return f"{self.source}_{self.source_block}-{self.target}_{self.target_block}"
-
-
-@dataclass(frozen=True)
-class Stitch:
-    """One route through the anchors: ``layers[k]`` joins ``segments[k]`` and ``segments[k + 1]``."""
-
-    id: int
-    name: str
-    kind: str
-    segments: tuple[Segment, ...]
-    layers: tuple[LayerKey, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.layers) != len(self.segments) - 1:
-            raise ValueError(f"stitch {self.name}: {len(self.segments)} segments need {len(self.segments) - 1} layers")
-
-    def __str__(self) -> str:
-        return f"{self.id} ({self.name})"
-
-
-@dataclass(frozen=True)
-class Tap:
-    """An intermediate output of a route: the output of ``block`` of ``anchor``, mapped by ``layers``.
-
-    Each of ``layers`` maps into the next larger anchor, so the result has the width of the largest one. A tap of the
-    largest anchor has no layers.
-    """
-
-    anchor: int
-    block: int
-    layers: tuple[LayerKey, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,9 +75,9 @@ class StitchSpace:
                 differ in their numbers of stages, whose depths do not ascend, or whose smaller anchor has only one
                 block, so that no route can cross.
         """
-        stages = _as_stages(stages)
-        routes = _Routes(stages)
-        pairs = [_Pair(small, of_pair) for small, of_pair in enumerate(pairwise(stages))]
+        stages = as_stages(stages)
+        routes = Routes(stages)
+        pairs = [Pair(small, of_pair) for small, of_pair in enumerate(pairwise(stages))]
         stitches = list(routes.anchors())
         next_id = len(stages)
         for pair in pairs:
@@ -191,10 +123,10 @@ class StitchSpace:
             ValueError: as :meth:`two_way`; or the smaller anchor of a pair has more blocks in a stage, or there is no
                 crossing.
         """
-        stages = _as_stages(stages)
-        routes, keys = _Routes(stages), []
+        stages = as_stages(stages)
+        routes, keys = Routes(stages), []
         stitches = list(routes.anchors())
-        pairs = [_Pair(small, of_pair) for small, of_pair in enumerate(pairwise(stages))]
+        pairs = [Pair(small, of_pair) for small, of_pair in enumerate(pairwise(stages))]
         for stage in set(range(len(stages[0]))) - set(skip):
             for pair in pairs:
                 for window in pair.windows(stage):
@@ -208,7 +140,7 @@ class StitchSpace:
     @classmethod
     def single(cls, stages: int | Sequence[int]) -> StitchSpace:
         """Build the space of one anchor: one stitch, named ``A``, with id 0."""
-        (blocks,) = _as_stages([stages])
+        (blocks,) = as_stages([stages])
         return cls((blocks,), "single", (Stitch(0, "A", "A", (Segment(0, 0, sum(blocks)),)),))
 
     @classmethod
@@ -330,7 +262,7 @@ class StitchSpace:
         """
         # Not in one step: at depths 8, 12, 24 floor(index * 8 / 24) can name a block that a route does not run.
         for smaller in range(len(self.depths) - 2, anchor - 1, -1):
-            ends = _Pair(smaller, self.stages[smaller : smaller + 2]).ends()
+            ends = Pair(smaller, self.stages[smaller : smaller + 2]).ends()
             index = next((end - 1 for end, larger_end in ends if larger_end > index), self.depths[smaller])
         return index
 
@@ -386,144 +318,5 @@ class StitchSpace:
             if id_ in both:
                 return f"{both[id_].name} changes over to a smaller anchor, which only scheme 'two_way' allows"
         before = max((stitch for stitch in self if stitch.id < id_), key=lambda stitch: stitch.id)
-        larger = _labels(self.stages)[before.segments[-1].anchor]
+        larger = labels(self.stages)[before.segments[-1].anchor]
         return f"its route would run nothing of the larger anchor, {larger}, after the crossing"
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Two neighbouring anchors, ``small`` and ``small + 1``, and their stages."""
-
-    small: int
-    stages: tuple[tuple[int, ...], ...]
-
-    def __post_init__(self) -> None:
-        small, large = self.stages
-        refused = f"anchors {self.small} and {self.small + 1} cannot be stitched"
-        if len(small) != len(large):
-            raise ValueError(f"{refused}: their stages do not correspond; got blocks {small} and {large}")
-        if sum(small) > sum(large):
-            raise ValueError(
-                f"{refused}: order the anchors from the smallest to the largest, none deeper than the next; got depths "
-                f"{sum(small)} and {sum(large)}"
-            )
-        if sum(map(min, small, large)) == 1:
-            raise ValueError(
-                f"{refused}: a route changes over between two blocks, and an anchor of one block has no such place; "
-                f"got depths {sum(small)} and {sum(large)}"
-            )
-
-    def ends(self) -> list[tuple[int, int]]:
-        """The first block after each group, in the small and in the large anchor.
-
-        In a stage where one anchor has ``few`` blocks and the other ``n``, block ``f`` of the former corresponds to the
-        blocks before ``ceil((f + 1) * n / few)`` of the latter.
-        """
-        ends, before = [], (0, 0)
-        for blocks in zip(*self.stages, strict=True):
-            few = min(blocks)
-            for f in range(few):
-                small, large = (start - (-(f + 1) * n // few) for start, n in zip(before, blocks, strict=True))
-                ends.append((small, large))
-            before = ends[-1]
-        return ends
-
-    def windows(self, stage: int) -> Iterator[list[LayerKey]]:
-        """The crossings of SN-Net's sliding window in a stage, those that share a layer together."""
-        n0, n1 = (blocks[stage] for blocks in self.stages)
-        if n0 > n1:
-            raise ValueError(
-                f"anchors {self.small} and {self.small + 1} have {n0} and {n1} blocks in stage {stage}: a sliding "
-                f"window needs no fewer in the larger anchor; add {stage} to skip"
-            )
-        if n0 < n1:
-            windows = [[(k * n0 // n1, k) for k in range(1, n1) if (k - 1) * n0 // n1 == w] for w in range(n0)]
-        elif len(self.stages[0]) > 1:
-            windows = [[(k - 1, k)] for k in range(1, n1)]
-        else:
-            pairs = [[(j, k) for j in (w, w + 1) for k in (w, w + 1)] for w in range(n0 - 1)]
-            windows = [pairs[0]] + [window[1:] for window in pairs[1:]]  # the window before ends with the first
-        start0, start1 = (sum(blocks[:stage]) for blocks in self.stages)
-        for window in filter(None, windows):
-            yield [LayerKey(self.small, start0 + j, self.small + 1, start1 + k) for j, k in window]
-
-    def small_to_large(self) -> list[LayerKey]:
-        """One layer at the end of each group."""
-        return [LayerKey(self.small, small - 1, self.small + 1, large) for small, large in self.ends()]
-
-    def large_to_small(self) -> list[LayerKey]:
-        """One layer at the end of each group but the last."""
-        return [LayerKey(self.small + 1, large - 1, self.small, small) for small, large in self.ends()[:-1]]
-
-    def routes(self) -> list[tuple[LayerKey, ...]]:
-        """The layers of each route in published order (SL, LS, LSL, SLS).
-
-        There is one entry for each published id from 2 on.
-        """
-        sl, ls = self.small_to_large(), self.large_to_small()
-        there_and_back = [
-            (there, back)
-            for first, second in ((ls, sl[:-1]), (sl, ls))
-            for there in first
-            for back in second
-            if back.source_block >= there.target_block
-        ]
-        return [*((key,) for key in (*sl, *ls)), *there_and_back]
-
-
-def _as_stages(stages: Sequence[int | Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """The blocks in each stage of each anchor; a number stands for one stage."""
-    blocks = tuple((one,) if isinstance(one, int) else tuple(one) for one in stages)
-    if not all(one and min(one) >= 1 for one in blocks):
-        raise ValueError(f"an anchor needs at least one block in each stage, got {as_blocks(blocks)}")
-    return blocks
-
-
-def as_blocks(stages: Sequence[Sequence[int]]) -> tuple[int | tuple[int, ...], ...]:
-    """The number of blocks of each anchor; for each stage, if there are several."""
-    return tuple(blocks[0] if len(blocks) == 1 else tuple(blocks) for blocks in stages)
-
-
-def _labels(stages: Sequence[Sequence[int]]) -> str:
-    """One letter for each anchor, for names and kinds."""
-    if not 2 <= len(stages) <= len(ascii_uppercase):
-        most = len(ascii_uppercase)
-        raise ValueError(f"a stitch space takes two anchors or more, {most} at most; got blocks {as_blocks(stages)}")
-    return {2: "SL", 3: "SML"}.get(len(stages), ascii_uppercase[: len(stages)])
-
-
-class _Routes:
-    """Makes the stitches over anchors of these stages."""
-
-    def __init__(self, stages: tuple[tuple[int, ...], ...]) -> None:
-        self.stages = stages
-        self.labels = _labels(stages)
-
-    def anchors(self) -> Iterator[Stitch]:
-        """The routes through one anchor."""
-        return (self.stitch(index, index) for index in range(len(self.stages)))
-
-    def stitch(
-        self, id_: int, start: int, crossings: Sequence[LayerKey] = (), layers: Sequence[LayerKey] | None = None
-    ) -> Stitch:
-        """The route from the stem of anchor ``start`` through ``crossings`` to the end.
-
-        Args:
-            layers: the key of the layer at each crossing, by default the crossing's own.
-        """
-        anchors = [start, *(key.target for key in crossings)]
-        starts = [0, *(key.target_block for key in crossings)]
-        stops = [*(key.source_block + 1 for key in crossings), sum(self.stages[anchors[-1]])]
-        segments = tuple(Segment(*bounds) for bounds in zip(anchors, starts, stops, strict=True))
-        kind = "".join(self.labels[anchor] for anchor in anchors)
-        if not crossings:
-            return Stitch(id_, kind, kind, segments)
-        blocks = zip(anchors, [crossings[0].source_block, *starts[1:]], strict=True)
-        name = "-".join(self.labels[anchor] + self._place(anchor, block) for anchor, block in blocks)
-        return Stitch(id_, name, kind, segments, tuple(crossings if layers is None else layers))
-
-    def _place(self, anchor: int, block: int) -> str:
-        """A block in names: its number in a stage, after the stage's if there are several."""
-        ends = list(accumulate(self.stages[anchor]))
-        stage = bisect(ends, block)
-        return f"{stage}.{block - ends[stage] + self.stages[anchor][stage]}" if len(ends) > 1 else str(block)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmsnnet.errors import needs_extra
 from mmsnnet.files.writing import write_atomically
-from mmsnnet.stitching.space import Stitch, StitchSpace, Tap
+from mmsnnet.stitching.space import StitchSpace
+from mmsnnet.stitching.stitch import Stitch, Tap
 from mmsnnet.visualization.figures import check_picture, render
 
 if TYPE_CHECKING:

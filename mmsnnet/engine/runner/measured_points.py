@@ -24,7 +24,7 @@ from mmsnnet.files.locking import locked
 from mmsnnet.files.writing import OutputError, check_output
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.models.model_weights import DRAWS
-from mmsnnet.stitching.space import as_blocks
+from mmsnnet.stitching.stitch import as_blocks
 
 # Settings that change no metric of a model whose weights are loaded: in any part of the model, and in the backbone.
 TRAINING_ONLY = ("init_cfg", "pretrained", "with_cp", "drop_path_rate")

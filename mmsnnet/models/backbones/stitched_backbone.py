@@ -256,9 +256,8 @@ class StitchedBackbone(BaseModule):
 
     @property
     def channels(self) -> tuple[int | None, ...]:
-        """The channels of each map: the width of the largest anchor at its tap; None for a map that is always None."""
-        widths = self.network.anchor(-1).widths
-        return tuple(None if block is None else widths[block] for block in self.taps.places)
+        """The channels of each map, which are the largest anchor's; None for a map that is always None."""
+        return tuple(None if i is None else self.network.anchor(-1).widths[i] for i in self.taps.places)
 
     @property
     def test_out_indices(self) -> tuple[int, ...]:

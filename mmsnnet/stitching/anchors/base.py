@@ -74,6 +74,7 @@ class Anchor(nn.Module, ABC):
     """
 
     model: Any  # timm has no types
+    stem_weight: str  # the name of the first convolution's weight (C, in_chans, kh, kw) in the model
     positions: StoredPositions | None = None  # what depends on the grid of a plain ViT's img_size
 
     def __init__(self, model: nn.Module, classifier: bool = False) -> None:
@@ -89,7 +90,7 @@ class Anchor(nn.Module, ABC):
         table: dict[Component, list[str]] = {STEM: []}
         for name, block in _top_names(model, self._blocks):
             first = name.partition(".")[0]
-            others = SHARED if first in self._shared else CLASSIFIER if first in self._classifier else STEM
+            others = SHARED if first in self._shared else CLASSIFIER if first in self.classifier_modules else STEM
             table.setdefault(others if block is None else Component("block", block), []).append(name)
         self._names: dict[Component, tuple[str, ...]] = {part: tuple(names) for part, names in table.items()}
         if not classifier:
@@ -98,7 +99,7 @@ class Anchor(nn.Module, ABC):
     # Subclasses implement these for their class of models.
 
     _shared: tuple[str, ...] = ()  # the model's modules that several blocks use
-    _classifier: tuple[str, ...]  # and those of its classifier; what is left is the stem
+    classifier_modules: tuple[str, ...]  # and those of its classifier; what is left is the stem
 
     @staticmethod
     @abstractmethod
@@ -109,15 +110,6 @@ class Anchor(nn.Module, ABC):
     @abstractmethod
     def widths(self) -> tuple[int, ...]:
         """The number of output channels of each block."""
-
-    @property
-    @abstractmethod
-    def stem_weight(self) -> str:
-        """The name of the first convolution's weight in the model, (C, in_chans, kh, kw)."""
-
-    @abstractmethod
-    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Apply timm's checkpoint filter: rename published weights and resample them to the model's size."""
 
     @property
     @abstractmethod
@@ -174,19 +166,10 @@ class Anchor(nn.Module, ABC):
         """The modules of a component, without its bare tensors; none if the anchor lacks it."""
         return [part for part in self._parts_of(component) if isinstance(part, nn.Module)]
 
-    @property
-    def classifier_modules(self) -> tuple[str, ...]:
-        """The names of the classifier's modules in the model, whether kept or dropped."""
-        return self._classifier
-
     def parameters_of(self, component: Component) -> list[nn.Parameter]:
         """The parameters of a component; none if the anchor lacks it."""
         parameters = [part for part in self._parts_of(component) if isinstance(part, nn.Parameter)]
         return parameters + [p for module in self._modules_of(component) for p in module.parameters()]
-
-    def has_convolutions(self, component: Component) -> bool:
-        """Whether a component has convolutions."""
-        return any(isinstance(part, nn.Conv2d) for module in self._modules_of(component) for part in module.modules())
 
     def _parts_of(self, component: Component) -> list[Any]:
         return [getattr(_owner(self.model, name), _leaf(name)) for name in self._names.get(component, ())]

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from timm.layers import HybridEmbed, get_mixed_freqs
 from timm.layers.pos_embed_sincos import get_mixed_grid
-from timm.models import eva, vision_transformer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ class PlainAnchor(Anchor):
     """
 
     _shared = ("rope",)
-    _classifier = CLASSIFIER_MODULES
+    classifier_modules = CLASSIFIER_MODULES
     positions: StoredPositions
     stem_weight = "patch_embed.proj.weight"
 
@@ -164,9 +163,6 @@ class VisionTransformerAnchor(PlainAnchor):
         data = features.data
         return features.with_data(module(data) if mask is None else module(data, attn_mask=mask))
 
-    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return vision_transformer.checkpoint_filter_fn(dict(state_dict), self.model, adapt_layer_scale=True)
-
 
 class EvaAnchor(PlainAnchor):
     """An anchor of timm's ``Eva`` (EVA-02, DINOv3, ...), with rotary position embeddings.
@@ -215,9 +211,6 @@ class EvaAnchor(PlainAnchor):
             if not torch.compiler.is_compiling():  # an export computes with fake tensors
                 self._rotations = {(grid, device): cached}
         return get_mixed_freqs(rope.freqs[:, block], *cached) if mixed else cached
-
-    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return eva.checkpoint_filter_fn(dict(state_dict), self.model)
 
 
 def _save_grid(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:

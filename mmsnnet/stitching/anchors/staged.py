@@ -6,7 +6,6 @@ and what ends a stage to its last one.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Hashable, Mapping
 from functools import cached_property
 from itertools import accumulate
@@ -53,6 +52,9 @@ class StagedAnchor(Anchor):
     def __init__(self, model: nn.Module, img_size: tuple[int, int], classifier: bool = False) -> None:
         self.img_size = img_size
         super().__init__(model, classifier)
+        convolutions = (name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+        first = next(name for name in convolutions if name.startswith(self._stem_modules[0]))
+        self.stem_weight = f"{first}.weight"
 
     @classmethod
     def _name_blocks(cls, model: nn.Module) -> list[list[BlockNames]]:
@@ -75,16 +77,6 @@ class StagedAnchor(Anchor):
     @cached_property
     def widths(self) -> tuple[int, ...]:
         return tuple(features.channels for features in self.geometry(self.img_size)[1:])
-
-    @cached_property
-    def stem_weight(self) -> str:
-        names = (name for name, module in self.model.named_modules() if isinstance(module, nn.Conv2d))
-        return f"{next(name for name in names if name.startswith(self._stem_modules[0]))}.weight"
-
-    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        module = importlib.import_module(self.model_class.__module__)
-        filter_ = getattr(module, "checkpoint_filter_fn", None)  # not every family has one
-        return dict(state_dict) if filter_ is None else filter_(dict(state_dict), self.model)
 
     @property
     def agreement(self) -> Mapping[str, object]:
@@ -125,7 +117,7 @@ class SwinAnchor(StagedAnchor):
     # Sizes other than img_size run too; shift and window are those of img_size.
     _size_arguments: ClassVar[Mapping[str, Any] | None] = dict(dynamic_img_size=True)
     _stem_modules, _stage_list, _last_modules, _format = ("patch_embed",), "layers", ("norm",), "nhwc"
-    _classifier = ("norm", "head")
+    classifier_modules = ("norm", "head")
 
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         height, width = (
@@ -148,7 +140,7 @@ class ConvNeXtAnchor(StagedAnchor):
     """An anchor of timm's ``ConvNeXt``, v1 and v2."""
 
     model_class = ConvNeXt
-    _last_modules, _classifier = ("norm_pre",), ("norm_pre", "head")
+    _last_modules, classifier_modules = ("norm_pre",), ("norm_pre", "head")
 
 
 class ResNetAnchor(StagedAnchor):
@@ -156,7 +148,7 @@ class ResNetAnchor(StagedAnchor):
 
     model_class = ResNet
     _stem_modules = ("conv1", "bn1", "act1", "maxpool")
-    _classifier = ("global_pool", "fc")
+    classifier_modules = ("global_pool", "fc")
 
     @classmethod
     def _name_blocks(cls, model: nn.Module) -> list[list[BlockNames]]:
@@ -170,14 +162,14 @@ class ResNetV2Anchor(StagedAnchor):
     """An anchor of timm's ``ResNetV2``, with pre-activation."""
 
     model_class = ResNetV2
-    _last_modules, _classifier = ("norm",), ("norm", "head")
+    _last_modules, classifier_modules = ("norm",), ("norm", "head")
 
 
 class RegNetAnchor(StagedAnchor):
     """An anchor of timm's ``RegNet``."""
 
     model_class = RegNet
-    _last_modules, _classifier = ("final_conv",), ("final_conv", "head")
+    _last_modules, classifier_modules = ("final_conv",), ("final_conv", "head")
 
     @classmethod
     def _name_blocks(cls, model: nn.Module) -> list[list[BlockNames]]:
@@ -193,7 +185,7 @@ class EfficientNetAnchor(StagedAnchor):
     model_class = EfficientNet
     _stem_modules = ("conv_stem", "bn1")
     _last_modules: ClassVar[tuple[str, ...]] = ("conv_head", "bn2")
-    _classifier: tuple[str, ...] = ("conv_head", "bn2", "global_pool", "classifier")
+    classifier_modules: tuple[str, ...] = ("conv_head", "bn2", "global_pool", "classifier")
 
     @classmethod
     def _name_blocks(cls, model: nn.Module) -> list[list[BlockNames]]:
@@ -208,21 +200,21 @@ class MobileNetV3Anchor(EfficientNetAnchor):
 
     model_class = MobileNetV3
     _last_modules = ()
-    _classifier = ("global_pool", "conv_head", "norm_head", "act2", "flatten", "classifier")
+    classifier_modules = ("global_pool", "conv_head", "norm_head", "act2", "flatten", "classifier")
 
 
 class MambaOutAnchor(StagedAnchor):
     """An anchor of timm's ``MambaOut``."""
 
     model_class = MambaOut
-    _classifier, _format = ("head",), "nhwc"
+    classifier_modules, _format = ("head",), "nhwc"
 
 
 class MetaFormerAnchor(StagedAnchor):
     """An anchor of timm's ``MetaFormer``: CAFormer, ConvFormer, PoolFormer. Some stages compute on tokens."""
 
     model_class = MetaFormer
-    _classifier = ("head",)
+    classifier_modules = ("head",)
 
     def call(self, block: int, features: Features) -> Features:
         names = self._blocks[block]
@@ -240,7 +232,7 @@ class LevitAnchor(StagedAnchor):
 
     model_class = Levit
     _size_arguments: ClassVar[Mapping[str, Any] | None] = {}
-    _classifier, _format = ("head",), "tokens"
+    classifier_modules, _format = ("head",), "tokens"
 
     def call(self, block: int, features: Features) -> Features:
         names = self._blocks[block]
@@ -257,7 +249,7 @@ class PvtAnchor(StagedAnchor):
     """An anchor of timm's ``PyramidVisionTransformerV2``, whose blocks ask for the grid."""
 
     model_class = PyramidVisionTransformerV2
-    _stem_modules, _classifier, _format = ("patch_embed",), ("head_drop", "head"), "tokens"
+    _stem_modules, classifier_modules, _format = ("patch_embed",), ("head_drop", "head"), "tokens"
 
     def call(self, block: int, features: Features) -> Features:
         names = self._blocks[block]

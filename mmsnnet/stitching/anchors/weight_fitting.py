@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch
 from timm.models import adapt_input_conv
-from torch import Tensor
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 from mmsnnet.files.reading import describe_mismatch, join_names, tensor_shapes
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE
@@ -148,15 +150,27 @@ def _in_timm_names(anchor: Anchor, weights: Mapping[str, Any]) -> dict[str, Tens
     """The weights under timm's names, with the patch embedding resampled to the anchor's patches."""
     model = anchor.model
     if anchor.positions is None:
-        return anchor.checkpoint_filter(weights)
+        return _filtered(model, weights)
     # Without a position embedding in the model, timm's filter leaves the embedding of the file unchanged. Otherwise it
     # would resample it from a guessed grid: it cannot distinguish grids with the same number of patches.
     position, model.pos_embed = model.pos_embed, None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # timm's filter for Eva prints failed attempts
-            return anchor.checkpoint_filter(weights)
+            return _filtered(model, weights)
     finally:
         model.pos_embed = position
+
+
+def _filtered(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Apply the checkpoint filter of the model's family in timm, if it has one.
+
+    It renames published weights, and resamples them to the model's size.
+    """
+    options = dict(adapt_layer_scale=True) if isinstance(model, VisionTransformer) else {}
+    for class_ in reversed(type(model).__mro__):  # the family's own class first
+        if (filter_ := getattr(sys.modules[class_.__module__], "checkpoint_filter_fn", None)) is not None:
+            return filter_(dict(weights), model, **options)
+    return dict(weights)
 
 
 def _resampled(
