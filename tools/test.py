@@ -6,6 +6,9 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
+# Before the imports, which take seconds: a launcher that is killed meanwhile is noticed, too.
+os.environ["MMSNNET_LAUNCHER"] = str(os.getppid())
+
 import argparse
 import re
 from dataclasses import replace
@@ -22,9 +25,9 @@ from mmsnnet.cli.errors import exit_on_user_error, user_errors
 from mmsnnet.cli.launching import process_group
 from mmsnnet.cli.runner import build_runner
 from mmsnnet.datasets import check_folders
-from mmsnnet.errors import MissingFileError, UserError
+from mmsnnet.errors import MissingFileError
 from mmsnnet.evaluation import OperatingPoints, default_metric
-from mmsnnet.files.writing import DISK_ERRORS, OutputError
+from mmsnnet.files.writing import DISK_ERRORS, output_errors
 from mmsnnet.visualization import operating_points_table, print_table
 
 
@@ -105,14 +108,9 @@ def main() -> None:
     with exit_on_user_error(parser), user_errors() as loop_start, process_group(), short_console():
         runner = build(args)
         runner.register_hook(loop_start)
-        try:
+        cure = "make room, or set another --work-dir; --resume evaluates the stitches that are missing"
+        with output_errors(f"a file in {runner.work_dir}", cure, DISK_ERRORS):
             runner.test()
-        except OSError as error:
-            if isinstance(error, UserError) or error.errno not in DISK_ERRORS:
-                raise
-            cure = "make room, or set another --work-dir; --resume evaluates the stitches that are missing"
-            text = f"a file in {runner.work_dir} cannot be written ({error.strerror}): {cure}"
-            raise OutputError(error.errno, text) from error
         if runner.rank == 0:
             print_points(runner.test_loop.out, args.metric)
 

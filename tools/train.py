@@ -6,6 +6,9 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
+# Before the imports, which take seconds: a launcher that is killed meanwhile is noticed, too.
+os.environ["MMSNNET_LAUNCHER"] = str(os.getppid())
+
 import argparse
 from contextlib import ExitStack, suppress
 
@@ -93,7 +96,7 @@ def main() -> None:
     ):
         runner = build(args, locks)
         runner.register_hook(loop_start)
-        with explain_write_errors(f"a file in {runner.work_dir}", DISK_ERRORS, runner.work_dir):
+        with explain_write_errors(None, DISK_ERRORS, runner.work_dir):
             runner.train()
 
 

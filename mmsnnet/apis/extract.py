@@ -41,7 +41,7 @@ def extract_stitch(
             would run code, or does not fit the config's model (it has no stitching layers, for example).
     """
     out = Path(out).absolute()
-    with new_folder(out) as folder:
+    with new_folder(out, "--out") as folder:
         whole = build_without_weights(config)
         backbone = find_stitched_backbone(whole)
         chosen = backbone.space[stitch]

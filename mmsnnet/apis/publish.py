@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +84,7 @@ def publish_model(
             the config's model; the operating points belong to another stitch space, or have no front.
     """
     out = Path(out).absolute()
-    with new_folder(out) as folder:
+    with new_folder(out, "OUT") as folder:
         model = build_without_weights(config)
         backbone = find_stitched_backbone(model)
         front = None if points is None else compact_front(OperatingPoints.load(points), metric)
@@ -130,8 +132,14 @@ def write_folder(
         version=__version__,
     )
     # Only one key of metadata: safetensors writes several in random order, and the SHA-256 would change.
-    (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
+    try:
+        safetensors.torch.save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    except safetensors.SafetensorError as error:  # of an operating system's error it has the text alone
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
     published_config(config).dump(str(folder / CONFIG))
+    # safetensors writes files that only the owner can read; give this one the permissions of the others.
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
     (folder / CARD).write_text(card, encoding="utf-8")
     if front is not None:
         front.save(folder / FRONT)

@@ -20,6 +20,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmsnnet.engine.console import console_handlers
+from mmsnnet.files.writing import DISK_ERRORS
 
 # Messages that the console does not show: long ones, and those that no user can act on.
 LOG_FILE_ONLY = re.compile(
@@ -115,8 +116,9 @@ def with_short_console(runner_class: type[Runner] | type[FlexibleRunner], quiet:
 
 def _end_run(handler: logging.Handler, record: logging.LogRecord) -> None:
     """Raise the error of a full disk: logging would print a traceback for each record."""
-    if isinstance(sys.exc_info()[1], OSError):
-        raise
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        raise error
     type(handler).handleError(handler, record)
 
 

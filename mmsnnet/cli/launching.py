@@ -117,6 +117,7 @@ def _first_machine() -> str:
 
 
 def _end_with_launcher(launcher: int) -> None:
+    """End this process when its parent, the launcher, has ended."""
     while os.getppid() == launcher:
         time.sleep(1)
     if os.environ["RANK"] == "0":
@@ -141,7 +142,8 @@ def prepare_launch(config: Config, launcher: str) -> None:
     """
     config.launcher = launcher
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a torchrun that is killed leaves its ranks running
-        threading.Thread(target=_end_with_launcher, args=[os.getppid()], daemon=True).start()
+        parent = int(os.environ.get("MMSNNET_LAUNCHER", os.getppid()))
+        threading.Thread(target=_end_with_launcher, args=[parent], daemon=True).start()
     if launcher == "none":
         if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise SettingError(

@@ -6,6 +6,7 @@ work folder was moved), or not the newest (the process was killed between writin
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -117,7 +118,9 @@ def find_damage(path: Path) -> str | None:
         return next(faults, None) if files else "it is empty"
     try:
         read_model_checkpoint(path)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EIO:  # EIO: the disk fails
+            raise
         return str(error).rpartition("cannot be read: ")[2]
     return None
 
@@ -137,10 +140,10 @@ def _folder_and_template(runner: AnyRunner) -> tuple[str, str | None]:
 def _last_written(work_dir: Path) -> Path | None:
     """The path in ``last_checkpoint``, None where there is none."""
     try:
-        text = (work_dir / LAST_CHECKPOINT).read_text().strip()
+        text = (work_dir / LAST_CHECKPOINT).read_text(errors="replace").strip()
     except FileNotFoundError:
         return None
-    return Path(text) if text else None
+    return Path(text) if 0 < len(text) < 4096 and "\0" not in text else None
 
 
 def _template_of(path: Path) -> str | None:

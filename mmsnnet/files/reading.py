@@ -39,8 +39,8 @@ HUB_FILES = (
 
 # The keys under which training programs put weights in a checkpoint.
 WRAPPERS = ("state_dict", "model", "module")
-PARAMETERS = ("weight", "bias", "gamma", "_token", "pos_embed", "bias_table", "lora_A", "lora_B")  # Ends of names.
-MOST_SHARED = 16  # The tensors of a file are at most this many times as large as the memory that they share.
+PARAMETERS = (".weight", ".bias", ".gamma", "_token", "pos_embed", "bias_table", "lora_A", "lora_B")  # Ends of names.
+MOST_SHARED = 64  # The tensors of a file are at most this many times as large as the memory that they share.
 MOST_HEADER = 2**20  # The header of a safetensors file has at most so many bytes, or is a hundredth of the file.
 # The most names that a message lists.
 MOST_LISTED = 20
@@ -276,7 +276,8 @@ def _read(path: Path, where: str, safe_globals: Iterable[SafeGlobal]) -> Any:
         raise MemoryError(f"{where} cannot be read: {_in_one_line(error)}") from error
     except OSError as error:  # OSError picks the subclass by the number
         raise OSError(error.errno, f"{where} cannot be read: {error.strerror or _in_one_line(error)}") from error
-    _check_tensors(_remove_attributes(content), where)
+    _check_unfolded(content, where)
+    _check_tensors(_remove_attributes(content), where, path.stat().st_size)
     return content
 
 
@@ -290,7 +291,7 @@ def _check_container(path: Path, file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
             sizes = {record.filename: record.file_size for record in records}
-            if any(name.endswith("/constants.pkl") for name in sizes):
+            if any(name.partition("/")[2] == "constants.pkl" for name in sizes):
                 return  # torch refuses a TorchScript archive before it reads a record
             odd = any(one.compress_type or one.external_attr & 16 for one in records)  # torch leaves out a "folder"
             if odd or len(sizes) < len(records) or sum(sizes.values()) > size:
@@ -300,7 +301,22 @@ def _check_container(path: Path, file: BinaryIO) -> None:
                 raise ValueError(f"the checksum of its record {damaged} is wrong")
 
 
-def _check_tensors(tensors: Sequence[tuple[str, Tensor]], where: str) -> None:
+def _check_unfolded(content: Any, where: str) -> None:
+    """Refuse containers that hold one another so often that copying or printing them has no end."""
+    pending, seen, distinct, entries = [content], set(), 0, 0
+    while pending:
+        value = pending.pop()
+        if not isinstance(value, dict | list | tuple | set):
+            continue
+        entries += len(value)
+        distinct += 0 if id(value) in seen else len(value)
+        seen.add(id(value))
+        if entries > 2**20 + MOST_SHARED * distinct:
+            raise DataError(f"{where} has containers that unfold to more than its size")
+        pending += dict.values(value) if isinstance(value, dict) else value
+
+
+def _check_tensors(tensors: Sequence[tuple[str, Tensor]], where: str, size: int) -> None:
     """Refuse tensors that no model loads, before anything copies them or computes with them."""
     odd = []
     for name, value in tensors:
@@ -311,6 +327,8 @@ def _check_tensors(tensors: Sequence[tuple[str, Tensor]], where: str) -> None:
     if odd:
         raise DataError(f"{where} has weights of another kind: {join_names(odd)}")
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for _, value in tensors}
+    if sum(storages.values()) > size:
+        raise DataError(f"{where} has tensors that take more memory than the file")
     if sum(value.nbytes for _, value in tensors) > MOST_SHARED * sum(storages.values()):
         largest = max(tensors, key=lambda one: one[1].nbytes)[0]
         raise DataError(f"{where} has larger tensors than memory for them, such as {largest}: save clones of them")

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +20,29 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 class OutputError(UserError, OSError):
     """A file or folder cannot be written."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)  # without Python's number
+
+
+@contextmanager
+def output_errors(path: object, cure: str, errors: Collection[int] = ()) -> Iterator[None]:
+    """Name the file and the cure where a write fails.
+
+    Args:
+        path: of the file.
+        cure: what the user can do.
+        errors: the numbers of the errors that concern the file; all if empty.
+
+    Raises:
+        OutputError: for such an error. Errors that users can correct stay as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, UserError) or (errors and error.errno not in errors):
+            raise
+        raise OutputError(error.errno, f"{path} cannot be written ({error.strerror or error}): {cure}") from error
+
 
 def check_output(path: str | os.PathLike[str], option: str = "output", is_folder: bool = False) -> None:
     """Try to write beside a file, or into a folder, before work begins; create folders.
@@ -28,17 +51,15 @@ def check_output(path: str | os.PathLike[str], option: str = "output", is_folder
         OutputError: nothing can be written there; the message names the option to set.
     """
     place = Path(os.path.realpath(path))
-    try:
+    with output_errors(path, f"make room or allow writing there, or set another {option}"):
         if not is_folder and place.exists() and not place.is_file():  # a rename would replace a device
             raise OSError(errno.EISDIR, "it is a folder" if place.is_dir() else "it is no ordinary file")
-        folder = place if is_folder else place.parent
-        with suppress(FileExistsError):  # a file: the next line says that it is no folder
-            folder.mkdir(parents=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(65536))
-    except OSError as error:
-        cure = f"make room or allow writing there, or set another {option}"
-        raise OutputError(error.errno, f"{path} cannot be written ({error.strerror or error}): {cure}") from error
+        _try_to_write(place if is_folder else place.parent)
+        if not is_folder:
+            if os.path.ismount(place):
+                raise OSError(errno.EBUSY, "it is a mount point, which cannot be replaced")
+            with locked(place):  # its name has room for the lock's, and no other user's lock is in the way
+                pass
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
@@ -58,16 +79,18 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
 
 
 @contextmanager
-def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+def new_folder(out: str | os.PathLike[str], option: str = "output") -> Iterator[Path]:
     """Yield a temporary folder, which becomes the folder ``out`` at the end of the block.
 
     Raises:
         SettingError: ``out`` is a file, a mount point, or a folder that is not empty.
-        OSError: it cannot be written, or another process is making it.
+        OSError: it cannot be written, or another process is making it; the message names the option to set.
     """
     out = Path(os.path.realpath(out))
-    check_output(out.parent, is_folder=True)
-    with _temporary(out, wait=0) as temporary:
+    cure = f"make room or allow writing there, or set another {option}"
+    with output_errors(out, cure):
+        _try_to_write(out.parent)
+    with output_errors(out, cure, DISK_ERRORS), _temporary(out, wait=0) as temporary:
         _check_free(out)
         temporary.mkdir()
         yield temporary
@@ -111,6 +134,13 @@ def _temporary(path: Path, wait: float = 30) -> Iterator[Path]:
             raise
         finally:
             remove_path(temporary)
+
+
+def _try_to_write(folder: Path) -> None:
+    with suppress(FileExistsError):  # a file: the next line says that it is no folder
+        folder.mkdir(parents=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(65536))
 
 
 def _check_free(out: Path) -> None:

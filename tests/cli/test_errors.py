@@ -22,7 +22,6 @@ from mmsnnet.files.writing import OutputError
 OURS = [
     CannotResumeError("x"),
     OutputError(28, "x"),
-    OutputError(28, "x"),
     NotFiniteError("x"),
     RanksDifferError("x"),
     SettingError("x"),

@@ -366,7 +366,7 @@ def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
     launcher = subprocess.Popen(
         [sys.executable, "-c", rank, code, str(tmp_path / "pid")], env=variables, stderr=subprocess.PIPE, text=True
     )
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+    while launcher.poll() is None and not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
         time.sleep(0.1)
     launcher.kill()
     assert f"the launcher, process {launcher.pid}, has ended" in launcher.communicate(timeout=5)[1]

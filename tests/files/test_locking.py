@@ -1,9 +1,11 @@
 """One process at a time holds a lock, and a dead one holds none."""
 
+import gc
 import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,39 @@ from mmsnnet.files.locking import LockedError, locked
 from mmsnnet.files.writing import new_folder, write_atomically
 
 
+class Failed:
+    """What a run that failed leaves: a lock that its garbage collection lets go."""
+
+    def __init__(self, path: Path) -> None:
+        self.itself, self.lock = self, ExitStack()
+        self.lock.enter_context(locked(path, 0))
+
+
+def test_a_run_that_failed_earlier_lets_no_later_one_go(tmp_path: Path) -> None:
+    Failed(tmp_path / "out")
+    with locked(tmp_path / "out", 0):
+        gc.collect()
+        other = start(lambda then: (refuse(tmp_path / "out"), then(), time.sleep(60)))
+        end(other)
+        assert not (tmp_path / "got").exists() and (tmp_path / ".out.lock").exists()
+
+
+def refuse(path: Path) -> None:
+    try:
+        with locked(path, 0):
+            path.with_name("got").touch()
+    except LockedError:
+        pass
+
+
 def start(job: Callable[[Callable[[], object]], object]) -> int:
     """A copy of this process that does a job, once the job has called its argument."""
     reading, writing = os.pipe()
     if (process := os.fork()) == 0:
-        job(lambda: os.write(writing, b"."))
-        os._exit(0)
+        try:
+            job(lambda: os.write(writing, b"."))
+        finally:
+            os._exit(0)
     os.read(reading, 1)
     return process
 

@@ -245,7 +245,6 @@ def test_no_attribute_stands_before_a_method(tmp_path: Path) -> None:
     shadowed["deep"][0][1].__dict__["pop"] = slice
     shadowed["weight"] = torch.nn.Parameter(torch.ones(2))
     shadowed["weight"].clone = slice
-    shadowed["self"] = shadowed  # no end is no trouble
     shadowed._metadata = OrderedDict({"": {"version": 2}})
     shadowed._metadata.__dict__["get"] = slice
     torch.save({"state_dict": shadowed}, tmp_path / "w.pth")
@@ -253,7 +252,7 @@ def test_no_attribute_stands_before_a_method(tmp_path: Path) -> None:
     counter, inner = found["deep"][0]
     assert vars(found) == {"_metadata": {"": {"version": 2}}}
     assert [vars(one) for one in (found._metadata, counter, inner, found["weight"])] == [{}] * 4
-    assert (counter, inner, found["self"]) == (Counter(b=1), OrderedDict(c=2), found)
+    assert (counter, inner) == (Counter(b=1), OrderedDict(c=2))
     assert torch.equal(found["weight"].clone(), torch.ones(2))
 
 
@@ -400,6 +399,40 @@ FOLDED: dict[str, Callable[[], Any]] = {
 def test_tensors_take_no_more_than_the_file(how: str, tmp_path: Path) -> None:
     torch.save({"state_dict": {"norm.weight": torch.zeros(3)} | FOLDED[how]()}, tmp_path / "w.pth")
     with pytest.raises(DataError, match=r"has larger tensors than memory for them, such as [vw]\d*: save"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_a_layer_that_many_blocks_share_is_read(tmp_path: Path) -> None:
+    torch.save({f"blocks.{index}.weight": BIG for index in range(24)}, tmp_path / "w.pth")
+    assert len(read_checkpoint(tmp_path / "w.pth")) == 24
+
+
+@pytest.mark.parametrize("kind", [dict, list, tuple])
+def test_containers_that_hold_one_another_are_refused_before_they_are_printed(kind: type, tmp_path: Path) -> None:
+    nested: Any = ["x"]
+    for _ in range(30):
+        nested = {str(index): nested for index in range(10)} if kind is dict else kind([nested] * 10)
+    torch.save({"state_dict": weights(), "meta": {"iter": nested}}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match="containers that unfold to more than its size"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_memory_that_is_not_in_the_file_is_refused(tmp_path: Path) -> None:
+    class Empty:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch.Tensor, (10**6,)
+
+    torch.save({"w": Empty()}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"more memory than the file|is refused"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_only_torchs_own_name_marks_a_program(tmp_path: Path) -> None:
+    """A record deeper in the archive does not keep its others from being checked."""
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", b"\x80\x02}.")
+        file.writestr("a/x/constants.pkl", b"")
+    with pytest.raises(DataError, match="compressed or overlap"):
         read_checkpoint(tmp_path / "w.pth")
 
 

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from mmsnnet.errors import UserError
-from mmsnnet.files.writing import check_output, new_folder, remove_path, rename_atomically, write_atomically
+from mmsnnet.files.writing import (
+    OutputError,
+    check_output,
+    new_folder,
+    remove_path,
+    rename_atomically,
+    write_atomically,
+)
 from tests.conftest import ending
 
 OLD, NEW = b"old" * 1000, b"newer" * 100_000
@@ -122,6 +129,12 @@ def test_an_output_is_tried_before_the_work(place: str, path: Path) -> None:
     with pytest.raises(OSError, match=rf"{place} cannot be written \(.*set another --out") as found:
         check_output(path.parent / place, "--out")
     assert isinstance(found.value, UserError) and sorted(os.listdir(path.parent)) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("length", [250, 255, 300])
+def test_a_name_has_room_for_its_lock(length: int, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"File name too long.*set another --out"):
+        check_output(tmp_path / ("x" * length), "--out")
 
 
 def test_an_output_is_tried_with_some_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

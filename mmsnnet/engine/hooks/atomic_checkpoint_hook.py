@@ -230,9 +230,19 @@ class AtomicCheckpointHook(BestMetricHook):
 
 @contextmanager
 def explain_write_errors(
-    path: str | Path, errors: Collection[int], work_dir: str, folder: str | None = None, template: str | None = None
+    path: str | Path | None,
+    errors: Collection[int],
+    work_dir: str,
+    folder: str | None = None,
+    template: str | None = None,
 ) -> Iterator[None]:
-    """Name the last complete checkpoint and the remedy when a write fails: for some errors, or for all if empty."""
+    """Name the last complete checkpoint when a write fails.
+
+    Args:
+        path: of the file; None for the file of the error.
+        errors: the numbers of the errors that concern it; all if empty.
+        work_dir, folder, template: as of :func:`mmsnnet.engine.latest_checkpoint.latest_checkpoint`.
+    """
     try:
         yield
     except OSError as error:
@@ -244,6 +254,7 @@ def explain_write_errors(
             complete = None
         left = "There is no complete checkpoint yet" if complete is None else f"The last complete one is {complete}"
         cure = "make room or allow writing there, and go on with --resume"
+        path = path or error.filename or f"a file in {work_dir}"
         text = f"{path} cannot be written ({error.strerror or error}). {left}: {cure}"
         raise OutputError(error.errno, text) from error
 

@@ -29,7 +29,7 @@ class ValidationHook(Hook):
         done = _done(runner)
         resumed = done and runner.val_loop is not None and runner.message_hub.get_info(VALIDATED, None) != done
         if resumed and validation_is_due(runner.train_loop, done):
-            runner.logger.info("The run was interrupted before the end of this validation, and starts with it")
+            runner.logger.info("The checkpoint is older than the validation of this point: the run starts with it")
             runner.val_loop.run()
 
     def before_val_epoch(self, runner: AnyRunner) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import Any
 
 import torch
@@ -67,12 +67,15 @@ def compare_optimizers(
     for setting, wrapper in wrappers.items():
         state = states[setting]
         optimizer = wrapper.optimizer
+        base = state.get("base_param_settings")
         fault = (
             _find_other_groups(optimizer, state, types.get(setting))
             or _find_damage(optimizer, state, iterations)
             or _find_wrong_hyperparameters(optimizer, state)
             or _find_wrong_moments(optimizer, state, model)
         )
+        if base is not None and not (isinstance(base, Mapping) and is_number(base.get("lr"))):
+            fault = ": base_param_settings in the checkpoint has no lr"
         if fault is not None:
             yield refused(f"{setting}{fault}")
             continue
@@ -117,7 +120,7 @@ def _find_damage(optimizer: Optimizer, state_dict: Group, iterations: int) -> st
         group.get("momentum") or group.keys() & {"betas", "beta1", "alpha", "rho", "lr_decay"}
         for group in optimizer.param_groups
     )
-    if iterations and keys and not states and keeps_moments:
+    if iterations and keys and not states.keys() & set(keys) and keeps_moments:
         return ": the checkpoint has no moments of the optimizer"
     # torch's Adafactor, like the optimizers of other libraries, keeps other state of vectors than of matrices.
     if not type(optimizer).__module__.startswith("torch.optim") or type(optimizer).__name__ == "Adafactor":
@@ -126,6 +129,8 @@ def _find_damage(optimizer: Optimizer, state_dict: Group, iterations: int) -> st
         members = [states[key] for key in group["params"] if key in states]
         names = set().union(*members)
         lacking = {name for state in members for name in names if state.get(name) is None} - {"momentum_buffer"}
+        if group.get("amsgrad") and members and "max_exp_avg_sq" not in names:
+            return ": the checkpoint has amsgrad without max_exp_avg_sq"
         if lacking:  # SGD records a buffer of None if it has no momentum
             return f": {', '.join(sorted(map(str, lacking)))} of some parameters is missing in the checkpoint"
     return None
@@ -136,13 +141,17 @@ def _find_wrong_hyperparameters(optimizer: Optimizer, state_dict: Group) -> str 
     names = inspect.signature(type(optimizer)).parameters.keys() - {"params"}
     for index, (saved, group) in enumerate(zip(state_dict["param_groups"], optimizer.param_groups, strict=True)):
         for key in (saved.keys() & group.keys()) - set(LABELS):
-            values = (one if isinstance(one, list | tuple) else [one] for one in (saved[key], group[key]))
-            for recorded, configured in zip_longest(*values):
+            values = [one if isinstance(one, list | tuple) else [one] for one in (saved[key], group[key])]
+            if len(values[0]) != len(values[1]) or (isinstance(group[key], bool) and type(saved[key]) is not bool):
+                return f": {key} of {_label(group, index)} in the checkpoint is of another kind"
+            for recorded, configured in zip(*values, strict=True):
                 if is_number(configured) and not (is_number(recorded) and math.isfinite(recorded)):
                     return f": {key} of {_label(group, index)} in the checkpoint is no finite number"
         try:
             type(optimizer)(group["params"][:1], **{name: saved[name] for name in names & saved.keys()})
-        except (TypeError, ValueError) as error:
+        except TypeError:  # it needs what groups do not record, like ZeroRedundancyOptimizer
+            continue
+        except ValueError as error:
             return f": {_label(group, index)} in the checkpoint is wrong ({error})"
     return None
 
@@ -162,9 +171,11 @@ def _find_wrong_moments(optimizer: Optimizer, state_dict: Group, model: nn.Modul
         for name, value in state_dict["state"].get(key, {}).items():
             if name == "step" and not (is_number(value) and 0 <= float(value) < math.inf):
                 wrong.append(f"{name} of {label}")
-            if name not in LIKE_PARAMETER or not isinstance(value, Tensor):
+            if name not in LIKE_PARAMETER or value is None:
                 continue
-            if value.layout != torch.strided or value.shape != shape:
+            if not isinstance(value, Tensor):
+                wrong.append(f"{name} of {label}")
+            elif value.layout != torch.strided or value.shape != shape:
                 misshapen.append(f"{name} {tuple(value.shape)} for {label} {shape}")
             elif not value.is_floating_point() or not value.isfinite().all() or (name in SQUARES and (value < 0).any()):
                 wrong.append(f"{name} of {label}")

@@ -61,21 +61,23 @@ def check_progress(runner: AnyRunner, checkpoint: Mapping[str, Any]) -> Iterator
     """Refuse an epoch, an iteration, a seed or a best score that no run records."""
     meta, record = checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]
     recorded, configured = meta.get(RECORD, {}).get("facts", {}), _facts(runner)
-    has_epochs = _has_epochs(runner)
-    counts_alike = not has_epochs or all(recorded.get(fact) == configured.get(fact) for fact in STEPS)
-    bounds = {
-        "epoch": runner.max_epochs if has_epochs else math.inf,
-        "iter": runner.max_iters if counts_alike else math.inf,
-        "seed": 2**32 - 1,
-    }
-    for key, most in bounds.items():
-        value = meta.get(key)
-        if (type(value) is not int or not 0 <= value <= most) and (key, value) != ("seed", None):
-            end = "" if most == math.inf else f" to {most}" + f", by train_cfg.max_{key}s" * (key != "seed")
-            yield refused(f"meta.{key}: the checkpoint has {value!r:.40}, which is no whole number from 0{end}")
     began = record.get(EPOCH_BEGAN, (0, 0))
     if not (isinstance(began, tuple) and [type(number) for number in began] == [int, int] and min(began) >= 0):
         yield refused(f"message_hub: the checkpoint's {EPOCH_BEGAN} is no epoch with an iteration")
+        return
+    has_epochs, bounds = _has_epochs(runner), {"epoch": math.inf, "iter": math.inf, "seed": 2**32 - 1}
+    if not has_epochs:
+        bounds["iter"] = runner.max_iters
+    else:
+        bounds["epoch"] = runner.max_epochs
+        # Earlier epochs may have been longer. With drop_last, another rank may have one more batch.
+        if EPOCH_BEGAN in record and all(recorded.get(fact) == configured.get(fact) for fact in STEPS):
+            bounds["iter"] = began[1] + len(runner.train_dataloader) + 1
+    for key, most in bounds.items():
+        value = meta.get(key)
+        if (type(value) is not int or not 0 <= value <= most) and (key, value) != ("seed", None):
+            end = "" if most == math.inf else f" to {most}"
+            yield refused(f"meta.{key}: the checkpoint has {value!r:.40}, which is no whole number from 0{end}")
     for key, value in record.items():
         if str(key).startswith("best_score") and not is_number(value):
             yield refused(f"message_hub: the checkpoint's {key} is no number")

@@ -71,7 +71,9 @@ def compare_schedules(
                 yield refused(f"{place}.type: the checkpoint's is {types[index]}, the config's {names[index]}")
             elif _is_other_type(state, constants):
                 yield refused(f"{place}.type: the checkpoint's is another one than the config's {names[index]}")
-            elif wrong := [key for key, value in constants.items() if _is_no_number(state.get(key, value), value)]:
+            elif foreign := [key for key in state.keys() - constants.keys() if hasattr(scheduler, str(key))]:
+                yield refused(f"{place}.{foreign[0]}: the checkpoint replaces a part of the schedule")
+            elif wrong := [key for key, value in constants.items() if _is_no_number(key, state.get(key, value), value)]:
                 yield refused(f"{place}.{wrong[0]}: the checkpoint's is no number")
             else:
                 yield from _compare_constants(place, state, constants)
@@ -121,11 +123,14 @@ def _is_other_type(state: State, constants: State) -> bool:
     return bool(recorded - configured and configured - recorded)
 
 
-def _is_no_number(recorded: Any, configured: Any) -> bool:
-    """Whether a recorded value is none of the numbers, or lists of numbers, that a schedule has in its place."""
-    if isinstance(configured, list) and isinstance(recorded, list) and len(recorded) == len(configured):
-        return any(map(_is_no_number, recorded, configured))
-    return (isinstance(configured, list) or is_number(configured)) and not is_number(recorded)
+def _is_no_number(key: str, recorded: Any, configured: Any) -> bool:
+    """Whether a recorded value is no number where a schedule has numbers, or lists of them."""
+    values, expected = (one if isinstance(one, list) else [one] for one in (recorded, configured))
+    if not all(value is None or is_number(value) for value in expected):
+        return False
+    # One of eta_min and eta_min_ratio is None.
+    allows_none = None in expected or key.startswith("eta_min")
+    return not all(is_number(value) or (value is None and allows_none) for value in values)
 
 
 def _compare_constants(place: str, state: State, constants: State) -> Iterator[Difference]:

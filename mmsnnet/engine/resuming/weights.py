@@ -79,7 +79,9 @@ def summarize_partial_load(model: nn.Module, checkpoint: Mapping[str, Any], sour
         if recorded_grid(weights.get(f"{name}.{GRID}")) is not None:  # loading resamples its tables
             tables = {f"{name}.model.{table}" for table in anchor.positions.grids()}
             saved |= {table: expected[table] for table in tables & saved.keys() & expected.keys()}
-    if kinds := {name: shape for name, shape in expected.items() if type(saved.get(name, shape)) is not type(shape)}:
+    # Averages of several models have a float as the count of batches.
+    compared = {name: shape for name, shape in expected.items() if not name.endswith("num_batches_tracked")}
+    if kinds := {name: shape for name, shape in compared.items() if type(saved.get(name, shape)) is not type(shape)}:
         wrong = describe_mismatch({name: saved[name] for name in kinds}, kinds)  # mmengine would convert their numbers
         raise SettingError(f"load_from: checkpoint {source!r} has tensors {wrong}")
     fitting = [name for name, shape in expected.items() if saved.get(name) == shape]

@@ -101,7 +101,9 @@ def load_measured_points(
 def save_points(
     points: OperatingPoints, stitches: Collection[OperatingPoint], path: str, spare: Path
 ) -> OperatingPoints:
-    """Write a run's points; return them with what is kept of the file: points of the same run, latencies of the model.
+    """Merge a run's points with their file and write it; return them.
+
+    Points of the same run stay, and latencies of the same model.
 
     Raises:
         OutputError: the file cannot be written. The points are in the file ``spare`` then.
@@ -138,7 +140,10 @@ def _read_points(header: OperatingPoints, stitches: Collection[OperatingPoint], 
 def _with_stored_points(points: OperatingPoints, stitches: Collection[OperatingPoint], path: str) -> OperatingPoints:
     try:
         stored = OperatingPoints.load(path)
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
+        return points
+    except ValueError as error:
+        print_log(f"{path} is replaced: {error}", "current", logging.WARNING)
         return points
     if stored.fingerprint != points.fingerprint:
         if any(point.metrics for point in stored):

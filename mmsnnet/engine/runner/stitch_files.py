@@ -38,9 +38,11 @@ def output_paths(metric: BaseMetric, folder: str) -> dict[str, str]:
 
 def make_folders(metric: BaseMetric, folder: str = "") -> None:
     """Create the folders of :func:`output_paths`, and try to write. Other storage, such as ``s3://``, has none."""
-    for name, parent, _ in _outputs(metric):
+    for name, parent, file in _outputs(metric):
         if "://" not in parent:
-            check_output(os.path.join(parent, folder) or ".", f"{type(metric).__name__}.{name}", is_folder=True)
+            path, is_file = os.path.join(parent, folder, file), not name.endswith("prefix") and bool(file)
+            option = f"{type(metric).__name__}.{name}"
+            check_output(path if is_file else os.path.dirname(path) or ".", option, is_folder=not is_file)
 
 
 def _outputs(metric: BaseMetric) -> Iterator[tuple[str, str, str]]:
@@ -49,7 +51,7 @@ def _outputs(metric: BaseMetric) -> Iterator[tuple[str, str, str]]:
         if not OUTPUT.fullmatch(name) or not isinstance(value, str | os.PathLike) or not os.fspath(value):
             continue
         path = os.fspath(value)
-        is_folder = FOLDER.fullmatch(name) or os.path.isdir(path)
+        is_folder = FOLDER.fullmatch(name) or (name.endswith("prefix") and os.path.isdir(path))
         yield name, *((path, "") if is_folder else os.path.split(path))
 
 

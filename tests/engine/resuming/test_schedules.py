@@ -115,3 +115,23 @@ def test_a_tensor_of_the_state_is_no_difference() -> None:
     """A metric may be one."""
     state = stepped("ReduceOnPlateauLR") | dict(best=torch.tensor(3.0))
     assert list(compare_schedules([make("ReduceOnPlateauLR")], [state], {})) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after"),
+    [
+        (
+            "CosineRestartLR",
+            dict(periods=[3, 4], restart_weights=[1, 1], eta_min=0.0),
+            dict(periods=[3, 4, 5], restart_weights=[1] * 3, eta_min=0.0),
+        ),
+        ("CosineAnnealingLR", dict(T_max=5, eta_min_ratio=0.1), dict(T_max=5, eta_min=0.01)),
+        ("CosineAnnealingLR", dict(T_max=5, eta_min=0.01), dict(T_max=5, eta_min_ratio=0.1)),
+    ],
+)
+def test_constants_of_another_form_are_kept(kind: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    def build(settings: dict[str, Any]) -> Any:
+        return getattr(schedulers, kind)(optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1), **settings)
+
+    found = list(compare_schedules([build(after)], [build(before).state_dict()], {}))
+    assert found and {difference.verdict for difference in found} == {Verdict.KEPT}
