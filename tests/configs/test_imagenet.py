@@ -25,7 +25,7 @@ def test_stitches_cost_what_was_published(name: str) -> None:
     model = build_uninitialized(load_config(FOLDER / f"stitched-{name}_imagenet-224x224.py"))
     flops = [cost.flops for cost in model_costs(model).values()]
     assert (len(flops), flops[:4], sum(flops)) == PUBLISHED[name]
-    assert model.backbone.sampler().bins == (tuple(range(len(flops))),)  # uniform draws
+    assert len(model.backbone.sampler().bins) == 1  # draws are uniform
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*_imagenet-224x224.py")), ids=lambda path: path.stem)
