@@ -95,17 +95,6 @@ print(json.dumps([[name for name in unwanted if name in sys.modules], names]))
     }
 
 
-def test_configs_of_the_deferred_log_get_mmengines_hook() -> None:
-    """Version 0.1.0 saved such configs beside its checkpoints."""
-    code = """
-import json
-from mmengine.hooks import RuntimeInfoHook
-from mmengine.registry import HOOKS
-print(json.dumps(HOOKS.get("mmsnnet.DeferredRuntimeInfoHook") is RuntimeInfoHook))
-"""
-    assert python(code) is True
-
-
 @pytest.mark.slow
 def test_nothing_of_mmengine_is_replaced_but_by_safe_loading() -> None:
     """Each loader and file backend is the object that it was before the import."""

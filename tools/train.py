@@ -11,6 +11,7 @@ os.environ["MMSNNET_LAUNCHER"] = str(os.getppid())
 
 import argparse
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import torch
 from mmengine.device import get_device
@@ -26,10 +27,10 @@ from mmsnnet.cli.errors import exit_on_user_error, user_errors
 from mmsnnet.cli.launching import check_data_parallel, check_sync_bn, process_group
 from mmsnnet.cli.runner import build_runner
 from mmsnnet.datasets import check_folders
-from mmsnnet.engine.hooks.atomic_checkpoint_hook import explain_write_errors
+from mmsnnet.engine.hooks.atomic_checkpoint_hook import resume_cure
 from mmsnnet.engine.mmengine_private import load_from, set_load_from
 from mmsnnet.errors import SettingError
-from mmsnnet.files.writing import DISK_ERRORS
+from mmsnnet.files.writing import DISK_ERRORS, output_errors
 from mmsnnet.registry import MODELS
 
 
@@ -96,7 +97,7 @@ def main() -> None:
     ):
         runner = build(args, locks)
         runner.register_hook(loop_start)
-        with explain_write_errors(None, DISK_ERRORS, runner.work_dir):
+        with output_errors(None, partial(resume_cure, runner.work_dir), DISK_ERRORS):
             runner.train()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
@@ -143,7 +143,7 @@ def _move_data(config: Config, old_roots: set[StrPath], source: str) -> None:
     )
 
 
-def _map_texts(setting: Any, change: Callable[[StrPath], StrPath]) -> Any:
+def _map_texts(setting: Any, change: Callable[[StrPath], StrPath | None]) -> Any:
     """A setting with each text and path in it changed."""
     if isinstance(setting, dict):
         return type(setting)({key: _map_texts(value, change) for key, value in setting.items()})
@@ -152,13 +152,11 @@ def _map_texts(setting: Any, change: Callable[[StrPath], StrPath]) -> Any:
     return change(setting) if isinstance(setting, str | os.PathLike) else setting
 
 
-def _texts(setting: Any) -> Iterator[StrPath]:
+def _texts(setting: Any) -> list[StrPath]:
     """The texts and paths in a setting."""
-    if isinstance(setting, str | os.PathLike):
-        yield setting
-    elif isinstance(setting, dict | list | tuple):
-        for value in setting.values() if isinstance(setting, dict) else setting:
-            yield from _texts(value)
+    texts: list[StrPath] = []
+    _map_texts(setting, texts.append)
+    return texts
 
 
 def _has_key(setting: Any, key: str) -> bool:

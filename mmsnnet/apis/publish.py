@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from huggingface_hub.utils.sha import sha_fileobj
 from mmengine.config import Config
 from torch import Tensor
 
@@ -144,7 +144,8 @@ def write_folder(
     if front is not None:
         front.save(folder / FRONT)
     check_weights(build_without_weights(load_config(folder / CONFIG)), weights, out)
-    return Published(out / WEIGHTS, (folder / WEIGHTS).stat().st_size, _sha256(folder / WEIGHTS))
+    with (folder / WEIGHTS).open("rb") as file:
+        return Published(out / WEIGHTS, (folder / WEIGHTS).stat().st_size, sha_fileobj(file).hex())
 
 
 def published_config(config: Config) -> Config:
@@ -186,11 +187,3 @@ def _standalone(setting: Any) -> Any:
 
 def _loads_weights(setting: Any) -> bool:
     return isinstance(setting, Mapping) and setting.get("type") == "Pretrained"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -59,11 +59,9 @@ LOG_FILE_ONLY = re.compile(
 )
 
 
-class ConsoleFilter(logging.Filter):
-    """Drop messages of ``LOG_FILE_ONLY``; errors always pass."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR or LOG_FILE_ONLY.match(record.getMessage()) is None
+def is_for_console(record: logging.LogRecord) -> bool:
+    """Whether the console shows a message: none of ``LOG_FILE_ONLY``, but all errors."""
+    return record.levelno >= logging.ERROR or LOG_FILE_ONLY.match(record.getMessage()) is None
 
 
 @contextmanager
@@ -75,10 +73,9 @@ def short_console() -> Iterator[None]:
     """
     logger = MMLogger.get_instance("mmengine")  # the current logger until a runner creates one
     buffer = MemoryHandler(capacity=1, flushLevel=logging.CRITICAL + 1)  # keeps all records until it has a target
-    console_filter = ConsoleFilter()
     handlers = console_handlers(logger)
     for handler in handlers:
-        handler.addFilter(console_filter)
+        handler.addFilter(is_for_console)
     logger.addHandler(buffer)
     try:
         with warnings.catch_warnings():
@@ -87,7 +84,7 @@ def short_console() -> Iterator[None]:
     finally:
         logger.removeHandler(buffer)
         for handler in handlers:
-            handler.removeFilter(console_filter)
+            handler.removeFilter(is_for_console)
 
 
 def with_short_console(runner_class: type[Runner] | type[FlexibleRunner], quiet: bool = False) -> Any:
@@ -102,8 +99,7 @@ def with_short_console(runner_class: type[Runner] | type[FlexibleRunner], quiet:
             if isinstance(handler, logging.FileHandler):
                 handler.handleError = partial(_end_run, handler)  # type: ignore[method-assign]
         for handler in console_handlers(self.logger):
-            if not any(isinstance(known, ConsoleFilter) for known in handler.filters):
-                handler.addFilter(ConsoleFilter())
+            handler.addFilter(is_for_console)
             if quiet:
                 handler.setLevel(max(handler.level, logging.WARNING))
         _write_buffer(self.logger)

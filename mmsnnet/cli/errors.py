@@ -21,16 +21,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from mmsnnet.errors import UserError
 
 # The toolboxes refuse a setting by an assertion, torch by RuntimeError; OSError comes from files and the network.
-LIBRARY_ERRORS = (
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+LIBRARY_ERRORS = (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 PACKAGE = Path(__file__).parents[1]
 
 

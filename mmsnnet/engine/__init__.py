@@ -7,12 +7,8 @@ from mmsnnet.engine.hooks.stitch_init_hook import StitchInitHook
 from mmsnnet.engine.hooks.stitch_log_hook import StitchLogHook
 from mmsnnet.engine.hooks.strict_load_hook import StrictLoadHook
 from mmsnnet.engine.optimizers import StitchOptimWrapperConstructor
-from mmsnnet.engine.runner import (
-    StitchEpochBasedTrainLoop,
-    StitchIterBasedTrainLoop,
-    StitchTestLoop,
-    StitchValLoop,
-)
+from mmsnnet.engine.runner.stitch_loops import StitchTestLoop, StitchValLoop
+from mmsnnet.engine.runner.train_loops import StitchEpochBasedTrainLoop, StitchIterBasedTrainLoop
 
 __all__ = [
     "AtomicCheckpointHook",

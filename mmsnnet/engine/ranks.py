@@ -29,13 +29,16 @@ def fail_together() -> Iterator[None]:
         raise errors[0]
 
 
-def compare_loaders(loader: DataLoader, setting: str, same_batches: bool) -> None:
+def compare_loaders(loader: DataLoader, setting: str, same_batches: bool) -> int:
     """Compare the sizes of a data loader on all ranks: where they differ, some would wait forever.
 
     Args:
         loader: of this rank.
         setting: its name in a config, ``'val_dataloader'`` say.
         same_batches: whether all ranks need the same number of batches, beside the same samples.
+
+    Returns:
+        The fewest batches of any rank.
 
     Raises:
         SettingError: on all ranks.
@@ -51,3 +54,4 @@ def compare_loaders(loader: DataLoader, setting: str, same_batches: bool) -> Non
             f"{setting}: some ranks have {min(batches)} batches and some {max(batches)}: set {setting}.sampler."
             "round_up=True"
         )
+    return min(batches)

@@ -218,28 +218,24 @@ def _from_hub(source: str) -> Path:
     if match is None:
         raise DataError(f"checkpoint {source!r} should be 'hf-hub:owner/name', with '/file' or '@revision' if needed")
     names = (match[2],) if match[2] else HUB_FILES
+    unreachable: BaseException | None = None
     for name in names:
         try:
-            return Path(hf_hub_download(match[1], name, revision=revision or None))
+            is_local = unreachable is not None
+            return Path(hf_hub_download(match[1], name, revision=revision or None, local_files_only=is_local))
         except LocalEntryNotFoundError as error:  # the hub is out of reach, and the cache lacks this file
-            unreachable = error.__cause__ or error
-            break
+            unreachable = unreachable or error.__cause__ or error
         except EntryNotFoundError:
             continue
         except HFValidationError as error:
             raise DataError(f"checkpoint {source!r}: {_in_one_line(error)}") from error
         except Exception as error:  # requests fail in many ways: no such repository or revision, no access, ...
             raise _download_error(source, error) from error
-    else:
-        raise MissingFileError(
-            f"checkpoint {source!r} has none of {', '.join(names)}: add the name of the file, hf-hub:owner/name/file"
-        )
-    for name in names:
-        try:
-            return Path(hf_hub_download(match[1], name, revision=revision or None, local_files_only=True))
-        except LocalEntryNotFoundError:
-            continue
-    raise _download_error(source, unreachable) from unreachable
+    if unreachable is not None:
+        raise _download_error(source, unreachable) from unreachable
+    raise MissingFileError(
+        f"checkpoint {source!r} has none of {', '.join(names)}: add the name of the file, hf-hub:owner/name/file"
+    )
 
 
 def _download_error(source: str, error: BaseException) -> MissingFileError:

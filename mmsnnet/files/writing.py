@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,12 +25,12 @@ class OutputError(UserError, OSError):
 
 
 @contextmanager
-def output_errors(path: object, cure: str, errors: Collection[int] = ()) -> Iterator[None]:
+def output_errors(path: object, cure: str | Callable[[], str], errors: Collection[int] = ()) -> Iterator[None]:
     """Name the file and the cure where a write fails.
 
     Args:
-        path: of the file.
-        cure: what the user can do.
+        path: of the file; None for the one that the error names.
+        cure: what the user can do, or a function that tells it after the error.
         errors: the numbers of the errors that concern the file; all if empty.
 
     Raises:
@@ -41,7 +41,8 @@ def output_errors(path: object, cure: str, errors: Collection[int] = ()) -> Iter
     except OSError as error:
         if isinstance(error, UserError) or (errors and error.errno not in errors):
             raise
-        raise OutputError(error.errno, f"{path} cannot be written ({error.strerror or error}): {cure}") from error
+        subject = f"{path or error.filename or 'a file of the run'} cannot be written ({error.strerror or error})"
+        raise OutputError(error.errno, f"{subject}: {cure() if callable(cure) else cure}") from error
 
 
 def check_output(path: str | os.PathLike[str], option: str = "output", is_folder: bool = False) -> None:

@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmsnnet.apis import load_config
-from mmsnnet.cli.console import LOG_FILE_ONLY, ConsoleFilter, short_console
+from mmsnnet.cli.console import LOG_FILE_ONLY, is_for_console, short_console
 from mmsnnet.cli.runner import build_runner
 
 CONFIG = Path(__file__).parents[2] / "configs/quickstart/vit-s_setr_shapes-64x64.py"
@@ -96,7 +96,7 @@ def test_after_it_pythons_warnings_are_back(capsys: pytest.CaptureFixture[str]) 
         assert warnings.showwarning is not before
     assert warnings.showwarning is before
     logger = MMLogger.get_instance("mmengine")
-    assert not any(isinstance(one, ConsoleFilter) for handler in logger.handlers for one in handler.filters)
+    assert not any(is_for_console in handler.filters for handler in logger.handlers)
     logger.warning(NOTICE)
     assert NOTICE in capsys.readouterr().out
 
@@ -117,9 +117,9 @@ def test_similar_messages_are_shown(message: str) -> None:
 
 def test_errors_are_always_shown() -> None:
     record = logging.LogRecord("mmengine", logging.ERROR, "", 0, NOTICE, None, None)
-    assert ConsoleFilter().filter(record)
+    assert is_for_console(record)
     record.levelno = logging.WARNING
-    assert not ConsoleFilter().filter(record)
+    assert not is_for_console(record)
 
 
 def test_a_log_file_that_cannot_be_written_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmsnnet.cli.errors import LIBRARY_ERRORS, describe, exit_on_user_error, user_errors
 from mmsnnet.engine.hooks.consistency_hook import NotFiniteError, RanksDifferError
-from mmsnnet.engine.runner import CannotResumeError
+from mmsnnet.engine.runner.measured_points import CannotResumeError
 from mmsnnet.errors import DataError, MissingFileError, MissingPackageError, SettingError, UserError, needs_extra
 from mmsnnet.files.writing import OutputError
 

@@ -22,7 +22,8 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 import mmsnnet
-from mmsnnet.engine.runner import CannotResumeError, stitch_passes
+from mmsnnet.engine.runner import stitch_passes
+from mmsnnet.engine.runner.measured_points import CannotResumeError
 from mmsnnet.evaluation import OperatingPoints
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.visualization import LocalVisBackend, Visualizer
 
 from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths
+from mmsnnet.errors import UserError
 
 
 class Metric:
@@ -69,6 +70,12 @@ def test_folders_are_made(tmp_path: Path) -> None:
         "c/S",
     ]
     assert output_paths(metric, "S")["output_path"] == str(tmp_path / "c" / "S")
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.pkl cannot be written \(it is a folder\).*Metric\.out_file_path"):
+        (tmp_path / "x.pkl").mkdir()
+        make_folders(Metric(out_file_path=str(tmp_path / "x.pkl")))
 
 
 class Draws(Hook):

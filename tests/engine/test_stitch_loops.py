@@ -26,7 +26,8 @@ from torch import nn
 from mmsnnet.datasets import write_shapes
 from mmsnnet.datasets.procedural.shapes import CLASSES, PALETTE
 from mmsnnet.engine import StitchTestLoop, StitchValLoop
-from mmsnnet.engine.runner import CannotResumeError, stitch_passes
+from mmsnnet.engine.runner import stitch_passes
+from mmsnnet.engine.runner.measured_points import CannotResumeError
 from mmsnnet.engine.runner.stitch_loops import use_checked_image_loader
 from mmsnnet.engine.runner.stitch_passes import kept_bytes
 from mmsnnet.errors import SettingError

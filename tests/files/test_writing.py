@@ -12,9 +12,11 @@ import pytest
 
 from mmsnnet.errors import UserError
 from mmsnnet.files.writing import (
+    DISK_ERRORS,
     OutputError,
     check_output,
     new_folder,
+    output_errors,
     remove_path,
     rename_atomically,
     write_atomically,
@@ -162,3 +164,15 @@ def test_a_folder_is_made_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="out exists"):
         make(lambda: None)
     assert os.listdir(tmp_path / "a") == ["out"]
+
+
+def test_an_error_without_a_path_names_its_own_file_and_a_cure_of_its_time() -> None:
+    for filename, subject in (("a.log", "a.log"), (None, "a file of the run")):
+        with (
+            pytest.raises(OutputError, match=f"^{subject} cannot be written .No space left.*: make room$"),
+            output_errors(None, lambda: "make room", DISK_ERRORS),
+        ):
+            raise OSError(errno.ENOSPC, "No space left on device", filename)
+    with pytest.raises(OSError, match="lost") as found, output_errors(None, pytest.fail, DISK_ERRORS):
+        raise OSError(errno.EIO, "lost")
+    assert not isinstance(found.value, OutputError)

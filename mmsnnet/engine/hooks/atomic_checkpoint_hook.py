@@ -5,8 +5,9 @@ import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,15 @@ from mmsnnet.engine.latest_checkpoint import (
 from mmsnnet.engine.mmengine_private import AnyRunner, resumes, training_loop
 from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.sharding import parameter_shapes
-from mmsnnet.errors import UserError
 from mmsnnet.files.locking import locked
-from mmsnnet.files.writing import OutputError, check_output, remove_path, rename_atomically, write_atomically
+from mmsnnet.files.writing import (
+    OutputError,
+    check_output,
+    output_errors,
+    remove_path,
+    rename_atomically,
+    write_atomically,
+)
 from mmsnnet.registry import HOOKS
 
 OPTIONS = "--work-dir or default_hooks.checkpoint.out_dir"
@@ -153,7 +160,8 @@ class AtomicCheckpointHook(BestMetricHook):
     def write_checkpoint(self, runner: AnyRunner, name: str, meta: dict[str, Any], **settings: Any) -> None:
         path = self.file_backend.join_path(self.out_dir, name)
         is_local = self._is_local(self.out_dir)
-        temporary = _temporary_name(name) if is_local else name
+        # The same on all ranks, which may write into one folder.
+        temporary = str(Path(name).with_name(f".{Path(name).name}.tmp")) if is_local else name
         self._progress = {key: meta[key] for key in ("epoch", "iter")}
         with fail_together(), self._explain_write_error(path, runner):
             try:
@@ -170,7 +178,7 @@ class AtomicCheckpointHook(BestMetricHook):
                 rename_atomically(Path(self.out_dir, temporary), Path(path))
 
     def _explain_write_error(self, path: str | Path, runner: AnyRunner) -> AbstractContextManager[None]:
-        return explain_write_errors(path, (), runner.work_dir, self.out_dir, self.filename_tmpl)
+        return output_errors(path, partial(resume_cure, runner.work_dir, self.out_dir, self.filename_tmpl))
 
     def _path_in_folder(self, metric: str, recorded_path: Any) -> str | None:
         """The path of a recorded best checkpoint, moved into this folder.
@@ -228,35 +236,18 @@ class AtomicCheckpointHook(BestMetricHook):
         return kept * regular + spare + (len(self.save_best) + 1 if self.save_best else 0) * weights
 
 
-@contextmanager
-def explain_write_errors(
-    path: str | Path | None,
-    errors: Collection[int],
-    work_dir: str,
-    folder: str | None = None,
-    template: str | None = None,
-) -> Iterator[None]:
-    """Name the last complete checkpoint when a write fails.
+def resume_cure(work_dir: str, folder: str | None = None, template: str | None = None) -> str:
+    """Name the last complete checkpoint, and what to do after a write has failed.
 
     Args:
-        path: of the file; None for the file of the error.
-        errors: the numbers of the errors that concern it; all if empty.
         work_dir, folder, template: as of :func:`mmsnnet.engine.latest_checkpoint.latest_checkpoint`.
     """
     try:
-        yield
-    except OSError as error:
-        if isinstance(error, UserError) or (errors and error.errno not in errors):
-            raise
-        try:
-            complete, _ = latest_checkpoint(work_dir, folder, template)
-        except (OSError, ValueError):
-            complete = None
-        left = "There is no complete checkpoint yet" if complete is None else f"The last complete one is {complete}"
-        cure = "make room or allow writing there, and go on with --resume"
-        path = path or error.filename or f"a file in {work_dir}"
-        text = f"{path} cannot be written ({error.strerror or error}). {left}: {cure}"
-        raise OutputError(error.errno, text) from error
+        complete, _ = latest_checkpoint(work_dir, folder, template)
+    except (OSError, ValueError):
+        complete = None
+    left = f"{work_dir} has no complete checkpoint yet" if complete is None else f"the last complete one is {complete}"
+    return f"{left}; make room or allow writing there, and go on with --resume"
 
 
 def checkpoint_size(model: nn.Module) -> tuple[int, int]:
@@ -272,11 +263,6 @@ def _moments(optim_wrapper: Any) -> int:
     """How many moments an optimizer keeps of each parameter, at most: torch's SGD one or none, others two."""
     optimizer = getattr(optim_wrapper, "optimizer", None)  # an OptimWrapperDict has several
     return int(any(group["momentum"] for group in optimizer.param_groups)) if isinstance(optimizer, SGD) else 2
-
-
-def _temporary_name(name: str) -> str:
-    """The name of an incomplete checkpoint, the same on all ranks."""  # they may write into one folder
-    return str(Path(name).with_name(f".{Path(name).name}.tmp"))
 
 
 def _has_resume_hook(runner: AnyRunner) -> bool:

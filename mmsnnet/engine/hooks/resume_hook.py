@@ -7,27 +7,19 @@ from mmengine.hooks import EMAHook, Hook
 
 from mmsnnet.engine.latest_checkpoint import loaded_checkpoint
 from mmsnnet.engine.mmengine_private import AnyRunner, resumes, training_loop
-from mmsnnet.engine.resuming import (
+from mmsnnet.engine.resuming.difference import Difference, Verdict, noted
+from mmsnnet.engine.resuming.optimizers import compare_optimizers, lay_out_states, named_wrappers
+from mmsnnet.engine.resuming.records import (
     RECORD,
-    Difference,
-    Verdict,
     check_progress,
-    compare_averages,
     compare_classes,
-    compare_optimizers,
-    compare_progress,
     compare_records,
-    compare_schedules,
     compare_seed,
-    compare_settings,
-    compare_weights,
     describe_run,
-    drop_functions,
-    lay_out_states,
-    named_wrappers,
-    noted,
-    summarize_partial_load,
 )
+from mmsnnet.engine.resuming.schedules import compare_progress, compare_schedules, drop_functions
+from mmsnnet.engine.resuming.settings import compare_settings
+from mmsnnet.engine.resuming.weights import compare_averages, compare_weights, summarize_partial_load
 from mmsnnet.errors import SettingError
 from mmsnnet.files.reading import join_names, nonfinite_names
 from mmsnnet.registry import HOOKS

@@ -59,7 +59,13 @@ def describe_run(runner: AnyRunner) -> Record:
 
 def check_progress(runner: AnyRunner, checkpoint: Mapping[str, Any]) -> Iterator[Difference]:
     """Refuse an epoch, an iteration, a seed or a best score that no run records."""
-    meta, record = checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]
+    meta = checkpoint["meta"]
+    named = checkpoint["message_hub"] | {"ema_state_dict": checkpoint.get("ema_state_dict") or {}}
+    for key, value in named.items():
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            yield refused(f"{key}: the checkpoint has no dict of names there")
+            return
+    record = named["runtime_info"]
     recorded, configured = meta.get(RECORD, {}).get("facts", {}), _facts(runner)
     began = record.get(EPOCH_BEGAN, (0, 0))
     if not (isinstance(began, tuple) and [type(number) for number in began] == [int, int] and min(began) >= 0):

@@ -40,7 +40,7 @@ def make_folders(metric: BaseMetric, folder: str = "") -> None:
     """Create the folders of :func:`output_paths`, and try to write. Other storage, such as ``s3://``, has none."""
     for name, parent, file in _outputs(metric):
         if "://" not in parent:
-            path, is_file = os.path.join(parent, folder, file), not name.endswith("prefix") and bool(file)
+            path, is_file = os.path.join(parent, folder, file), bool(file) and _names_file(name)
             option = f"{type(metric).__name__}.{name}"
             check_output(path if is_file else os.path.dirname(path) or ".", option, is_folder=not is_file)
 
@@ -51,8 +51,12 @@ def _outputs(metric: BaseMetric) -> Iterator[tuple[str, str, str]]:
         if not OUTPUT.fullmatch(name) or not isinstance(value, str | os.PathLike) or not os.fspath(value):
             continue
         path = os.fspath(value)
-        is_folder = FOLDER.fullmatch(name) or (name.endswith("prefix") and os.path.isdir(path))
+        is_folder = FOLDER.fullmatch(name) or (os.path.isdir(path) and not _names_file(name))
         yield name, *((path, "") if is_folder else os.path.split(path))
+
+
+def _names_file(name: str) -> bool:
+    return "file" in name and not name.endswith("prefix")
 
 
 class StitchPictures:

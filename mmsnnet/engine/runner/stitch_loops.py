@@ -78,6 +78,7 @@ class _StitchLoop(BaseLoop):
         dataloader: DataLoader | dict,
         evaluator: Evaluator | dict | list,
         fp16: bool = False,
+        *,
         stitches: str | Sequence[int | str] = "spread",
         prefix_reuse: bool = True,
         stitches_per_pass: int | None = None,
@@ -215,17 +216,13 @@ class StitchTestLoop(_StitchLoop, TestLoop):
 
     def __init__(
         self,
-        runner: Runner,
-        dataloader: DataLoader | dict,
-        evaluator: Evaluator | dict | list,
-        fp16: bool = False,
+        *args: Any,
         stitches: str | Sequence[int | str] = "all",
         out: str | None = None,
-        prefix_reuse: bool = True,
-        stitches_per_pass: int | None = None,
         resume: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(runner, dataloader, evaluator, fp16, stitches, prefix_reuse, stitches_per_pass)
+        super().__init__(*args, stitches=stitches, **kwargs)
         self.out = out
         self.resume = resume
 

@@ -95,9 +95,8 @@ class StitchPass:
 
     def run(self) -> Iterator[int]:
         """Run the pass; yield after each batch how many stitches are left in it."""
-        batches = torch.tensor(len(self.dataloader))
-        all_reduce(batches, op="min")  # ranks may have one batch more or less, and drop stitches after the same batch
-        compare_loaders(self.dataloader, f"{self.stage}_dataloader", same_batches=is_sharded(self.model))
+        # Ranks may have one batch more or less, and leave out stitches after the same batch.
+        batches = compare_loaders(self.dataloader, f"{self.stage}_dataloader", same_batches=is_sharded(self.model))
         if self.pictures is not None:
             for stitch, results in self.results.items():
                 for metric in results.evaluator.metrics:
@@ -106,7 +105,7 @@ class StitchPass:
             if index == 0:
                 check_first_batch(self.evaluator.metrics, self.stage, batch)
             # Memory grows about linearly, so batches 1, 2, 4, ... predict the total.
-            self._run_stitches(index, batch, self.bounded and index < int(batches) and (index + 1) & index == 0)
+            self._run_stitches(index, batch, self.bounded and index < batches and (index + 1) & index == 0)
             yield len(self.results)
 
     def _run_stitches(self, index: int, batch: Any, predicts: bool) -> None:

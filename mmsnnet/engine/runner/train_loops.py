@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine import dist
@@ -21,7 +21,7 @@ from mmsnnet.engine.hooks.validation_hook import ValidationHook
 from mmsnnet.engine.mmengine_private import accumulative_counts, sum_passes, uses_rank_seeds
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.ranks import compare_loaders, fail_together
-from mmsnnet.engine.resuming import EPOCH_BEGAN
+from mmsnnet.engine.resuming.records import EPOCH_BEGAN
 from mmsnnet.engine.runner.seeded_loading import SeededBatchSampler, seeded_loader
 from mmsnnet.engine.sharding import is_sharded, refuse_stock_sharding
 from mmsnnet.errors import SettingError
@@ -46,6 +46,7 @@ class _StitchTrainLoop(BaseLoop):
     worker, mmdet's ``BatchSyncRandomResize`` a size for some iterations. A resumed run starts without it.
     """
 
+    endless: ClassVar[bool]  # whether the run is one pass over the data loader
     dataloader: DataLoader
     batch_sampler: SeededBatchSampler  # the data loader's
     stitches_per_step: int
@@ -53,10 +54,9 @@ class _StitchTrainLoop(BaseLoop):
     _epoch: int
     _max_iters: int
 
-    def _prepare(
-        self, runner: Runner, dataloader: DataLoader | dict, stitches_per_step: int, endless: bool
-    ) -> DataLoader:
-        """Check the settings that mmengine's loops lack; returns the data loader, seeded."""
+    def __init__(
+        self, runner: Runner, dataloader: DataLoader | dict, *args: Any, stitches_per_step: int = 1, **kwargs: Any
+    ) -> None:
         if stitches_per_step < 1:
             raise ValueError(f"train_cfg.stitches_per_step must be at least 1, got {stitches_per_step}")
         self.stitches_per_step = stitches_per_step
@@ -67,10 +67,11 @@ class _StitchTrainLoop(BaseLoop):
         # With diff_rank_seed, mmengine would give samplers a random seed, which nothing records.
         seed = _shared_seed(runner)
         loader: DataLoader = runner.build_dataloader(dataloader, seed) if isinstance(dataloader, dict) else dataloader
-        loader, self.batch_sampler = seeded_loader(loader, dist.get_rank(), dist.get_world_size(), endless)
+        loader, self.batch_sampler = seeded_loader(loader, dist.get_rank(), dist.get_world_size(), self.endless)
         # A sampler with a seed of its own in the config keeps it.
         self._sampler_follows = getattr(self.batch_sampler.sampler, "seed", None) == seed
-        return loader
+        # mmengine's loop, which follows in the order of base classes.
+        super().__init__(runner, loader, *args, **kwargs)
 
     def run(self) -> nn.Module:
         # The seed of a checkpoint is not known before.
@@ -103,7 +104,7 @@ class _StitchTrainLoop(BaseLoop):
                 check_same_classes(self.dataloader, val_loop.dataloader)
             if self._max_iters < 1:
                 raise SettingError("train_cfg has no iteration to train: set max_iters, or max_epochs, to 1 or more")
-        compare_loaders(self.dataloader, "train_dataloader", same_batches=not self.batch_sampler.endless)
+        compare_loaders(self.dataloader, "train_dataloader", same_batches=not self.endless)
         if val_loop is not None:
             compare_loaders(val_loop.dataloader, "val_dataloader", same_batches=is_sharded(model))
 
@@ -113,7 +114,7 @@ class _StitchTrainLoop(BaseLoop):
         for hook in self.runner.hooks:
             if not isinstance(hook, CheckpointHook) or hook.interval < 1:
                 continue
-            if hook.by_epoch and self.batch_sampler.endless:  # its only epoch is the whole run
+            if hook.by_epoch and self.endless:  # its only epoch is the whole run
                 continue
             iterations = hook.interval * (len(self.dataloader) if hook.by_epoch else 1)
             if iterations % counts:
@@ -125,7 +126,10 @@ class _StitchTrainLoop(BaseLoop):
 
     def _iterate(self, batch_idx: int, data_batch: Any) -> None:
         """Run one iteration; hooks get ``batch_idx``."""
-        _seed_iteration(hashed(self.runner.seed, dist.get_rank(), "iteration", self._iter))
+        seed = hashed(self.runner.seed, dist.get_rank(), "iteration", self._iter)
+        seed_generators(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed(seed)
         self.runner.call_hook("before_train_iter", batch_idx=batch_idx, data_batch=data_batch)
         outputs = self._train_step(data_batch)
         self.runner.call_hook("after_train_iter", batch_idx=batch_idx, data_batch=data_batch, outputs=outputs)
@@ -162,19 +166,11 @@ class StitchIterBasedTrainLoop(_StitchTrainLoop, IterBasedTrainLoop):
             ``stitches_per_step`` is below 1, or the optimizer wrapper cannot accumulate gradients.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: DataLoader | dict,
-        max_iters: int,
-        val_begin: int = 1,
-        val_interval: int = 1000,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
-        stitches_per_step: int = 1,
-    ) -> None:
-        loader = self._prepare(runner, dataloader, stitches_per_step, endless=True)
-        super().__init__(runner, loader, max_iters, val_begin, val_interval, dynamic_intervals)
-        self.dataloader_iterator = _Batches(loader, self.batch_sampler)
+    endless = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dataloader_iterator = _Batches(self.dataloader, self.batch_sampler)
 
     def run_iter(self, data_batch: Any) -> None:
         self._iterate(self._iter, data_batch)
@@ -191,18 +187,7 @@ class StitchEpochBasedTrainLoop(_StitchTrainLoop, EpochBasedTrainLoop):
         stitches_per_step: as of :class:`StitchIterBasedTrainLoop`.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: DataLoader | dict,
-        max_epochs: int,
-        val_begin: int = 1,
-        val_interval: int = 1,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
-        stitches_per_step: int = 1,
-    ) -> None:
-        loader = self._prepare(runner, dataloader, stitches_per_step, endless=False)
-        super().__init__(runner, loader, max_epochs, val_begin, val_interval, dynamic_intervals)
+    endless = False
 
     def run_epoch(self) -> None:
         self.runner.call_hook("before_train_epoch")
@@ -286,9 +271,3 @@ def _means(passes: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def _shared_seed(runner: Runner) -> int:
     """The run's seed on all ranks. With ``diff_rank_seed`` it is the first rank's."""
     return runner.seed - (dist.get_rank() if uses_rank_seeds(runner) else 0)
-
-
-def _seed_iteration(seed: int) -> None:
-    seed_generators(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(seed)

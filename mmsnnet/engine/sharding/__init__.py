@@ -3,7 +3,7 @@
 The rest of the package knows only the functions here, which take any model.
 """
 
-from mmsnnet.engine.sharding.fsdp_strategy import FSDPStrategy, clean_tensor_name
+from mmsnnet.engine.sharding.fsdp_strategy import FSDPStrategy
 from mmsnnet.engine.sharding.sharded_model import (
     gathered,
     is_sharded,
@@ -19,7 +19,6 @@ from mmsnnet.engine.sharding.stitched_fully_sharded_data_parallel import Stitche
 __all__ = [
     "FSDPStrategy",
     "StitchedFullyShardedDataParallel",
-    "clean_tensor_name",
     "gathered",
     "is_sharded",
     "named_modules",

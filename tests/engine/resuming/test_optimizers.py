@@ -10,8 +10,8 @@ import torch
 from mmengine.optim import LinearMomentum, OptimWrapper
 from torch import nn, optim
 
-from mmsnnet.engine.resuming import Verdict, compare_optimizers, lay_out_states
-from mmsnnet.engine.resuming.optimizers import LIKE_PARAMETER
+from mmsnnet.engine.resuming.difference import Verdict
+from mmsnnet.engine.resuming.optimizers import LIKE_PARAMETER, compare_optimizers, lay_out_states
 
 OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
     "AdamW": lambda parameters: optim.AdamW(parameters, lr=0.1),

@@ -8,7 +8,8 @@ import torch
 from mmengine.optim import scheduler as schedulers
 from torch import nn, optim
 
-from mmsnnet.engine.resuming import Verdict, compare_schedules
+from mmsnnet.engine.resuming.difference import Verdict
+from mmsnnet.engine.resuming.schedules import compare_schedules
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "LinearLR": dict(start_factor=0.1, end=5),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmsnnet.engine.resuming import Verdict, compare_weights, summarize_partial_load
+from mmsnnet.engine.resuming.difference import Verdict
+from mmsnnet.engine.resuming.weights import compare_weights, summarize_partial_load
 from mmsnnet.errors import SettingError
 
 MakeSegmentor = Callable[..., nn.Module]
