@@ -161,7 +161,9 @@ def check_channels(config: Config, model: nn.Module) -> None:
     for name, settings in readers.items():
         for setting in settings:
             given = _as_sequence(setting.get("in_channels"))
-            places = range(len(channels)) if name == "neck" else _as_sequence(setting.get("in_index", -1))
+            # A neck reads all maps. So does a head with several in_channels and no in_index.
+            several = name == "neck" or (len(given) > 1 and "in_index" not in setting)
+            places = range(len(channels)) if several else _as_sequence(setting.get("in_index", -1))
             wrong = any(not -len(channels) <= place < len(channels) for place in places)
             read = [] if wrong else [channels[place] for place in places]
             # One number stands for maps that all have as many channels.

@@ -116,6 +116,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], says: str) -> None:
         ("decode_head", dict(in_channels=list(CHANNELS), in_index=[0, 1, 2, 3]), True),
         ("decode_head", dict(in_channels=192, in_index=3), True),
         ("decode_head", dict(in_channels=192), True),
+        ("decode_head", dict(in_channels=list(CHANNELS)), True),
         ("decode_head", dict(in_channels=96), False),
         ("decode_head", dict(in_channels=[16, 48, 96, 192], in_index=[0, 1, 2, 3]), False),
         ("decode_head", dict(in_channels=192, in_index=4), False),
