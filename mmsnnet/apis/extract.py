@@ -66,7 +66,9 @@ def extracted_config(config: Config, backbone: StitchedBackbone, stitch: Stitch)
     if set(backbone.out_indices) != set(backbone.test_out_indices):
         # None in place of the maps that only auxiliary heads read: in_index of the other heads stays right.
         tested = backbone.test_out_indices
-        model["backbone"]["out_indices"] = tuple(index if index in tested else None for index in backbone.taps.places)
+        model["backbone"]["out_indices"] = backbone.taps.as_setting(
+            index if index in tested else None for index in backbone.taps.places
+        )
     for loop in ("val_cfg", "test_cfg"):
         if "stitches" in (settings.get(loop) or {}):
             settings[loop]["stitches"] = "all"

@@ -16,6 +16,7 @@ from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs, read_weights
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import StitchSpace
+from mmsnnet.stitching.stitch import as_blocks
 
 
 def build_model(
@@ -103,7 +104,7 @@ def count_stitches(
         dataset=None,
         input_shape=(height, width),
         device=device,
-        depths=backbone.space.depths,
+        depths=as_blocks(backbone.space.stages),
     )
     costs = model_costs(model, points.input_shape)
     for stitch in backbone.space:
@@ -149,21 +150,35 @@ def check_channels(config: Config, model: nn.Module) -> None:
     backbones = [module for module in model.modules() if isinstance(module, StitchedBackbone)]
     if not backbones:
         return
-    width = backbones[0].network.anchor(-1).widths[-1]
+    channels = backbones[0].channels
     # In a cascade of decode heads only the first one surely reads the backbone's maps.
     readers = {
         "decode_head": _as_sequence(config.model.get("decode_head"))[:1],
         "auxiliary_head": _as_sequence(config.model.get("auxiliary_head")),
     }
     if neck := _as_sequence(config.model.get("neck")):
-        readers = {"neck": neck}
+        readers = {"neck": neck[:1]}
     for name, settings in readers.items():
         for setting in settings:
-            if any(channels != width for channels in _as_sequence(setting.get("in_channels"))):
+            given = _as_sequence(setting.get("in_channels"))
+            # A neck reads all maps. So does a head with several in_channels and no in_index.
+            several = name == "neck" or (len(given) > 1 and "in_index" not in setting)
+            places = range(len(channels)) if several else _as_sequence(setting.get("in_index", -1))
+            wrong = any(not -len(channels) <= place < len(channels) for place in places)
+            read = [] if wrong else [channels[place] for place in places]
+            # One number stands for maps that all have as many channels.
+            if given and (wrong or list(given) != (read if len(given) > 1 else list(dict.fromkeys(read)))):
+                shown = setting["in_channels"]
                 raise SettingError(
-                    f"model.{name}.in_channels is {setting['in_channels']}, and the backbone's maps have {width} "
-                    "channels, the width of its largest anchor: set it to that"
+                    f"model.{name}.in_channels is {shown}, and the backbone's maps have {_joined(channels)} channels, "
+                    "the width of its largest anchor at each of out_indices: set it to those that it reads"
                 )
+
+
+def _joined(channels: Sequence[Any]) -> str:
+    """The channels of maps: one number if all have as many."""
+    different = dict.fromkeys(channels)
+    return ", ".join(map(str, channels if len(different) > 1 else different))
 
 
 def _as_sequence(setting: Any) -> Sequence[Any]:

@@ -141,8 +141,8 @@ class OperatingPoints:
     ``input_shape`` is (height, width). ``config``, ``checkpoint``, ``dataset`` and ``device`` are None if the run had
     none. ``fingerprint`` has digests of all that metrics depend on, by name, so that a resumed run can tell whether it
     measures the same; it is empty if the run measured no metrics. ``benchmark`` has the settings of the measurement of
-    latencies, by name. ``depths`` are the anchors' numbers of blocks, smallest anchor first, or None. Iterating gives
-    the points in the order in which they were added.
+    latencies, by name. ``depths`` are the anchors' numbers of blocks, smallest anchor first; for each stage, if there
+    are several; or None. Iterating gives the points in the order in which they were added.
 
     Raises:
         TypeError: a value has a wrong type.
@@ -157,7 +157,7 @@ class OperatingPoints:
     points: tuple[OperatingPoint, ...] = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict, hash=False)
     benchmark: Mapping[str, str | int | bool | None] = field(default_factory=dict, hash=False)
-    depths: tuple[int, ...] | None = None
+    depths: tuple[int | tuple[int, ...], ...] | None = None
 
     schema: ClassVar[int] = 1
 
@@ -172,11 +172,11 @@ class OperatingPoints:
             raise ValueError(f"input_shape: expected [height, width], both positive, found {list(shape)}")
         object.__setattr__(self, "input_shape", shape)
         if self.depths is not None:
-            numbers = "the anchors' numbers of blocks"
-            depths = _of_type("depths", self.depths, list | tuple, numbers)
-            depths = tuple(_whole_number("depths", depth) for depth in depths)
-            if not depths or 0 in depths:
-                raise ValueError(f"depths: expected {numbers}, found {list(depths)}")
+            depths = _of_type("depths", self.depths, list | tuple, "the anchors' numbers of blocks")
+            depths = tuple(tuple(one) if isinstance(one, list | tuple) else one for one in depths)
+            numbers = [number for one in depths for number in (one if isinstance(one, tuple) else (one,))]
+            if not numbers or () in depths or 0 in [_whole_number("depths", number) for number in numbers]:
+                raise ValueError(f"depths: expected the anchors' numbers of blocks, found {list(depths)}")
             object.__setattr__(self, "depths", depths)
         object.__setattr__(self, "points", tuple(self.points))
         seen: dict[int, OperatingPoint] = {}

@@ -10,7 +10,8 @@ from mmsnnet.stitching.least_squares import NormalEquations, solve_normal_equati
 from mmsnnet.stitching.network import StitchedNetwork
 from mmsnnet.stitching.prefix import PrefixPlan, SharedPrefixes, prefix_order
 from mmsnnet.stitching.sampling import StitchSampler, flops_bins, spread
-from mmsnnet.stitching.space import LayerKey, Segment, Stitch, StitchSpace, Tap, UnknownStitchError
+from mmsnnet.stitching.space import StitchSpace, UnknownStitchError
+from mmsnnet.stitching.stitch import LayerKey, Segment, Stitch, Tap
 from mmsnnet.stitching.stitching_layer import StitchingLayer
 
 __all__ = [

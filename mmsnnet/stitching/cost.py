@@ -2,27 +2,29 @@
 
 FLOPs are multiply-accumulates for one image, as fvcore counts them and as the papers print them. fvcore alone counts
 fused attention as 0, so this file registers a counting function for it. The sum equals a direct count of the merged
-network, without a trace for each stitch. All parts but the stems are counted on the meta device, where nothing is
-computed; fvcore cannot trace a stem's convolution there. Stitching layers are counted with their low-rank update
-merged, because the merged network is deployed.
+network, without a trace for each stitch. Parts are counted on the meta device, where nothing is computed, but for those
+with convolutions, which fvcore cannot trace there. Stitching layers are counted with their low-rank update merged,
+because the merged network is deployed.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Anchor, Component
+from mmsnnet.stitching.anchors.base import SHARED, STEM, Anchor, Component
 from mmsnnet.stitching.features import Features
-from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
+from mmsnnet.stitching.network import StitchedNetwork
 from mmsnnet.stitching.route_parts import AnchorPart, Part, classifier_parts, parts_run, tap_parts
-from mmsnnet.stitching.space import Stitch, StitchSpace
+from mmsnnet.stitching.space import StitchSpace
+from mmsnnet.stitching.stitch import Stitch
 from mmsnnet.stitching.stitching_layer import StitchingLayer
 
 
@@ -86,11 +88,12 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
     for key in network.space.layers:
         layer = network.layer(key)
         features = network.anchor(key.source).geometry(input_shape)[key.source_block + 1]
-        size = (features.data.shape, layer.out_features)
+        size = (features.layout, features.data.shape, layer.out_features)
         if size not in layers:
             with torch.device("meta"):
                 merged = StitchingLayer(layer.in_features, layer.out_features, rank=0).to(features.data.dtype)
-            layers[size] = Cost(count_flops(merged, features.data), _numel(merged.parameters()))
+            call = _Call(merged, partial(Features.project, layer=merged), features)
+            layers[size] = Cost(count_flops(call, features.data), _numel(merged.parameters()))
         parts[key] = layers[size]
     return CostModel(network.space, input_shape, parts)
 
@@ -98,27 +101,43 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
 def _anchor_costs(anchor: Anchor, input_shape: tuple[int, int]) -> dict[Component, Cost]:
     """The cost of each component that an anchor has."""
     geometry, outline = anchor.geometry(input_shape), anchor.outline()
-    costs = {SHARED: Cost(0, _numel(anchor.parameters_of(SHARED)))}
-    by_kind: dict[Hashable, Cost] = {}
+    flops: dict[Component, int] = {SHARED: 0}
+    by_kind: dict[Hashable, int] = {}
+    with_memory: Anchor | None = None
     for component in anchor.components:
-        params = _numel(anchor.parameters_of(component))
-        if component == STEM:
-            # fvcore cannot trace a convolution on the meta device, so the stem is counted on its own device.
-            image = next(anchor.parameters()).new_zeros(1, anchor.in_chans, *input_shape)
-            with evaluation_mode(anchor), torch.autocast(image.device.type, enabled=False):
-                costs[STEM] = Cost(count_flops(_Call(anchor, anchor.stem), image), params)
-        elif component == CLASSIFIER:
-            call = _Call(outline, outline.classify, geometry[-1])
-            costs[CLASSIFIER] = Cost(count_flops(call, geometry[-1].data), params)
-        elif component.role == "block":
-            block = component.block
-            kind = anchor.kind(block)
-            if kind not in by_kind:
-                entering = geometry[block].to(outline.layout(block))
-                call = _Call(outline.block(block), partial(outline.call, block), entering)
-                by_kind[kind] = Cost(count_flops(call, entering.data), params)
-            costs[component] = by_kind[kind]
-    return costs
+        if component == SHARED:
+            continue
+        kind: Hashable = anchor.kind(component.block) if component.role == "block" else component
+        if kind not in by_kind:
+            counted = outline
+            if component == STEM or any(p.ndim == 4 for p in outline.parameters_of(component)):
+                with_memory = with_memory or _with_zeros(outline)
+                counted = with_memory
+            by_kind[kind] = _component_flops(counted, component, geometry, input_shape)
+        flops[component] = by_kind[kind]
+    return {component: Cost(number, _numel(anchor.parameters_of(component))) for component, number in flops.items()}
+
+
+def _component_flops(
+    anchor: Anchor, component: Component, geometry: Sequence[Features], input_shape: tuple[int, int]
+) -> int:
+    device = next(anchor.parameters()).device
+    if component == STEM:
+        return count_flops(_Call(anchor, anchor.stem), torch.zeros(1, anchor.in_chans, *input_shape, device=device))
+    entering, function = geometry[-1], cast(Callable[[Any], Any], anchor.classify)
+    if component.role == "block":
+        entering = geometry[component.block].to(anchor.layout(component.block))
+        function = partial(anchor.call, component.block)
+    data = torch.zeros_like(entering.data, device=device)
+    return count_flops(_Call(anchor, function, entering), data)
+
+
+def _with_zeros(outline: Anchor) -> Anchor:
+    """A copy on the CPU whose tensors are zero: fvcore cannot trace a convolution on the meta device."""
+    zeros = copy.deepcopy(outline).to_empty(device="cpu")
+    for tensor in (*zeros.parameters(), *zeros.buffers()):
+        tensor.zero_()
+    return zeros
 
 
 def count_flops(module: nn.Module, *inputs: Any) -> int:

@@ -36,13 +36,13 @@ def create_stitched(
         init_from: normalised images (B, 3, H, W), or batches of them, for the least-squares initialisation of the
             stitching layers. Without images, the layers have random weights: load a checkpoint, or use
             :class:`NormalEquations`.
-        scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net).
+        scheme: ``'two_way'`` (SN-Netv2), ``'one_way'`` or ``'sliding_window'`` (SN-Net).
         rank: rank of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         kwargs: further arguments of :func:`create_anchor` for all anchors: ``classifier=True``, ``window_size``, or
             arguments of ``timm.create_model``.
 
     Raises:
-        ValueError, TypeError: a model is unknown, is no plain ViT or does not fit the others; the number of sources
+        ValueError, TypeError: a model is unknown, has no adapter or does not fit the others; the number of sources
             differs from the number of models; or ``init_from`` is no such images.
     """
     sources: list[str | bool] = [pretrained] if isinstance(pretrained, str | bool) else [*pretrained]
@@ -51,7 +51,7 @@ def create_stitched(
     if len(sources) != len(models):
         raise ValueError(f"pretrained is True, False or one source for each of {len(models)} models; got {sources}")
     anchors = [create_anchor(model, img_size, **kwargs) for model in models]
-    space = StitchSpace.of(scheme, [anchor.depth for anchor in anchors])
+    space = StitchSpace.of(scheme, [anchor.stages for anchor in anchors])
     network = StitchedNetwork(anchors, space, rank=rank)
     for anchor, source in zip(anchors, sources, strict=True):
         if source:

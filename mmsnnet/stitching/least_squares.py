@@ -1,25 +1,27 @@
 """Least-squares initialisation of the stitching layers (SN-Net, arXiv 2302.06586), streamed.
 
 A layer that leaves one anchor after block ``i`` and enters another at block ``j`` is fitted to map the output of block
-``i`` to the output of block ``j - 1``, which block ``j`` normally receives. Only the sums of the normal equations are
-kept: memory grows with the square of the widths, not with the number of images, and the sums of several processes can
-be added.
+``i`` to the output of block ``j - 1``, which block ``j`` normally receives; at ``j = 0``, to the output of the stem. A
+layer that several crossings share is fitted to the tokens of all of them at once. Only the sums of the normal equations
+are kept: memory grows with the square of the widths, not with the number of images, and the sums of several processes
+can be added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
-from mmsnnet.stitching.space import LayerKey
+from mmsnnet.stitching.stitch import LayerKey
 
 
 class Site(NamedTuple):
-    """The output of ``block`` of ``anchor``."""
+    """The output of ``block`` of ``anchor``; block -1 is the stem."""
 
     anchor: int
     block: int
@@ -57,13 +59,16 @@ class NormalEquations:
                 "checkpoint (load_from)"
             )
         self.sites = {
-            key: (Site(key.source, key.source_block), Site(key.target, key.target_block - 1))
+            key: [
+                (Site(crossing.source, crossing.source_block), Site(crossing.target, crossing.target_block - 1))
+                for crossing in network.space.crossings(key)
+            ]
             for key in (network.space.layers if layers is None else layers)
         }
         self.grams: dict[Site, Tensor] = {}
         self.crosses: dict[tuple[Site, Site], Tensor] = {}
         device = next(network.parameters()).device
-        for source, target in self.sites.values():
+        for source, target in chain.from_iterable(self.sites.values()):
             size, other = (network.anchor(site.anchor).widths[site.block] + 1 for site in (source, target))
             if source not in self.grams:
                 self.grams[source] = torch.zeros(size, size, dtype=torch.float64, device=device)
@@ -91,7 +96,8 @@ class NormalEquations:
             pending = set(self.crosses)
             for index in range(len(self.network.anchors)):
                 anchor = self.network.anchor(index)
-                for block, features in anchor.run(anchor.stem(images)):
+                stem = anchor.stem(images)
+                for block, features in chain([(-1, stem)], anchor.run(stem)):
                     site = Site(index, block)
                     pairs = [pair for pair in pending if site in pair]
                     if not pairs:
@@ -118,8 +124,10 @@ class NormalEquations:
         Raises:
             ValueError: no images were added, or their tokens are not finite.
         """
-        for key, (source, target) in self.sites.items():
-            weight, bias = solve_normal_equations(self.grams[source], self._cross(source, target))
+        for key, pairs in self.sites.items():
+            # Float64 sums, in the order of the crossings: the same in every process.
+            grams, crosses = zip(*((self.grams[pair[0]], self._cross(*pair)) for pair in pairs), strict=True)
+            weight, bias = solve_normal_equations(sum(grams[1:], grams[0]), sum(crosses[1:], crosses[0]))
             self.network.layer(key).set_base(weight, bias)
 
     def _cross(self, source: Site, target: Site) -> Tensor:

@@ -15,7 +15,8 @@ from mmsnnet.errors import SettingError
 from mmsnnet.stitching.anchors.base import Anchor
 from mmsnnet.stitching.compilation import compile_blocks
 from mmsnnet.stitching.features import Features
-from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
+from mmsnnet.stitching.space import StitchSpace
+from mmsnnet.stitching.stitch import LayerKey, Stitch, as_blocks
 from mmsnnet.stitching.stitching_layer import StitchingLayer
 
 LayerPath = tuple[LayerKey, ...]
@@ -215,9 +216,10 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:
-    depths = tuple(anchor.depth for anchor in anchors)
-    if depths != space.depths:
-        raise SettingError(f"the space is for anchors of depths {space.depths}, but the anchors have depths {depths}")
+    stages = tuple(anchor.stages for anchor in anchors)
+    if stages != space.stages:
+        wanted, given = as_blocks(space.stages), as_blocks(stages)
+        raise SettingError(f"the space is for anchors of depths {wanted}, but the anchors have depths {given}")
     for name in dict.fromkeys(name for anchor in anchors for name in anchor.agreement):
         values = [anchor.agreement.get(name) for anchor in anchors]
         if len(set(values)) > 1:

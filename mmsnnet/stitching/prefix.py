@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mmsnnet.stitching.network import BlockOutput, StitchedNetwork
-from mmsnnet.stitching.space import Stitch, StitchSpace
+from mmsnnet.stitching.space import StitchSpace
+from mmsnnet.stitching.stitch import Stitch
 
 Block = tuple[int, int]
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Component
 from mmsnnet.stitching.network import StitchedNetwork
-from mmsnnet.stitching.space import LayerKey, Stitch, StitchSpace
+from mmsnnet.stitching.space import StitchSpace
+from mmsnnet.stitching.stitch import LayerKey, Stitch
 
 
 class AnchorPart(NamedTuple):

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mmsnnet.stitching.space import Stitch, StitchSpace
+from mmsnnet.stitching.space import StitchSpace
+from mmsnnet.stitching.stitch import Stitch
 
 
 @dataclass(frozen=True)

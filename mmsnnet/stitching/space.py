@@ -1,4 +1,4 @@
-"""The stitch space of SN-Netv2 (arXiv 2307.00154): all routes, in order. No tensors.
+"""The stitch spaces of SN-Netv2 (arXiv 2307.00154) and SN-Net (arXiv 2302.06586): all routes, in order. No tensors.
 
 Take two anchors of depths ``D0 <= D1``. Block ``i`` of the large anchor corresponds to block
 ``m(i) = floor(i * D0 / D1)`` of the small one; the blocks of the large anchor that correspond to one small block are a
@@ -7,11 +7,20 @@ group it runs either the group itself or its one small block, exactly once. A ro
 there and back. If ``D1`` is a multiple of ``D0``, this gives the published stitches with their published ids. The same
 rule covers other depths.
 
+The blocks of a hierarchical model are divided into stages, and the rule holds stage by stage: block ``i`` of a stage of
+``n1`` blocks corresponds to block ``floor(i * n0 / n1)`` of the same stage of the small anchor, which has ``n0`` there.
+Where the small anchor is the deeper one, a group of its blocks corresponds to one large block. A plain ViT has one
+stage.
+
 With three or more anchors, each *pair* of neighbours is stitched this way, and no route leaves its pair. Within a pair,
-the published ids 0 and 1 are the two anchors, and ``D0 + (D0 - 1)^2`` further ids ``p >= 2`` are its crossing routes.
+the published ids 0 and 1 are the two anchors, and ``G + (G - 1)^2`` further ids ``p >= 2`` are its crossing routes,
+where ``G`` is the number of groups (``D0`` without stages).
 Here the ``K`` anchors come first (ids 0 to ``K - 1``), then the crossing routes of each pair in turn, the smallest pair
 first: ``p`` becomes ``K + n + p - 2``, where ``n`` is the number of such ids of the earlier pairs. With two anchors
 this is ``p``.
+
+SN-Net's own spaces (:meth:`StitchSpace.sliding_window`) follow other rules: a route may run corresponding blocks twice,
+and several crossings share a layer.
 """
 
 from __future__ import annotations
@@ -20,9 +29,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from string import ascii_uppercase
 
 from mmsnnet.errors import UserError
+from mmsnnet.stitching.correspondence import Pair
+from mmsnnet.stitching.stitch import LayerKey, Routes, Segment, Stitch, Tap, as_stages, labels
 
 
 class UnknownStitchError(UserError, KeyError, ValueError):
@@ -32,151 +42,132 @@ class UnknownStitchError(UserError, KeyError, ValueError):
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A run of consecutive blocks ``[start, stop)`` of one anchor."""
-
-    anchor: int
-    start: int
-    stop: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.stop:
-            raise ValueError(f"a segment needs 0 <= start < stop, got [{self.start}, {self.stop})")
-
-    def __contains__(self, block: object) -> bool:
-        return isinstance(block, int) and self.start <= block < self.stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, order=True)
-class LayerKey:
-    """The key of a stitching layer: the two blocks that it joins.
-
-    The layer maps the output of block ``source_block`` of anchor ``source`` to the input of block ``target_block`` of
-    anchor ``target``. If ``target_block`` equals the target's depth, no block follows: only taps use the layer.
-    """
-
-    source: int
-    source_block: int
-    target: int
-    target_block: int
-
-    def __str__(self) -> str:
-        return f"{self.source}_{self.source_block}-{self.target}_{self.target_block}"
-
-
-@dataclass(frozen=True)
-class Stitch:
-    """One route through the anchors: ``layers[k]`` joins ``segments[k]`` and ``segments[k + 1]``."""
-
-    id: int
-    name: str
-    kind: str
-    segments: tuple[Segment, ...]
-    layers: tuple[LayerKey, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.layers) != len(self.segments) - 1:
-            raise ValueError(f"stitch {self.name}: {len(self.segments)} segments need {len(self.segments) - 1} layers")
-
-    def __str__(self) -> str:
-        return f"{self.id} ({self.name})"
-
-
-@dataclass(frozen=True)
-class Tap:
-    """An intermediate output of a route: the output of ``block`` of ``anchor``, mapped by ``layers``.
-
-    Each of ``layers`` maps into the next larger anchor, so the result has the width of the largest one. A tap of the
-    largest anchor has no layers.
-    """
-
-    anchor: int
-    block: int
-    layers: tuple[LayerKey, ...] = ()
-
-
-@dataclass(frozen=True)
 class StitchSpace:
     """The ordered set of stitches over some anchors, indexed by published id or by name.
 
-    Build a space with :meth:`two_way`, :meth:`one_way` or :meth:`single`; :meth:`only` reduces it to one stitch.
+    Build a space with :meth:`two_way`, :meth:`one_way`, :meth:`sliding_window` or :meth:`single`; :meth:`only` reduces
+    it to one stitch.
 
     Attributes:
-        depths: the number of blocks of each anchor, smallest anchor first.
-        scheme: ``'two_way'``, ``'one_way'`` or ``'single'``.
+        stages: the number of blocks in each stage of each anchor, smallest anchor first. A plain ViT has one stage.
+        scheme: ``'two_way'``, ``'one_way'``, ``'sliding_window'`` or ``'single'``.
         stitches: all stitches, by ascending id.
         layers: all stitching layers, including those that only taps use. Stitches that cross at the same place share
             the layer.
     """
 
-    depths: tuple[int, ...]
+    stages: tuple[tuple[int, ...], ...]
     scheme: str
     stitches: tuple[Stitch, ...]
     layers: tuple[LayerKey, ...] = ()
 
     @classmethod
-    def two_way(cls, depths: Sequence[int]) -> StitchSpace:
-        """Build SN-Netv2's space over anchors of these depths, smallest first.
+    def two_way(cls, stages: Sequence[int | Sequence[int]]) -> StitchSpace:
+        """Build SN-Netv2's space over anchors of these stages, smallest first; a number stands for one stage.
 
         It has the anchors, then SL, LS, LSL and SLS of each pair of neighbours, with the published ids. The top of this
         file states the ids for more than one pair. Two anchors are named S and L, three S, M and L, more A, B, C, ...
-        The name ``S4-L10`` leaves the small anchor after its block 4 and enters the large one at its block 10.
+        The name ``S4-L10`` leaves the small anchor after its block 4 and enters the large one at its block 10. With
+        stages, ``S2.1-L2.4`` names blocks 1 and 4 of stage 2.
 
         Raises:
-            ValueError: there are fewer than two depths or more than 26; or the message names a pair of neighbours whose
-                depths do not ascend, or whose smaller anchor has only one block, so that no route can cross.
+            ValueError: there are fewer than two anchors or more than 26; or the message names a pair of neighbours that
+                differ in their numbers of stages, whose depths do not ascend, or whose smaller anchor has only one
+                block, so that no route can cross.
         """
-        labels = _labels(depths)
-        pairs = [_Pair(small, of_pair) for small, of_pair in enumerate(pairwise(depths))]
-        stitches = [_stitch(labels, depths, index, start=index) for index in range(len(depths))]
-        next_id = len(depths)
+        stages = as_stages(stages)
+        routes = Routes(stages)
+        pairs = [Pair(small, of_pair) for small, of_pair in enumerate(pairwise(stages))]
+        stitches = list(routes.anchors())
+        next_id = len(stages)
         for pair in pairs:
             for id_, layers in enumerate(pair.routes(), start=next_id):
                 # No block of the large anchor follows the last SL layer. It is no stitch and serves taps only. Its id
                 # stays unused, so that all other ids are the published ones.
-                if layers[-1].target_block < depths[layers[-1].target]:
-                    stitches.append(_stitch(labels, depths, id_, layers[0].source, layers))
+                if layers[-1].target_block < sum(stages[layers[-1].target]):
+                    stitches.append(routes.stitch(id_, layers[0].source, layers))
             next_id += len(pair.routes())
         keys = tuple(key for pair in pairs for key in (*pair.small_to_large(), *pair.large_to_small()))
-        return cls(tuple(depths), "two_way", tuple(stitches), keys)
+        return cls(stages, "two_way", tuple(stitches), keys)
 
     @classmethod
-    def one_way(cls, depths: Sequence[int]) -> StitchSpace:
-        """Build SN-Net's space (arXiv 2302.06586): the anchors, and SL of each pair of neighbours.
+    def one_way(cls, stages: Sequence[int | Sequence[int]]) -> StitchSpace:
+        """Build the part of :meth:`two_way` that crosses to larger anchors alone: the anchors, and SL of each pair.
 
         Ids and names are those of :meth:`two_way`.
 
         Raises:
             ValueError: as :meth:`two_way`.
         """
-        both = cls.two_way(depths)
+        both = cls.two_way(stages)
         layers = tuple(key for key in both.layers if key.source < key.target)
         stitches = tuple(stitch for stitch in both if set(stitch.layers) <= set(layers))
-        return cls(both.depths, "one_way", stitches, layers)
+        return cls(both.stages, "one_way", stitches, layers)
 
     @classmethod
-    def single(cls, depth: int) -> StitchSpace:
-        """Build the space of one anchor: one stitch, named ``A``, with id 0."""
-        if depth < 1:
-            raise ValueError(f"an anchor needs at least one block, got depth {depth}")
-        return cls((depth,), "single", (Stitch(0, "A", "A", (Segment(0, 0, depth),)),))
+    def sliding_window(cls, stages: Sequence[int | Sequence[int]], skip: Collection[int] = ()) -> StitchSpace:
+        """Build SN-Net's space (arXiv 2302.06586): the anchors, and small to large within each pair and stage.
 
-    @classmethod
-    def of(cls, scheme: str, depths: Sequence[int]) -> StitchSpace:
-        """Build a space by the name of its scheme, ``'two_way'`` or ``'one_way'``.
+        A crossing ``(j, k)`` leaves the small anchor after its block ``j`` of a stage and enters the large one at its
+        block ``k`` of this stage. Between anchors without stages, a window of two blocks slides over both; each window
+        has a layer, and all crossings from one of its blocks to one of its blocks, unless an earlier window has them.
+        In stages of equal depth these are the crossings ``(k - 1, k)`` alone. In stages of ``n0 < n1`` blocks they are
+        ``(floor(k * n0 / n1), k)`` for ``k >= 1``, of which those with one ``floor((k - 1) * n0 / n1)`` share a layer.
+        The layers serve no taps: a backbone with ``out_indices`` needs another scheme.
 
-        One depth gives :meth:`single`, for either scheme.
+        Args:
+            stages: as of :meth:`two_way`.
+            skip: stages without crossings. The published spaces skip the last stage, of ResNets the first one too.
 
         Raises:
-            ValueError: there is no such scheme, or as :meth:`two_way`.
+            ValueError: as :meth:`two_way`; or the smaller anchor of a pair has more blocks in a stage, or there is no
+                crossing.
         """
-        schemes = {"two_way": cls.two_way, "one_way": cls.one_way}
+        stages = as_stages(stages)
+        routes, keys = Routes(stages), []
+        stitches = list(routes.anchors())
+        pairs = [Pair(small, of_pair) for small, of_pair in enumerate(pairwise(stages))]
+        for stage in set(range(len(stages[0]))) - set(skip):
+            for pair in pairs:
+                for window in pair.windows(stage):
+                    keys.append(window[0])
+                    for crossing in window:
+                        stitches.append(routes.stitch(len(stitches), pair.small, (crossing,), (window[0],)))
+        if not keys:
+            raise ValueError(f"stages {stages} have no crossing but in the stages {tuple(skip)}, which skip leaves out")
+        return cls(stages, "sliding_window", tuple(stitches), tuple(keys))
+
+    @classmethod
+    def single(cls, stages: int | Sequence[int]) -> StitchSpace:
+        """Build the space of one anchor: one stitch, named ``A``, with id 0."""
+        (blocks,) = as_stages([stages])
+        return cls((blocks,), "single", (Stitch(0, "A", "A", (Segment(0, 0, sum(blocks)),)),))
+
+    @classmethod
+    def of(cls, scheme: str, stages: Sequence[int | Sequence[int]], skip: Collection[int] = ()) -> StitchSpace:
+        """Build a space by the name of its scheme: ``'two_way'``, ``'one_way'`` or ``'sliding_window'``.
+
+        One anchor gives :meth:`single`, for any scheme.
+
+        Args:
+            skip: stages without crossings, of a sliding window alone.
+
+        Raises:
+            ValueError: there is no such scheme, another one has ``skip``, or as :meth:`two_way`.
+        """
+        schemes = ("two_way", "one_way", "sliding_window")
         if scheme not in schemes:
             raise ValueError(f"scheme is one of {', '.join(schemes)}; got {scheme!r}")
-        return cls.single(depths[0]) if len(depths) == 1 else schemes[scheme](depths)
+        if skip and scheme != "sliding_window":
+            raise ValueError(f"only scheme='sliding_window' skips stages; got {scheme!r} and skip={tuple(skip)}")
+        if len(stages) == 1:
+            return cls.single(stages[0])
+        return cls.sliding_window(stages, skip) if scheme == "sliding_window" else getattr(cls, scheme)(stages)
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """The number of blocks of each anchor, smallest anchor first."""
+        return tuple(map(sum, self.stages))
 
     def only(self, key: int | str, layers: Collection[LayerKey]) -> StitchSpace:
         """Reduce the space to one stitch, which keeps its id and name.
@@ -239,6 +230,15 @@ class StitchSpace:
         alone = (s for s in self.stitches if len(s.segments) == 1)
         return tuple(sorted(alone, key=lambda s: s.segments[0].anchor))
 
+    def crossings(self, layer: LayerKey) -> tuple[LayerKey, ...]:
+        """The places that a layer joins: its own key, and those of other crossings that share it."""
+        places = {layer: None}
+        for stitch in self.stitches:
+            for key, before, after in zip(stitch.layers, stitch.segments, stitch.segments[1:], strict=False):
+                if key == layer:
+                    places[LayerKey(before.anchor, before.stop - 1, after.anchor, after.start)] = None
+        return tuple(places)
+
     def taps(self, stitch: Stitch, out_indices: Sequence[int]) -> tuple[Tap, ...]:
         """The tap of ``stitch`` for each of ``out_indices``, in their order.
 
@@ -257,11 +257,13 @@ class StitchSpace:
     def corresponding_block(self, anchor: int, index: int) -> int:
         """The block of ``anchor`` that corresponds to block ``index`` of the largest anchor.
 
-        It is ``floor(index * D / D_larger)``, computed from each anchor to the next smaller one, down to ``anchor``.
+        It is the last block of the corresponding group, in stages ``floor(index * n / n_larger)``, computed from each
+        anchor to the next smaller one, down to ``anchor``. The depth corresponds to the depth.
         """
         # Not in one step: at depths 8, 12, 24 floor(index * 8 / 24) can name a block that a route does not run.
         for smaller in range(len(self.depths) - 2, anchor - 1, -1):
-            index = index * self.depths[smaller] // self.depths[smaller + 1]
+            ends = Pair(smaller, self.stages[smaller : smaller + 2]).ends()
+            index = next((end - 1 for end, larger_end in ends if larger_end > index), self.depths[smaller])
         return index
 
     def _tap(self, stitch: Stitch, index: int) -> Tap:
@@ -272,6 +274,8 @@ class StitchSpace:
         # group of m(u), which contains u, either as block m(u) of a or whole in a + 1. This needs m(u) to be the block
         # of u's group, and floor(index * D_a / D_largest) is not always that block: at depths 8, 12, 24 and index 3,
         # u = 1 and m(u) = 0, not 1.
+        if self.scheme == "sliding_window":
+            raise ValueError("out_indices need scheme='two_way' or 'one_way': a sliding window has no layers for taps")
         for segment in stitch.segments:
             block = self.corresponding_block(segment.anchor, index)
             if block in segment:
@@ -310,80 +314,9 @@ class StitchSpace:
     def _why_skipped(self, id_: int) -> str:
         """Why an id between the first and the last one has no stitch."""
         if self.scheme == "one_way":
-            both = StitchSpace.two_way(self.depths)
+            both = StitchSpace.two_way(self.stages)
             if id_ in both:
                 return f"{both[id_].name} changes over to a smaller anchor, which only scheme 'two_way' allows"
         before = max((stitch for stitch in self if stitch.id < id_), key=lambda stitch: stitch.id)
-        larger = _labels(self.depths)[before.segments[-1].anchor]
+        larger = labels(self.stages)[before.segments[-1].anchor]
         return f"its route would run nothing of the larger anchor, {larger}, after the crossing"
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Two neighbouring anchors, ``small`` and ``small + 1``, and their depths."""
-
-    small: int
-    depths: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        small, large = self.depths
-        refused = f"anchors {self.small} and {self.small + 1} cannot be stitched"
-        if not 0 < small <= large:
-            raise ValueError(
-                f"{refused}: order the anchors from the smallest to the largest, none deeper than the next; got depths "
-                f"{small} and {large}"
-            )
-        if small == 1:
-            raise ValueError(
-                f"{refused}: a route changes over between two blocks, and an anchor of one block has no such place; "
-                f"got depths {small} and {large}"
-            )
-
-    def group_stop(self, small_block: int) -> int:
-        """The first large block after the group of ``small_block``: ceil((small_block + 1) * D1 / D0)."""
-        return -(-(small_block + 1) * self.depths[1] // self.depths[0])
-
-    def small_to_large(self) -> list[LayerKey]:
-        """One layer at the end of each block of the small anchor."""
-        return [LayerKey(self.small, f, self.small + 1, self.group_stop(f)) for f in range(self.depths[0])]
-
-    def large_to_small(self) -> list[LayerKey]:
-        """One layer at the end of each group but the last."""
-        return [LayerKey(self.small + 1, self.group_stop(f) - 1, self.small, f + 1) for f in range(self.depths[0] - 1)]
-
-    def routes(self) -> list[tuple[LayerKey, ...]]:
-        """The layers of each route in published order (SL, LS, LSL, SLS).
-
-        There is one entry for each published id from 2 on.
-        """
-        sl, ls = self.small_to_large(), self.large_to_small()
-        there_and_back = [
-            (there, back)
-            for first, second in ((ls, sl[:-1]), (sl, ls))
-            for there in first
-            for back in second
-            if back.source_block >= there.target_block
-        ]
-        return [*((key,) for key in (*sl, *ls)), *there_and_back]
-
-
-def _labels(depths: Sequence[int]) -> str:
-    """One letter for each anchor, for names and kinds."""
-    if not 2 <= len(depths) <= len(ascii_uppercase):
-        most = len(ascii_uppercase)
-        raise ValueError(f"a stitch space takes two anchors or more, {most} at most; got depths {tuple(depths)}")
-    return {2: "SL", 3: "SML"}.get(len(depths), ascii_uppercase[: len(depths)])
-
-
-def _stitch(labels: str, depths: Sequence[int], id_: int, start: int, layers: tuple[LayerKey, ...] = ()) -> Stitch:
-    """Build the route from the stem of anchor ``start`` through ``layers`` to the end."""
-    anchors = [start, *(key.target for key in layers)]
-    starts = [0, *(key.target_block for key in layers)]
-    stops = [*(key.source_block + 1 for key in layers), depths[anchors[-1]]]
-    segments = tuple(Segment(*bounds) for bounds in zip(anchors, starts, stops, strict=True))
-    kind = "".join(labels[anchor] for anchor in anchors)
-    if not layers:
-        return Stitch(id_, kind, kind, segments)
-    entries = [layers[0].source_block, *starts[1:]]
-    name = "-".join(f"{label}{block}" for label, block in zip(kind, entries, strict=True))
-    return Stitch(id_, name, kind, segments, layers)

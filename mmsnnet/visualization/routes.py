@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsnnet.errors import needs_extra
 from mmsnnet.files.writing import write_atomically
-from mmsnnet.stitching.space import Stitch, StitchSpace, Tap
+from mmsnnet.stitching.space import StitchSpace
+from mmsnnet.stitching.stitch import Stitch, Tap
 from mmsnnet.visualization.figures import check_picture, render
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ LEGEND = ("block that runs", "block that does not", "stitching layer", "stitchin
 # In data units: the distance of two rows, and of two blocks of the largest anchor, is 1.
 BLOCK_HEIGHT, GAP, TAP_HEIGHT = 0.5, 0.14, 0.5
 MOST_COLUMNS = 4
+STAGE_GAP = 0.6  # between stages, in blocks
 # In inches.
 ALONE_WIDTH, COLUMN_WIDTH, BLOCK_SPACE = 8.0, 5.0, 0.19
 ROW_SPACE, TITLE_SPACE, LEGEND_SPACE = 0.5, 0.5, 0.35
@@ -35,13 +38,19 @@ def route_lines(space: StitchSpace, stitch: Stitch) -> list[str]:
 
         S · · · ■ ■ ■ · · · · · ·
         L ■■■■■■······■■■■■■■■■■■■
+
+    There is a gap between stages.
     """
     lines: list[str] = []
-    for anchor, depth in zip(StitchSpace.of("two_way", space.depths).anchors, space.depths, strict=True):
-        line = [" "] * max(space.depths)
-        for block in range(depth):
-            line[-(-block * len(line) // depth)] = RUN if _runs(stitch, len(lines), block) else NOT_RUN
-        lines.append(f"{anchor.name} {''.join(line).rstrip()}")
+    for index, (anchor, stages) in enumerate(zip(_letters(space), space.stages, strict=True)):
+        parts, block = [], 0
+        for depth, length in zip(stages, _lengths(space), strict=True):
+            part = [" "] * length
+            for place in range(depth):
+                part[-(-place * length // depth)] = RUN if _runs(stitch, index, block) else NOT_RUN
+                block += 1
+            parts.append("".join(part))
+        lines.append(f"{anchor} {' '.join(parts).rstrip()}")
     return lines
 
 
@@ -52,8 +61,8 @@ def draw_route(
     """Draw the route of a stitch with its stitching layers and taps.
 
     Each anchor is a row of blocks, the largest on top. Blocks that run are filled; the first and last of a segment are
-    numbered. Corresponding blocks are aligned. Features leave a block at its right edge. The tap of a smaller anchor
-    passes through stitching layers up to the width of the largest one.
+    numbered. Corresponding blocks are aligned, with a gap between stages. Features leave a block at its right edge. The
+    tap of a smaller anchor passes through stitching layers up to the width of the largest one.
 
     Args:
         space, stitch: the route and its anchors.
@@ -71,16 +80,15 @@ def draw_route(
 
         figure = Figure(figsize=_figure_size(space, 1, 1), dpi=150, layout="constrained", facecolor="white")
         axes = figure.add_subplot()
-    letters = [anchor.name for anchor in StitchSpace.of("two_way", space.depths).anchors]
-    for anchor, depth in enumerate(space.depths):
-        axes.text(-0.5, anchor, letters[anchor], ha="right", va="center", fontsize=12, fontweight="bold")
+    for anchor, (letter, depth) in enumerate(zip(_letters(space), space.depths, strict=True)):
+        axes.text(-0.5, anchor, letter, ha="right", va="center", fontsize=12, fontweight="bold")
         for block in range(depth):
             _draw_block(axes, space, stitch, anchor, block)
     for tap in taps:
         _draw_tap(axes, space, tap)
     _draw_layers(axes, space, stitch)
     axes.set_title(f"{stitch.name}  (id {stitch.id})", fontsize=12, loc="left", x=0.02, parse_math=False)
-    axes.set_xlim(-1.4, max(space.depths) + 0.4)
+    axes.set_xlim(-1.4, _length(space) + 0.4)
     axes.set_ylim(-0.4, len(space.depths) - 1 + TAP_HEIGHT + 0.1)
     axes.set_axis_off()
     if legend:
@@ -131,7 +139,7 @@ def plot_routes(
 
 def _figure_size(space: StitchSpace, columns: int, rows: int) -> tuple[float, float]:
     """Width and height in inches, with room for two digits in each block."""
-    width = max(ALONE_WIDTH if columns == 1 else COLUMN_WIDTH, BLOCK_SPACE * (max(space.depths) + 2))
+    width = max(ALONE_WIDTH if columns == 1 else COLUMN_WIDTH, BLOCK_SPACE * (_length(space) + 2))
     return columns * width, rows * (len(space.depths) * ROW_SPACE + TITLE_SPACE) + LEGEND_SPACE
 
 
@@ -139,15 +147,44 @@ def _runs(stitch: Stitch, anchor: int, block: int) -> bool:
     return any(segment.anchor == anchor and block in segment for segment in stitch.segments)
 
 
-def _edge(space: StitchSpace, anchor: int, blocks: int) -> float:
-    """Right edge of the first ``blocks`` blocks of an anchor, in blocks of the largest one."""
-    return blocks * max(space.depths) / space.depths[anchor]
+def _letters(space: StitchSpace) -> list[str]:
+    return [anchor.name for anchor in StitchSpace.of("two_way", space.stages).anchors]
+
+
+def _lengths(space: StitchSpace) -> list[int]:
+    """The most blocks of any anchor in each stage."""
+    return [max(blocks) for blocks in zip(*space.stages, strict=True)]
+
+
+def _length(space: StitchSpace) -> float:
+    """The length of a drawing, in blocks."""
+    lengths = _lengths(space)
+    return sum(lengths) + STAGE_GAP * (len(lengths) - 1)
+
+
+def _edges(space: StitchSpace, anchor: int, block: int) -> tuple[float, float]:
+    """Left and right edge of a block, in blocks of the anchor with most in its stage; block -1 ends at 0."""
+    start = 0.0
+    for depth, length in zip(space.stages[anchor], _lengths(space), strict=True):
+        if block < depth:
+            return start + block * length / depth, start + (block + 1) * length / depth
+        block, start = block - depth, start + length + STAGE_GAP
+    raise AssertionError(f"anchor {anchor} has no such block")
+
+
+def _place(space: StitchSpace, anchor: int, block: int) -> int:
+    """The number of a block in its stage."""
+    for depth in space.stages[anchor]:
+        if block < depth:
+            break
+        block -= depth
+    return block
 
 
 def _draw_block(axes: Axes, space: StitchSpace, stitch: Stitch, anchor: int, block: int) -> None:
     from matplotlib.patches import Rectangle
 
-    left, right = _edge(space, anchor, block), _edge(space, anchor, block + 1)
+    left, right = _edges(space, anchor, block)
     runs = _runs(stitch, anchor, block)
     axes.add_patch(
         Rectangle(
@@ -160,22 +197,30 @@ def _draw_block(axes: Axes, space: StitchSpace, stitch: Stitch, anchor: int, blo
     )
     ends = {end for segment in stitch.segments if segment.anchor == anchor for end in (segment.start, segment.stop - 1)}
     if block in ends:
-        axes.text((left + right) / 2, anchor, str(block), ha="center", va="center", fontsize=8, color="white")
+        axes.text(
+            (left + right) / 2,
+            anchor,
+            str(_place(space, anchor, block)),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white",
+        )
 
 
 def _draw_layers(axes: Axes, space: StitchSpace, stitch: Stitch) -> None:
-    for key in stitch.layers:
-        xs = _edge(space, key.source, key.source_block + 1), _edge(space, key.target, key.target_block)
-        ys = key.source, key.target
+    for before, after in pairwise(stitch.segments):
+        xs = _edges(space, before.anchor, before.stop - 1)[1], _edges(space, after.anchor, after.start - 1)[1]
+        ys = before.anchor, after.anchor
         axes.plot(xs, ys, color=LAYER_COLOUR, lw=2, label="stitching layer", solid_capstyle="butt", zorder=4)
-        arrow = "^" if key.target > key.source else "v"
+        arrow = "^" if after.anchor > before.anchor else "v"
         axes.plot(sum(xs) / 2, sum(ys) / 2, arrow, color=LAYER_COLOUR, markersize=8, zorder=4)
 
 
 def _draw_tap(axes: Axes, space: StitchSpace, tap: Tap) -> None:
     """Draw a tap from its block through stitching layers up to the largest anchor, and out."""
-    path = [(_edge(space, tap.anchor, tap.block + 1), tap.anchor)]
-    path += [(_edge(space, key.target, key.target_block), key.target) for key in tap.layers]
+    path = [(_edges(space, tap.anchor, tap.block)[1], tap.anchor)]
+    path += [(_edges(space, key.target, key.target_block - 1)[1], key.target) for key in tap.layers]
     if tap.layers:
         axes.plot(
             *zip(*path, strict=True), color=LAYER_COLOUR, lw=1.3, ls=":", label="stitching layer of a tap", zorder=3

@@ -99,9 +99,15 @@ def test_the_model_at_its_real_size(config: Config, model: nn.Module, table: lis
     span = f"{low:.4g} - {high:.4g}"
     table.append(f"{name!s:<84}{len(costs):>8}{span:>22}{params(backbone) / 1e6:>12.2f}{params(model) / 1e6:>9.2f}")
     assert list(costs) == [stitch.id for stitch in backbone.space]
-    # The anchors bound the range, and every stitch in a stitched model has its place within.
+    # The anchors bound the range, but for stitching layers and taps that cost more than the blocks that a stage saves,
+    # and for SN-Net's routes through DeiT, which run more blocks than either anchor.
     anchors = [costs[stitch.id] for stitch in backbone.space.anchors]
-    assert (low, high) == (anchors[0].flops / 1e9, anchors[-1].flops / 1e9)
+    spread = (
+        0.05
+        if any(len(blocks) > 1 or backbone.space.scheme == "sliding_window" for blocks in backbone.space.stages)
+        else 0
+    )
+    assert (low, high) == pytest.approx((anchors[0].flops / 1e9, anchors[-1].flops / 1e9), rel=spread)
     assert all(0 < cost.params <= params(model) for cost in costs.values())
 
 

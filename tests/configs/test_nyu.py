@@ -17,7 +17,7 @@ from torch import nn
 from mmsnnet.apis import load_config
 
 REPOSITORY = Path(__file__).parents[2]
-CONFIGS = sorted(REPOSITORY.glob("configs/nyu/*.py"))
+DPT_CONFIGS = sorted(REPOSITORY.glob("configs/nyu/*_dpt_*.py"))
 ITERATIONS = 100  # in an epoch
 
 
@@ -89,7 +89,7 @@ def test_the_published_augmentations(config: Config) -> None:
     assert (color.gamma, color.brightness, color.color) == ((0.9, 1.1), (0.75, 1.25), (0.9, 1.1))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DPT_CONFIGS, ids=lambda path: path.stem)
 def test_the_taps(path: Path) -> None:
     """Of the small anchor the same four blocks, whatever the large one."""
     backbone = load_config(path).model.backbone

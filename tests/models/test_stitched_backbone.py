@@ -604,7 +604,7 @@ def test_init_weights_reads_what_a_training_run_of_one_anchor_wrote(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (dict(scheme="three_way"), "two_way, one_way; got 'three_way'"),
+        (dict(scheme="three_way"), "two_way, one_way, sliding_window; got 'three_way'"),
         (dict(out_indices=(1, 4)), r"0 to 3; got \[4\]"),
         (dict(out_indices=(-1,)), r"0 to 3; got \[-1\]"),
         (dict(out_indices=dict(train=(1.5,), test=(1.5,))), r"0 to 3; got \[1\.5\]"),

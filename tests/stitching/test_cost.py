@@ -22,7 +22,7 @@ from mmsnnet.stitching import (
 )
 from mmsnnet.stitching.anchors.base import SHARED, STEM
 from mmsnnet.stitching.route_parts import AnchorPart
-from mmsnnet.stitching.space import Stitch
+from mmsnnet.stitching.stitch import Stitch
 
 MakeNetwork = Callable[..., StitchedNetwork]
 

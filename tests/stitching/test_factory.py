@@ -52,7 +52,7 @@ def test_one_way_classifier_from_files(tmp_path: Path) -> None:
 def test_mistakes() -> None:
     with pytest.raises(ValueError, match=r"one source for each of 2 models; got \['a.pth'\]"):
         create_stitched(*MODELS, img_size=32, pretrained=["a.pth"], depth=2, **TINY)
-    with pytest.raises(ValueError, match="scheme is one of two_way, one_way; got 'both'"):
+    with pytest.raises(ValueError, match="scheme is one of two_way, one_way, sliding_window; got 'both'"):
         create_stitched(*MODELS, img_size=32, scheme="both", depth=2, **TINY)
 
 

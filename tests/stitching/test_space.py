@@ -1,7 +1,9 @@
 """The stitch space against the paper's table (SN-Netv2, arXiv 2307.00154), enumerated here independently."""
 
 import dataclasses
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -348,7 +350,7 @@ def test_single() -> None:
     assert space.taps(space[0], (2, 0)) == (Tap(0, 2), Tap(0, 0))
     with pytest.raises(ValueError, match="3"):
         space.taps(space[0], (3,))
-    with pytest.raises(ValueError, match="depth 0"):
+    with pytest.raises(ValueError, match="at least one block"):
         StitchSpace.single(0)
 
 
@@ -359,7 +361,9 @@ def test_single() -> None:
         ((12,), r"two anchors.*\(12,\)"),
         ((2,) * 27, "26 at most"),
         ((24, 12), "anchors 0 and 1 .*smallest to the largest.*depths 24 and 12"),
-        ((0, 12), "depths 0 and 12"),
+        ((0, 12), r"at least one block in each stage, got \(0, 12\)"),
+        (((2, 2), (2, 0)), r"at least one block in each stage, got \(\(2, 2\), \(2, 0\)\)"),
+        (((2, 2, 6, 2), 12), r"anchors 0 and 1 .*stages do not correspond; got blocks \(2, 2, 6, 2\) and \(12,\)"),
         ((1, 12), "one block"),
         ((1, 1), "one block"),
         ((12, 24, 12), "anchors 1 and 2 .*smallest to the largest.*depths 24 and 12"),
@@ -370,6 +374,157 @@ def test_single() -> None:
 def test_depths_that_cannot_be_stitched(depths: tuple[int, ...], says: str, scheme: str) -> None:
     with pytest.raises(ValueError, match=says):
         getattr(StitchSpace, scheme)(depths)
+
+
+# Swin-Ti to Swin-S, ResNet-18 to 50, equal ones, three, and RegNets, of which the smaller one is deeper in a stage.
+STAGED = [
+    ((2, 2, 6, 2), (2, 2, 18, 2)),
+    ((2, 2, 2, 2), (3, 4, 6, 3)),
+    ((3, 3, 3), (3, 3, 3)),
+    ((1, 1, 3), (2, 3, 7), (2, 3, 8)),
+    ((1, 1, 4, 7), (1, 3, 6, 6)),
+]
+Stages = tuple[tuple[int, ...], ...]
+
+
+def stage_groups(small: tuple[int, ...], large: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """The blocks of both anchors that correspond, counted over all stages, in order."""
+    found = []
+    for stage, (n0, n1) in enumerate(zip(small, large, strict=True)):
+        start0, start1 = sum(small[:stage]), sum(large[:stage])
+        for few in range(min(n0, n1)):
+            many = groups((min(n0, n1), max(n0, n1)))[few]
+            one, other = ([few], many) if n0 <= n1 else (many, [few])
+            found.append(([start0 + i for i in one], [start1 + i for i in other]))
+    return found
+
+
+@pytest.mark.parametrize("depths", [*WHOLE, *UNEVEN, *THREE])
+def test_a_number_stands_for_one_stage(depths: tuple[int, ...]) -> None:
+    assert StitchSpace.two_way([(depth,) for depth in depths]) == StitchSpace.two_way(depths)
+    assert StitchSpace.two_way(depths).stages == tuple((depth,) for depth in depths)
+
+
+@pytest.mark.parametrize("stages", STAGED)
+@pytest.mark.parametrize("scheme", ["two_way", "one_way"])
+def test_each_route_runs_each_group_of_a_stage_once(stages: Stages, scheme: str) -> None:
+    space = getattr(StitchSpace, scheme)(stages)
+    assert space.depths == tuple(map(sum, stages))
+    number = len(stages)
+    for small in range(number - 1):
+        corresponding = stage_groups(*stages[small : small + 2])
+        if scheme == "two_way":  # the published formula, with groups in the place of the small anchor's blocks
+            number += len(corresponding) + (len(corresponding) - 1) ** 2 - 1
+        for stitch in space:
+            anchors = {segment.anchor for segment in stitch.segments}
+            if anchors != {small, small + 1}:
+                continue
+            for blocks in corresponding:
+                runs = [
+                    [
+                        block
+                        for segment in stitch.segments
+                        if segment.anchor == small + i
+                        for block in segment_of(segment)
+                    ]
+                    for i in (0, 1)
+                ]
+                whole = [set(blocks[i]) <= set(runs[i]) for i in (0, 1)]
+                parts = [set(blocks[i]) & set(runs[i]) for i in (0, 1)]
+                assert sorted(whole) == [False, True] and sum(map(bool, parts)) == 1
+    assert scheme == "one_way" or len(space) == number
+
+
+def segment_of(segment: Segment) -> range:
+    return range(segment.start, segment.stop)
+
+
+@pytest.mark.parametrize("stages", STAGED)
+def test_both_ends_of_a_layer_lie_in_one_stage(stages: Stages) -> None:
+    def stage_of(anchor: int, block: int) -> int:
+        return next(stage for stage in range(len(stages[anchor])) if block < sum(stages[anchor][: stage + 1]))
+
+    space = StitchSpace.two_way(stages)
+    assert len(set(space.layers)) == len(space.layers)
+    for key in space.layers:
+        assert stage_of(key.source, key.source_block) == stage_of(key.target, key.target_block - 1)
+
+
+@pytest.mark.parametrize("stages", STAGED)
+@pytest.mark.parametrize("scheme", ["two_way", "one_way"])
+def test_the_ends_of_stages_are_tapped_on_every_route(stages: Stages, scheme: str) -> None:
+    """By the last block of that stage in the anchor that the route is in, mapped to the last one of the largest."""
+    space = getattr(StitchSpace, scheme)(stages)
+    ends = [[sum(one[: stage + 1]) - 1 for stage in range(len(one))] for one in stages]
+    for stitch in space:
+        for stage, tap in enumerate(space.taps(stitch, ends[-1])):
+            assert tap.block == ends[tap.anchor][stage]
+            assert any(segment.anchor == tap.anchor and tap.block in segment for segment in stitch.segments)
+            for key, anchor in zip(tap.layers, range(tap.anchor, len(stages)), strict=False):
+                assert (key.source, key.source_block) == (anchor, ends[anchor][stage])
+                assert (key.target, key.target_block) == (anchor + 1, ends[anchor + 1][stage] + 1)
+            assert len(tap.layers) == len(stages) - 1 - tap.anchor
+
+
+def test_names_of_stages() -> None:
+    space = StitchSpace.two_way([(2, 2, 6, 2), (2, 2, 18, 2)])
+    stitch = space["S2.4-L2.15"]
+    assert as_triples(stitch) == ((0, 0, 9), (1, 19, 24))
+    assert as_triples(space["S1.1-L2.0"]) == ((0, 0, 4), (1, 4, 24))  # before the large anchor's downsampling
+    assert as_triples(space["L2.8-S2.3"]) == ((1, 0, 13), (0, 7, 12))
+    assert len({stitch.name for stitch in space}) == len(space)
+
+
+PUBLISHED = dict(
+    deit_ti_s_b=((), 71), swin_ti_s_b=((3,), 41), resnet18_resnet50=((0, 3), 10), resnet18_swin_ti=((0, 3), 8)
+) | dict(levit_192_256=((2,), 8))
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_sliding_windows_are_the_published_enumerations(family: str) -> None:
+    """Ids, segments, order and shared layers of SN-Net's five families."""
+    published = json.loads((Path(__file__).parent / f"published/v1_{family}.json").read_text())
+    skip, number = PUBLISHED[family]
+    stages = [anchor["depths"] for anchor in published["anchors"]]
+    space = StitchSpace.sliding_window(stages, skip)
+    assert len(space) == len(published["stitches"]) == number
+    shared: dict[LayerKey, str] = {}
+    for stitch, entry in zip(space, published["stitches"], strict=True):
+        segments: list[list[int]] = []
+        for part in entry["segments"]:
+            start = sum(stages[part["anchor"]][: part["stage"]])
+            first, stop = (start + block for block in part["blocks"])
+            if segments and segments[-1][0] == part["anchor"]:
+                segments[-1][2] = stop
+            else:
+                segments.append([part["anchor"], first, stop])
+        assert (stitch.id, as_triples(stitch)) == (entry["id"], tuple(map(tuple, segments)))
+        assert len(stitch.layers) == len(segments) - 1
+        for key in stitch.layers:
+            assert shared.setdefault(key, entry["layer"]) == entry["layer"]
+    assert len(set(shared.values())) == len(shared) == len(space.layers)
+    assert len({stitch.name for stitch in space}) == len(space)
+    with pytest.raises(ValueError, match="sliding window has no layers for taps"):
+        space.taps(space[0], (0,))
+
+
+@pytest.mark.parametrize(
+    ("stages", "skip", "says"),
+    [
+        (((1, 1, 4, 7), (1, 3, 6, 6)), (), "7 and 6 blocks in stage 3.*add 3 to skip"),
+        (((2, 2), (2, 2)), (0, 1), "no crossing"),
+        (((1, 2), (1, 2)), (1,), "no crossing"),
+    ],
+)
+def test_windows_that_cannot_slide(stages: Stages, skip: tuple[int, ...], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        StitchSpace.sliding_window(stages, skip)
+
+
+def test_only_a_sliding_window_skips_stages() -> None:
+    assert StitchSpace.of("sliding_window", [(2, 2), (2, 2)], (1,)) == StitchSpace.sliding_window([(2, 2)] * 2, (1,))
+    with pytest.raises(ValueError, match=r"only scheme='sliding_window' skips stages; got 'two_way' and skip=\(1,\)"):
+        StitchSpace.of("two_way", [(2, 2), (2, 2)], (1,))
 
 
 @pytest.mark.parametrize("bounds", [(2, 2), (3, 2), (-1, 2)])

@@ -173,6 +173,9 @@ def test_routes_in_characters() -> None:
     assert route_lines(THREE, THREE["M"]) == ["S · · · ·", "M ■ ■ ■ ■", "L ········"]
     assert route_lines(ONE, ONE["A"]) == ["A ■■■■■■"]
     # Blocks 0, 1, 2 of the small anchor correspond to 0-1, 2-3 and 4 of the large one.
+    staged = StitchSpace.two_way([(2, 2), (2, 4)])
+    assert route_lines(staged, staged["S0.1-L1.0"]) == ["S ■■ · ·", "L ·· ■■■■"]
+    assert route_lines(staged, staged["L1.1-S1.1"]) == ["S ·· · ■", "L ■■ ■■··"]
     uneven = StitchSpace.two_way((3, 5))
     assert route_lines(uneven, uneven["S0-L2"]) == ["S ■ · ·", "L ··■■■"]
 

@@ -19,10 +19,14 @@ from mmsnnet.engine.sharding import parameter_shapes
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmsnnet.stitching import Anchor, StitchedNetwork
+from mmsnnet.stitching.anchors.base import CLASSIFIER
 
 DEFAULTS = dict(anchor_lr_mult=1.0, stitching_lr_mult=1.0, head_lr_mult=1.0, layer_decay_rate=1.0)
 # Parameters with several dimensions that weight decay spares too, by the last part of their name.
-NOT_DECAYED = ("bias", "pos_embed", "freqs", "cls_token", "reg_token", "dist_token", "relative_position_bias_table")
+NOT_DECAYED = (
+    *("bias", "pos_embed", "freqs", "cls_token", "reg_token", "dist_token", "relative_position_bias_table"),
+    "attention_biases",
+)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -138,7 +142,8 @@ def _refuse_fused_momentum(optimizer: Optimizer, model: nn.Module) -> None:
 
 def _layers(anchor: Anchor) -> dict[nn.Parameter, int]:
     """The layer of each parameter of an anchor, the classification head left out."""
-    classifier = anchor.model.get_classifier()  # timm's distilled models have two heads
+    # timm's distilled models have two heads.
+    classifier = anchor.model.get_classifier() if CLASSIFIER in anchor.components else ()
     heads = classifier if isinstance(classifier, tuple) else (classifier,)
     in_heads = {parameter for head in heads for parameter in head.parameters()}
     layers: dict[nn.Parameter, int] = {}

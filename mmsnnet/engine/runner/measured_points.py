@@ -24,6 +24,7 @@ from mmsnnet.files.locking import locked
 from mmsnnet.files.writing import OutputError, check_output
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.models.model_weights import DRAWS
+from mmsnnet.stitching.stitch import as_blocks
 
 # Settings that change no metric of a model whose weights are loaded: in any part of the model, and in the backbone.
 TRAINING_ONLY = ("init_cfg", "pretrained", "with_cp", "drop_path_rate")
@@ -42,7 +43,7 @@ def run_header(config: Config, backbone: StitchedBackbone, dataset: Any) -> Oper
         dataset=getattr(dataset, "metainfo", {}).get("name", type(dataset).__name__),
         input_shape=backbone.img_size,
         device=str(next(backbone.parameters()).device),
-        depths=backbone.space.depths,
+        depths=as_blocks(backbone.space.stages),
     )
 
 

@@ -27,6 +27,7 @@ from mmsnnet.engine.runner.labels import check_first_batch, keeps_nothing
 from mmsnnet.engine.runner.metric_warnings import absent_classes_warning
 from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths, replaced_attributes
 from mmsnnet.engine.sharding import is_sharded
+from mmsnnet.files.writing import DISK_ERRORS, output_errors
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.stitching import Stitch
 
@@ -135,7 +136,7 @@ class StitchPass:
     def evaluate(self, stitch: Stitch) -> dict[str, Any]:
         """The metrics of one stitch and the means of its losses; frees what they were computed from."""
         results = self.results.pop(stitch)
-        with replaced_attributes(results.outputs):
+        with replaced_attributes(results.outputs), _named_outputs(results.evaluator):
             for metric in results.evaluator.metrics:
                 if keeps_nothing(metric) and not metric.results:
                     metric.results.append(None)  # mmengine warns of a metric without results
@@ -158,6 +159,14 @@ class StitchPass:
         """Return freed memory to the system: between tensors that metrics keep, glibc holds as much again."""
         if self._most > HOST_MEMORY / 256 and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
             trim(0)
+
+
+@contextmanager
+def _named_outputs(evaluator: Evaluator) -> Iterator[None]:
+    """Name the files of metrics where their disk is full."""
+    paths = [path for metric in evaluator.metrics for path in output_paths(metric, "").values()]
+    with output_errors(", ".join(paths) or None, "make room, or set another output of the metric", DISK_ERRORS):
+        yield
 
 
 def copied_evaluator(evaluator: Evaluator) -> Evaluator:

@@ -14,7 +14,6 @@ from mmsnnet.errors import SettingError
 from mmsnnet.models.backbones.taps import OutIndices
 from mmsnnet.models.checkpoint_reading import HISTORY_GLOBALS
 from mmsnnet.stitching import Anchor, LayerKey, StitchedNetwork, StitchSpace, create_anchor, load_pretrained
-from mmsnnet.stitching.anchors.plain import PlainAnchor
 from mmsnnet.stitching.route_parts import AnchorPart, Part, parts_run
 
 
@@ -24,6 +23,7 @@ def build_network(
     out_indices: Any = None,
     num_classes: int | None = None,
     scheme: str = "two_way",
+    skip_stages: Sequence[int] = (),
     rank: int = 16,
     only: int | str | None = None,
     with_cp: bool = False,
@@ -58,8 +58,8 @@ def build_network(
     # For a single stitch, anchors are built on the meta device first; _with_parts allocates those that it runs.
     with nullcontext() if only is None else torch.device("meta"):
         built = [make() for make in makers]
-    space = StitchSpace.of(scheme, [anchor.depth for anchor in built])
-    taps = OutIndices.parse(out_indices, built[-1].depth)
+    space = StitchSpace.of(scheme, [anchor.stages for anchor in built], skip_stages)
+    taps = OutIndices.parse(out_indices, built[-1].stages)
     if only is not None:
         parts = parts_run(space, space[only], None if num_classes is not None else taps.train)
         built = [_with_parts(index, parts, outline, makers[index]) for index, outline in enumerate(built)]
@@ -76,9 +76,7 @@ def load_anchors(network: StitchedNetwork, pretrained: Sequence[Any]) -> None:
     for index, source in enumerate(pretrained):
         if source:  # a checkpoint of a training run has HISTORY_GLOBALS beside its tensors
             place = source if isinstance(source, Mapping) else dict(source=source)
-            anchor = network.anchor(index)
-            assert isinstance(anchor, PlainAnchor)
-            report = load_pretrained(anchor, safe_globals=HISTORY_GLOBALS, **place)
+            report = load_pretrained(network.anchor(index), safe_globals=HISTORY_GLOBALS, **place)
             print_log(f"Anchor {index} from {report}", logger="current")
 
 

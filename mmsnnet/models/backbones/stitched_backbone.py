@@ -39,7 +39,7 @@ from mmsnnet.stitching.route_parts import Part, part_parameters, parts_run
 
 @MODELS.register_module(name=["StitchedBackbone", "StitchedViT"])
 class StitchedBackbone(BaseModule):
-    """SN-Netv2 (arXiv 2307.00154) as a backbone: pretrained ViTs joined by stitching layers.
+    """SN-Netv2 (arXiv 2307.00154) as a backbone: pretrained models joined by stitching layers.
 
     In evaluation mode it runs the stitch chosen with :meth:`set_stitch`. In training mode it draws a stitch in each
     forward (resource-constrained sampling), as a pure function of ``seed`` and of the number of draws so far. The state
@@ -49,21 +49,21 @@ class StitchedBackbone(BaseModule):
     width of the largest anchor for every route. With ``num_classes``, images give logits (B, num_classes).
 
     Args:
-        anchors: one dict for each anchor, smallest first. ``model`` is the name of a plain ViT in timm. ``pretrained``
-            is a source for :func:`mmsnnet.stitching.load_pretrained` (a path, a URL, ``hf-hub:`` or True), or
+        anchors: one dict for each anchor, smallest first. ``model`` is timm's name (docs/anchors.md). ``pretrained`` is
+            a source for :func:`mmsnnet.stitching.load_pretrained` (a path, a URL, ``hf-hub:`` or True), or
             ``dict(source=..., prefix=...)`` to choose one of several models in a file; None leaves random weights.
             ``rel_pos_bias``, ``window_size`` and ``global_blocks`` are arguments of
-            :func:`mmsnnet.stitching.create_anchor`, all other keys of ``timm.create_model``. One anchor gives a space
-            of one stitch.
+            :func:`mmsnnet.stitching.create_anchor`, all others of ``timm.create_model``. One anchor is one stitch.
         img_size: the image size of training (height, width), or the side of a square. Images of other sizes work too:
             they are padded to :meth:`padded_size`, at the bottom and on the right.
-        out_indices: the blocks of the largest anchor to tap, or one block; the last block by default. With
-            ``dict(train=..., test=...)``, evaluation mode skips the taps that ``test`` lacks and returns None for them,
-            so that a head's ``in_index`` is the same in both modes. A None among the indices is a map that is None in
-            both modes.
+        out_indices: the blocks of the largest anchor to tap, or one block; the last one by default. Of a hierarchical
+            model these are stages, all by default. With ``dict(train=..., test=...)``, evaluation mode skips the taps
+            that ``test`` lacks and returns None for them, so that a head's ``in_index`` is the same in both modes. A
+            None among the indices is a map that is None in both modes.
         num_classes: keep the norm and head of each anchor. ``forward`` then returns the logits of the anchor in which
             the route ends, and there are no taps. ``StitchedClassifier`` sets it.
-        scheme: ``'two_way'`` (SN-Netv2) or ``'one_way'`` (SN-Net). With three or more anchors, neighbours are stitched.
+        scheme, skip_stages: as of :meth:`mmsnnet.stitching.StitchSpace.of`: ``'two_way'`` (SN-Netv2), ``'one_way'`` or
+            ``'sliding_window'`` (SN-Net). With three or more anchors, neighbours are stitched.
         rank: rank of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         flops_step: width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
         seed: seed of the draws.
@@ -76,7 +76,7 @@ class StitchedBackbone(BaseModule):
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
         compile: compile each block for training mode with ``torch.compile``: True, or a dict of its arguments; see
             :meth:`mmsnnet.stitching.StitchedNetwork.compile_blocks`. The runner's key ``compile`` at the top of a
-            config would compile the whole step for each stitch.
+            config would compile each stitch.
         frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor. In the
             other anchors it freezes the blocks that correspond only to those.
         frozen_anchors: indices of anchors to freeze completely.
@@ -93,6 +93,7 @@ class StitchedBackbone(BaseModule):
         out_indices: int | Sequence[int | None] | Mapping[str, int | Sequence[int]] | None = None,
         num_classes: int | None = None,
         scheme: str = "two_way",
+        skip_stages: Sequence[int] = (),
         rank: int = 16,
         flops_step: float = 10e9,
         seed: int = 0,
@@ -115,6 +116,7 @@ class StitchedBackbone(BaseModule):
             out_indices=out_indices,
             num_classes=num_classes,
             scheme=scheme,
+            skip_stages=skip_stages,
             rank=rank,
             only=only,
             with_cp=with_cp,
@@ -204,7 +206,7 @@ class StitchedBackbone(BaseModule):
         """
         if self._sampler is None:
             bins = flops_bins({id_: cost.flops for id_, cost in self.training_costs().items()}, self.flops_step)
-            if len(bins) == 1 < len(self.space):
+            if len(bins) == 1 < len(self.space) and self.space.scheme != "sliding_window":  # published as uniform
                 _warn(
                     f"All {len(self.space)} stitches fall into one FLOPs bin: training draws them uniformly and the "
                     f"anchors rarely. Lower StitchedViT's flops_step, now {self.flops_step:.3g}."
@@ -251,6 +253,11 @@ class StitchedBackbone(BaseModule):
     def out_indices(self) -> tuple[int, ...]:
         """The taps of training mode."""
         return self.taps.train
+
+    @property
+    def channels(self) -> tuple[int | None, ...]:
+        """The channels of each map, which are the largest anchor's; None for a map that is always None."""
+        return tuple(None if i is None else self.network.anchor(-1).widths[i] for i in self.taps.places)
 
     @property
     def test_out_indices(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -48,31 +49,36 @@ class Taps(tuple):
 class OutIndices:
     """The blocks of the largest anchor that a backbone taps.
 
+    The setting counts the blocks of a plain ViT, and the stages of a hierarchical model, whose last blocks are tapped.
+
     Attributes:
         places: the tapped block of each map; None stands for a map that is None in both modes.
         train: the taps of training mode.
         test: the taps of evaluation mode, a subset of ``train``. Auxiliary heads do not run in evaluation mode, so
             their taps can be skipped there.
+        ends: the last block of each stage of a hierarchical model.
     """
 
     places: tuple[int | None, ...]
     train: tuple[int, ...]
     test: tuple[int, ...]
+    ends: tuple[int, ...] = ()
 
     @classmethod
-    def parse(cls, setting: Any, depth: int) -> OutIndices:
+    def parse(cls, setting: Any, stages: Sequence[int]) -> OutIndices:
         """Read the setting ``out_indices``.
 
         Args:
             setting: see :class:`StitchedBackbone`.
-            depth: the number of blocks of the largest anchor.
+            stages: the number of blocks in each stage of the largest anchor.
 
         Raises:
-            ValueError: a mode has no block, a block is out of range, or evaluation mode has a block that training mode
+            ValueError: a mode has no index, an index is out of range, or evaluation mode has one that training mode
                 lacks.
         """
+        unit, number = ("stages", len(stages)) if len(stages) > 1 else ("blocks", stages[0])
         if setting is None:
-            setting = (depth - 1,)
+            setting = tuple(range(number)) if unit == "stages" else (number - 1,)
         if isinstance(setting, Mapping):
             if set(setting) != {"train", "test"}:
                 raise ValueError(f"out_indices per mode is dict(train=..., test=...), got keys {sorted(setting)}")
@@ -81,13 +87,21 @@ class OutIndices:
             places = evaluated = _as_tuple(setting)
         train, test = (tuple(index for index in indices if index is not None) for indices in (places, evaluated))
         if not train or not test:
-            raise ValueError("out_indices needs at least one block in each mode")
-        wrong = [index for index in train if not isinstance(index, int) or not 0 <= index < depth]
+            raise ValueError(f"out_indices needs at least one {unit[:-1]} in each mode")
+        wrong = [index for index in train if not isinstance(index, int) or not 0 <= index < number]
         if wrong:
-            raise ValueError(f"out_indices are blocks of the largest anchor, 0 to {depth - 1}; got {wrong}")
+            raise ValueError(f"out_indices are {unit} of the largest anchor, 0 to {number - 1}; got {wrong}")
         if not set(test) <= set(train):
-            raise ValueError(f"the blocks of out_indices['test'] must be among those of 'train', {train}; got {test}")
-        return cls(places, train, test)
+            raise ValueError(f"the {unit} of out_indices['test'] must be among those of 'train', {train}; got {test}")
+        if unit == "blocks":
+            return cls(places, train, test)
+        ends = tuple(end - 1 for end in accumulate(stages))
+        blocks = tuple(None if index is None else ends[index] for index in places)
+        return cls(blocks, tuple(ends[index] for index in train), tuple(ends[index] for index in test), ends)
+
+    def as_setting(self, indices: Iterable[int | None]) -> tuple[int | None, ...]:
+        """Blocks as the setting counts them."""
+        return tuple(self.ends.index(block) if self.ends and block is not None else block for block in indices)
 
     def hand_out(self, features: Mapping[int, Features]) -> Taps:
         """Order features, keyed by block, as the setting orders its maps."""

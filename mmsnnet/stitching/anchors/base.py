@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmsnnet.errors import SettingError
+from mmsnnet.stitching.anchors.positions import StoredPositions
 from mmsnnet.stitching.features import Features, Layout
 
 
@@ -33,6 +36,23 @@ class Component:
 STEM, SHARED, CLASSIFIER = Component("stem"), Component("shared"), Component("classifier")
 
 
+class BlockNames(NamedTuple):
+    """The names of a block's modules in its model.
+
+    What leads into a stage (``entry``: a downsampling) belongs to its first block, what ends a stage (``exit``: a norm)
+    to its last one. So what leaves a block always enters the next one.
+    """
+
+    block: str
+    entry: tuple[str, ...] = ()
+    exit: tuple[str, ...] = ()
+
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """All names, in the order in which the modules run."""
+        return (*self.entry, self.block, *self.exit)
+
+
 class Anchor(nn.Module, ABC):
     """A pretrained model as a stem, a flat sequence of blocks and a classifier.
 
@@ -49,10 +69,13 @@ class Anchor(nn.Module, ABC):
             decode heads read the output of blocks.
 
     Attributes:
+        stages: the number of blocks in each stage, including those that :meth:`keep` has dropped.
         compiled: whether the blocks are compiled for training mode (:mod:`mmsnnet.stitching.compilation`).
     """
 
     model: Any  # timm has no types
+    stem_weight: str  # the name of the first convolution's weight (C, in_chans, kh, kw) in the model
+    positions: StoredPositions | None = None  # what depends on the grid of a plain ViT's img_size
 
     def __init__(self, model: nn.Module, classifier: bool = False) -> None:
         super().__init__()
@@ -61,31 +84,32 @@ class Anchor(nn.Module, ABC):
         self._frozen: list[nn.Module] = []
         self._outline: tuple[Anchor, ...] = ()  # in a tuple, so that torch does not register it as a submodule
         self._geometries: dict[tuple[int, int], tuple[Features, ...]] = {}
+        stages = self._name_blocks(model)
+        self.stages = tuple(map(len, stages))
+        self._blocks = tuple(names for stage in stages for names in stage)
         table: dict[Component, list[str]] = {STEM: []}
-        for name in _top_names(model, self._block_list):
-            table.setdefault(self._component_of(name), []).append(name)
+        for name, block in _top_names(model, self._blocks):
+            first = name.partition(".")[0]
+            others = SHARED if first in self._shared else CLASSIFIER if first in self.classifier_modules else STEM
+            table.setdefault(others if block is None else Component("block", block), []).append(name)
         self._names: dict[Component, tuple[str, ...]] = {part: tuple(names) for part, names in table.items()}
         if not classifier:
             self._drop(CLASSIFIER)
 
     # Subclasses implement these for their class of models.
 
-    _block_list: str  # the name of the model's list of blocks
+    _shared: tuple[str, ...] = ()  # the model's modules that several blocks use
+    classifier_modules: tuple[str, ...]  # and those of its classifier; what is left is the stem
 
     @staticmethod
     @abstractmethod
-    def _component_of(name: str) -> Component:
-        """The component of a module or tensor of the model, by its name, for example ``blocks.3``."""
+    def _name_blocks(model: nn.Module) -> list[list[BlockNames]]:
+        """The names of the blocks of each stage."""
 
     @property
     @abstractmethod
     def widths(self) -> tuple[int, ...]:
         """The number of output channels of each block."""
-
-    @property
-    @abstractmethod
-    def in_chans(self) -> int:
-        """The number of channels of the images."""
 
     @property
     @abstractmethod
@@ -115,9 +139,14 @@ class Anchor(nn.Module, ABC):
     # All anchors share these.
 
     @property
+    def in_chans(self) -> int:
+        """The number of channels of the images."""
+        return self.model.get_submodule(self.stem_weight.removesuffix(".weight")).in_channels
+
+    @property
     def depth(self) -> int:
         """The number of blocks, including those that :meth:`keep` has dropped."""
-        return len(self.model.get_submodule(self._block_list))
+        return len(self._blocks)
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -130,8 +159,8 @@ class Anchor(nn.Module, ABC):
         return tuple(component.block for component in self._names if component.role == "block")
 
     def block(self, index: int) -> nn.Module:
-        """The timm module of block ``index``."""
-        return self.model.get_submodule(f"{self._block_list}.{index}")
+        """The timm module of block ``index``, without what leads into a stage or ends it."""
+        return self.model.get_submodule(self._blocks[index].block)
 
     def _modules_of(self, component: Component) -> list[nn.Module]:
         """The modules of a component, without its bare tensors; none if the anchor lacks it."""
@@ -188,10 +217,19 @@ class Anchor(nn.Module, ABC):
 
     def _call_recomputed(self, block: int, features: Features) -> Features:
         # torch saves tensors only, and finds the device of the random state by them.
-        def call(data: Tensor) -> Tensor:
-            return self.call(block, features.with_data(data)).data
+        grid = features.grid
 
-        return features.with_data(checkpoint(call, features.data, use_reentrant=False))
+        def call(data: Tensor) -> Tensor:
+            nonlocal grid
+            output = self.call(block, features.with_data(data))
+            grid = output.grid
+            return output.data
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _kept_statistics(self._modules_of(Component("block", block)))
+
+        data = checkpoint(call, features.data, use_reentrant=False, context_fn=contexts)
+        return Features(data, features.layout, grid)
 
     def classify(self, features: Features) -> Tensor:
         """Run norm, pooling and head on the output of the last block: logits (B, classes).
@@ -272,15 +310,33 @@ class Anchor(nn.Module, ABC):
                 setattr(owner, leaf, None)
 
 
-def _top_names(model: nn.Module, block_list: str) -> list[str]:
-    """The names of a model's direct tensors and submodules, and of each block.
+@contextmanager
+def _kept_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Leave the running statistics of batch norms unchanged: the first pass has updated them."""
+    norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    settings = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in settings:
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def _top_names(model: nn.Module, blocks: Sequence[BlockNames]) -> Iterator[tuple[str, int | None]]:
+    """Yield the names of a model's direct tensors and submodules, and of each block's modules with the block's index.
 
     They have the order of ``named_parameters``.
     """
-    names = [name for name, _ in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False))]
-    for name, child in model.named_children():
-        names += [f"{name}.{index}" for index, _ in child.named_children()] if name == block_list else [name]
-    return names
+    for name, _ in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
+        yield name, None
+    parts = [(part, index) for index, names in enumerate(blocks) for part in names.in_order]
+    for child, _ in model.named_children():
+        inner = [(part, index) for part, index in parts if part.startswith(f"{child}.")]
+        yield from inner
+        if not inner:
+            yield child, None
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

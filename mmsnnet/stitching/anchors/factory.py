@@ -11,7 +11,9 @@ import timm
 from timm.layers import to_2tuple
 
 from mmsnnet.stitching.anchors.attention import AnchorAttention
-from mmsnnet.stitching.anchors.plain import PlainAnchor, adapter_of
+from mmsnnet.stitching.anchors.base import Anchor
+from mmsnnet.stitching.anchors.plain import adapter_of
+from mmsnnet.stitching.anchors.staged import staged_adapter
 
 
 def create_anchor(
@@ -22,17 +24,17 @@ def create_anchor(
     window_size: int | None = None,
     global_blocks: Sequence[int] | None = None,
     **kwargs: Any,
-) -> PlainAnchor:
+) -> Anchor:
     """Create an anchor from the name of a timm model, without pretrained weights.
 
     Args:
-        model: name of a plain ViT in timm, with or without a tag.
-        img_size: image size (height, width) for which positions are stored, or the side of a square.
+        model: name of a plain ViT or a hierarchical model in timm (docs/anchors.md), with or without a tag.
+        img_size: image size (height, width) for which the model is built, or the side of a square.
         classifier: keep the classifier, see :class:`Anchor`.
         rel_pos_bias: give every block a learned relative position bias, as in SN-Netv2's segmentation models. It starts
             at zero, is stored for ``img_size`` and interpolated for other sizes.
         window_size: side in patches of the attention windows, as in ViTDet (arXiv 2203.16527). None lets every block
-            attend over the whole image.
+            attend over the whole image. For Swin, the side of its windows.
         global_blocks: with ``window_size``, the blocks that attend over the whole image. The default is the last block
             of each quarter.
         kwargs: arguments of ``timm.create_model`` (``drop_path_rate``, ``embed_dim``, ``depth``, ``num_heads``, ...).
@@ -40,7 +42,7 @@ def create_anchor(
     Raises:
         ValueError: timm knows no such model (the message lists similar names) or no such argument, or windows are out
             of range.
-        TypeError: the model is not a plain ViT.
+        TypeError: the model is of another class.
     """
     if reading := {"pretrained", "checkpoint_path"} & set(kwargs):
         raise ValueError(
@@ -53,26 +55,50 @@ def create_anchor(
             f"timm knows no model {model!r}; "
             + (f"similar names are {', '.join(near)}" if near else "timm.list_models() lists all models")
         )
-    dynamic = dict(dynamic_img_size=True, dynamic_img_pad=True)
+    size = to_2tuple(img_size)
     head = {} if classifier else dict(num_classes=0)
+    if (staged := staged_adapter(model)) is not None:
+        if rel_pos_bias or global_blocks is not None:
+            raise ValueError(f"anchor {model!r}: rel_pos_bias and global_blocks are for plain ViTs")
+        window = {} if window_size is None else dict(window_size=window_size)  # of timm's Swin
+        net = _create_model(model, staged.size_arguments(size) | head | window | kwargs)
+        return staged(net, size, classifier)
+    dynamic = dict(img_size=img_size, dynamic_img_size=True, dynamic_img_pad=True)
     attention = dict(attn_layer=AnchorAttention) if rel_pos_bias or window_size is not None else {}
     if attention and "attn_layer" in kwargs:
         raise ValueError(
             f"anchor {model!r}: rel_pos_bias and window_size set the attention layer; leave out attn_layer"
         )
+    net = _create_model(model, dynamic | head | attention | kwargs)
     try:
-        net = timm.create_model(model, img_size=img_size, **{**dynamic, **head, **attention, **kwargs})
+        adapter = adapter_of(net)
+        # Images are padded to whole patches. Positions stored for the padded size need no resampling in each forward.
+        patch_size = tuple(net.patch_embed.patch_size)
+        whole = tuple(-(-side // patch) * patch for side, patch in zip(to_2tuple(img_size), patch_size, strict=True))
+        if whole != tuple(net.patch_embed.img_size):
+            net.set_input_size(img_size=whole)
+        windows = _windows(len(net.blocks), window_size, global_blocks)
+        return adapter(net, classifier=classifier, windows=windows, rel_pos_bias=rel_pos_bias)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"anchor {model!r}: {error}") from error
+
+
+def _create_model(model: str, settings: dict[str, Any]) -> Any:
+    """``timm.create_model``, with errors that name the anchor and its setting."""
+    try:
+        return timm.create_model(model, **settings)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument(?:\(s\): \[)? ?'(\w+)'", str(error))
         if unknown is None:
             raise
-        if unknown[1] in attention:
+        if unknown[1] == "attn_layer":
             raise ValueError(
                 f"anchor {model!r}: rel_pos_bias and window_size need a model of timm's VisionTransformer class"
             ) from error
-        if unknown[1] in ("img_size", *dynamic):
+        if unknown[1] in ("img_size", "dynamic_img_size", "dynamic_img_pad"):
             raise TypeError(
-                f"timm's {model!r} has no {unknown[1]}: an anchor is a plain ViT (deit3_*, vit_*, eva02_*, ...)"
+                f"timm's {model!r} has no {unknown[1]}: an anchor is a plain ViT (deit3_*, vit_*, eva02_*, ...) or a "
+                "hierarchical model (swin_*, convnext_*, resnet*, ...; docs/anchors.md)"
             ) from error
         raise ValueError(
             f"anchor {model!r}: unknown key {unknown[1]!r}; an anchor takes 'model', 'pretrained', 'rel_pos_bias', "
@@ -85,17 +111,6 @@ def create_anchor(
         raise ValueError(f"timm knows no weights {model!r}; there are {', '.join(tags)}") from error
     except AssertionError as error:
         raise ValueError(f"anchor {model!r} cannot be built: {error}") from error
-    try:
-        adapter = adapter_of(net)
-        # Images are padded to whole patches. Positions stored for the padded size need no resampling in each forward.
-        patch_size = tuple(net.patch_embed.patch_size)
-        whole = tuple(-(-side // patch) * patch for side, patch in zip(to_2tuple(img_size), patch_size, strict=True))
-        if whole != tuple(net.patch_embed.img_size):
-            net.set_input_size(img_size=whole)
-        windows = _windows(len(net.blocks), window_size, global_blocks)
-        return adapter(net, classifier=classifier, windows=windows, rel_pos_bias=rel_pos_bias)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"anchor {model!r}: {error}") from error
 
 
 def _windows(depth: int, window_size: int | None, global_blocks: Sequence[int] | None) -> tuple[int, ...]:

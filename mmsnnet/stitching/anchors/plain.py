@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from timm.layers import HybridEmbed, get_mixed_freqs
 from timm.layers.pos_embed_sincos import get_mixed_grid
-from timm.models import eva, vision_transformer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mmsnnet.files.reading import join_names
 from mmsnnet.stitching.anchors.attention import AnchorAttention
-from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Anchor, Component
+from mmsnnet.stitching.anchors.base import Anchor, BlockNames
 from mmsnnet.stitching.anchors.positions import GRID, StoredPositions
 from mmsnnet.stitching.features import Features, Grid, Layout
 
@@ -44,7 +43,10 @@ class PlainAnchor(Anchor):
             attention without windows or bias where they are set.
     """
 
-    _block_list = "blocks"
+    _shared = ("rope",)
+    classifier_modules = CLASSIFIER_MODULES
+    positions: StoredPositions
+    stem_weight = "patch_embed.proj.weight"
 
     def __init__(
         self,
@@ -75,11 +77,8 @@ class PlainAnchor(Anchor):
         """Set windows and relative position bias of the blocks."""
 
     @staticmethod
-    def _component_of(name: str) -> Component:
-        first, _, rest = name.partition(".")
-        if first == "blocks":
-            return Component("block", int(rest))
-        return {"rope": SHARED, **dict.fromkeys(CLASSIFIER_MODULES, CLASSIFIER)}.get(first, STEM)
+    def _name_blocks(model: nn.Module) -> list[list[BlockNames]]:
+        return [[BlockNames(f"blocks.{name}") for name, _ in model.get_submodule("blocks").named_children()]]
 
     @property
     def width(self) -> int:
@@ -89,10 +88,6 @@ class PlainAnchor(Anchor):
     @property
     def widths(self) -> tuple[int, ...]:
         return (self.width,) * self.depth
-
-    @property
-    def in_chans(self) -> int:
-        return self.model.patch_embed.proj.in_channels
 
     @property
     def img_size(self) -> tuple[int, int]:
@@ -129,10 +124,6 @@ class PlainAnchor(Anchor):
     @abstractmethod
     def embed_positions(self, patches: Tensor) -> Tensor:
         """Convert patches (B, h, w, C) to tokens (B, N, C): add positions and prefix tokens."""
-
-    @abstractmethod
-    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Apply timm's checkpoint filter: rename published weights and resample them to the model's size."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         record = self.positions.take_grid(state_dict, prefix)
@@ -171,9 +162,6 @@ class VisionTransformerAnchor(PlainAnchor):
         mask = attention.mask(features.grid) if isinstance(attention, AnchorAttention) else None
         data = features.data
         return features.with_data(module(data) if mask is None else module(data, attn_mask=mask))
-
-    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return vision_transformer.checkpoint_filter_fn(dict(state_dict), self.model, adapt_layer_scale=True)
 
 
 class EvaAnchor(PlainAnchor):
@@ -223,9 +211,6 @@ class EvaAnchor(PlainAnchor):
             if not torch.compiler.is_compiling():  # an export computes with fake tensors
                 self._rotations = {(grid, device): cached}
         return get_mixed_freqs(rope.freqs[:, block], *cached) if mixed else cached
-
-    def checkpoint_filter(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return eva.checkpoint_filter_fn(dict(state_dict), self.model)
 
 
 def _save_grid(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mmsnnet.errors import DataError, SettingError
 from mmsnnet.files.reading import SafeGlobal, extract_weights, join_names, nonfinite_names, read_checkpoint
-from mmsnnet.stitching.anchors.plain import PlainAnchor
+from mmsnnet.stitching.anchors.base import Anchor
 from mmsnnet.stitching.anchors.positions import GRID, POSITION
-from mmsnnet.stitching.anchors.weight_fitting import MOST_NAMES, PATCH_WEIGHT, FittedWeights, fit
+from mmsnnet.stitching.anchors.weight_fitting import MOST_NAMES, FittedWeights, fit
 from mmsnnet.stitching.anchors.weight_sections import ANCHOR_MODEL, MOST_DICTS, Section, anchors_in, find_sections
 
 
@@ -53,7 +52,7 @@ class LoadReport:
         if self.library:
             text += f", by the names of {self.library}"
         if self.adapted:
-            text += f", {PATCH_WEIGHT} adapted from {self.adapted[0]} to {self.adapted[1]} channels"
+            text += f", the first convolution adapted from {self.adapted[0]} to {self.adapted[1]} channels"
         if self.resized:
             text += f", resized: {join_names(self.resized)}"
         if self.left_out:
@@ -64,7 +63,7 @@ class LoadReport:
 
 
 def load_pretrained(
-    anchor: PlainAnchor,
+    anchor: Anchor,
     source: str | os.PathLike[str] | bool,
     safe_globals: Iterable[SafeGlobal] = (),
     prefix: str | None = None,
@@ -138,7 +137,7 @@ def load_pretrained(
     )
 
 
-def _timm_source(model: VisionTransformer | Eva) -> str:
+def _timm_source(model: Any) -> str:
     """The source from which timm loads the weights of a model."""
     config = model.pretrained_cfg
     if config.get("file"):
@@ -181,7 +180,7 @@ def _address(prefix: str) -> str:
     return prefix if prefix.endswith(".") or not prefix else f"{prefix}."
 
 
-def _fit_each(anchor: PlainAnchor, state: Mapping[str, Tensor], sections: Sequence[Section]) -> list[FittedWeights]:
+def _fit_each(anchor: Anchor, state: Mapping[str, Tensor], sections: Sequence[Section]) -> list[FittedWeights]:
     """Fit each section to the anchor, whose model has the state dict ``state``."""
     fits = [fit(anchor, state, section) for section in sections]
     models = [one.section for one in fits if not one.refusal]

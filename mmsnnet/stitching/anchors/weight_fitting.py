@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -12,17 +13,17 @@ from typing import Any
 
 import torch
 from timm.models import adapt_input_conv
-from torch import Tensor
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 from mmsnnet.files.reading import describe_mismatch, join_names, tensor_shapes
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE
+from mmsnnet.stitching.anchors.base import Anchor
 from mmsnnet.stitching.anchors.foreign_names import rename
-from mmsnnet.stitching.anchors.plain import CLASSIFIER_MODULES, PlainAnchor
 from mmsnnet.stitching.anchors.positions import POSITION, recorded_grid
 from mmsnnet.stitching.anchors.weight_sections import Section, tensors_of
 from mmsnnet.stitching.features import Grid
 
-PATCH_WEIGHT = "patch_embed.proj.weight"
 # Published weights are for images of three channels. Like timm, this file adapts them to any other number.
 RGB = 3
 # Masked autoencoders have a decoder, whose names timm's filters keep.
@@ -39,6 +40,7 @@ class FittedWeights:
 
     Attributes:
         section: the section.
+        stem_weight: the name of the anchor's first weight.
         library: the library whose names the section has; empty for names that timm knows.
         origins: the file's names of each translated name.
         unused: the file's names of tensors that no timm model has.
@@ -55,6 +57,7 @@ class FittedWeights:
     """
 
     section: Section
+    stem_weight: str
     library: str = ""
     origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
@@ -77,10 +80,11 @@ class FittedWeights:
     @property
     def resized(self) -> tuple[str, ...]:
         """The names of tensors that have another patch or image size in the file."""
-        resized = [name for name in self.names if name != PATCH_WEIGHT and self.sized[name] is not self.named[name]]
+        stem = self.stem_weight
+        resized = [name for name in self.names if name != stem and self.sized[name] is not self.named[name]]
         pointers = {tensor.data_ptr() for tensor in self.in_file.values()}
-        if PATCH_WEIGHT in self.names and self.named[PATCH_WEIGHT].data_ptr() not in pointers:
-            resized.append(PATCH_WEIGHT)
+        if stem in self.names and self.named[stem].data_ptr() not in pointers:
+            resized.append(stem)
         return tuple(resized)
 
     @property
@@ -103,7 +107,7 @@ class FittedWeights:
         # the filter has computed a new one. The patch embedding is always loaded.
         loaded = {name: self.named[name] for name in self.names}
         used = {(tensor if tensor._base is None else tensor._base).data_ptr() for tensor in loaded.values()}
-        patches = (PATCH_WEIGHT, "conv1.weight")
+        patches = (self.stem_weight, "conv1.weight")
         return [
             name
             for name, tensor in self.in_file.items()
@@ -111,7 +115,7 @@ class FittedWeights:
         ]
 
 
-def fit(anchor: PlainAnchor, state: Mapping[str, Tensor], section: Section) -> FittedWeights:
+def fit(anchor: Anchor, state: Mapping[str, Tensor], section: Section) -> FittedWeights:
     """Fit a section of a weights file to an anchor, without changing the anchor.
 
     Args:
@@ -119,7 +123,7 @@ def fit(anchor: PlainAnchor, state: Mapping[str, Tensor], section: Section) -> F
         state: the state dict of its model.
         section: the weights.
     """
-    fitted = FittedWeights(section, grid=recorded_grid(section.grid))
+    fitted = FittedWeights(section, anchor.stem_weight, grid=recorded_grid(section.grid))
     weights = section.weights
     if renamed := rename(weights):
         zero = {name: torch.zeros_like(state[name]) for name in renamed.library.optional if name in state}
@@ -134,43 +138,59 @@ def fit(anchor: PlainAnchor, state: Mapping[str, Tensor], section: Section) -> F
         return fitted
     fitted.matching = sum(name in state for name in fitted.named)
     fitted.sized, fitted.unknown_grid = _resampled(anchor, fitted.named, fitted.grid)
-    _adapt_channels(fitted, state[PATCH_WEIGHT])
-    fitted.kept = tuple(_kept(fitted.sized, state))
+    _adapt_channels(fitted, state[anchor.stem_weight])
+    fitted.kept = tuple(_kept(anchor, fitted.sized, state))
     required = {name: value for name, value in state.items() if name not in fitted.kept}
     fitted.names = tuple(required)
     fitted.refusal = _refusal(anchor, fitted, required)
     return fitted
 
 
-def _in_timm_names(anchor: PlainAnchor, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+def _in_timm_names(anchor: Anchor, weights: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights under timm's names, with the patch embedding resampled to the anchor's patches."""
     model = anchor.model
+    if anchor.positions is None:
+        return _filtered(model, weights)
     # Without a position embedding in the model, timm's filter leaves the embedding of the file unchanged. Otherwise it
     # would resample it from a guessed grid: it cannot distinguish grids with the same number of patches.
     position, model.pos_embed = model.pos_embed, None
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # timm's filter for Eva prints failed attempts
-            return anchor.checkpoint_filter(weights)
+            return _filtered(model, weights)
     finally:
         model.pos_embed = position
 
 
+def _filtered(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Apply the checkpoint filter of the model's family in timm, if it has one.
+
+    It renames published weights, and resamples them to the model's size.
+    """
+    options = dict(adapt_layer_scale=True) if isinstance(model, VisionTransformer) else {}
+    for class_ in reversed(type(model).__mro__):  # the family's own class first
+        if (filter_ := getattr(sys.modules[class_.__module__], "checkpoint_filter_fn", None)) is not None:
+            return filter_(dict(weights), model, **options)
+    return dict(weights)
+
+
 def _resampled(
-    anchor: PlainAnchor, named: Mapping[str, Tensor], recorded: Grid | None
+    anchor: Anchor, named: Mapping[str, Tensor], recorded: Grid | None
 ) -> tuple[dict[str, Tensor], frozenset[str]]:
     """Resample positions to the anchor's image size.
 
     Returns:
         The weights, and the names of the tensors whose grid cannot be determined.
     """
-    sized, unknown = dict(named), set()
-    for name, stored in anchor.positions.grids().items():
+    sized, unknown, positions = dict(named), set(), anchor.positions
+    if positions is None:
+        return sized, frozenset()
+    for name, stored in positions.grids().items():
         if name not in named:
             continue
         candidates = _candidate_grids(name, named[name], recorded, stored)
-        grids = [grid for grid in candidates if anchor.positions.fits(name, named[name], grid)]
+        grids = [grid for grid in candidates if positions.fits(name, named[name], grid)]
         if grids:
-            sized[name] = anchor.positions.resample(name, named[name], grids[0])
+            sized[name] = positions.resample(name, named[name], grids[0])
         else:
             unknown.add(name)
     return sized, frozenset(unknown)
@@ -191,20 +211,20 @@ def _candidate_grids(name: str, tensor: Any, recorded: Grid | None, stored: Grid
 
 def _adapt_channels(fitted: FittedWeights, stem: Tensor) -> None:
     """Adapt a patch embedding of three channels to the number of channels of the anchor's ``stem``."""
-    weight, channels = fitted.sized.get(PATCH_WEIGHT), stem.shape[1]
+    weight, channels = fitted.sized.get(fitted.stem_weight), stem.shape[1]
     if isinstance(weight, Tensor) and weight.shape == (stem.shape[0], RGB, *stem.shape[2:]) and channels != RGB:
-        fitted.sized[PATCH_WEIGHT] = adapt_input_conv(channels, weight)
+        fitted.sized[fitted.stem_weight] = adapt_input_conv(channels, weight)
         fitted.adapted = RGB, channels
 
 
-def _kept(sized: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def _kept(anchor: Anchor, sized: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """The anchor's tensors that keep their initial values.
 
     They are bias tables and modules for fine-tuning that the file lacks, and a head for another number of classes.
     """
-    tables = [key for key in state if key.endswith(BIAS_TABLE)]
+    tables = [key for key in state if key.endswith(BIAS_TABLE) and anchor.positions is not None]
     kept = [] if any(key in sized for key in tables) else tables
-    for module in FINE_TUNED:
+    for module in FINE_TUNED if anchor.positions is not None else anchor.classifier_modules[-1:]:
         weight = f"{module}.weight"
         absent = not any(key.startswith(f"{module}.") for key in sized)
         if absent or (weight in state and weight in sized and len(state[weight]) != len(sized[weight])):
@@ -212,13 +232,15 @@ def _kept(sized: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]
     return kept
 
 
-def _refusal(anchor: PlainAnchor, fitted: FittedWeights, required: Mapping[str, Tensor]) -> str:
+def _refusal(anchor: Anchor, fitted: FittedWeights, required: Mapping[str, Tensor]) -> str:
     """The reason why weights do not fit the tensors that an anchor requires; empty if they fit."""
-    relevant = {name: value for name, value in fitted.sized.items() if name in required or not _is_superfluous(name)}
+    relevant = {
+        name: value for name, value in fitted.sized.items() if name in required or not _is_superfluous(anchor, name)
+    }
     wrong = describe_mismatch(tensor_shapes(relevant), tensor_shapes(required), most=MOST_NAMES)
     if not wrong:
         return ""
-    refusal = f"does not fit this anchor ({anchor.depth} blocks, width {anchor.width}). "
+    refusal = f"does not fit this anchor ({anchor.depth} blocks, width {anchor.widths[-1]}). "
     if not fitted.matching:
         names = list(fitted.in_file)
         levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
@@ -230,12 +252,14 @@ def _refusal(anchor: PlainAnchor, fitted: FittedWeights, required: Mapping[str, 
             "docs/checkpoints.md lists the libraries whose names can be read: use a file of one of them, or rename the "
             "weights"
         )
-    weight = fitted.sized.get(PATCH_WEIGHT)
+    weight = fitted.sized.get(fitted.stem_weight)
     if isinstance(weight, Tensor) and weight.ndim == 4 and weight.shape[1] != anchor.in_chans:
         wrong += (
             f". The file is for images of {weight.shape[1]} channels, and only weights for {RGB} channels can be "
             f"adapted: set in_chans={weight.shape[1]} in the anchor"
         )
+    if anchor.positions is None:
+        return refusal + wrong
     with_grid, required_with_grid = (
         tensor_shapes({name: value for name, value in weights.items() if name not in fitted.unknown_grid})
         for weights in (relevant, required)
@@ -249,8 +273,8 @@ def _refusal(anchor: PlainAnchor, fitted: FittedWeights, required: Mapping[str, 
     return refusal + wrong
 
 
-def _is_superfluous(name: str) -> bool:
-    return name.split(".")[0] in CLASSIFIER_MODULES or name.startswith(DECODER)
+def _is_superfluous(anchor: Anchor, name: str) -> bool:
+    return name.split(".")[0] in anchor.classifier_modules or name.startswith(DECODER)
 
 
 def _moves_queries_or_values(bias: Tensor) -> bool:

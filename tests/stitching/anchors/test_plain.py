@@ -84,8 +84,8 @@ def test_windows_and_bias_need_timms_plain_attention(settings: dict[str, object]
         make_anchor(model="vit_small_patch16_dinov3", **settings)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
-def test_not_a_plain_vit(name: str) -> None:
+@pytest.mark.parametrize("name", ["vgg11", "maxvit_tiny_tf_224"])
+def test_no_adapter(name: str) -> None:
     with pytest.raises(TypeError, match="plain ViT"):
         create_anchor(name, 64)
     with pytest.raises(TypeError, match="VisionTransformer"):

@@ -1,0 +1,13 @@
+# ResNet-18 and -50 with FPN and Mask R-CNN, as in mmdetection's ResNet configs.
+_base_ = "stitched-swin-ti-s_mask-rcnn.py"
+model = dict(
+    backbone=dict(
+        anchors=[
+            dict(model="resnet18.a1_in1k", pretrained=True),
+            dict(model="resnet50.a1_in1k", pretrained=True),
+        ],
+        flops_step=4e9,
+        frozen_stages=3,  # blocks of ResNet-50: the stem and the first stage
+    ),
+    neck=dict(in_channels=[256, 512, 1024, 2048]),
+)

@@ -1,0 +1,6 @@
+_base_ = [
+    "../_base_/models/stitched-convnext-t-s-b_upernet.py",
+    "../_base_/datasets/ade20k.py",
+    "../_base_/schedules/schedule_160k_convnext.py",
+    "../_base_/default_runtime.py",
+]

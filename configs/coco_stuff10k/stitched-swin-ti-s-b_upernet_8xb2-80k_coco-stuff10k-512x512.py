@@ -1,0 +1,7 @@
+_base_ = [
+    "../_base_/models/stitched-swin-ti-s-b_upernet.py",
+    "../_base_/datasets/coco_stuff10k.py",
+    "../_base_/schedules/schedule_80k_swin.py",
+    "../_base_/default_runtime.py",
+]
+model = dict(decode_head=dict(num_classes=171), auxiliary_head=dict(num_classes=171))
