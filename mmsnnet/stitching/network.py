@@ -60,6 +60,7 @@ class StitchedNetwork(nn.Module):
         self.anchors = nn.ModuleList(anchors)
         self.space = space
         self.with_cp = with_cp
+        self._checked_sizes: set[tuple[int, int]] = set()
         self.layers = nn.ModuleDict(
             {
                 str(key): StitchingLayer(
@@ -179,8 +180,13 @@ class StitchedNetwork(nn.Module):
             images: (B, 3, H, W).
             start: the output of block number ``done`` of the route, counted from 1; None starts at the stem.
             done: the number of blocks to skip.
+
+        Raises:
+            SettingError: anchors of several classes divide images of this size into other grids.
         """
         recompute = self.with_cp and self.training and torch.is_grad_enabled()
+        if len({type(anchor) for anchor in self.anchors}) > 1:
+            self._check_grids((int(images.shape[-2]), int(images.shape[-1])))
         if start is None:
             features = self.anchor(stitch.segments[0].anchor).stem(images)
         else:
@@ -196,6 +202,22 @@ class StitchedNetwork(nn.Module):
             for block, computed in anchor.run(features, segment.start + skipped, segment.stop, recompute):
                 output = BlockOutput(segment.anchor, block, {(): computed})
                 yield output
+
+    def _check_grids(self, image_size: tuple[int, int]) -> None:
+        """Check that maps of anchors of several classes agree where layers join them: at odd sizes some round down."""
+        if image_size in self._checked_sizes:
+            return
+        for key in self.space.layers:
+            source = self.anchor(key.source).geometry(image_size)[key.source_block + 1].grid
+            target = self.anchor(key.target).geometry(image_size)[key.target_block].grid
+            if source != target:
+                raise SettingError(
+                    f"images of {image_size[0]} x {image_size[1]}: a map of {source[0]} x {source[1]} leaves block "
+                    f"{key.source_block} of anchor {key.source}, and one of {target[0]} x {target[1]} enters block "
+                    f"{key.target_block} of anchor {key.target}: anchors of several classes need sizes that are "
+                    "multiples of their largest stride (size_divisor or pad_size_divisor of the data preprocessor)"
+                )
+        self._checked_sizes.add(image_size)
 
     def _project(self, projected: dict[LayerPath, Features], path: LayerPath) -> Features:
         if path not in projected:

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmsnnet.apis.model import check_channels
+from mmsnnet.errors import SettingError
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.registry import MODELS
 
@@ -93,6 +94,19 @@ def test_a_training_step_reaches_what_the_drawn_stitch_uses(pair: str) -> None:
     used = set(backbone.trained_parameters(backbone.drawn))
     # The bias of a convolution before a batch norm has a gradient, too, of zero.
     assert reached == used
+
+
+def test_sizes_at_which_two_classes_round_differently_are_refused() -> None:
+    small, large = PAIRS["resnet"][0], dict(model="convnext_tiny", dims=CHANNELS, depths=(2, 2, 3, 2))
+    backbone = MODELS.build(dict(type="mmsnnet.StitchedViT", anchors=[small, large], img_size=64)).eval()
+    for layer in backbone.network.layers.values():
+        layer.set_base(layer.weight, layer.bias)
+    with torch.no_grad():
+        assert [m.shape[-1] for m in backbone(torch.zeros(1, 3, 64, 96))] == [24, 12, 6, 3]
+        with pytest.raises(
+            SettingError, match=r"images of 64 x 90: a map of 16 x 23 leaves block 0 of"
+        ):
+            backbone(torch.zeros(1, 3, 64, 90))
 
 
 @pytest.mark.parametrize(
