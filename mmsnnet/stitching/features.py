@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from mmsnnet.errors import SettingError
 from mmsnnet.stitching.windows import Grid, from_windows, to_windows
 
 
@@ -89,6 +90,19 @@ class Features:
             if layout.window:
                 data = to_windows(data, self.grid, layout.window, layout.prefix)
         return Features(data, layout, self.grid)
+
+    def check_meets(self, other: Features, sites: str) -> None:
+        """Check that a stitching layer can map these features to others.
+
+        Raises:
+            SettingError: their grids differ; the message names both ``sites``.
+        """
+        if self.grid != other.grid:
+            maps = " and ".join(f"{height} x {width}" for height, width in (self.grid, other.grid))
+            raise SettingError(
+                f"{sites}, are maps of {maps}: anchors of several classes need sizes that are multiples of their "
+                "largest stride (size_divisor or pad_size_divisor of the data preprocessor)"
+            )
 
     def with_data(self, data: Tensor) -> Features:
         """Replace the tensor and keep layout and grid."""

@@ -182,11 +182,11 @@ class StitchedNetwork(nn.Module):
             done: the number of blocks to skip.
 
         Raises:
-            SettingError: anchors of several classes divide images of this size into other grids.
+            SettingError: anchors of several classes have other maps for images of this size.
         """
         recompute = self.with_cp and self.training and torch.is_grad_enabled()
         if len({type(anchor) for anchor in self.anchors}) > 1:
-            self._check_grids((int(images.shape[-2]), int(images.shape[-1])))
+            self._check_size((int(images.shape[-2]), int(images.shape[-1])))
         if start is None:
             features = self.anchor(stitch.segments[0].anchor).stem(images)
         else:
@@ -203,20 +203,18 @@ class StitchedNetwork(nn.Module):
                 output = BlockOutput(segment.anchor, block, {(): computed})
                 yield output
 
-    def _check_grids(self, image_size: tuple[int, int]) -> None:
+    def _check_size(self, image_size: tuple[int, int]) -> None:
         """Check that maps of anchors of several classes agree where layers join them: at odd sizes some round down."""
         if image_size in self._checked_sizes:
             return
         for key in self.space.layers:
-            source = self.anchor(key.source).geometry(image_size)[key.source_block + 1].grid
-            target = self.anchor(key.target).geometry(image_size)[key.target_block].grid
-            if source != target:
-                raise SettingError(
-                    f"images of {image_size[0]} x {image_size[1]}: a map of {source[0]} x {source[1]} leaves block "
-                    f"{key.source_block} of anchor {key.source}, and one of {target[0]} x {target[1]} enters block "
-                    f"{key.target_block} of anchor {key.target}: anchors of several classes need sizes that are "
-                    "multiples of their largest stride (size_divisor or pad_size_divisor of the data preprocessor)"
-                )
+            leaving = self.anchor(key.source).geometry(image_size)[key.source_block + 1]
+            entering = self.anchor(key.target).geometry(image_size)[key.target_block]
+            leaving.check_meets(
+                entering,
+                f"images of {image_size[0]} x {image_size[1]}: what leaves block {key.source_block} of anchor "
+                f"{key.source}, and what enters block {key.target_block} of anchor {key.target}",
+            )
         self._checked_sizes.add(image_size)
 
     def _project(self, projected: dict[LayerPath, Features], path: LayerPath) -> Features:
