@@ -369,4 +369,4 @@ def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
     while launcher.poll() is None and not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
         time.sleep(0.1)
     launcher.kill()
-    assert f"the launcher, process {launcher.pid}, has ended" in launcher.communicate(timeout=5)[1]
+    assert f"the launcher, process {launcher.pid}, has ended" in launcher.communicate(timeout=60)[1]
