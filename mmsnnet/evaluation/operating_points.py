@@ -350,6 +350,8 @@ def _of_type(key: str, value: Any, types: Any, expected: str) -> Any:
     too_large = isinstance(value, types) and types in (Integral, Real) and 1.7e308 < abs(value) < math.inf
     if isinstance(value, bool) or too_large or not isinstance(value, types):
         raise TypeError(f"{key}: expected {expected}, found {_shortened(value)}")
+    if isinstance(value, str):
+        value.encode()  # what no file or picture can hold is a ValueError here
     return value
 
 

@@ -447,3 +447,12 @@ def test_the_module_is_data_alone(module: ModuleType) -> None:
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     own = {writing.__name__, metric_names.__name__, "mmsnnet.errors", "mmsnnet.files.locking"}
     assert {name.split(".")[0] for name in imported - own} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("entry", [dict(name="\ud800"), dict(kind="\ud800"), dict(metrics={"\ud800": 1.0})])
+def test_text_that_no_file_holds_is_refused_with_the_stitch(entry: dict[str, Any], tmp_path: Path) -> None:
+    point = dict(id=0, name="S", kind="S", flops=5, params=5, metrics={}) | entry
+    document = dict(schema=OperatingPoints.schema, config=None, checkpoint=None, dataset="d", input_shape=[4, 4])
+    (tmp_path / "p.json").write_text(json.dumps(document | dict(device=None, stitches=[point])))
+    with pytest.raises(ValueError, match=r"p\.json: stitches\[0\]: .*surrogates not allowed, in stitch"):
+        OperatingPoints.load(tmp_path / "p.json")
