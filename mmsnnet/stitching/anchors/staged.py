@@ -232,7 +232,7 @@ class LevitAnchor(StagedAnchor):
 
     model_class = Levit
     _size_arguments: ClassVar[Mapping[str, Any] | None] = {}
-    classifier_modules, _format = ("head",), "tokens"
+    classifier_modules, _format = ("head", "head_dist"), "tokens"
 
     def call(self, block: int, features: Features) -> Features:
         names = self._blocks[block]

@@ -224,7 +224,10 @@ def _kept(anchor: Anchor, sized: Mapping[str, Tensor], state: Mapping[str, Tenso
     """
     tables = [key for key in state if key.endswith(BIAS_TABLE) and anchor.positions is not None]
     kept = [] if any(key in sized for key in tables) else tables
-    for module in FINE_TUNED if anchor.positions is not None else anchor.classifier_modules[-1:]:
+    # timm names the layers of a hierarchical model that depend on the number of classes.
+    classifier = anchor.model.pretrained_cfg["classifier"]
+    named = (classifier,) if isinstance(classifier, str) else classifier
+    for module in FINE_TUNED if anchor.positions is not None else named:
         weight = f"{module}.weight"
         absent = not any(key.startswith(f"{module}.") for key in sized)
         if absent or (weight in state and weight in sized and len(state[weight]) != len(sized[weight])):

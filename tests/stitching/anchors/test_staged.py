@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor
 
-from mmsnnet.stitching import Anchor, StitchedNetwork, StitchSpace, cost_model, create_anchor
+from mmsnnet.stitching import Anchor, StitchedNetwork, StitchSpace, cost_model, create_anchor, load_pretrained
 from mmsnnet.stitching.anchors.base import CLASSIFIER, STEM, Component
 from mmsnnet.stitching.least_squares import NormalEquations
 
@@ -88,6 +88,11 @@ def test_each_parameter_is_in_one_component(family: str) -> None:
     listed = [p for component in anchor.components for p in anchor.parameters_of(component)]
     assert len(listed) == len(set(listed)) and set(listed) == set(anchor.parameters())
     assert [c.block for c in anchor.components if c.role == "block"] == list(range(anchor.depth))
+    # Layers that depend on the number of classes belong to the classifier, and not to the stem.
+    classifiers = anchor.model.get_classifier()
+    heads = classifiers if isinstance(classifiers, tuple) else (classifiers,)
+    in_heads = {parameter for head in heads for parameter in head.parameters()}
+    assert in_heads and in_heads <= set(anchor.parameters_of(CLASSIFIER))
     assert sum(anchor.stages) == anchor.depth
 
 
@@ -193,6 +198,19 @@ def test_flops_of_all_published_routes(family: str) -> None:
     costs = cost_model(network, (224, 224)).stitches(None)
     for stitch, entry in zip(space, published["stitches"], strict=True):
         assert costs[stitch.id].flops == entry.get("flops_with_final_norm", entry["flops"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_another_number_of_classes_leave_the_classifier_out(family: str, tmp_path: Path) -> None:
+    saved = make(family).model
+    torch.save(saved.state_dict(), tmp_path / "w.pth")
+    for other in (make(family), make(family, num_classes=7), make(family, classifier=False)):
+        before = {name: value.clone() for name, value in other.model.state_dict().items()}
+        report = load_pretrained(other, tmp_path / "w.pth")
+        for name, value in other.model.state_dict().items():
+            expected = saved.state_dict()[name]
+            fits = expected.shape == value.shape
+            assert torch.equal(value, expected if fits else before[name]) and (name in report.kept) != fits
 
 
 @torch.no_grad()
