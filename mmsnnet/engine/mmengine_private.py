@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from mmengine.evaluator import BaseMetric
@@ -60,22 +59,6 @@ def accumulative_counts(wrapper: OptimWrapper) -> int:
     The number has no public name.
     """
     return getattr(wrapper, "_accumulative_counts", 1)
-
-
-@contextmanager
-def sum_passes(wrapper: OptimWrapper, passes: int) -> Iterator[None]:
-    """Inside, an iteration consists of several passes, whose gradients are summed.
-
-    mmengine takes the mean over passes that it accumulates, and fixes their number at construction.
-    """
-    counts, scale_loss = wrapper._accumulative_counts, wrapper.scale_loss
-    wrapper._accumulative_counts = counts * passes
-    wrapper.scale_loss = lambda loss: scale_loss(loss * passes)
-    try:
-        yield
-    finally:
-        wrapper._accumulative_counts = counts
-        del wrapper.scale_loss
 
 
 def replace_clipping(wrapper: OptimWrapper, clip: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ class StitchSampler:
         bins: ids of stitches, from the cheapest to the costliest, as :func:`flops_bins` returns them.
         seed: seed of the draws.
         stitches_per_step: the number of stitches that a training step runs. With two or more, the first draw of a step
-            is the cheapest stitch, the second the costliest, and the others are random.
+            is the costliest stitch, which can teach the others, the second the cheapest, and the others are random.
 
     Raises:
         ValueError: a bin is empty or there is none, or ``stitches_per_step`` is below 1.
@@ -41,7 +41,7 @@ class StitchSampler:
         """The stitch id of draw ``n``, counted from 0."""
         place = n % self.stitches_per_step
         if self.stitches_per_step > 1 and place < 2:
-            return self.bins[0][0] if place == 0 else self.bins[-1][-1]
+            return self.bins[-1][-1] if place == 0 else self.bins[0][0]
         digest = hashlib.blake2b(f"{self.seed}:{n}".encode(), digest_size=16).digest()
         stitches = self.bins[_below(len(self.bins), digest[:8])]
         return stitches[_below(len(stitches), digest[8:])]

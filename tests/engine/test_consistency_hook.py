@@ -175,7 +175,7 @@ def test_all_stitches_of_a_step_are_named(runner: SimpleNamespace) -> None:
             backbone(torch.zeros(1, 3, 32, 32))
         runner.step(hook, loss=loss)
     last = backbone.drawn.name
-    with pytest.raises(FloatingPointError, match=rf"which ran S, L, {last} \(draws 3, 4, 5\)"):
+    with pytest.raises(FloatingPointError, match=rf"which ran L, S, {last} \(draws 3, 4, 5\)"):
         hook.after_train(runner)
 
 

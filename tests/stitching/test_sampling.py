@@ -116,14 +116,14 @@ def test_a_step_of_several_stitches_runs_both_ends_and_draws_the_others(k: int) 
     cheapest, costliest = 0, 9
     for step in range(6):
         first, second, *others = drawn[step * k : (step + 1) * k]
-        assert (first, second) == (cheapest, costliest)
+        assert (first, second) == (costliest, cheapest)
         assert others == one[step * k + 2 : (step + 1) * k]
 
 
 def test_the_cheapest_and_the_costliest_are_those_of_all_bins() -> None:
     flops = {i: (i * 37) % 61 for i in range(40)}
     sampler = StitchSampler(flops_bins(flops, step=7), stitches_per_step=2)
-    assert flops[sampler.draw(0)] == min(flops.values()) and flops[sampler.draw(1)] == max(flops.values())
+    assert flops[sampler.draw(0)] == max(flops.values()) and flops[sampler.draw(1)] == min(flops.values())
 
 
 def test_a_step_runs_at_least_one_stitch() -> None:

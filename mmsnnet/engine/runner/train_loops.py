@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import check_loader, check_same_classes, sizes_explained
+from mmsnnet.engine.distillation import Distillation
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.hooks.validation_hook import ValidationHook
-from mmsnnet.engine.mmengine_private import accumulative_counts, sum_passes, uses_rank_seeds
+from mmsnnet.engine.mmengine_private import accumulative_counts, uses_rank_seeds
 from mmsnnet.engine.randomness import hashed, seed_generators
 from mmsnnet.engine.ranks import compare_loaders, fail_together
 from mmsnnet.engine.resuming.records import EPOCH_BEGAN
 from mmsnnet.engine.runner.seeded_loading import SeededBatchSampler, seeded_loader
+from mmsnnet.engine.runner.train_step import several_stitches
 from mmsnnet.engine.sharding import is_sharded, refuse_stock_sharding
 from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
@@ -55,11 +55,23 @@ class _StitchTrainLoop(BaseLoop):
     _max_iters: int
 
     def __init__(
-        self, runner: Runner, dataloader: DataLoader | dict, *args: Any, stitches_per_step: int = 1, **kwargs: Any
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        *args: Any,
+        stitches_per_step: int = 1,
+        distill: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         if stitches_per_step < 1:
             raise ValueError(f"train_cfg.stitches_per_step must be at least 1, got {stitches_per_step}")
         self.stitches_per_step = stitches_per_step
+        self.distillation = None if distill is None else Distillation(unwrapped_model(runner.model), **distill)
+        if self.distillation is not None and self.distillation.teacher is None and stitches_per_step == 1:
+            raise SettingError(
+                "train_cfg.distill without a teacher lets the costliest stitch of a step teach the others: set "
+                "train_cfg.stitches_per_step to 2 or more, or train_cfg.distill.teacher"
+            )
         refuse_stock_sharding(runner)
         for kind in (ResumeHook, ValidationHook):
             if not any(isinstance(hook, kind) for hook in runner.hooks):
@@ -80,19 +92,10 @@ class _StitchTrainLoop(BaseLoop):
             self.batch_sampler.sampler.seed = self.batch_sampler.seed
         self._check()
         self._warn_of_lost_gradients()
-        if self.stitches_per_step == 1:
-            return super().run()
-        wrapper = self.runner.optim_wrapper
-        if not isinstance(wrapper, OptimWrapper) or isinstance(wrapper, OptimWrapperDict):
-            raise TypeError(
-                "stitches_per_step needs mmengine's gradient accumulation, which "
-                f"{type(wrapper).__name__} lacks: set train_cfg.stitches_per_step=1"
-            )
         find_stitched_backbone(self.runner.model).stitches_per_step = self.stitches_per_step
-        with sum_passes(wrapper, self.stitches_per_step):
-            counts = (self._iter * self.stitches_per_step, self._max_iters * self.stitches_per_step)
-            wrapper.initialize_count_status(self.runner.model, *counts)
-            return super().run()
+        if self.distillation is not None:
+            self.distillation.to(next(self.runner.model.parameters()).device)
+        return super().run()
 
     def _check(self) -> None:
         """Check now what would fail later, in a validation hours from now too."""
@@ -137,14 +140,11 @@ class _StitchTrainLoop(BaseLoop):
 
     def _train_step(self, data_batch: Any) -> dict[str, Tensor]:
         """The losses of an iteration; with several stitches, each loss's mean over them."""
-        model, wrapper = self.runner.model, self.runner.optim_wrapper
-        explained = sizes_explained(model, data_batch, True, "train_dataloader")
-        if self.stitches_per_step == 1:
-            with explained:
-                return model.train_step(data_batch, optim_wrapper=wrapper)
-        with explained, _preprocessed_once(unwrapped_model(model).get_submodule("data_preprocessor")):
-            passes = [model.train_step(data_batch, optim_wrapper=wrapper) for _ in range(self.stitches_per_step)]
-        return _means(passes)
+        model = self.runner.model
+        single = self.stitches_per_step == 1 and self.distillation is None
+        several = nullcontext() if single else several_stitches(model, self.distillation, self._iter)
+        with sizes_explained(model, data_batch, True, "train_dataloader"), several:
+            return model.train_step(data_batch, optim_wrapper=self.runner.optim_wrapper)
 
 
 @LOOPS.register_module()
@@ -156,14 +156,15 @@ class StitchIterBasedTrainLoop(_StitchTrainLoop, IterBasedTrainLoop):
 
     Args:
         runner, dataloader, max_iters, val_begin, val_interval, dynamic_intervals: as of mmengine's loop.
-        stitches_per_step: how many stitches to train on each batch, one after the other. Their gradients are summed.
-            With two or more, these are the cheapest, the costliest, and drawn ones (the sandwich rule, arXiv
-            1903.05134). Hooks see one iteration, with each loss's mean over the stitches. With gradient accumulation,
-            weights are still updated every ``accumulative_counts`` iterations.
+        stitches_per_step: how many stitches to train on each batch. With two or more, these are the costliest, the
+            cheapest, and drawn ones (the sandwich rule, arXiv 1903.05134). Their losses are summed, and blocks at
+            which they start alike run once (:func:`mmsnnet.engine.runner.train_step.several_stitches`). Hooks see one
+            iteration, with each loss's mean over the stitches.
+        distill: the arguments of :class:`mmsnnet.engine.distillation.Distillation`; None for no distillation.
 
     Raises:
         TypeError, ValueError: :func:`mmsnnet.engine.runner.seeded_loading.seeded_loader` refuses the data loader;
-            ``stitches_per_step`` is below 1, or the optimizer wrapper cannot accumulate gradients.
+            ``stitches_per_step`` is below 1.
     """
 
     endless = True
@@ -184,7 +185,7 @@ class StitchEpochBasedTrainLoop(_StitchTrainLoop, EpochBasedTrainLoop):
 
     Args:
         runner, dataloader, max_epochs, val_begin, val_interval, dynamic_intervals: as of mmengine's loop.
-        stitches_per_step: as of :class:`StitchIterBasedTrainLoop`.
+        stitches_per_step, distill: as of :class:`StitchIterBasedTrainLoop`.
     """
 
     endless = False
@@ -238,34 +239,6 @@ class _Batches:
     def skip_iter(self, num_iters: int) -> None:
         """Skip this many batches from the start of training; mmengine calls this."""
         self._batch_sampler.skip = num_iters
-
-
-@contextmanager
-def _preprocessed_once(preprocessor: nn.Module) -> Iterator[None]:
-    """Inside, a preprocessor runs once, and each call gets a copy.
-
-    So all stitches see the same batch and the same augmentations. Each needs a copy, because heads change data samples
-    in place.
-    """
-    preprocess = preprocessor.forward
-    results: list[Any] = []
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if not results:
-            results.append(preprocess(*args, **kwargs))
-        return copy.deepcopy(results[0])
-
-    preprocessor.forward = forward
-    try:
-        yield
-    finally:
-        del preprocessor.forward
-
-
-def _means(passes: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each loss over the passes that have it."""
-    names = dict.fromkeys(name for losses in passes for name in losses)
-    return {name: torch.stack([losses[name].detach() for losses in passes if name in losses]).mean(0) for name in names}
 
 
 def _shared_seed(runner: Runner) -> int:

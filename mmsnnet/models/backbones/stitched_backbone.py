@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from mmengine import dist
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -18,6 +16,7 @@ from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.backbones.budget import Budget
 from mmsnnet.models.backbones.build_network import build_network, load_anchors, parse_image_size
+from mmsnnet.models.backbones.image_sizes import PaddingWarning, check_first_draw, warn
 from mmsnnet.models.backbones.taps import Taps
 from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.registry import MODELS
@@ -142,8 +141,10 @@ class StitchedBackbone(BaseModule):
         self._sampler: StitchSampler | None = None
         self._plan: tuple[tuple[Stitch, ...], PrefixPlan] | None = None
         self._shared: SharedPrefixes | None = None
+        self._step: SharedPrefixes | None = None  # of a training step
+        self._compares_steps = True
         self._cost_models: dict[tuple[int, int], CostModel] = {}
-        self._warned_of_padding = False
+        self._padding_warning = PaddingWarning()
         self._budget = Budget(self.space)
         if budget is not None:
             self.set_budget(**budget)
@@ -207,7 +208,7 @@ class StitchedBackbone(BaseModule):
         if self._sampler is None:
             bins = flops_bins({id_: cost.flops for id_, cost in self.training_costs().items()}, self.flops_step)
             if len(bins) == 1 < len(self.space) and self.space.scheme != "sliding_window":  # published as uniform
-                _warn(
+                warn(
                     f"All {len(self.space)} stitches fall into one FLOPs bin: training draws them uniformly and the "
                     f"anchors rarely. Lower StitchedViT's flops_step, now {self.flops_step:.3g}."
                 )
@@ -248,6 +249,30 @@ class StitchedBackbone(BaseModule):
             yield
         finally:
             self._shared = None
+
+    @contextmanager
+    def share_step(self) -> Iterator[None]:
+        """Let the next ``stitches_per_step`` calls in training mode share common blocks, for one backward pass.
+
+        Each call draws its stitch, and gets the same images as the others. Sum the losses of these calls before the
+        backward pass. The gradients equal those of separate passes. Shared blocks draw their stochastic depth once, and
+        update the statistics of batch norms once.
+
+        Raises:
+            RuntimeError: from a call: it has other images. Only the first step compares values, because that waits for
+                the GPU.
+        """
+        sampler = self.sampler()
+        self.draws += -self.draws % self.stitches_per_step  # after a resumed run with another number
+        numbers = range(self.draws, self.draws + self.stitches_per_step)
+        stitches = tuple(self.space[sampler.draw(number)] for number in numbers)
+        plan = PrefixPlan(self.space, stitches, self._trained_taps, keep=True)
+        self._step = SharedPrefixes(self.network, plan, compare=self._compares_steps)
+        try:
+            yield
+        finally:
+            self._step = None
+        self._compares_steps = False
 
     @property
     def out_indices(self) -> tuple[int, ...]:
@@ -321,11 +346,10 @@ class StitchedBackbone(BaseModule):
         """
         size = images.shape[-2], images.shape[-1]
         stitch = self._draw(size) if self.training else self._stitch
-        # Training mode draws a stitch for each forward, so only evaluation mode shares prefixes.
-        walker = None if self.training else self._shared
+        walker = self._step if self.training else self._shared
         if self.num_classes is not None:
             return self.network.classify(images, stitch, walker)
-        self._warn_of_padding(size)
+        self._padding_warning(size, self.padded_size(size))
         out_indices = self.taps.train if self.training else self.taps.test
         features = self.network.taps(images, stitch, out_indices, walker)
         return self.taps.hand_out(dict(zip(out_indices, features, strict=True)))
@@ -333,22 +357,6 @@ class StitchedBackbone(BaseModule):
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """The size (height, width) of images of ``image_size`` after padding to whole patches."""
         return self.network.anchor(-1).padded_size(image_size)
-
-    def _warn_of_padding(self, image_size: tuple[int, int]) -> None:
-        """Warn once if maps cover more than the image."""
-        # Traced and compiled programs have no sizes to compare.
-        if self._warned_of_padding or torch.jit.is_tracing() or torch.compiler.is_compiling():
-            return
-        padded = self.padded_size(image_size)
-        if padded != image_size:
-            self._warned_of_padding = True
-            _warn(
-                f"Images of {image_size[0]} x {image_size[1]} are not whole patches: the backbone's maps cover "
-                f"{padded[0]} x {padded[1]}, and a head that resizes its maps to the image squeezes predictions. Set "
-                "model.type to mmsnnet.EncoderDecoder or mmsnnet.DepthEstimator, which pad and crop, or let the data "
-                "preprocessor pad (size_divisor, pad_size_divisor). Detection heads count in strides, so their "
-                "predictions are correct without either."
-            )
 
     def zeros(self, images: Tensor) -> Taps | Tensor:
         """Zeros in the shapes of evaluation mode's results for images (B, 3, H, W); no block runs."""
@@ -364,35 +372,18 @@ class StitchedBackbone(BaseModule):
 
     def _draw(self, image_size: tuple[int, int]) -> Stitch:
         if self.drawn is None:
-            self._check_first_draw(image_size)
+            check_first_draw(self.network, image_size, self.img_size)
+        if self._step is not None:
+            self._step.begin()
         self.drawn = self.space[self.sampler().draw(self.draws)]
         self.draws += 1
         return self.drawn
-
-    def _check_first_draw(self, image_size: tuple[int, int]) -> None:
-        if image_size != self.img_size:
-            _warn(
-                f"Training on images of {' x '.join(map(str, image_size))}, while StitchedViT's img_size is "
-                f"{' x '.join(map(str, self.img_size))}: position embeddings are stored and FLOPs counted for it. Set "
-                "it to the size to which the training pipeline crops or pads."
-            )
-        if not self.network.initialized:
-            raise RuntimeError(
-                "the stitching layers are neither initialised nor loaded, and random layers would waste the pretrained "
-                "anchors: add dict(type='mmsnnet.StitchInitHook') to custom_hooks, or load a checkpoint"
-            )
-        if self.network.anchor(-1).compiled:
-            print_log("Blocks are compiled when a stitch first runs them, which can take minutes", logger="current")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         draws = state_dict.pop(prefix + DRAWS, None)
         if draws is not None:
             self.draws = int(draws)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _warn(text: str) -> None:
-    print_log(text, logger="current", level=logging.WARNING)
 
 
 def _save_draws(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:

@@ -112,7 +112,8 @@ class StitchedClassifier(BaseModel):
         """Mixed images (B, 3, H, W) and soft targets (B, K) from labels (B,)."""
         # timm draws from NumPy's global generator, which mmengine seeds equally on all ranks and does not resume.
         state = np.random.get_state()
-        np.random.seed([self.backbone.seed % 2**32, self.backbone.draws, dist.get_rank()])
+        draws = self.backbone.draws - self.backbone.draws % self.backbone.stitches_per_step  # one batch for a step
+        np.random.seed([self.backbone.seed % 2**32, draws, dist.get_rank()])
         try:
             return mixing(images, labels)
         finally:

@@ -1,0 +1,252 @@
+"""Distillation: what its losses are, who teaches whom, and what is refused."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import ConfigDict
+from mmengine.structures import BaseDataElement, PixelData
+from torch import Tensor, nn
+
+from mmsnnet.engine.distillation import Distillation, features_distance
+from mmsnnet.engine.runner.train_step import several_stitches
+from mmsnnet.errors import SettingError
+from mmsnnet.models import StitchedClassifier
+from mmsnnet.registry import MODELS
+
+Make = Callable[..., Any]
+# Without batch norms, so that training and evaluation mode agree.
+HEAD = dict(type="FCNHead", num_convs=0, concat_input=False, in_channels=48, channels=48, in_index=1)
+HEAD |= dict(align_corners=False, dropout_ratio=0)
+
+
+@pytest.fixture
+def make_classifier(backbone_config: Callable[..., dict[str, Any]], randomise: Callable[..., None]) -> Make:
+    def make(number: int = 2, stitches: int = 2, **changes: Any) -> StitchedClassifier:
+        config = backbone_config()
+        config["anchors"] = config["anchors"][-number:]
+        model = StitchedClassifier(config, **{"num_classes": 4, **changes})
+        randomise(model)
+        for layer in model.backbone.network.layers.values():
+            layer.initialized = True
+        model.backbone.stitches_per_step = stitches
+        return model.train()
+
+    return make
+
+
+@pytest.fixture
+def make_segmentor(segmentor_config: Callable[..., dict[str, Any]], randomise: Callable[..., None]) -> Make:
+    def make(stitches: int = 2, classes: int = 5, number: int = 2, **changes: Any) -> Any:
+        config = segmentor_config(out_indices=(1, 3))
+        config["backbone"]["anchors"] = config["backbone"]["anchors"][-number:]
+        config["decode_head"] = HEAD | dict(num_classes=classes)
+        del config["auxiliary_head"]
+        model = MODELS.build(ConfigDict(config | dict(type="mmsnnet.EncoderDecoder") | changes))
+        randomise(model)
+        for layer in model.backbone.network.layers.values():
+            layer.initialized = True
+        model.backbone.stitches_per_step = stitches
+        return model.train()
+
+    return make
+
+
+def labels(number: int = 2) -> list[BaseDataElement]:
+    return [BaseDataElement(gt_label=index % 4) for index in range(number)]
+
+
+def label_maps(number: int = 2, classes: int = 5) -> list[BaseDataElement]:
+    from mmseg.structures import SegDataSample
+
+    random = torch.Generator().manual_seed(1)
+    maps = torch.randint(classes, (number, 1, 32, 32), generator=random)
+    return [SegDataSample(gt_sem_seg=PixelData(data=one), metainfo=dict(img_shape=(32, 32))) for one in maps]
+
+
+def step(model: Any, images: Tensor, truth: Any, distillation: Distillation | None, iteration: int = 0) -> Any:
+    """The losses of each pass of a step."""
+    with several_stitches(model, distillation, iteration):
+        return model(images.clone(), truth, mode="loss")
+
+
+def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# Properties
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_teacher_equal_to_the_student_teaches_nothing(
+    hard: bool, make_segmentor: Make, make_images: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    """With one anchor, each pass of a step is the same. Hard labels leave the entropy of the student."""
+    model = make_segmentor(number=1)
+    losses = step(model, make_images(2), label_maps(), Distillation(model, features=1.0, outputs=float(not hard)))
+    assert "distill.loss_features" not in losses[0]
+    names = [name for name in losses[1] if name.startswith("distill")]
+    assert len(names) == (1 if hard else 2)
+    assert all(losses[1][name] == 0 for name in names)
+    changed = gradients(model, sum(losses[1][name] for name in names))
+    assert all(gradient.abs().max() < 1e-6 for gradient in changed.values())
+
+
+def test_a_frozen_copy_teaches_nothing_at_first(
+    make_segmentor: Make, make_images: Callable[..., Tensor], tmp_path: Path, segmentor_config: Make
+) -> None:
+    model = make_segmentor(number=1, stitches=1)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / "teacher.pth")
+    config = segmentor_config(out_indices=(1, 3))
+    config["type"] = "mmsnnet.EncoderDecoder"
+    config["backbone"]["anchors"] = config["backbone"]["anchors"][-1:]
+    config["decode_head"] = HEAD | dict(num_classes=5)
+    del config["auxiliary_head"]
+    teacher = dict(model=ConfigDict(config), checkpoint=str(tmp_path / "teacher.pth"))
+    distillation = Distillation(model, features=1.0, outputs=1.0, teacher=teacher)
+    (losses,) = step(model, make_images(2), label_maps(), distillation)
+    for name in ("distill.loss_features", "distill.loss_outputs"):
+        torch.testing.assert_close(losses[name], torch.tensor(0.0), rtol=0, atol=1e-10)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    (losses,) = step(model, make_images(2), label_maps(), distillation)
+    assert losses["distill.loss_features"] > 1e-4 and losses["distill.loss_outputs"] > 1e-4
+    assert not any(parameter.requires_grad for parameter in distillation.teacher.parameters())
+    assert not distillation.teacher.training
+
+
+def test_the_costliest_stitch_teaches_and_learns_from_its_labels_alone(
+    make_classifier: Make, make_images: Callable[..., Tensor]
+) -> None:
+    """The gradients are those of losses written out here, from separate passes."""
+    model, images = make_classifier(), make_images(2)
+    other = copy.deepcopy(model).eval()
+    distillation = Distillation(model, outputs=0.7, temperature=2.0, task=0.3)
+    found = gradients(model, sum(sum(losses.values()) for losses in step(model, images, labels(), distillation)))
+
+    truth = torch.tensor([sample.gt_label for sample in labels()])
+    logits = {}
+    for name in ("L", "S"):
+        other.backbone.set_stitch(name)
+        logits[name] = other.backbone(images)
+    target = (logits["L"].detach() / 2).softmax(1)
+    divergence = F.kl_div((logits["S"] / 2).log_softmax(1), target, reduction="batchmean")
+    loss = F.cross_entropy(logits["L"], truth) + 0.3 * F.cross_entropy(logits["S"], truth) + 0.7 * 4 * divergence
+    expected = gradients(other, loss)
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_hard_labels_are_the_teachers_classes(make_classifier: Make, make_images: Callable[..., Tensor]) -> None:
+    model, images = make_classifier(), make_images(3)
+    losses = step(model, images, labels(3), Distillation(model, outputs=0.5, task=0.5, hard=True))
+    model.eval()
+    model.backbone.set_stitch("L")
+    predicted = model.backbone(images).argmax(1)
+    model.backbone.set_stitch("S")
+    logits = model.backbone(images)
+    torch.testing.assert_close(losses[1]["distill.loss_outputs"], 0.5 * F.cross_entropy(logits, predicted))
+    truth = torch.tensor([sample.gt_label for sample in labels(3)])
+    torch.testing.assert_close(losses[1]["loss"], 0.5 * F.cross_entropy(logits, truth))
+
+
+def test_maps_are_compared_relative_to_the_teachers(make_images: Callable[..., Tensor]) -> None:
+    target = [torch.ones(2, 3, 4, 4), torch.full((2, 5, 2, 2), 2.0)]
+    features = [torch.ones(2, 3, 4, 4) * 1.5, torch.full((2, 5, 2, 2), 4.0)]
+    assert features_distance(features, target).item() == pytest.approx((0.25 + 1.0) / 2)
+
+
+def test_pixels_are_averaged(make_segmentor: Make, make_images: Callable[..., Tensor]) -> None:
+    model, images = make_segmentor(), make_images(2)
+    losses = step(model, images, label_maps(), Distillation(model, outputs=1.0))
+    model.eval()
+    logits = {}
+    for name in ("L", "S"):
+        model.backbone.set_stitch(name)
+        logits[name] = model(images, mode="tensor").permute(0, 2, 3, 1).flatten(0, 2)
+    expected = F.kl_div(logits["S"].log_softmax(1), logits["L"].softmax(1), reduction="batchmean")
+    torch.testing.assert_close(losses[1]["distill.loss_outputs"], expected)
+
+
+@pytest.mark.parametrize(("iteration", "share"), [(0, 0.25), (2, 0.75), (3, 1.0), (99, 1.0)])
+def test_the_weights_grow_in_the_warm_up(
+    iteration: int, share: float, make_classifier: Make, make_images: Callable[..., Tensor]
+) -> None:
+    images = make_images(2)
+    found = []
+    for settings in (dict(), dict(warmup_iters=4)):
+        model = make_classifier()
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.05)
+        losses = step(model, images, labels(), Distillation(model, outputs=1.0, **settings), iteration)
+        found.append(losses[1]["distill.loss_outputs"])
+    torch.testing.assert_close(found[1], share * found[0])
+
+
+def test_the_teacher_sees_images_in_its_own_normalisation(
+    make_classifier: Make, make_images: Callable[..., Tensor], backbone_config: Make
+) -> None:
+    def preprocessor(mean: float, std: float) -> dict[str, Any]:
+        return dict(type="mmengine.ImgDataPreprocessor", mean=[mean] * 3, std=[std] * 3)
+
+    model = make_classifier(stitches=1, data_preprocessor=preprocessor(100.0, 50.0))
+    teacher = dict(type="mmsnnet.StitchedClassifier", backbone=backbone_config(), num_classes=4)
+    teacher["data_preprocessor"] = preprocessor(0.0, 255.0)
+    distillation = Distillation(model, outputs=1.0, teacher=dict(model=ConfigDict(teacher)))
+    seen = []
+    distillation.teacher.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    images = make_images(2)
+    step(model, images, labels(), distillation)
+    torch.testing.assert_close(seen[0] * 255, images * 50 + 100)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (dict(), "teaches nothing"),
+        (dict(outputs=-1.0), "outputs must be 0 or more, got -1.0"),
+        (dict(outputs=1.0, temperature=0), "temperature must be above 0"),
+        (dict(outputs=1.0, temperature=2.0, hard=True), "1 with hard=True"),
+        (dict(features=1.0, hard=True), "hard=True needs outputs"),
+        (dict(outputs=1.0, teacher=dict(checkpoint="x.pth")), "needs a model's config"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any], text: str, make_classifier: Make) -> None:
+    with pytest.raises(SettingError, match=text):
+        Distillation(make_classifier(), **settings)
+
+
+def test_a_teacher_for_another_task(make_classifier: Make, make_segmentor: Make, backbone_config: Make) -> None:
+    teacher = dict(type="mmsnnet.StitchedClassifier", backbone=backbone_config(), num_classes=7)
+    with pytest.raises(SettingError, match="the model predicts 4 classes, the teacher 7 classes"):
+        Distillation(make_classifier(), outputs=1.0, teacher=dict(model=ConfigDict(teacher)))
+
+
+def test_a_number_of_classes_with_one_logit(make_segmentor: Make, make_images: Callable[..., Tensor]) -> None:
+    """A binary head's logit z is the pair (0, z)."""
+    loss = dict(type="CrossEntropyLoss", use_sigmoid=True)
+    head = HEAD | dict(num_classes=2, out_channels=1, threshold=0.5, loss_decode=loss)
+    model, images = make_segmentor(decode_head=head), make_images(2)
+    losses = step(model, images, label_maps(classes=2), Distillation(model, outputs=1.0))
+    model.eval()
+    chances = {}
+    for name in ("L", "S"):
+        model.backbone.set_stitch(name)
+        chances[name] = model(images, mode="tensor").sigmoid()
+    p, q = chances["L"], chances["S"]
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    torch.testing.assert_close(losses[1]["distill.loss_outputs"], expected)
+    assert math.isfinite(float(expected)) and expected > 0
