@@ -37,8 +37,8 @@ class Distillation:
     Its own losses stay as they are. With ``teacher``, that frozen model teaches every stitch. It runs in evaluation
     mode without gradients, and belongs to no checkpoint.
 
-    ``distill.loss_features`` is ``features`` times the squared error of the backbone's maps over the squared teacher's
-    maps, averaged over the maps. Every route returns maps in the width of the largest anchor, so no adapter is needed.
+    ``distill.loss_features`` is ``features`` times the squared error of each of the backbone's maps over the squared map
+    of the teacher, averaged over images and maps. Every route returns maps in the width of the largest anchor, so no adapter is needed.
 
     ``distill.loss_outputs`` is ``outputs`` times a loss of what the head computes. For class logits (segmentation per
     pixel, classification) it is the Kullback-Leibler divergence from the teacher's probabilities at ``temperature``,
@@ -174,9 +174,10 @@ class Distillation:
 
 
 def features_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-    """The squared error of maps over the squared target, averaged over the maps; 0 where they are equal."""
-    pairs = [(one.float(), other.float()) for one, other in zip(features, target, strict=True)]
-    return torch.stack([(one - other).square().mean() / other.square().mean() for one, other in pairs]).mean()
+    """The squared error of each image's map over its squared target, averaged over images and maps."""
+    pairs = [(one.float().flatten(1), other.float().flatten(1)) for one, other in zip(features, target, strict=True)]
+    ratios = [(one - other).square().sum(1) / other.square().sum(1) for one, other in pairs]
+    return torch.stack(ratios).mean()
 
 
 class _Recorder:

@@ -269,6 +269,7 @@ FINITE = dict(sampler="DefaultSampler")
         ("iterations", 5, (0, 2), FINITE),
         ("iterations", 5, (0, 0), dict(stitches_per_step=3)),
         ("iterations", 6, (0, 0), dict(stitches_per_step=3, accumulative_counts=2, **EMA)),
+        ("iterations", 5, (0, 0), dict(stitches_per_step=3, distill=dict(outputs=1.0, warmup_iters=7))),
         ("iterations", 6, (0, 0), dict(accumulative_counts=3)),
         ("iterations", 5, (0, 0), dict(randomness=dict(seed=None))),
         ("epochs", 5, (2, 0), FINITE),
@@ -282,7 +283,7 @@ FINITE = dict(sampler="DefaultSampler")
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     loop: str, at: int, workers: tuple[int, int], kwargs: dict[str, Any], train: Train, tmp_path: Path
 ) -> None:
-    config = LOOPS[loop] | {key: kwargs.pop(key) for key in list(kwargs) if key == "stitches_per_step"}
+    config = LOOPS[loop] | {key: kwargs.pop(key) for key in list(kwargs) if key in ("stitches_per_step", "distill")}
     hooks = dict(checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=at, save_last=False))
     kwargs = dict(noise=0.1, default_hooks=hooks) | kwargs
     by_epoch = kwargs["default_hooks"]["checkpoint"]["by_epoch"]
@@ -335,7 +336,7 @@ def run_rank(rank: int, folder: str, configs: dict[str, dict[str, Any]]) -> None
 
 
 DOUBLED = dict(
-    loop=LOOPS["iterations"] | dict(stitches_per_step=3),
+    loop=LOOPS["iterations"] | dict(stitches_per_step=3, distill=dict(outputs=1.0)),
     sample_noise=0.1,
     optim_wrapper=dict(
         type="OptimWrapper",
@@ -749,6 +750,11 @@ def test_several_stitches_need_a_step_that_runs_the_model_once(make_runner: Call
     runner.model.train_step = lambda data, optim_wrapper: {}
     with pytest.raises(TypeError, match="stitches_per_step=1"):
         runner.train()
+
+
+def test_a_step_of_one_stitch_has_no_teacher(make_runner: Callable[..., Runner]) -> None:
+    with pytest.raises(SettingError, match="train_cfg.stitches_per_step to 2 or more"):
+        make_runner(LOOPS["iterations"] | dict(distill=dict(outputs=1.0))).train()
 
 
 def test_a_step_has_a_stitch(make_runner: Callable[..., Runner]) -> None:

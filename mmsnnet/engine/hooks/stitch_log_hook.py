@@ -13,7 +13,7 @@ from mmsnnet.registry import HOOKS
 class StitchLogHook(Hook):
     """Log ``flops_share`` in training: FLOPs of the drawn stitch over those of the costliest.
 
-    Both count the taps of training. The loss depends on the stitch that was drawn, so the log should average the two
+    Of several stitches in a step, it is the mean, as in the loss. Both count the taps of training. The loss depends on the stitch that was drawn, so the log should average the two
     over the same iterations: name ``flops_share`` in the log processor's ``mean_pattern``, as
     ``configs/_base_/default_runtime.py`` does.
     """
@@ -24,5 +24,8 @@ class StitchLogHook(Hook):
         self._shares = {id_: count / max(flops.values()) for id_, count in flops.items()}
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if self._backbone.drawn is not None:
-            runner.message_hub.update_scalar("train/flops_share", self._shares[self._backbone.drawn.id])
+        backbone = self._backbone
+        if backbone.drawn is not None:
+            numbers = range(backbone.draws - backbone.stitches_per_step, backbone.draws)
+            shares = [self._shares[backbone.sampler().draw(number)] for number in numbers]
+            runner.message_hub.update_scalar("train/flops_share", sum(shares) / len(shares))
