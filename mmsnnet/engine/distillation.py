@@ -37,8 +37,9 @@ class Distillation:
     Its own losses stay as they are. With ``teacher``, that frozen model teaches every stitch. It runs in evaluation
     mode without gradients, and belongs to no checkpoint.
 
-    ``distill.loss_features`` is ``features`` times the squared error of each of the backbone's maps over the squared map
-    of the teacher, averaged over images and maps. Every route returns maps in the width of the largest anchor, so no adapter is needed.
+    ``distill.loss_features`` is ``features`` times the squared error of each of the backbone's maps over the squared
+    map of the teacher, averaged over images and maps. Every route returns maps in the width of the largest anchor, so
+    no adapter is needed.
 
     ``distill.loss_outputs`` is ``outputs`` times a loss of what the head computes. For class logits (segmentation per
     pixel, classification) it is the Kullback-Leibler divergence from the teacher's probabilities at ``temperature``,

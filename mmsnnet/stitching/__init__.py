@@ -9,6 +9,7 @@ from mmsnnet.stitching.features import Features, Layout
 from mmsnnet.stitching.least_squares import NormalEquations, solve_normal_equations
 from mmsnnet.stitching.network import StitchedNetwork
 from mmsnnet.stitching.prefix import PrefixPlan, SharedPrefixes, prefix_order
+from mmsnnet.stitching.refinement import Refinement
 from mmsnnet.stitching.sampling import StitchSampler, flops_bins, spread
 from mmsnnet.stitching.space import StitchSpace, UnknownStitchError
 from mmsnnet.stitching.stitch import LayerKey, Segment, Stitch, Tap
@@ -25,6 +26,7 @@ __all__ = [
     "LoadReport",
     "NormalEquations",
     "PrefixPlan",
+    "Refinement",
     "Segment",
     "SharedPrefixes",
     "Stitch",

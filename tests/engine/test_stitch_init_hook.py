@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from mmsnnet.engine import StitchInitHook
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.stitching import NormalEquations
+from mmsnnet.stitching.refinement import route_errors
 
 # Patches of 8: eight images of 32 pixels give 136 tokens, more than the widest anchor has channels.
 ANCHORS = [
@@ -146,7 +147,7 @@ def test_layers_loaded_in_part_are_left_alone() -> None:
 @pytest.mark.parametrize("settings", [dict(num_images=0), dict(num_images=-3), dict(batch_size=0)])
 def test_wrong_arguments(settings: dict[str, int]) -> None:
     with pytest.raises(
-        ValueError, match=rf"num_images and batch_size must be at least 1.*{next(iter(settings.values()))}"
+        ValueError, match=rf"batch_size and refine.steps must be at least 1.*{next(iter(settings.values()))}"
     ):
         StitchInitHook(**settings)
 
@@ -201,3 +202,24 @@ def test_the_ranks_start_apart() -> None:
     """Else the test above would not see a rank that keeps its own low-rank update."""
     make: Callable[[int], dict[str, Tensor]] = lambda rank: layers(make_runner(rank=rank))  # noqa: E731
     assert not equal(make(0), make(1))
+
+
+def test_the_second_stage_trains_the_solved_layers_on_batches_of_its_own() -> None:
+    solved, refined = initialised(num_images=8), initialised(num_images=8, refine=dict(steps=12, lr=1e-2))
+    seen = refined.train_dataloader.dataset.indices
+    assert len(seen) == 8 + 12 * 2 and seen[:8] == solved.train_dataloader.dataset.indices
+    assert len(set(seen[8:])) == 20  # each of the 20 images once before any comes again
+    assert not equal(layers(solved), layers(refined))
+    assert equal(layers(refined), layers(initialised(num_images=8, refine=dict(steps=12, lr=1e-2))))
+    images = refined.model.data_preprocessor(dict(inputs=list(refined.train_dataloader.dataset.images[:6])))["inputs"]
+    totals = []
+    for runner in (solved, refined):
+        network = runner.model.backbone.network.eval()
+        stitches = [stitch for stitch in network.space if stitch.layers]
+        totals.append(sum(float(error) for _, error in route_errors(network, images, stitches)))
+    assert totals[1] < totals[0]
+
+
+def test_a_stage_of_no_step() -> None:
+    with pytest.raises(ValueError, match=r"refine\.steps must be at least 1"):
+        StitchInitHook(refine=dict(steps=0))

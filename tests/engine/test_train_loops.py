@@ -753,7 +753,7 @@ def test_several_stitches_need_a_step_that_runs_the_model_once(make_runner: Call
 
 
 def test_a_step_of_one_stitch_has_no_teacher(make_runner: Callable[..., Runner]) -> None:
-    with pytest.raises(SettingError, match="train_cfg.stitches_per_step to 2 or more"):
+    with pytest.raises(SettingError, match=r"train_cfg\.stitches_per_step to 2 or more"):
         make_runner(LOOPS["iterations"] | dict(distill=dict(outputs=1.0))).train()
 
 

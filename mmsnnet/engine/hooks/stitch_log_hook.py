@@ -13,9 +13,9 @@ from mmsnnet.registry import HOOKS
 class StitchLogHook(Hook):
     """Log ``flops_share`` in training: FLOPs of the drawn stitch over those of the costliest.
 
-    Of several stitches in a step, it is the mean, as in the loss. Both count the taps of training. The loss depends on the stitch that was drawn, so the log should average the two
-    over the same iterations: name ``flops_share`` in the log processor's ``mean_pattern``, as
-    ``configs/_base_/default_runtime.py`` does.
+    Of several stitches in a step, it is the mean, as in the loss. Both count the taps of training. The loss depends on
+    the stitch that was drawn, so the log should average the two over the same iterations: name ``flops_share`` in the
+    log processor's ``mean_pattern``, as ``configs/_base_/default_runtime.py`` does.
     """
 
     def before_train(self, runner: Runner) -> None:
