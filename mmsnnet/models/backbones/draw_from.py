@@ -1,0 +1,55 @@
+"""Choose the stitches that training draws; the space keeps all of them, with their ids."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from mmsnnet.errors import SettingError
+from mmsnnet.evaluation import pareto_front, read_points
+from mmsnnet.models.backbones.budget import check_points
+from mmsnnet.stitching import Stitch, StitchSpace
+
+
+def stitches_to_draw(
+    space: StitchSpace,
+    kinds: Sequence[str] | None = None,
+    stitches: str | Sequence[int | str] | None = None,
+    max_crossings: int | None = None,
+    front_of: str | os.PathLike[str] | None = None,
+    metric: str | None = None,
+) -> tuple[Stitch, ...]:
+    """The stitches that fulfil all given conditions.
+
+    Args:
+        space: where they are chosen from.
+        kinds: kinds of stitches, such as ``['S', 'L', 'SL', 'LS']``; ``'S'`` and ``'L'`` are the anchors.
+        stitches: ids or names, as of :meth:`mmsnnet.stitching.StitchSpace.select`.
+        max_crossings: the most stitching layers of a route.
+        front_of: a file of operating points, as ``tools/test.py --out`` writes it; its Pareto front of ``metric`` over
+            FLOPs, and the anchors.
+        metric: the task's main metric by default.
+
+    Raises:
+        SettingError: no stitch is left, or a kind is unknown.
+        FileNotFoundError, ValueError: the file of operating points is missing, or of another space.
+    """
+    chosen = space.stitches
+    if kinds is not None:
+        known = dict.fromkeys(stitch.kind for stitch in space)
+        if unknown := [kind for kind in kinds if kind not in known]:
+            raise SettingError(f"StitchedViT's draw_from.kinds has no {unknown[0]!r}; the space has {', '.join(known)}")
+        chosen = tuple(stitch for stitch in chosen if stitch.kind in kinds)
+    if stitches is not None:
+        selected = space.select(stitches)
+        chosen = tuple(stitch for stitch in chosen if stitch in selected)
+    if max_crossings is not None:
+        chosen = tuple(stitch for stitch in chosen if len(stitch.layers) <= max_crossings)
+    if front_of is not None:
+        points = read_points(front_of)
+        check_points(points, space)
+        front = {point.id for point in pareto_front(points, metric=metric)}
+        chosen = tuple(stitch for stitch in chosen if stitch.id in front or stitch in space.anchors)
+    if not chosen:
+        raise SettingError("StitchedViT's draw_from leaves no stitch to train: loosen one of its conditions")
+    return chosen
