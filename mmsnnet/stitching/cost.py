@@ -68,6 +68,18 @@ class CostModel:
         """
         return {stitch.id: self._total(parts_run(self.space, stitch, out_indices)) for stitch in self.space}
 
+    def tree(self, stitches: Sequence[Stitch], out_indices: Sequence[int] | None) -> Cost:
+        """The cost of stitches that share common blocks, as in a training step or in prefix reuse."""
+        nodes: dict[tuple[tuple[Part, ...], Part], Part] = {}
+        for stitch in stitches:
+            route: tuple[Part, ...] = ()
+            for part in parts_run(self.space, stitch, out_indices):
+                nodes[route, part] = part
+                if isinstance(part, AnchorPart):  # a layer follows from the blocks before and after it
+                    route = (*route, part)
+        flops = sum(self.parts[part].flops for part in nodes.values())
+        return Cost(flops, self._total(tuple(nodes.values())).params)
+
     def _total(self, parts: Sequence[Part]) -> Cost:
         return sum((self.parts[part] for part in dict.fromkeys(parts)), Cost())
 

@@ -14,6 +14,8 @@ from mmsnnet.stitching import (
     Component,
     Cost,
     CostModel,
+    PrefixPlan,
+    SharedPrefixes,
     StitchedNetwork,
     StitchSpace,
     cost_model,
@@ -215,3 +217,31 @@ def test_components(make_anchor: Callable[..., Anchor]) -> None:
     )
     assert costs.input_shape == (32, 64)
     assert Cost(1, 2) + Cost(10, 20) == Cost(11, 22)
+
+
+def test_the_cost_of_a_tree_is_the_count_of_a_shared_run(make_network: MakeNetwork) -> None:
+    network = make_network((4, 8))
+    merged, model = network.merged().eval(), cost_model(network, (32, 32))
+
+    class Tree(nn.Module):
+        def __init__(self, stitches: tuple[Stitch, ...]) -> None:
+            super().__init__()
+            self.network, self.stitches = merged, stitches
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            shared = SharedPrefixes(self.network, PrefixPlan(network.space, self.stitches, (3, 7), keep=True))
+            maps = []
+            for stitch in self.stitches:
+                shared.begin()
+                maps += [one.map() for one in self.network.taps(images, stitch, (3, 7), shared)]
+            return maps
+
+    by_kind = {stitch.kind: stitch for stitch in network.space}
+    for kinds in (("S", "L"), ("S", "SL", "L"), ("LS", "L", "LSL", "SLS"), ("S", "S")):
+        stitches = tuple(by_kind[kind] for kind in kinds)
+        assert model.tree(stitches, (3, 7)).flops == count_flops(Tree(stitches), torch.zeros(1, 3, 32, 32))
+    everything = model.tree(network.space.stitches, (3, 7))
+    alone = model.stitches((3, 7))
+    assert max(cost.flops for cost in alone.values()) < everything.flops < sum(cost.flops for cost in alone.values())
+    for stitch in network.space:
+        assert model.tree([stitch, stitch], (3, 7)) == alone[stitch.id]

@@ -16,6 +16,7 @@ from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.backbones.budget import Budget
 from mmsnnet.models.backbones.build_network import build_network, load_anchors, parse_image_size
+from mmsnnet.models.backbones.draw_from import stitches_to_draw
 from mmsnnet.models.backbones.image_sizes import PaddingWarning, check_first_draw, warn
 from mmsnnet.models.backbones.taps import Taps
 from mmsnnet.models.model_weights import DRAWS
@@ -66,6 +67,8 @@ class StitchedBackbone(BaseModule):
         rank: rank of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         flops_step: width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
         seed: seed of the draws.
+        draw_from: the arguments of :func:`mmsnnet.models.backbones.draw_from.stitches_to_draw`, such as
+            ``dict(max_crossings=1)``, to train some of the stitches only. The space and its ids stay; all by default.
         stitch: id or name of the stitch for evaluation mode; the largest anchor by default.
         budget: the arguments of :meth:`set_budget`, for example ``dict(points='front.json', max_gflops=200)``. They
             choose the stitch for evaluation mode instead of ``stitch``.
@@ -97,6 +100,7 @@ class StitchedBackbone(BaseModule):
         rank: int = 16,
         flops_step: float = 10e9,
         seed: int = 0,
+        draw_from: Mapping[str, Any] | None = None,
         stitch: int | str | None = None,
         budget: Mapping[str, Any] | None = None,
         only: int | str | None = None,
@@ -132,6 +136,7 @@ class StitchedBackbone(BaseModule):
         self._evaluated_taps = None if num_classes is not None else self.taps.test
         self.flops_step = flops_step
         self.seed = seed
+        self._drawn_from = stitches_to_draw(self.space, **(draw_from or {}))
         # The number of stitches in a training step; the training loop sets it.
         self.stitches_per_step = 1
         # A Python number, not a buffer: reading a buffer on the GPU synchronises, and a buffer on the CPU breaks
@@ -208,10 +213,12 @@ class StitchedBackbone(BaseModule):
         Its bins are over the FLOPs at ``img_size`` with the taps of training. The first call counts the costs.
         """
         if self._sampler is None:
-            bins = flops_bins({id_: cost.flops for id_, cost in self.training_costs().items()}, self.flops_step)
-            if len(bins) == 1 < len(self.space) and self.space.scheme != "sliding_window":  # published as uniform
+            costs = self.training_costs()
+            flops = {stitch.id: costs[stitch.id].flops for stitch in self._drawn_from}
+            bins = flops_bins(flops, self.flops_step)
+            if len(bins) == 1 < len(flops) and self.space.scheme != "sliding_window":  # published as uniform
                 warn(
-                    f"All {len(self.space)} stitches fall into one FLOPs bin: training draws them uniformly and the "
+                    f"All {len(flops)} stitches fall into one FLOPs bin: training draws them uniformly and the "
                     f"anchors rarely. Lower StitchedViT's flops_step, now {self.flops_step:.3g}."
                 )
             self._sampler = StitchSampler(bins, self.seed)

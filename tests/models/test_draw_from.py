@@ -1,0 +1,85 @@
+"""Training draws from a choice of stitches; ids and evaluation keep all of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmsnnet.errors import SettingError
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.models import StitchedBackbone
+
+Make = Callable[..., StitchedBackbone]
+
+
+def drawn(backbone: StitchedBackbone, images: Tensor, number: int = 60) -> set[str]:
+    sampler = backbone.sampler()
+    return {backbone.space[sampler.draw(n)].name for n in range(number)}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "condition"),
+    [
+        (dict(kinds=["S", "L", "SL"]), lambda stitch: stitch.kind in ("S", "L", "SL")),
+        (dict(max_crossings=1), lambda stitch: len(stitch.segments) <= 2),
+        (dict(max_crossings=0), lambda stitch: stitch.name in ("S", "L")),
+        (dict(stitches=[0, "L"]), lambda stitch: stitch.name in ("S", "L")),
+        (dict(kinds=["SL", "LS"], stitches=["S0-L2", "L"]), lambda stitch: stitch.name == "S0-L2"),
+    ],
+)
+def test_only_chosen_stitches_are_drawn(
+    chosen: dict[str, Any], condition: Callable[..., bool], make_backbone: Make, make_images: Callable[..., Tensor]
+) -> None:
+    whole, backbone = make_backbone(), make_backbone(draw_from=chosen)
+    assert backbone.space.stitches == whole.space.stitches
+    assert drawn(backbone, make_images(1)) == {stitch.name for stitch in whole.space if condition(stitch)}
+
+
+def test_ranks_and_steps_draw_from_the_choice_too(make_backbone: Make, make_images: Callable[..., Tensor]) -> None:
+    backbone = make_backbone(draw_from=dict(kinds=["SL", "LS"]))
+    backbone.stitches_per_step = 3
+    with backbone.share_step():
+        for _ in range(3):
+            backbone(make_images(1))
+            assert backbone.drawn.kind in ("SL", "LS")
+
+
+def test_the_front_of_a_file_and_the_anchors(make_backbone: Make, tmp_path: Path) -> None:
+    backbone = make_backbone()
+    flops = {id_: cost.flops for id_, cost in backbone.costs().items()}
+    points = OperatingPoints(
+        config="a.py", checkpoint=None, dataset=None, input_shape=(32, 32), device=None, depths=(2, 4)
+    )
+    best = max(flops, key=flops.__getitem__)
+    good = backbone.space["S0-L2"].id
+    for stitch in backbone.space:
+        quality = {good: 50.0, best: 10.0}.get(stitch.id, 5.0)
+        points = points.add(
+            OperatingPoint(stitch.id, stitch.name, stitch.kind, flops[stitch.id], 1, metrics=dict(mIoU=quality))
+        )
+    points.save(tmp_path / "points.json")
+    narrow = make_backbone(draw_from=dict(front_of=str(tmp_path / "points.json")))
+    sampler = narrow.sampler()
+    assert {narrow.space[sampler.draw(n)].name for n in range(40)} == {"S", "S0-L2", "L"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"),
+    [
+        (dict(kinds=["XL"]), "draw_from.kinds has no 'XL'; the space has S, L, SL, LS"),
+        (dict(kinds=["SL"], max_crossings=0), "leaves no stitch"),
+    ],
+)
+def test_a_choice_that_cannot_be(chosen: dict[str, Any], text: str, make_backbone: Make) -> None:
+    with pytest.raises(SettingError, match=text):
+        make_backbone(draw_from=chosen)
+
+
+def test_evaluation_runs_what_was_not_drawn(make_backbone: Make, make_images: Callable[..., Tensor]) -> None:
+    backbone = make_backbone(draw_from=dict(max_crossings=0)).eval()
+    backbone.set_stitch("S0-L2")
+    with torch.no_grad():
+        assert backbone(make_images(1))[-1].isfinite().all()
