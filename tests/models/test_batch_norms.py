@@ -79,6 +79,7 @@ def loss(model: nn.Module, inputs: Tensor) -> Tensor:
     return model(inputs=inputs, data_samples=samples, mode="loss")["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_cp", [False, True])
 def test_each_pass_updates_the_norms_on_its_route_once(with_cp: bool) -> None:
     model = make(with_cp=with_cp).train()

@@ -66,6 +66,7 @@ def trained_norms(model: nn.Module, stitch: Any, batches: list[dict[str, Tensor]
     return {name: (row.mean(1), row.var(1)) for name, row in rows.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["resnet", "resnet_swin"])
 @pytest.mark.parametrize("number", [1, 3])
 def test_statistics_are_those_of_all_that_enters_a_norm_in_training_mode(pair: str, number: int) -> None:
@@ -97,6 +98,7 @@ def test_one_batch_gives_what_torch_updates() -> None:
         torch.testing.assert_close(variance, norm.running_var, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["resnet", "resnet_swin"])
 def test_shared_prefixes_change_no_bit(pair: str) -> None:
     model, batches = make(pair), make_batches(2)
@@ -114,6 +116,7 @@ def test_shared_prefixes_change_no_bit(pair: str) -> None:
     )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_stitches_with_their_own_statistics_share_prefixes() -> None:
     """The statistics of a norm depend on the route up to it alone, so cached features serve all stitches."""
