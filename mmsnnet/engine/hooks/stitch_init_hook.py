@@ -4,18 +4,15 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-import numpy as np
 import torch
 from mmengine import dist
-from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmsnnet.engine.randomness import kept_generators, seed_generators
 from mmsnnet.engine.sharding import gathered, run_batches
+from mmsnnet.engine.training_images import sample_batches, sample_indices
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone
-from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import HOOKS
 from mmsnnet.stitching import NormalEquations
 from mmsnnet.stitching.network import evaluation_mode
@@ -68,16 +65,11 @@ class StitchInitHook(Hook):
     def _images(self, runner: Runner) -> Iterator[Tensor]:
         """This rank's batches (B, 3, H, W), preprocessed as in training."""
         dataset = runner.train_dataloader.dataset
-        indices = np.random.default_rng(self.seed).permutation(len(dataset))[: self.num_images]
+        indices = sample_indices(len(dataset), self.num_images, self.seed)
         of_rank = indices[dist.get_rank() :: dist.get_world_size()]
-        preprocess = unwrapped_model(runner.model).get_submodule("data_preprocessor")
-        with kept_generators():
-            for first in range(0, len(of_rank), self.batch_size):
-                samples = []
-                for index in of_rank[first : first + self.batch_size]:
-                    seed_generators(self.seed + int(index))
-                    samples.append(dataset[int(index)])
-                yield preprocess(pseudo_collate(samples), training=True)["inputs"]
+        batches = [of_rank[first : first + self.batch_size] for first in range(0, len(of_rank), self.batch_size)]
+        for data in sample_batches(dataset, runner.model, batches, self.seed):
+            yield data["inputs"]
 
 
 def _run_anchors(backbone: StitchedBackbone) -> None:

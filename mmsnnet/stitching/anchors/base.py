@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers import SyncBatchNormAct
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -81,7 +82,7 @@ class Anchor(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.compiled = False
-        self._frozen: list[nn.Module] = []
+        self._frozen: tuple[Component, ...] = ()
         self._outline: tuple[Anchor, ...] = ()  # in a tuple, so that torch does not register it as a submodule
         self._geometries: dict[tuple[int, int], tuple[Features, ...]] = {}
         stages = self._name_blocks(model)
@@ -279,22 +280,25 @@ class Anchor(nn.Module, ABC):
 
         Frozen parameters get no gradient, and :meth:`train` leaves frozen modules in evaluation mode.
         """
-        frozen = [
+        self._frozen = tuple(
             component
             for component in self._names
             if blocks is None or component in (STEM, SHARED) or (component.role == "block" and component.block < blocks)
-        ]
-        modules = [module for component in frozen for module in self._modules_of(component)]
-        self._frozen = [self.model] if blocks is None else modules
-        for component in frozen:
+        )
+        for component in self._frozen:
             for parameter in self.parameters_of(component):
                 parameter.requires_grad = False
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Anchor:
         super().train(mode)
-        for module in self._frozen:
+        # By name, because a conversion to SyncBatchNorm replaces modules.
+        for module in (module for component in self._frozen for module in self._modules_of(component)):
             module.eval()
+        for norm in (
+            module for module in self.modules() if type(module) is nn.SyncBatchNorm and hasattr(module, "act")
+        ):
+            norm.__class__ = SyncBatchNormAct  # the conversions of torch and mmengine lose timm's activation
         return self
 
     def keep(self, components: Collection[Component]) -> None:
