@@ -71,6 +71,8 @@ class Anchor(nn.Module, ABC):
     Attributes:
         stages: the number of blocks in each stage, including those that :meth:`keep` has dropped.
         compiled: whether the blocks are compiled for training mode (:mod:`mmsnnet.stitching.compilation`).
+        norm_eval: whether training mode leaves batch norms in evaluation mode, so that they use and keep their running
+            statistics. Their weights are still trained. :meth:`train` reads it.
     """
 
     model: Any  # timm has no types
@@ -80,7 +82,7 @@ class Anchor(nn.Module, ABC):
     def __init__(self, model: nn.Module, classifier: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.compiled = False
+        self.compiled = self.norm_eval = False
         self._frozen: list[nn.Module] = []
         self._outline: tuple[Anchor, ...] = ()  # in a tuple, so that torch does not register it as a submodule
         self._geometries: dict[tuple[int, int], tuple[Features, ...]] = {}
@@ -285,6 +287,9 @@ class Anchor(nn.Module, ABC):
         super().train(mode)
         for module in self._frozen:
             module.eval()
+        for module in self.modules() if self.norm_eval else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
         return self
 
     def keep(self, components: Collection[Component]) -> None:
