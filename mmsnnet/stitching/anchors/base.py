@@ -73,6 +73,7 @@ class Anchor(nn.Module, ABC):
         compiled: whether the blocks are compiled for training mode (:mod:`mmsnnet.stitching.compilation`).
         norm_eval: whether training mode leaves batch norms in evaluation mode, so that they use and keep their running
             statistics. Their weights are still trained. :meth:`train` reads it.
+        not_decayed: the names of the model's parameters that timm exempts from weight decay.
     """
 
     model: Any  # timm has no types
@@ -83,6 +84,8 @@ class Anchor(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.compiled = self.norm_eval = False
+        # Asked for now: LeViT answers from its state dict, which a wrapped model would gather from all ranks.
+        self.not_decayed = frozenset(getattr(self.model, "no_weight_decay", tuple)())
         self._frozen: list[nn.Module] = []
         self._outline: tuple[Anchor, ...] = ()  # in a tuple, so that torch does not register it as a submodule
         self._geometries: dict[tuple[int, int], tuple[Features, ...]] = {}
