@@ -200,7 +200,8 @@ def test_a_typing_mistake_is_an_error() -> None:
         (dict(crop_pct=0.9), "crop_pct would have no effect with is_training=True"),
         (dict(train_crop_mode="src", scale=(0.5, 1.0)), "scale would have no effect with .* train_crop_mode='src'"),
         (dict(is_training=False, hflip=0.5), "hflip would have no effect with is_training=False"),
-        (dict(auto_augment="rand-m9", color_jitter=0.4), "leaves out color_jitter beside auto_augment='rand-m9'"),
+        (dict(auto_augment="rand-m9", color_jitter=0.4), "beside auto_augment='rand-m9': remove color_jitter from"),
+        (dict(auto_augment="rand-m9", color_jitter_prob=0.5), "remove color_jitter_prob from TimmTransform"),
     ],
 )
 def test_what_timm_would_ignore_is_an_error(settings: dict[str, Any], says: str) -> None:

@@ -141,9 +141,11 @@ def _check_options(options: Mapping[str, Any], is_training: bool, simple_crop: b
             f"{', '.join(allowed)}"
         )
     policy = options.get("auto_augment")
-    if policy and "3a" not in policy and options.get("color_jitter") is not None:
+    jitter = [name for name in ("color_jitter", "color_jitter_prob") if options.get(name) is not None]
+    if policy and "3a" not in policy and jitter:
         raise SettingError(
-            f"timm leaves out color_jitter beside auto_augment={policy!r}: remove color_jitter from TimmTransform"
+            f"timm leaves out colour jitter beside auto_augment={policy!r}: remove {' and '.join(jitter)} from "
+            "TimmTransform"
         )
 
 
