@@ -8,3 +8,5 @@ _base_ = [
 default_scope = "mmengine"
 visualizer = dict(type="Visualizer")
 log_processor = dict(by_epoch=True)
+# As published. Anchors alone have their final norm, so one head is trained for two kinds of input; False norms both.
+model = dict(backbone=dict(skip_final_norm=True))

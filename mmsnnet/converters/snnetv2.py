@@ -6,7 +6,6 @@ another shape is an error that lists it.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import re
@@ -16,26 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
+from mmsnnet.converters.released import Conversion, Weights, check_files, read_released, write_converted
 from mmsnnet.errors import DataError, SettingError
-from mmsnnet.files.reading import describe_mismatch, extract_weights, join_names, tensor_shapes
-from mmsnnet.files.writing import check_output, write_atomically
-from mmsnnet.models import check_weights, find_stitched_backbone, read_model_checkpoint
+from mmsnnet.files.reading import describe_mismatch, join_names, tensor_shapes
+from mmsnnet.models import check_weights, find_stitched_backbone
 from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.stitching import StitchSpace
 from mmsnnet.stitching.anchors.attention import BIAS_TABLE, position_index
 from mmsnnet.stitching.anchors.positions import GRID
 from mmsnnet.stitching.features import Grid
-from mmsnnet.version import __version__
 
 Task = Literal["segmentation", "classification"]
-Weights = dict[str, Tensor]
 
 # Our names, and the shape of each tensor in symbols. Both anchors share the number of image channels I, the patch size
 # P x Q, the number of patches N, of classes K and of rows T of a bias table. Each has its width C, the width F of its
@@ -85,8 +80,6 @@ RELEASED: dict[Task, re.Pattern[str]] = {
     "segmentation": re.compile(r"backbone\.anchors\.(\d+)\.(?:layers\.(\d+)\.)?"),
     "classification": re.compile(r"anchors\.(\d+)\.(?:blocks\.(\d+)\.)?"),
 }
-OURS = re.compile(r"backbone\.network\.anchors\.\d+\.")
-SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -120,24 +113,16 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """Converted weights, and an account of them.
+class SNNetV2Conversion(Conversion):
+    """A :class:`Conversion` of an SN-Netv2 checkpoint.
 
     Args:
         structure: of the checkpoint.
-        weights: under our names.
-        mapped: the number of tensors for each pair of patterns (released name, our name).
-        dropped: the number of released tensors that we do not store, by pattern.
-        added: the number of our tensors that the released file does not store, by pattern.
         unmerged: the number of stitching layers whose low-rank update was subtracted from their weight.
     """
 
     structure: Structure
-    weights: Weights
-    mapped: Mapping[tuple[str, str], int]
-    dropped: Mapping[str, int]
-    added: Mapping[str, int]
-    unmerged: int = 0
+    unmerged: int
 
 
 @dataclass(frozen=True)
@@ -155,7 +140,7 @@ def convert_snnetv2(
     target: str | os.PathLike[str],
     merged: bool = False,
     config: str | os.PathLike[str] | None = None,
-) -> Conversion:
+) -> SNNetV2Conversion:
     """Convert a released segmentation or classification checkpoint to one of ours.
 
     Args:
@@ -172,24 +157,20 @@ def convert_snnetv2(
             shape; or the weights do not fit the config's model.
     """
     source, target = os.fspath(source), Path(target)
-    if target.suffix not in SUFFIXES:
-        raise SettingError(f"the name of the file to write ends in {', '.join(SUFFIXES)}; got {str(target)!r}")
-    if target.exists() and Path(source).exists() and target.samefile(source):
-        raise SettingError(f"{str(target)!r} is the source: name another file to write")
-    check_output(target)
+    check_files(source, target)
     model = None if config is None else build_without_weights(load_config(config))
-    weights, meta = _read(source)
+    weights, meta = read_released(source)
     try:
         conversion = to_mmsnnet(weights, merged, None if model is None else _grid_of(model))
     except ValueError as error:
         raise DataError(f"checkpoint {source!r}: {error}") from error
     if model is not None:
         check_weights(model, conversion.weights, source)
-    _write(target, conversion.weights, meta)
+    write_converted(target, conversion.weights, meta)
     return conversion
 
 
-def to_mmsnnet(weights: Mapping[str, Tensor], merged: bool = False, grid: Grid | None = None) -> Conversion:
+def to_mmsnnet(weights: Mapping[str, Tensor], merged: bool = False, grid: Grid | None = None) -> SNNetV2Conversion:
     """Rename released weights to our names.
 
     Args:
@@ -232,13 +213,11 @@ def to_mmsnnet(weights: Mapping[str, Tensor], merged: bool = False, grid: Grid |
     mapped = Counter(renaming.patterns for renaming in renamings)
     mapped.update((pattern, pattern) for pattern in (f"{key.partition('.')[0]}.*" for key in heads))
     dropped = {INDEX: len(indices)} if indices else {}
-    return Conversion(structure, converted | heads, mapped, dropped, added, unmerged)
+    return SNNetV2Conversion(converted | heads, mapped, dropped, added, structure, unmerged)
 
 
 def _task(weights: Mapping[str, Tensor]) -> Task:
     """The task whose released names most of the weights have."""
-    if any(OURS.match(key) for key in weights):
-        raise DataError("these names are mmsnnet's already")
     counts = {task: sum(bool(pattern.match(key)) for key in weights) for task, pattern in RELEASED.items()}
     task = max(counts, key=lambda task: counts[task])
     if not counts[task]:
@@ -372,28 +351,6 @@ def _subtract_updates(weights: Weights, rank: int) -> int:
 def _grid_of(model: nn.Module) -> Grid:
     backbone = find_stitched_backbone(model)
     return backbone.network.anchor(-1).geometry(backbone.img_size)[0].grid
-
-
-def _read(source: str) -> tuple[Weights, dict[str, Any]]:
-    """The weights of a checkpoint, and its names and colours of the classes, where mmseg looks for them."""
-    file = read_model_checkpoint(source)
-    weights = clean_state_dict(extract_weights(file, f"checkpoint {source!r}"))
-    if others := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
-        raise DataError(f"checkpoint {source!r} has entries that are no tensors: {join_names(others)}")
-    meta = file.get("meta")
-    names = ("dataset_meta", "CLASSES", "PALETTE")
-    return weights, {key: meta[key] for key in names if key in meta} if isinstance(meta, Mapping) else {}
-
-
-def _write(path: Path, weights: Weights, meta: dict[str, Any]) -> None:
-    if path.suffix == ".safetensors":
-        # Copies: the format refuses tensors that share memory.
-        copies = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
-        write_atomically(path, safetensors.torch.save(copies, {"format": "pt"}))
-        return
-    buffer = io.BytesIO()
-    torch.save({"state_dict": weights, "meta": meta | {"mmsnnet_version": __version__}}, buffer)
-    write_atomically(path, buffer.getbuffer())
 
 
 def _product(sizes: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterable
 from inspect import getmembers, isfunction
 from typing import Any
 
@@ -11,7 +12,7 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from mmsnnet.errors import DataError
-from mmsnnet.files.reading import extract_weights, read_checkpoint
+from mmsnnet.files.reading import SafeGlobal, extract_weights, read_checkpoint
 
 # The methods whose names a pickled HistoryBuffer holds: those that compute its statistics.
 STATISTICS = {name for name, _ in getmembers(HistoryBuffer, isfunction) if not name.startswith("_")}
@@ -46,7 +47,7 @@ HISTORY_GLOBALS = (
 )
 
 
-def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
+def read_model_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable[SafeGlobal] = ()) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, in the form that mmengine expects.
 
     Bare weights come under ``state_dict``, because mmengine's hooks look for them there. Beside a ``state_dict`` there
@@ -54,7 +55,7 @@ def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
     program.
 
     Args:
-        source: as of :func:`mmsnnet.files.reading.read_checkpoint`.
+        source, safe_globals: as of :func:`mmsnnet.files.reading.read_checkpoint`.
 
     Raises:
         MissingFileError: the file does not exist, or the folder has no weights.
@@ -62,7 +63,7 @@ def read_model_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
             else where mmengine looks for those.
     """
     where = f"checkpoint {os.fspath(source)!r}"
-    checkpoint = read_checkpoint(source, HISTORY_GLOBALS)
+    checkpoint = read_checkpoint(source, (*HISTORY_GLOBALS, *safe_globals))
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
         return {"state_dict": checkpoint, "meta": {}}
     if "state_dict" in checkpoint:

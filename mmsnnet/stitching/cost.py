@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mmsnnet.stitching.anchors.base import SHARED, STEM, Anchor, Component
+from mmsnnet.stitching.anchors.base import CLASSIFIER, NORM, SHARED, STEM, Anchor, Component
 from mmsnnet.stitching.features import Features
 from mmsnnet.stitching.network import StitchedNetwork
 from mmsnnet.stitching.route_parts import AnchorPart, Part, classifier_parts, parts_run, tap_parts
@@ -101,7 +101,7 @@ def cost_model(network: StitchedNetwork, input_shape: tuple[int, int]) -> CostMo
 def _anchor_costs(anchor: Anchor, input_shape: tuple[int, int]) -> dict[Component, Cost]:
     """The cost of each component that an anchor has."""
     geometry, outline = anchor.geometry(input_shape), anchor.outline()
-    flops: dict[Component, int] = {SHARED: 0}
+    flops: dict[Component, int] = {SHARED: 0, NORM: 0}
     by_kind: dict[Hashable, int] = {}
     with_memory: Anchor | None = None
     for component in anchor.components:
@@ -124,7 +124,11 @@ def _component_flops(
     device = next(anchor.parameters()).device
     if component == STEM:
         return count_flops(_Call(anchor, anchor.stem), torch.zeros(1, anchor.in_chans, *input_shape, device=device))
-    entering, function = geometry[-1], cast(Callable[[Any], Any], anchor.classify)
+    if component == NORM:  # it has no method of its own
+        with_norm = _Call(anchor, anchor.classify, geometry[-1])
+        without = _component_flops(anchor, CLASSIFIER, geometry, input_shape)
+        return count_flops(with_norm, torch.zeros_like(geometry[-1].data, device=device)) - without
+    entering, function = geometry[-1], cast(Callable[[Any], Any], partial(anchor.classify, skip_norm=True))
     if component.role == "block":
         entering = geometry[component.block].to(anchor.layout(component.block))
         function = partial(anchor.call, component.block)

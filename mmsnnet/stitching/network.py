@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsnnet.errors import SettingError
-from mmsnnet.stitching.anchors.base import Anchor
+from mmsnnet.stitching.anchors.base import NORM, Anchor
 from mmsnnet.stitching.compilation import compile_blocks
 from mmsnnet.stitching.features import Features
 from mmsnnet.stitching.space import StitchSpace
@@ -141,7 +141,7 @@ class StitchedNetwork(nn.Module):
         """
         for output in (self if walker is None else walker).walk(images, stitch):
             last = output
-        return self.anchor(last.anchor).classify(last.projected[()])
+        return self.anchor(last.anchor).classify(last.projected[()], stitch.skips_final_norm)
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile every block for training mode, in place.
@@ -246,6 +246,12 @@ def _check_fit(anchors: Sequence[Anchor], space: StitchSpace) -> None:
             raise SettingError(
                 f"anchors must agree in {name}, so that their features correspond one to one; got {_joined(values)}: "
                 "choose models of one family"
+            )
+    for last in {stitch.segments[-1].anchor for stitch in space if stitch.skips_final_norm}:
+        if not anchors[last].outline().parameters_of(NORM):
+            raise SettingError(
+                f"skip_final_norm=True needs plain ViTs with a classifier, whose tokens get a norm after the last "
+                f"block; anchor {last} is none: leave out skip_final_norm"
             )
     channels = [anchor.in_chans for anchor in anchors]
     if len(set(channels)) > 1:

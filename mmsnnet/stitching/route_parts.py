@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Component
+from mmsnnet.stitching.anchors.base import CLASSIFIER, NORM, SHARED, STEM, Component
 from mmsnnet.stitching.network import StitchedNetwork
 from mmsnnet.stitching.space import StitchSpace
 from mmsnnet.stitching.stitch import LayerKey, Stitch
@@ -52,8 +52,9 @@ def tap_parts(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int]) ->
 
 
 def classifier_parts(stitch: Stitch) -> list[Part]:
-    """The parts of a whole route and the classifier of its last anchor, in order."""
-    return [*route_parts(stitch), AnchorPart(stitch.segments[-1].anchor, CLASSIFIER)]
+    """The parts of a whole route and the norm and classifier of its last anchor, in order."""
+    end = (CLASSIFIER,) if stitch.skips_final_norm else (NORM, CLASSIFIER)
+    return [*route_parts(stitch), *(AnchorPart(stitch.segments[-1].anchor, component) for component in end)]
 
 
 def parts_run(space: StitchSpace, stitch: Stitch, out_indices: Sequence[int] | None) -> list[Part]:

@@ -105,7 +105,9 @@ class StitchSpace:
         return cls(both.stages, "one_way", stitches, layers)
 
     @classmethod
-    def sliding_window(cls, stages: Sequence[int | Sequence[int]], skip: Collection[int] = ()) -> StitchSpace:
+    def sliding_window(
+        cls, stages: Sequence[int | Sequence[int]], skip: Collection[int] = (), skip_final_norm: bool = False
+    ) -> StitchSpace:
         """Build SN-Net's space (arXiv 2302.06586): the anchors, and small to large within each pair and stage.
 
         A crossing ``(j, k)`` leaves the small anchor after its block ``j`` of a stage and enters the large one at its
@@ -118,6 +120,8 @@ class StitchSpace:
         Args:
             stages: as of :meth:`two_way`.
             skip: stages without crossings. The published spaces skip the last stage, of ResNets the first one too.
+            skip_final_norm: routes that cross go from the last block to the head, without the final norm of a plain
+                ViT. SN-Net's DeiTs were trained this way. Anchors alone have their norm.
 
         Raises:
             ValueError: as :meth:`two_way`; or the smaller anchor of a pair has more blocks in a stage, or there is no
@@ -135,6 +139,8 @@ class StitchSpace:
                         stitches.append(routes.stitch(len(stitches), pair.small, (crossing,), (window[0],)))
         if not keys:
             raise ValueError(f"stages {stages} have no crossing but in the stages {tuple(skip)}, which skip leaves out")
+        if skip_final_norm:
+            stitches = [replace(stitch, skips_final_norm=bool(stitch.layers)) for stitch in stitches]
         return cls(stages, "sliding_window", tuple(stitches), tuple(keys))
 
     @classmethod
@@ -144,25 +150,35 @@ class StitchSpace:
         return cls((blocks,), "single", (Stitch(0, "A", "A", (Segment(0, 0, sum(blocks)),)),))
 
     @classmethod
-    def of(cls, scheme: str, stages: Sequence[int | Sequence[int]], skip: Collection[int] = ()) -> StitchSpace:
+    def of(
+        cls,
+        scheme: str,
+        stages: Sequence[int | Sequence[int]],
+        skip: Collection[int] = (),
+        skip_final_norm: bool = False,
+    ) -> StitchSpace:
         """Build a space by the name of its scheme: ``'two_way'``, ``'one_way'`` or ``'sliding_window'``.
 
         One anchor gives :meth:`single`, for any scheme.
 
         Args:
-            skip: stages without crossings, of a sliding window alone.
+            skip, skip_final_norm: as of :meth:`sliding_window`, and for it alone.
 
         Raises:
-            ValueError: there is no such scheme, another one has ``skip``, or as :meth:`two_way`.
+            ValueError: there is no such scheme, another one has ``skip`` or ``skip_final_norm``, or as :meth:`two_way`.
         """
         schemes = ("two_way", "one_way", "sliding_window")
         if scheme not in schemes:
             raise ValueError(f"scheme is one of {', '.join(schemes)}; got {scheme!r}")
         if skip and scheme != "sliding_window":
             raise ValueError(f"only scheme='sliding_window' skips stages; got {scheme!r} and skip={tuple(skip)}")
+        if skip_final_norm and scheme != "sliding_window":
+            raise ValueError(f"only routes of scheme='sliding_window' skip the final norm; got {scheme!r}")
         if len(stages) == 1:
             return cls.single(stages[0])
-        return cls.sliding_window(stages, skip) if scheme == "sliding_window" else getattr(cls, scheme)(stages)
+        if scheme == "sliding_window":
+            return cls.sliding_window(stages, skip, skip_final_norm)
+        return getattr(cls, scheme)(stages)
 
     @cached_property
     def depths(self) -> tuple[int, ...]:

@@ -48,13 +48,17 @@ class LayerKey:
 
 @dataclass(frozen=True)
 class Stitch:
-    """One route through the anchors: ``layers[k]`` joins ``segments[k]`` and ``segments[k + 1]``."""
+    """One route through the anchors: ``layers[k]`` joins ``segments[k]`` and ``segments[k + 1]``.
+
+    A route to a classifier may skip the final norm of a plain ViT: its last block is followed by the head.
+    """
 
     id: int
     name: str
     kind: str
     segments: tuple[Segment, ...]
     layers: tuple[LayerKey, ...] = ()
+    skips_final_norm: bool = False
 
     def __post_init__(self) -> None:
         if len(self.layers) != len(self.segments) - 1:

@@ -44,6 +44,7 @@ ARGUMENTS = {
     "deployment/extract_stitch": ("config", "checkpoint", "STITCH", "--out"),
     "misc/publish_model": ("config", "checkpoint", "OUT", "--points"),
     "dataset_converters/make_shapes": ("OUT", "--layout", "--train", "--val", "--size", "--seed"),
+    "model_converters/snnet_to_mmsnnet": ("SRC", "DST", "--family"),
     "model_converters/snnetv2_to_mmsnnet": ("SRC", "DST", "--merged", "--config"),
 }
 

@@ -23,6 +23,7 @@ WHOLE = {
     "no update": dict(out_indices=(0, 2, 3), rank=0),
     "one way": dict(scheme="one_way", out_indices=(2, 3)),
     "classifiers": dict(num_classes=5),
+    "a skipped norm": dict(num_classes=5, scheme="sliding_window", skip_final_norm=True, small=dict(depth=4), rank=0),
     "windows and biases": dict(small=WINDOWS, large=WINDOWS, out_indices=(1, 3), img_size=(64, 80)),
     "rotary": dict(small=dict(model="vit_small_patch16_dinov3"), large=dict(model="vit_small_patch16_dinov3")),
     "learned rotations": dict(

@@ -15,6 +15,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "taps": dict(out_indices=dict(train=(0, 1, 3), test=(3,))),
     "nothing after the last tap": dict(out_indices=(1,)),
     "logits": dict(num_classes=5),
+    "a skipped norm": dict(num_classes=5, scheme="sliding_window", skip_final_norm=True, small=dict(depth=4)),
     "full weights, one way": dict(rank=0, scheme="one_way", out_indices=(1, 3)),
     "bias and windows": dict(large=dict(rel_pos_bias=True, window_size=2, global_blocks=(1, 3))),
     "learned rotary positions": dict(small=EVA, large=EVA, num_classes=5),

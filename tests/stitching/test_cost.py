@@ -20,7 +20,7 @@ from mmsnnet.stitching import (
     count_flops,
     create_anchor,
 )
-from mmsnnet.stitching.anchors.base import SHARED, STEM
+from mmsnnet.stitching.anchors.base import NORM, SHARED, STEM
 from mmsnnet.stitching.route_parts import AnchorPart
 from mmsnnet.stitching.stitch import Stitch
 
@@ -207,7 +207,7 @@ def test_cross_attention_by_hand() -> None:
 def test_components(make_anchor: Callable[..., Anchor]) -> None:
     anchor = make_anchor(depth=2, width=32)
     costs = cost_model(StitchedNetwork([anchor], StitchSpace.single(2)), (32, 64))
-    components = (STEM, SHARED, Component("block", 0), Component("block", 1))
+    components = (STEM, SHARED, NORM, Component("block", 0), Component("block", 1))
     assert set(costs.parts) == {AnchorPart(0, component) for component in components}
     patches = 2 * 4
     assert costs.parts[AnchorPart(0, STEM)] == Cost(

@@ -184,7 +184,8 @@ def _layers(anchor: Anchor) -> dict[nn.Parameter, int]:
     in_heads = {parameter for head in heads for parameter in head.parameters()}
     layers: dict[nn.Parameter, int] = {}
     for component in anchor.components:
-        layer = {"block": component.block + 1, "classifier": anchor.depth + 1}.get(component.role, 0)
+        after = anchor.depth + 1
+        layer = {"block": component.block + 1, "norm": after, "classifier": after}.get(component.role, 0)
         layers |= {parameter: layer for parameter in anchor.parameters_of(component) if parameter not in in_heads}
     return layers
 

@@ -24,6 +24,7 @@ def build_network(
     num_classes: int | None = None,
     scheme: str = "two_way",
     skip_stages: Sequence[int] = (),
+    skip_final_norm: bool = False,
     rank: int = 16,
     only: int | str | None = None,
     with_cp: bool = False,
@@ -59,7 +60,7 @@ def build_network(
     # For a single stitch, anchors are built on the meta device first; _with_parts allocates those that it runs.
     with nullcontext() if only is None else torch.device("meta"):
         built = [make() for make in makers]
-    space = StitchSpace.of(scheme, [anchor.stages for anchor in built], skip_stages)
+    space = StitchSpace.of(scheme, [anchor.stages for anchor in built], skip_stages, skip_final_norm)
     taps = OutIndices.parse(out_indices, built[-1].stages)
     if only is not None:
         parts = parts_run(space, space[only], None if num_classes is not None else taps.train)

@@ -65,8 +65,8 @@ class StitchedBackbone(BaseModule):
             trains from scratch at the rate of heads.
         num_classes: keep the norm and head of each anchor. ``forward`` then returns the logits of the anchor in which
             the route ends, and there are no taps. ``StitchedClassifier`` sets it.
-        scheme, skip_stages: as of :meth:`mmsnnet.stitching.StitchSpace.of`: ``'two_way'`` (SN-Netv2), ``'one_way'`` or
-            ``'sliding_window'`` (SN-Net). With three or more anchors, neighbours are stitched.
+        scheme, skip_stages, skip_final_norm: as of :meth:`mmsnnet.stitching.StitchSpace.of`: ``'two_way'`` (SN-Netv2),
+            ``'one_way'`` or ``'sliding_window'`` (SN-Net). With three or more anchors, neighbours are stitched.
         rank: rank of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         flops_step: width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
         seed: seed of the draws.
@@ -100,6 +100,7 @@ class StitchedBackbone(BaseModule):
         num_classes: int | None = None,
         scheme: str = "two_way",
         skip_stages: Sequence[int] = (),
+        skip_final_norm: bool = False,
         rank: int = 16,
         flops_step: float = 10e9,
         seed: int = 0,
@@ -126,6 +127,7 @@ class StitchedBackbone(BaseModule):
             num_classes=num_classes,
             scheme=scheme,
             skip_stages=skip_stages,
+            skip_final_norm=skip_final_norm,
             rank=rank,
             only=only,
             with_cp=with_cp,
@@ -387,9 +389,7 @@ class StitchedBackbone(BaseModule):
             print_log("Blocks are compiled when a stitch first runs them, which can take minutes", logger="current")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        draws = state_dict.pop(prefix + DRAWS, None)
-        if draws is not None:
-            self.draws = int(draws)
+        self.draws = int(state_dict.pop(prefix + DRAWS, self.draws))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

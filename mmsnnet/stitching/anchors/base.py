@@ -25,7 +25,7 @@ class Component:
 
     Attributes:
         role: ``'stem'``, ``'block'``, ``'shared'`` (used by several blocks, such as the frequencies of a rotary
-            embedding) or ``'classifier'``.
+            embedding), ``'norm'`` (a plain ViT's final norm, which a route may skip) or ``'classifier'``.
         block: the index of the block, for the role ``'block'``.
     """
 
@@ -33,7 +33,7 @@ class Component:
     block: int = 0
 
 
-STEM, SHARED, CLASSIFIER = Component("stem"), Component("shared"), Component("classifier")
+STEM, SHARED, NORM, CLASSIFIER = Component("stem"), Component("shared"), Component("norm"), Component("classifier")
 
 
 class BlockNames(NamedTuple):
@@ -96,15 +96,18 @@ class Anchor(nn.Module, ABC):
         for name, block in _top_names(model, self._blocks):
             first = name.partition(".")[0]
             others = SHARED if first in self._shared else CLASSIFIER if first in self.classifier_modules else STEM
+            others = NORM if first == self._final_norm else others
             table.setdefault(others if block is None else Component("block", block), []).append(name)
         self._names: dict[Component, tuple[str, ...]] = {part: tuple(names) for part, names in table.items()}
         if not classifier:
+            self._drop(NORM)
             self._drop(CLASSIFIER)
 
     # Subclasses implement these for their class of models.
 
     _shared: tuple[str, ...] = ()  # the model's modules that several blocks use
     classifier_modules: tuple[str, ...]  # and those of its classifier; what is left is the stem
+    _final_norm: str = ""  # the one of those that runs on all tokens first, and that a route may skip
 
     @staticmethod
     @abstractmethod
@@ -139,7 +142,7 @@ class Anchor(nn.Module, ABC):
 
     @abstractmethod
     def _classify(self, features: Features) -> Tensor:
-        """Convert features in the stem's layout to logits (B, classes)."""
+        """Convert features in the stem's layout to logits (B, classes), without :attr:`_final_norm`."""
 
     # All anchors share these.
 
@@ -236,15 +239,22 @@ class Anchor(nn.Module, ABC):
         data = checkpoint(call, features.data, use_reentrant=False, context_fn=contexts)
         return Features(data, features.layout, grid)
 
-    def classify(self, features: Features) -> Tensor:
+    def classify(self, features: Features, skip_norm: bool = False) -> Tensor:
         """Run norm, pooling and head on the output of the last block: logits (B, classes).
+
+        Args:
+            features: the output of the last block, in any layout.
+            skip_norm: leave out the norm of a plain ViT's tokens. Hierarchical models always run theirs.
 
         Raises:
             ValueError: the anchor was created without its classifier.
         """
         if CLASSIFIER not in self._names:
             raise ValueError("this anchor was created without its classifier: set classifier=True")
-        return self._classify(features.to(self.layout()))
+        features = features.to(self.layout())
+        for norm in () if skip_norm else self._modules_of(NORM):
+            features = features.with_data(norm(features.data))
+        return self._classify(features)
 
     @torch.no_grad()
     def geometry(self, image_size: tuple[int, int]) -> tuple[Features, ...]:

@@ -45,6 +45,7 @@ class PlainAnchor(Anchor):
 
     _shared = ("rope",)
     classifier_modules = CLASSIFIER_MODULES
+    _final_norm = "norm"
     positions: StoredPositions
     stem_weight = "patch_embed.proj.weight"
 
@@ -119,7 +120,7 @@ class PlainAnchor(Anchor):
         return Features(tokens, self.layout(), self.grid((images.shape[-2], images.shape[-1])))
 
     def _classify(self, features: Features) -> Tensor:
-        return self.model.forward_head(self.model.norm(features.data))
+        return self.model.forward_head(features.data)
 
     @abstractmethod
     def embed_positions(self, patches: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsnnet.stitching import Anchor, create_anchor
-from mmsnnet.stitching.anchors.base import CLASSIFIER, SHARED, STEM, Component
+from mmsnnet.stitching.anchors.base import CLASSIFIER, NORM, SHARED, STEM, Component
 from mmsnnet.stitching.features import Features, Layout
 
 MakeAnchor = Callable[..., Anchor]
@@ -107,9 +107,10 @@ def test_parameters_by_their_use(family: str, classifier: bool, make_anchor: Mak
     on the shared ones."""
     anchor = make_anchor(classifier=classifier, **FAMILIES[family])
     stem, positions = anchor.parameters_of(STEM), anchor.parameters_of(SHARED)
-    parts = [stem, positions, list(anchor.model.blocks.parameters()), anchor.parameters_of(CLASSIFIER)]
+    end = [p for component in (NORM, CLASSIFIER) for p in anchor.parameters_of(component)]
+    parts = [stem, positions, list(anchor.model.blocks.parameters()), end]
     assert parts[2] == [p for index in anchor.blocks for p in anchor.parameters_of(Component("block", index))]
-    assert (CLASSIFIER in anchor.components) == classifier
+    assert (CLASSIFIER in anchor.components) == (NORM in anchor.components) == classifier
     shared_out = [id(p) for part in parts for p in part]
     assert sorted(shared_out) == sorted(id(p) for p in anchor.parameters())
     assert bool(parts[3]) == classifier
