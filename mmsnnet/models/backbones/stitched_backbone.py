@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.backbones.budget import Budget
-from mmsnnet.models.backbones.build_network import build_network, load_anchors, parse_image_size
-from mmsnnet.models.backbones.taps import Taps
+from mmsnnet.models.backbones.build_network import build_network, load_anchors
+from mmsnnet.models.backbones.image_sizes import parse_image_size, warn_of_padding, warn_of_training_size
+from mmsnnet.models.backbones.taps import TapNorms, Taps, tap_outlines
 from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
@@ -60,6 +61,8 @@ class StitchedBackbone(BaseModule):
             model these are stages, all by default. With ``dict(train=..., test=...)``, evaluation mode skips the taps
             that ``test`` lacks and returns None for them, so that a head's ``in_index`` is the same in both modes. A
             None among the indices is a map that is None in both modes.
+        norm_taps: give each tap a LayerNorm, as mmseg's and mmdet's Swin and ConvNeXt have. All routes share it, and it
+            trains from scratch at the rate of heads.
         num_classes: keep the norm and head of each anchor. ``forward`` then returns the logits of the anchor in which
             the route ends, and there are no taps. ``StitchedClassifier`` sets it.
         scheme, skip_stages, skip_final_norm: as of :meth:`mmsnnet.stitching.StitchSpace.of`: ``'two_way'`` (SN-Netv2),
@@ -77,9 +80,11 @@ class StitchedBackbone(BaseModule):
         compile: compile each block for training mode with ``torch.compile``: True, or a dict of its arguments; see
             :meth:`mmsnnet.stitching.StitchedNetwork.compile_blocks`. The runner's key ``compile`` at the top of a
             config would compile each stitch.
-        frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor. In the
-            other anchors it freezes the blocks that correspond only to those.
+        frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` stages. Of plain ViTs, ``n`` counts
+            blocks of the largest anchor, and freezes the blocks of others that correspond only to those.
         frozen_anchors: indices of anchors to freeze completely.
+        norm_eval: leave all batch norms of the anchors in evaluation mode, as in mmdet: training uses and keeps their
+            running statistics, and still trains their weights.
         init_cfg: as for any mmengine module.
 
     Raises:
@@ -91,6 +96,7 @@ class StitchedBackbone(BaseModule):
         anchors: Sequence[Mapping[str, Any]],
         img_size: int | Sequence[int] = 224,
         out_indices: int | Sequence[int | None] | Mapping[str, int | Sequence[int]] | None = None,
+        norm_taps: bool = False,
         num_classes: int | None = None,
         scheme: str = "two_way",
         skip_stages: Sequence[int] = (),
@@ -105,11 +111,14 @@ class StitchedBackbone(BaseModule):
         compile: bool | Mapping[str, Any] = False,
         frozen_stages: int = -1,
         frozen_anchors: Sequence[int] = (),
+        norm_eval: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if stitch is not None and budget is not None:
             raise ValueError(f"stitch={stitch!r} and budget both choose the stitch of evaluation mode: set one of them")
+        if norm_taps and num_classes is not None:
+            raise ValueError("a backbone with num_classes gives logits instead of maps: leave out norm_taps")
         self.img_size = parse_image_size(img_size)
         self.network, self.taps, self.pretrained = build_network(
             anchors,
@@ -125,7 +134,9 @@ class StitchedBackbone(BaseModule):
             compile=compile,
             frozen_stages=frozen_stages,
             frozen_anchors=frozen_anchors,
+            norm_eval=norm_eval,
         )
+        self.tap_norms = TapNorms(self.taps, self.network.anchor(-1).widths if norm_taps else ())
         self.space: StitchSpace = self.network.space
         self.num_classes = num_classes
         # None if the backbone returns logits.
@@ -209,9 +220,11 @@ class StitchedBackbone(BaseModule):
         if self._sampler is None:
             bins = flops_bins({id_: cost.flops for id_, cost in self.training_costs().items()}, self.flops_step)
             if len(bins) == 1 < len(self.space) and self.space.scheme != "sliding_window":  # published as uniform
-                _warn(
+                print_log(
                     f"All {len(self.space)} stitches fall into one FLOPs bin: training draws them uniformly and the "
-                    f"anchors rarely. Lower StitchedViT's flops_step, now {self.flops_step:.3g}."
+                    f"anchors rarely. Lower StitchedViT's flops_step, now {self.flops_step:.3g}.",
+                    logger="current",
+                    level=logging.WARNING,
                 )
             self._sampler = StitchSampler(bins, self.seed)
         if self._sampler.stitches_per_step != self.stitches_per_step:
@@ -282,17 +295,22 @@ class StitchedBackbone(BaseModule):
 
     def costs(self, input_shape: tuple[int, int] | None = None) -> dict[int, Cost]:
         """The cost of the backbone in evaluation mode, by stitch id."""
-        return self.cost_model(input_shape).stitches(self._evaluated_taps)
+        return self._costs(self._evaluated_taps, input_shape)
 
     def training_costs(self) -> dict[int, Cost]:
         """The cost of the backbone at ``img_size`` with the taps of training, by stitch id."""
-        return self.cost_model().stitches(self._trained_taps)
+        return self._costs(self._trained_taps)
+
+    def _costs(self, taps: Sequence[int] | None, input_shape: tuple[int, int] | None = None) -> dict[int, Cost]:
+        model, largest = self.cost_model(input_shape), self.network.anchor(-1)
+        norms = self.tap_norms.cost(tap_outlines(largest, taps or (), model.input_shape))
+        return {id_: cost + norms for id_, cost in model.stitches(taps).items()}
 
     def trained_parameters(self, stitch: Stitch) -> tuple[nn.Parameter, ...]:
         """The trainable parameters that ``stitch`` uses in training mode, in order of first use."""
         parts = parts_run(self.space, stitch, self._trained_taps)
         used = dict.fromkeys(parameter for part in parts for parameter in part_parameters(self.network, part))
-        return tuple(parameter for parameter in used if parameter.requires_grad)
+        return tuple(parameter for parameter in (*used, *self.tap_norms.parameters()) if parameter.requires_grad)
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``, then load the anchors' pretrained weights.
@@ -330,7 +348,7 @@ class StitchedBackbone(BaseModule):
         self._warn_of_padding(size)
         out_indices = self.taps.train if self.training else self.taps.test
         features = self.network.taps(images, stitch, out_indices, walker)
-        return self.taps.hand_out(dict(zip(out_indices, features, strict=True)))
+        return self.taps.hand_out(self.tap_norms(dict(zip(out_indices, features, strict=True))))
 
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """The size (height, width) of images of ``image_size`` after padding to whole patches."""
@@ -344,25 +362,13 @@ class StitchedBackbone(BaseModule):
         padded = self.padded_size(image_size)
         if padded != image_size:
             self._warned_of_padding = True
-            _warn(
-                f"Images of {image_size[0]} x {image_size[1]} are not whole patches: the backbone's maps cover "
-                f"{padded[0]} x {padded[1]}, and a head that resizes its maps to the image squeezes predictions. Set "
-                "model.type to mmsnnet.EncoderDecoder or mmsnnet.DepthEstimator, which pad and crop, or let the data "
-                "preprocessor pad (size_divisor, pad_size_divisor). Detection heads count in strides, so their "
-                "predictions are correct without either."
-            )
+            warn_of_padding(image_size, padded)
 
     def zeros(self, images: Tensor) -> Taps | Tensor:
         """Zeros in the shapes of evaluation mode's results for images (B, 3, H, W); no block runs."""
         if self.num_classes is not None:
             return images.new_zeros(len(images), self.num_classes)
-        largest = self.network.anchor(-1)
-        # A trace has tensors as sizes. For a size whose cost was counted before, the geometry is cached, so the trace
-        # records no block.
-        geometry = largest.geometry((int(images.shape[-2]), int(images.shape[-1])))
-        features = {index: geometry[index + 1].to(largest.layout()) for index in self.taps.test}
-        zeros = {i: one.with_data(images.new_zeros(len(images), *one.data.shape[1:])) for i, one in features.items()}
-        return self.taps.hand_out(zeros)
+        return self.taps.zeros(self.network.anchor(-1), images)
 
     def _draw(self, image_size: tuple[int, int]) -> Stitch:
         if self.drawn is None:
@@ -373,11 +379,7 @@ class StitchedBackbone(BaseModule):
 
     def _check_first_draw(self, image_size: tuple[int, int]) -> None:
         if image_size != self.img_size:
-            _warn(
-                f"Training on images of {' x '.join(map(str, image_size))}, while StitchedViT's img_size is "
-                f"{' x '.join(map(str, self.img_size))}: position embeddings are stored and FLOPs counted for it. Set "
-                "it to the size to which the training pipeline crops or pads."
-            )
+            warn_of_training_size(image_size, self.img_size)
         if not self.network.initialized:
             raise RuntimeError(
                 "the stitching layers are neither initialised nor loaded, and random layers would waste the pretrained "
@@ -389,10 +391,6 @@ class StitchedBackbone(BaseModule):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.draws = int(state_dict.pop(prefix + DRAWS, self.draws))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _warn(text: str) -> None:
-    print_log(text, logger="current", level=logging.WARNING)
 
 
 def _save_draws(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
