@@ -67,6 +67,11 @@ DATASETS = ToolboxRegistry(
     CocoDataset="mmsnnet.datasets.coco",  # mmdet
     ImageNet="mmsnnet.datasets.imagenet",  # make_shapes.py does without mmengine
 )
+DATA_SAMPLERS = ToolboxRegistry(
+    mmengine_registry.DATA_SAMPLERS,
+    "mmsnnet.datasets",
+    RepeatAugSampler="mmsnnet.datasets.samplers",
+)
 TRANSFORMS = ToolboxRegistry(
     mmengine_registry.TRANSFORMS,
     "mmsnnet.datasets",

@@ -19,12 +19,14 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 import mmsnnet.safe_loading  # noqa: F401  mmengine then runs no code in checkpoints
 from mmsnnet.apis import build_space, load_config
+from mmsnnet.apis.model import build_without_weights
 from mmsnnet.cli.arguments import DistributedParser, add_config_arguments, add_launch_options
 from mmsnnet.cli.console import import_toolbox, short_console
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
 from mmsnnet.cli.launching import process_group
 from mmsnnet.cli.runner import build_runner
 from mmsnnet.datasets import check_folders
+from mmsnnet.engine.recalibration import check_recalibration
 from mmsnnet.errors import MissingFileError
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.files.writing import DISK_ERRORS, output_errors
@@ -54,6 +56,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-prefix-reuse", action="store_true", help="run every stitch from the start: slower, the same figures"
     )
+    parser.add_argument(
+        "--recalibrate",
+        type=int,
+        metavar="N",
+        help="give each stitch running statistics of batch norms of its own, over N training images",
+    )
     parser.add_argument("--metric", help="metric of the Pareto front in the table (default: the task's own)")
     parser.add_argument(
         "--work-dir", type=os.path.expanduser, metavar="D", help="folder for logs (default: the config's)"
@@ -78,8 +86,13 @@ def build(args: argparse.Namespace) -> Runner:
     if args.stitches:
         config.test_cfg.stitches = args.stitches
     config.test_cfg.update(resume=args.resume, prefix_reuse=not args.no_prefix_reuse)
+    if args.recalibrate is not None:
+        config.test_cfg.recalibrate = args.recalibrate
     build_space(config).select(config.test_cfg.get("stitches", "all"))
     check_folders(config, ("test_dataloader",))
+    if (number := config.test_cfg.get("recalibrate")) is not None:
+        check_recalibration(config, build_without_weights(config), number)
+        check_folders(config, ("train_dataloader",))
     # Without it mmengine would evaluate random weights for those that the checkpoint lacks.
     config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type="mmsnnet.StrictLoadHook")]
     runner = build_runner(config, args.launcher, args.work_dir, args.quiet)

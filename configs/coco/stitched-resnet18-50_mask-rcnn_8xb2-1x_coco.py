@@ -4,4 +4,3 @@ _base_ = [
     "../_base_/schedules/schedule_coco_1x.py",
     "../_base_/default_runtime_det.py",
 ]
-sync_bn = "torch"  # the anchors have batch norms, too

@@ -1,7 +1,7 @@
 # SN-Net, LeViT-192 and -256 on ImageNet-1K.
 _base_ = [
     "../_base_/models/stitched-deit-ti-s-b_classifier.py",
-    "../_base_/datasets/imagenet_randaugment.py",
+    "../_base_/datasets/imagenet_repeated.py",
     "../_base_/schedules/imagenet_bs1024_adamw_100e.py",
     "../_base_/default_runtime.py",
 ]

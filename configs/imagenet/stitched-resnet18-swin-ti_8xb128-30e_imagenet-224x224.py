@@ -17,4 +17,5 @@ model = dict(
         skip_stages=(0, 3),
     ),
     mixing=dict(_delete_=True, prob=0.0, label_smoothing=0.1),  # nothing is mixed
+    erasing=dict(probability=0.6, num_splits=2),  # of the second half of each batch
 )

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from torch import Tensor
 
-from mmsnnet.apis.model import build_without_weights
+from mmsnnet.apis.model import build_model, build_without_weights
 from mmsnnet.apis.publish import Published, published_config, write_folder
+from mmsnnet.engine.recalibration import check_recalibration, recalibrate_on_training_images
 from mmsnnet.files.writing import new_folder
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, read_weights
+from mmsnnet.models.recalibration import norm_statistics
 from mmsnnet.stitching import Stitch
 
 # The settings of hooks and schedulers that name a metric; the loops call it <stitch>/<metric>.
@@ -20,7 +23,11 @@ MONITORS = ("save_best", "monitor")
 
 
 def extract_stitch(
-    config: Config, checkpoint: str | os.PathLike[str], stitch: int | str, out: str | os.PathLike[str]
+    config: Config,
+    checkpoint: str | os.PathLike[str],
+    stitch: int | str,
+    out: str | os.PathLike[str],
+    recalibrate: int | None = None,
 ) -> Published:
     """Write one stitch as a model, in a folder as :func:`mmsnnet.apis.publish_model` writes it.
 
@@ -32,19 +39,24 @@ def extract_stitch(
         checkpoint: of the whole model, as for :func:`mmsnnet.apis.build_model`.
         stitch: its id or name.
         out: the folder; it must not exist, or be empty.
+        recalibrate: write statistics of batch norms that are the stitch's own, over this many training images
+            (:func:`mmsnnet.engine.recalibration.recalibrate_on_training_images`); by default, those that routes share.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         OSError: ``out`` cannot be written, or another process is writing it.
         TypeError: the model has no stitched backbone.
         ValueError: ``out`` is a file or is not empty; the space has no such stitch; the checkpoint cannot be read,
-            would run code, or does not fit the config's model (it has no stitching layers, for example).
+            would run code, or does not fit the config's model (it has no stitching layers, for example); there are no
+            batch norms to recalibrate, or too few training images.
     """
     out = Path(out).absolute()
     with new_folder(out, "--out") as folder:
         whole = build_without_weights(config)
         backbone = find_stitched_backbone(whole)
         chosen = backbone.space[stitch]
+        if recalibrate is not None:
+            check_recalibration(config, whole, recalibrate)
         whole.load_state_dict(read_weights(whole, checkpoint), assign=True)
         for key in backbone.space.layers:
             backbone.network.layers[str(key)] = backbone.network.layer(key).merged()
@@ -52,7 +64,20 @@ def extract_stitch(
         config = extracted_config(config, backbone, chosen)
         extracted = build_without_weights(config)
         used = {name: weights[name] for name in extracted.state_dict()}
+        if recalibrate is not None:
+            used = _recalibrated(config, used, recalibrate)
         return write_folder(folder, out, config, find_stitched_backbone(extracted), used)
+
+
+def _recalibrated(config: Config, weights: Mapping[str, Tensor], num_images: int) -> dict[str, Tensor]:
+    """The weights of a model of one stitch with the statistics that its batch norms have on training images."""
+    model = build_model(config)
+    model.load_state_dict(weights)
+    [statistics] = recalibrate_on_training_images(
+        config, model, find_stitched_backbone(model).space.stitches, num_images
+    ).values()
+    with norm_statistics(statistics):
+        return model.state_dict()
 
 
 def extracted_config(config: Config, backbone: StitchedBackbone, stitch: Stitch) -> Config:

@@ -142,7 +142,9 @@ class OperatingPoints:
     none. ``fingerprint`` has digests of all that metrics depend on, by name, so that a resumed run can tell whether it
     measures the same; it is empty if the run measured no metrics. ``benchmark`` has the settings of the measurement of
     latencies, by name. ``depths`` are the anchors' numbers of blocks, smallest anchor first; for each stage, if there
-    are several; or None. Iterating gives the points in the order in which they were added.
+    are several; or None. ``recalibrated`` is the number of training images over which batch norms were recalibrated for
+    each stitch; None if metrics are those of the checkpoint's own statistics. Iterating gives the points in the order
+    in which they were added.
 
     Raises:
         TypeError: a value has a wrong type.
@@ -158,6 +160,7 @@ class OperatingPoints:
     fingerprint: Mapping[str, str] = field(default_factory=dict, hash=False)
     benchmark: Mapping[str, str | int | bool | None] = field(default_factory=dict, hash=False)
     depths: tuple[int | tuple[int, ...], ...] | None = None
+    recalibrated: int | None = None
 
     schema: ClassVar[int] = 1
 
@@ -178,6 +181,8 @@ class OperatingPoints:
             if not numbers or () in depths or 0 in [_whole_number("depths", number) for number in numbers]:
                 raise ValueError(f"depths: expected the anchors' numbers of blocks, found {list(depths)}")
             object.__setattr__(self, "depths", depths)
+        if self.recalibrated is not None:
+            object.__setattr__(self, "recalibrated", _whole_number("recalibrated", self.recalibrated))
         object.__setattr__(self, "points", tuple(self.points))
         seen: dict[int, OperatingPoint] = {}
         for point in self.points:
@@ -246,6 +251,8 @@ class OperatingPoints:
             header["benchmark"] = dict(self.benchmark)
         if self.depths:
             header["depths"] = self.depths
+        if self.recalibrated is not None:
+            header["recalibrated"] = self.recalibrated
         # With one line for each stitch, a diff of two runs shows which stitches changed.
         stitches = ",\n  ".join(json.dumps(point.to_json(), allow_nan=False) for point in self.points)
         text = f'{json.dumps(header, allow_nan=False)[:-1]},\n "stitches": [\n  {stitches}\n]}}\n'
@@ -271,7 +278,8 @@ class OperatingPoints:
                 raise ValueError(f"stitches[{index}]: {error}") from None
         header = {key: document[key] for key in keys}
         header |= {key: document.get(key) or {} for key in ("fingerprint", "benchmark")}
-        return cls(**header, points=tuple(points), depths=document.get("depths"))
+        header |= {key: document.get(key) for key in ("depths", "recalibrated")}
+        return cls(**header, points=tuple(points))
 
 
 def default_metric(points: Iterable[OperatingPoint]) -> str:

@@ -109,7 +109,7 @@ class Features:
         return Features(data, self.layout, self.grid)
 
     def project(self, layer: nn.Module) -> Features:
-        """Apply a linear layer to the channels, in the present layout."""
+        """Apply a layer of the channels (linear, or a LayerNorm), in the present layout."""
         if self.layout.format == "nchw":
             data = layer(self.data.movedim(1, -1)).movedim(-1, 1)
             # Memory stays as it is: channels last, or not.

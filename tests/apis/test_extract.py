@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from mmsnnet.apis import build_model, build_uninitialized, extract_stitch, load_config
 from mmsnnet.apis.extract import extracted_config
 from mmsnnet.apis.model import build_without_weights
+from mmsnnet.datasets import write_shapes
+from mmsnnet.engine.recalibration import recalibrate_on_training_images
+from mmsnnet.errors import SettingError
 from mmsnnet.models import model_costs
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import UnknownStitchError, create_anchor, load_pretrained
@@ -141,6 +144,36 @@ def test_outputs_without_low_rank_updates_are_equal_to_the_bit(tmp_path: Path) -
     images = torch.randn(2, 3, 64, 64)
     for result, expected in zip(maps(one, images), maps(whole.model, images), strict=True):
         assert torch.equal(result, expected)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "data", "shapes", 6, 2, (64, 64))
+
+
+@pytest.mark.slow
+def test_recalibrated_statistics_are_those_that_the_stitch_has_in_the_whole(shapes: Path, tmp_path: Path) -> None:
+    """A plain ViT has no batch norm, but its head has, which other routes bring other maps."""
+    whole = Trained(tmp_path, STITCHED, data_root=str(shapes), **{"model.backbone.rank": 0})
+    stitch = whole.model.backbone.space["L3-S2-L6"]
+    [expected] = recalibrate_on_training_images(whole.config, whole.model, [stitch], 5).values()
+    extract_stitch(whole.config, whole.path, "L3-S2-L6", tmp_path / "plain")
+    extract_stitch(whole.config, whole.path, "L3-S2-L6", tmp_path / "own", recalibrate=5)
+    plain, own = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "own"))
+    changed = {name: tensor for name, tensor in own.items() if not torch.equal(tensor, plain[name])}
+    norms = {name: expected[norm] for name, norm in whole.model.named_modules() if norm in expected}
+    assert norms and changed.keys() == {f"{name}.running_{part}" for name in norms for part in ("mean", "var")}
+    for name, (mean, variance) in norms.items():
+        assert torch.equal(own[f"{name}.running_mean"], mean) and torch.equal(own[f"{name}.running_var"], variance)
+
+
+def test_without_batch_norms_there_is_nothing_to_recalibrate(
+    trained: Callable[[Path], Trained], tmp_path: Path
+) -> None:
+    whole = trained(CLASSIFIER)
+    with pytest.raises(SettingError, match="no BatchNorm, so there is nothing to recalibrate"):
+        extract_stitch(whole.config, whole.path, "S", tmp_path / "out", recalibrate=5)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

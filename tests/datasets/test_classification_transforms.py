@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from mmsnnet.apis import load_config
-from mmsnnet.errors import DataError
+from mmsnnet.errors import DataError, SettingError
 from mmsnnet.registry import TRANSFORMS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -189,8 +189,55 @@ def test_testing_takes_the_middle_of_the_image_resized_to_the_crop() -> None:
 
 
 def test_a_typing_mistake_is_an_error() -> None:
-    with pytest.raises(TypeError, match="colour_jitter"):
-        apply(noise(8, 8), input_size=8, colour_jitter=0.3)
+    with pytest.raises(SettingError, match=r"colour_jitter would have no effect.*leave it out, or set one of hflip"):
+        apply(noise(8, 8), input_size=8, is_training=True, colour_jitter=0.3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (dict(re_prob=0.25, re_mode="pixel"), r"re_mode, re_prob would have no effect.*set model\.erasing=dict"),
+        (dict(crop_pct=0.9), "crop_pct would have no effect with is_training=True"),
+        (dict(train_crop_mode="src", scale=(0.5, 1.0)), "scale would have no effect with .* train_crop_mode='src'"),
+        (dict(is_training=False, hflip=0.5), "hflip would have no effect with is_training=False"),
+        (dict(auto_augment="rand-m9", color_jitter=0.4), "beside auto_augment='rand-m9': remove color_jitter from"),
+        (dict(auto_augment="rand-m9", color_jitter_prob=0.5), "remove color_jitter_prob from TimmTransform"),
+    ],
+)
+def test_what_timm_would_ignore_is_an_error(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        apply(noise(8, 8), input_size=8, **{"is_training": True, **settings})
+
+
+@pytest.mark.parametrize(
+    ("training", "settings"),
+    [
+        (True, dict(hflip=0.0)),
+        (True, dict(vflip=1.0)),
+        (True, dict(scale=(0.1, 0.1))),
+        (True, dict(ratio=(3.0, 3.0))),
+        (True, dict(color_jitter=None)),
+        (True, dict(color_jitter_prob=0.0)),
+        (True, dict(grayscale_prob=1.0)),
+        (True, dict(gaussian_blur_prob=1.0)),
+        (True, dict(auto_augment="3a")),
+        (True, dict(auto_augment="rand-m9", color_jitter=None)),
+        (True, dict(interpolation="nearest")),
+        (False, dict(crop_pct=0.5)),
+        (False, dict(crop_mode="squash")),
+        (False, dict(crop_mode="border", crop_border_pixels=1)),
+        (False, dict(interpolation="nearest")),
+    ],
+)
+def test_what_is_allowed_has_an_effect(training: bool, settings: dict[str, Any]) -> None:
+    def results(**options: Any) -> list[Tensor]:
+        found = []
+        for seed in range(3):
+            random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+            found.append(apply(noise(40, 60), input_size=24, is_training=training, **options))
+        return found
+
+    assert not all(map(torch.equal, results(), results(**settings)))
 
 
 @pytest.mark.parametrize("training", [dict(), dict(is_training=False)])

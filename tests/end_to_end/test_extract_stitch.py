@@ -74,6 +74,24 @@ def test_an_extracted_stitch_is_a_model_like_any_other(
     assert "StitchInitHook: initialised" not in log and "L3-S2-L6/mIoU" in log
 
 
+def test_a_stitch_with_statistics_of_its_own(
+    tool: Tool, quickstart: Options, data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Extracted with them, it has the figures that the whole model has with them."""
+    out, options = tmp_path / "one", quickstart(1)
+    name, recalibrate = "L3-S2-L6", ("--recalibrate", 5)
+    data_root = ("--cfg-options", f"data_root={data}", "train_dataloader.batch_size=2")
+    tool("deployment/extract_stitch", STITCHED, checkpoint, name, "--out", out, *recalibrate, *data_root, cwd=tmp_path)
+    tool("test", out / "config.py", out, "--out", tmp_path / "one.json", *options, cwd=tmp_path)
+    points = ("--stitches", name, "--out", tmp_path / "whole.json", *options)
+    tool("test", STITCHED, checkpoint, *recalibrate, *points, cwd=tmp_path)
+    found, expected = (json.loads((tmp_path / f"{file}.json").read_text()) for file in ("one", "whole"))
+    assert expected["recalibrated"] == 5 and "recalibrated" not in found
+    assert found["stitches"][0]["metrics"] == pytest.approx(expected["stitches"][0]["metrics"], abs=0.1)
+    said = tool.error("test", STITCHED, checkpoint, "--recalibrate", 9, *points, cwd=tmp_path)
+    assert "error: recalibrate=9, but the training set has 8 images: take fewer" in said
+
+
 @pytest.mark.parametrize(
     ("stitch", "source", "out", "says"),
     [

@@ -1,4 +1,5 @@
-"""Two ranks evaluate all stitches as one process does, and resume together."""
+"""Two ranks evaluate all stitches as one process does, also with recalibrated and synchronised batch norms, and resume
+together."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
@@ -43,7 +45,17 @@ class Images(torch.utils.data.Dataset):
         return dict(inputs=torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=generator), data_samples=sample)
 
 
+@DATASETS.register_module()
+class Training(Images):
+    def __len__(self):
+        return 7
+
+
 def evaluate(name, launcher, **settings):
+    cfg = dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", device_ids=None))
+    if name == "recalibrated":  # torch's wrapper refuses synchronised norms on a CPU
+        cfg = dict(model_wrapper_cfg=dict(type="mmsnnet.StitchedDataParallel"), sync_bn="torch")
+    cfg["train_dataloader"] = dict(batch_size=3, dataset=dict(type="Training"))
     runner = Runner(
         ConfigDict(torch.load(folder / "model.pt")),
         str(folder / name),
@@ -56,7 +68,7 @@ def evaluate(name, launcher, **settings):
         test_cfg=dict(type="mmsnnet.StitchTestLoop", out=str(folder / f"{name}.json"), **settings),
         load_from=str(folder / "weights.pth"),
         launcher=launcher,
-        cfg=dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", device_ids=None)),
+        cfg=cfg,
         default_scope="mmseg",
         log_level="ERROR",
         experiment_name=name,
@@ -66,9 +78,11 @@ def evaluate(name, launcher, **settings):
 
 if rank == 0:
     evaluate("alone", "none").test()
+    evaluate("recalibrated_alone", "none", recalibrate=5).test()
 os.environ["LOCAL_RANK"] = str(rank)
 torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
 evaluate("together", "pytorch").test()
+evaluate("recalibrated", "pytorch", recalibrate=5).test()
 measured = stitch_passes.kept_bytes, stitch_passes.HOST_MEMORY
 # Alone, the first rank would run two stitches in a pass (3 bytes each), the second one (4 bytes).
 stitch_passes.kept_bytes = lambda states: (1 + rank) * any(state["results"] for state in states)
@@ -118,5 +132,8 @@ def test_two_ranks_evaluate_as_one(
     assert [point.name for point in alone] == ["S", "L", "S0-L2", "L1-S1"]
     assert len({tuple(point.metrics.values()) for point in alone}) > 1
     assert [tuple(other) for other in others] == [tuple(alone)] * 3
+    recalibrated = [OperatingPoints.load(folder / f"recalibrated{alone}.json") for alone in ("_alone", "")]
+    assert tuple(recalibrated[0]) == tuple(recalibrated[1])
+    assert not any(one.metrics == other.metrics for one, other in zip(alone, recalibrated[0], strict=True))
     errors = [(folder / f"error_{rank}").read_text() for rank in (0, 1)]
     assert errors[0] == errors[1] and "damaged.json" in errors[0]

@@ -183,6 +183,11 @@ train("compiled sharded", model="compiled", train_cfg=two, **SHARDED)
 lamb = dict(
     constructor="mmsnnet.StitchOptimWrapperConstructor", optimizer=dict(type="mmsnnet.Lamb", lr=1e-3)
 )
+adaptive = dict(
+    constructor="mmsnnet.StitchOptimWrapperConstructor",
+    optimizer=dict(type="AdamW", lr=1e-3),
+    clip_grad=dict(type="agc", clip_factor=0.01),
+)
 if rank == 0:
     changed = torch.load(folder / "sharded/iter_2.pth", weights_only=False)
     state = changed["optimizer"]["state"]["decode_head.conv_seg.weight"]
@@ -194,6 +199,7 @@ uneven = dict(val, dataset=dict(type="Images", sizes=[(32, 32)], number=3))
 uneven["sampler"] = dict(type="DefaultSampler", shuffle=False, round_up=False)
 errors = dict(
     lamb=error_of("lamb", optim_wrapper=lamb, **SHARDED),
+    adaptive=error_of("adaptive", optim_wrapper=adaptive, **SHARDED),
     stock=error_of("stock", runner_type="FlexibleRunner", strategy=dict(type="FSDPStrategy")),
     stock_loop=error_of(
         "stock loop",
@@ -417,6 +423,7 @@ def test_what_cannot_go_well_is_refused_on_all_ranks(folder: Path) -> None:
     assert errors[0]["lamb"][0] == "ValueError" and "AdamW" in errors[0]["lamb"][1]
     for run in ("stock", "stock_loop"):
         assert errors[0][run][0] == "TypeError" and "mmsnnet.FSDPStrategy" in errors[0][run][1]
+    assert errors[0]["adaptive"][0] == "SettingError" and "clip by the norm" in errors[0]["adaptive"][1]
     assert errors[0]["grouped"][0] == "SettingError" and "without --resume" in errors[0]["grouped"][1]
     for run, said in (
         (

@@ -15,6 +15,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dataset import sampler as mmengine_samplers
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 
+from mmsnnet.datasets.samplers import RepeatAugSampler
 from mmsnnet.engine.runner.seeded_loading import SeededBatch, seeded_loader
 
 SIZE = 11  # no multiple of a batch, nor of the ranks
@@ -106,11 +107,11 @@ def indices(samples: Samples) -> list[list[int]]:
     return [[index for index, *_ in batch] for batch in samples]
 
 
-@pytest.mark.parametrize("sampler", [InfiniteSampler, DefaultSampler])
+@pytest.mark.parametrize("sampler", [InfiniteSampler, DefaultSampler, RepeatAugSampler])
 def test_two_ranks_draw_what_one_process_with_the_doubled_batch_draws(sampler: type[Sampler]) -> None:
-    one = batches(12, sampler=sampler, batch_size=6, drop_last=sampler is DefaultSampler)
+    one = batches(12, sampler=sampler, batch_size=6, drop_last=sampler is not InfiniteSampler)
     shares = [
-        batches(12, sampler=sampler, batch_size=3, rank=rank, world_size=2, drop_last=sampler is DefaultSampler)
+        batches(12, sampler=sampler, batch_size=3, rank=rank, world_size=2, drop_last=sampler is not InfiniteSampler)
         for rank in range(2)
     ]
     # Of a finite sampler an epoch's last samples are those that fill up the ranks' shares.
@@ -121,7 +122,7 @@ def test_two_ranks_draw_what_one_process_with_the_doubled_batch_draws(sampler: t
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("sampler", [InfiniteSampler, DefaultSampler])
+@pytest.mark.parametrize("sampler", [InfiniteSampler, DefaultSampler, RepeatAugSampler])
 def test_the_number_of_workers_changes_nothing(workers: int, sampler: type[Sampler]) -> None:
     alone = batches(8, sampler=sampler, skip=3)
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
@@ -135,6 +136,7 @@ def test_the_number_of_workers_changes_nothing(workers: int, sampler: type[Sampl
         (InfiniteSampler, None, False),
         (DefaultSampler, None, False),
         (DefaultSampler, None, True),
+        (RepeatAugSampler, None, True),
         (RandomSampler, None, False),
         (DrawsAsItGoes, None, False),
         (InfiniteSampler, aspect_ratio, False),

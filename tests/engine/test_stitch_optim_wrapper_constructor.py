@@ -12,6 +12,7 @@ from torch import nn
 
 import mmsnnet.engine.optimizers.stitch_optim_wrapper_constructor as module
 from mmsnnet.models import StitchedBackbone
+from mmsnnet.registry import MODELS
 
 Make = Callable[..., Any]
 LR, DECAY = 2.0, 0.5
@@ -169,6 +170,133 @@ def test_where_the_optimizer_sets_no_decay_its_own_holds(make_backbone: Make) ->
     model = Detector(make_backbone())
     found = settings(model, build(model, dict(type="AdamW", lr=1.0)))
     assert found["neck.0.weight"] == (1.0, 0.01) and found["neck.0.bias"] == (1.0, 0.0)
+
+
+# Adaptive gradient clipping
+
+
+def agc(model: nn.Module, factor: float = 0.01, **settings: Any) -> OptimWrapper:
+    config = dict(
+        type="OptimWrapper",
+        constructor="mmsnnet.StitchOptimWrapperConstructor",
+        optimizer=dict(type="SGD", lr=1.0),
+        clip_grad=dict(type="agc", clip_factor=factor),
+    )
+    return build_optim_wrapper(model, config | settings)
+
+
+def by_unit(tensor: torch.Tensor) -> torch.Tensor:
+    """The norm of each row, kernel of an output channel, or vector."""
+    return tensor.detach().flatten(1).norm(dim=1) if tensor.ndim > 1 else tensor.detach().norm()[None]
+
+
+@pytest.mark.parametrize("counts", [1, 3])
+def test_adaptive_clipping_bounds_each_unit_by_its_weights(make_backbone: Make, counts: int) -> None:
+    """Of the mean gradient over accumulated passes, in one step; a parameter without a gradient stays."""
+    torch.manual_seed(0)
+    model = Detector(make_backbone())
+    wrapper = agc(model, accumulative_counts=counts)
+    wrapper.initialize_count_status(model, 0, counts)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("query")}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    slopes = {
+        name: torch.randn_like(p) * 10.0 ** torch.randint(-7, 3, p.shape[:1]).view(-1, *[1] * (p.ndim - 1))
+        for name, p in trained.items()
+    }
+    for _ in range(counts):
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+        wrapper.update_params(sum((slopes[name] * p).sum() for name, p in trained.items()))
+    clipped = kept = 0
+    for name, parameter in model.named_parameters():
+        moved = before[name] - parameter.detach()
+        if name not in trained:
+            assert not moved.any()
+            continue
+        limit = 0.01 * by_unit(before[name]).clamp(min=1e-3)
+        exceeds = by_unit(slopes[name]) > limit
+        found = by_unit(moved)
+        assert torch.allclose(found[exceeds], limit[exceeds], rtol=1e-2, atol=1e-6), name
+        assert torch.allclose(found[~exceeds], by_unit(slopes[name])[~exceeds], rtol=1e-2, atol=1e-6), name
+        clipped, kept = clipped + int(exceeds.sum()), kept + int((~exceeds).sum())
+    assert clipped > 100 and kept > 100
+
+
+def test_adaptive_clipping_in_mixed_precision_compares_unscaled_gradients(make_backbone: Make) -> None:
+    from mmengine.optim import AmpOptimWrapper
+    from torch.amp import GradScaler
+
+    steps = []
+    for scale in (None, 2.0**10):
+        torch.manual_seed(0)
+        model = Detector(make_backbone())
+        with pytest.MonkeyPatch.context() as patch:
+            # mmengine asks for a GPU, but torch's scaler runs on a CPU too.
+            patch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True)
+            wrapper = agc(model, type="OptimWrapper" if scale is None else "AmpOptimWrapper")
+        if scale is not None:
+            assert isinstance(wrapper, AmpOptimWrapper)
+            wrapper.loss_scaler = GradScaler("cpu", init_scale=scale)
+        wrapper.update_params(model.neck[0].weight.square().sum())
+        steps.append(model.neck[0].weight.detach().clone())
+    torch.testing.assert_close(*steps)
+
+
+def test_clipping_of_mmengines_types_stays(make_backbone: Make) -> None:
+    wrapper = agc(Detector(make_backbone()), clip_grad=dict(max_norm=2.0))
+    assert wrapper.clip_func is torch.nn.utils.clip_grad_norm_ and wrapper.clip_grad_kwargs == dict(max_norm=2.0)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        dict(type="agc"),
+        dict(type="agc", clip_factor=0.0),
+        dict(type="agc", clip_factor="0.01"),
+        dict(type="agc", clip_factor=True),
+        dict(type="agc", clip_factor=0.01, max_norm=1.0),
+    ],
+)
+def test_adaptive_clipping_takes_one_number(make_backbone: Make, setting: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"optim_wrapper\.clip_grad of type 'agc' takes .* clip_factor, a number above 0"
+    ):
+        agc(Detector(make_backbone()), clip_grad=setting)
+
+
+# timm's lists
+
+
+@pytest.mark.parametrize(
+    ("anchor", "spared"),
+    [
+        (
+            dict(model="swin_tiny_patch4_window7_224", embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)),
+            ["attn.relative_position_bias_table"],
+        ),
+        (
+            dict(model="swinv2_tiny_window8_256", embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)),
+            ["attn.cpb_mlp.0.weight", "attn.cpb_mlp.2.weight", "attn.logit_scale"],
+        ),
+        (
+            dict(model="levit_128", embed_dim=(32, 48, 64), depth=(1, 1, 1), num_heads=(1, 2, 2), key_dim=16),
+            ["attn.attention_biases", "attn_downsample.attention_biases"],
+        ),
+        (
+            dict(model="vit_tiny_patch16_224", embed_dim=32, depth=1, num_heads=2, reg_tokens=2, rel_pos_bias=True),
+            ["cls_token", "pos_embed", "reg_token", "attn.relative_position_bias_table"],
+        ),
+        (dict(model="convnext_tiny", dims=(8, 16, 24, 32), depths=(1, 1, 1, 1)), []),
+    ],
+    ids=lambda value: value["model"] if isinstance(value, dict) else "",
+)
+def test_what_timm_exempts_is_not_decayed(anchor: dict[str, Any], spared: list[str]) -> None:
+    size = 256 if anchor["model"].startswith("swinv2") else 224
+    backbone = MODELS.build(dict(type="mmsnnet.StitchedViT", anchors=[anchor], img_size=size))
+    found = settings(backbone, build(backbone))
+    several = {name for name, p in backbone.named_parameters() if p.ndim > 1}
+    exempt = {name for name in several if found[name][1] == 0.0}
+    assert exempt == {name for name in several if name.endswith(tuple(spared))} if spared else not exempt
+    assert all(any(name.endswith(end) for name in exempt) for end in spared)
 
 
 @pytest.fixture

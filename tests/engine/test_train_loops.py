@@ -27,6 +27,7 @@ from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.registry import DATASETS, METRICS, MODELS
 from mmsnnet.stitching import StitchSampler
+from tests.models.test_staged_backbone import PAIRS
 
 ITERATIONS = 10  # of batches of two images, of which an epoch has three
 NUMBERS = itertools.count()
@@ -258,6 +259,15 @@ def state(runner: Runner) -> dict[str, Any]:
 EMA = dict(custom_hooks=[dict(type="EMAHook", momentum=0.1)])
 BY_EPOCH = dict(default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epoch=True, interval=1)))
 FINITE = dict(sampler="DefaultSampler")
+RESNETS = dict(
+    counted=False,
+    model=dict(
+        type="mmsnnet.StitchedClassifier",
+        backbone=dict(type="mmsnnet.StitchedViT", anchors=list(PAIRS["resnet"]), img_size=32, rank=2, flops_step=1e5),
+        num_classes=4,
+        data_preprocessor=dict(type="BatchNoise", noise=0.1),
+    ),
+)
 
 
 @pytest.mark.slow
@@ -272,6 +282,7 @@ FINITE = dict(sampler="DefaultSampler")
         ("iterations", 5, (0, 0), dict(stitches_per_step=3, distill=dict(outputs=1.0, warmup_iters=7))),
         ("iterations", 6, (0, 0), dict(accumulative_counts=3)),
         ("iterations", 5, (0, 0), dict(randomness=dict(seed=None))),
+        ("iterations", 5, (0, 0), dict(stitches_per_step=3, **RESNETS)),  # with running statistics
         ("epochs", 5, (2, 0), FINITE),
         ("epochs", 5, (0, 2), dict(stitches_per_step=3, **FINITE, **EMA)),
         ("epochs", 5, (0, 0), dict(randomness=dict(seed=None), **FINITE)),

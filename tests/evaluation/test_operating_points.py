@@ -289,6 +289,15 @@ def test_the_depths_of_the_anchors_are_kept_where_they_are_known(tmp_path: Path)
     assert json.loads(path.read_text())["depths"] == [12, 24] and OperatingPoints.load(path).depths == (12, 24)
 
 
+def test_the_number_of_images_of_a_recalibration_is_kept(tmp_path: Path) -> None:
+    for number in (None, 64):
+        points = replace(run(point(0, 5, 40.0)), recalibrated=number)
+        points.save(tmp_path / "points.json")
+        assert OperatingPoints.load(tmp_path / "points.json") == points
+        assert ("recalibrated" in json.loads((tmp_path / "points.json").read_text())) == (number is not None)
+        assert points.add(point(1, 6, 41.0)).merged_with(run(point(2, 7))).recalibrated == number
+
+
 def test_every_cut_is_found(tmp_path: Path) -> None:
     path = tmp_path / "points.json"
     run(point(0, 1, 1.0), point(1, 2, math.nan, latency_ms=2.0)).save(path)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmsnnet.apis import build_model, build_space, load_config
+from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints, compact_front
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.registry import MODELS
@@ -151,6 +153,17 @@ def test_points_of_another_space_are_refused(
     # The route and the points are still those of before.
     assert backbone.stitch == SPACE.stitches[3]
     assert backbone.set_budget(max_gflops=1).id == SPACE.stitches[0].id
+
+
+def test_points_of_recalibrated_batch_norms_are_refused(make_backbone: MakeBackbone, tmp_path: Path) -> None:
+    """All stitches of a model share one set of statistics."""
+    recalibrated = replace(measured(), recalibrated=64)
+    compact_front(recalibrated, "mIoU").save(tmp_path / "front.json")
+    backbone = make_backbone(**DEEPER)
+    for points in (recalibrated, tmp_path / "front.json"):
+        with pytest.raises(SettingError, match=r"recalibrated for each stitch.*extract_stitch\.py --recalibrate 64"):
+            backbone.set_budget(points, max_gflops=5)
+    assert backbone.stitch.name == "L"
 
 
 @pytest.mark.slow

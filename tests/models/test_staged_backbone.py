@@ -11,6 +11,7 @@ from mmsnnet.apis.model import check_channels
 from mmsnnet.errors import SettingError
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.registry import MODELS
+from mmsnnet.stitching.anchors.base import STEM
 
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = dict(
     swin=(
@@ -114,6 +115,8 @@ def test_sizes_at_which_two_classes_round_differently_are_refused() -> None:
     [
         (dict(out_indices=(4,)), r"out_indices are stages of the largest anchor, 0 to 3; got \[4\]"),
         (dict(out_indices=()), "at least one stage"),
+        (dict(frozen_stages=5), "frozen_stages is -1 to 4, a number of the largest anchor's stages; got 5"),
+        (dict(norm_taps=True, num_classes=5), "gives logits instead of maps: leave out norm_taps"),
         (dict(scheme="one_way", skip_stages=(1,)), "only scheme='sliding_window' skips stages"),
         (dict(anchors=[PAIRS["swin"][0], dict(model="vit_tiny_patch16_224", depth=12)]), "stages do not correspond"),
         (dict(anchors=[PAIRS["swin"][0], dict(PAIRS["swin"][1], patch_size=8)]), "agree in strides"),
@@ -150,3 +153,88 @@ def test_heads_and_necks_are_compared_with_the_channels_of_their_maps(
     else:
         with pytest.raises(ValueError, match=rf"model\.{reader}\.in_channels is .* have 24, 48, 96, 192 channels"):
             check_channels(config, make("swin"))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@torch.no_grad()
+def test_norms_of_taps_normalise_the_channels_of_every_route(pair: str) -> None:
+    indices = dict(train=(0, 2, 3), test=(2, 3))
+    backbone, raw = make(pair, out_indices=indices, norm_taps=True), make(pair, out_indices=indices)
+    weights = raw.state_dict()
+    assert backbone.state_dict().keys() - weights.keys() == {
+        f"tap_norms.{stage}.{name}" for stage in (0, 2, 3) for name in ("weight", "bias")
+    }
+    backbone.load_state_dict(weights, strict=False)
+    for norm in backbone.tap_norms.values():
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    x = torch.randn(2, 3, 64, 64)
+    for stitch in backbone.space:
+        for one in (backbone, raw):
+            one.set_stitch(stitch)
+        skipped, *maps = backbone(x)
+        assert skipped is None and all(m.is_contiguous() for m in maps)
+        for stage, normed, m in zip((2, 3), maps, raw(x)[1:], strict=True):
+            norm = backbone.tap_norms[str(stage)]
+            centred = m - m.mean(1, keepdim=True)
+            scaled = centred / (centred.square().mean(1, keepdim=True) + norm.eps).sqrt()
+            expected = scaled * norm.weight[:, None, None] + norm.bias[:, None, None]
+            assert torch.allclose(normed, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_norms_of_taps_are_counted_trained_and_extracted(pair: str) -> None:
+    indices = dict(train=(1, 2, 3), test=(1, 3))
+    backbone, raw = make(pair, out_indices=indices, norm_taps=True), make(pair, out_indices=indices)
+    places = {1: 48 * 8 * 8, 2: 96 * 4 * 4, 3: 192 * 2 * 2}  # fvcore counts 5 operations a value
+    for costs, bare, stages in (
+        (backbone.costs(), raw.costs(), (1, 3)),
+        (backbone.training_costs(), raw.training_costs(), (1, 2, 3)),
+    ):
+        for id_, cost in costs.items():
+            assert cost.flops - bare[id_].flops == 5 * sum(places[stage] for stage in stages)
+            assert cost.params - bare[id_].params == 2 * sum(CHANNELS[stage] for stage in stages)
+    backbone.train()
+    sum((one * torch.randn_like(one)).sum() for one in backbone(torch.randn(2, 3, 64, 64))).backward()
+    reached = {parameter for parameter in backbone.parameters() if parameter.grad is not None}
+    assert reached == set(backbone.trained_parameters(backbone.drawn)) >= set(backbone.tap_norms.parameters())
+
+    chosen = backbone.eval().space.stitches[2]
+    backbone.set_stitch(chosen)
+    alone = make(pair, out_indices=(1, None, 3), norm_taps=True, only=chosen.name)
+    weights = backbone.state_dict()
+    alone.load_state_dict({name: weights[name] for name in alone.state_dict()})
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), backbone.reuse_prefixes([chosen]):
+        for one, expected in zip(alone(x), backbone(x), strict=True):
+            assert one is expected is None or torch.equal(one, expected)
+
+
+@pytest.mark.parametrize(("frozen", "blocks"), [(-1, (0, 0)), (0, (0, 0)), (1, (1, 2)), (2, (2, 4)), (4, (5, 9))])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_frozen_stages_are_whole_stages_of_each_anchor(pair: str, frozen: int, blocks: tuple[int, int]) -> None:
+    backbone = make(pair, frozen_stages=frozen)
+    for index, first in enumerate(blocks):
+        anchor = backbone.network.anchor(index)
+        trained = {c for c in anchor.components if any(p.requires_grad for p in anchor.parameters_of(c))}
+        assert (STEM in trained) == (frozen < 0)
+        assert {c.block for c in trained if c.role == "block"} == set(range(first, anchor.depth))
+
+
+def test_batch_norms_in_evaluation_mode_keep_their_statistics_and_train_their_weights() -> None:
+    backbone = make("resnet", norm_eval=True, frozen_stages=1).train()
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and not any(norm.training for norm in norms)
+    assert any(norm.weight.requires_grad for norm in norms) and not all(norm.weight.requires_grad for norm in norms)
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    x = torch.randn(2, 3, 64, 64)
+    maps = backbone(x)
+    sum(one.square().mean() for one in maps).backward()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())
+    assert any(norm.weight.grad is not None for norm in norms)
+    stitch = backbone.drawn
+    backbone.eval().set_stitch(stitch)
+    with torch.no_grad():
+        assert all(map(torch.equal, maps, backbone(x)))  # no other layer of a ResNet depends on the mode
+    without = make("resnet").train()
+    assert all(module.training for module in without.modules())

@@ -1,6 +1,7 @@
 """The stitched classifier: logits of every route, its loss, what it mixes, and what it refuses."""
 
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,70 @@ def test_ranks_mix_differently(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(*found)
 
 
+def erased(model: StitchedClassifier, count: int = 64, noise: int = 3) -> tuple[Tensor, Tensor]:
+    """The images that the backbone sees in a training step, and which of their values are not the input's."""
+    seen: list[Tensor] = []
+    handle = model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    torch.manual_seed(noise)
+    model(images(count), samples(*[0] * count), mode="loss")
+    handle.remove()
+    return seen[0], seen[0] != images(count)
+
+
+def test_erasing_fills_a_box_of_some_images_with_normal_values() -> None:
+    found, changed = erased(classifier(erasing=dict(probability=0.5, mode="pixel")).train())
+    hit = changed.flatten(1).any(1)
+    assert 0.25 < hit.float().mean() < 0.75
+    for image in changed[hit]:
+        rows, columns = image.any(0).any(1).nonzero(), image.any(0).any(0).nonzero()
+        box = image[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert box.all() and box.sum() == image.sum() and 0.01 < box[0].numel() / 32**2 < 0.4
+    values = found[changed]
+    assert len(values) > 1000 and abs(values.mean()) < 0.1 and abs(values.std() - 1) < 0.1
+
+
+def test_erasing_may_spare_the_first_half_and_comes_before_mixing() -> None:
+    _, changed = erased(classifier(erasing=dict(probability=1.0, mode="const", num_splits=2)).train(), 8)
+    assert changed.flatten(1).any(1).tolist() == [False] * 4 + [True] * 4
+    # Mixup at a fixed share: what was erased to 0 shows in the image's own share and in that of its partner.
+    both = classifier(
+        erasing=dict(probability=1.0, mode="const"), mixing=dict(mixup_alpha=1.0, cutmix_alpha=0.0)
+    ).train()
+    alone = classifier(mixing=dict(mixup_alpha=1.0, cutmix_alpha=0.0)).train()
+    differs = (erased(both, 2)[0] - erased(alone, 2)[0]).abs() > 1e-6
+    assert torch.equal(differs[0], differs[1]) and differs[0].any() and not differs[0].all()
+
+
+def test_what_is_erased_follows_from_the_number_of_draws_and_leaves_python_alone() -> None:
+    settings = dict(erasing=dict(probability=0.5, mode="pixel"))
+    random.seed(7)
+    state = random.getstate()
+    one = classifier(**settings).train()
+    first, second, third = (erased(one)[1] for _ in range(3))
+    assert random.getstate() == state and not torch.equal(first, second)
+    resumed = classifier(**settings).train()
+    resumed.backbone.draws = 2
+    assert torch.equal(erased(resumed)[1], third)
+    values = [erased(classifier(**settings).train(), noise=noise)[0] for noise in (3, 4)]
+    assert not torch.equal(*values)  # by torch's generator, which the loops seed for each iteration
+    assert torch.equal(values[0], erased(classifier(**settings).train())[0])
+
+
+def test_ranks_erase_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for rank in (0, 1):
+        monkeypatch.setattr("mmengine.dist.get_rank", lambda rank=rank: rank)
+        found.append(erased(classifier(erasing=dict(probability=0.5)).train())[1])
+    assert not torch.equal(*found)
+
+
+def test_evaluation_erases_nothing() -> None:
+    model, plain = classifier(erasing=dict(probability=1.0)).eval(), classifier().eval()
+    with torch.no_grad():
+        pairs = zip(model(images(), mode="predict"), plain(images(), mode="predict"), strict=True)
+        assert all(torch.equal(one.logits, other.logits) for one, other in pairs)
+
+
 def test_training_reaches_every_head() -> None:
     model = classifier(mixing=CUTMIX).train()
     for _ in range(20):
@@ -207,6 +272,12 @@ def test_an_odd_batch_cannot_be_mixed() -> None:
 def test_mixing_that_mixes_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mixup_alpha or cutmix_alpha above 0, or prob=0\.0"):
         classifier(mixing=dict(mixup_alpha=0.0, label_smoothing=0.1))
+
+
+@pytest.mark.parametrize("erasing", [dict(mode="pixels"), dict(probability=1.5), dict(probability=-0.1)])
+def test_erasing_that_timm_does_not_know_is_refused(erasing: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="erasing needs mode const, rand or pixel, and a probability from 0 to 1"):
+        classifier(erasing=erasing)
 
 
 def test_an_unknown_mode_is_refused() -> None:

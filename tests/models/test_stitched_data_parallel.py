@@ -14,7 +14,7 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel, MMDistributedDataParallel, is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -351,6 +351,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "a layer that taps and crossings share": dict(),
     "taps up to a block before the last": dict(out_indices=(0, 1)),
     "frozen stages": dict(frozen_stages=2),
+    "norms of taps": dict(norm_taps=True),
     "frozen anchor": dict(frozen_anchors=(1,)),
     "full weights": dict(rank=0),
     "recomputed blocks": dict(with_cp=True),
@@ -366,6 +367,30 @@ def test_gradients_are_those_of_the_model(settings: dict[str, Any], make_pair: C
             backward(one, iteration, sometimes=iteration % 2 == 0)
         assert_equal_gradients(model, wrapped)
     assert model.backbone.draws == wrapped.backbone.draws == ITERATIONS
+
+
+def test_adaptive_clipping_acts_on_the_averaged_gradients(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair()
+    steps = []
+    for model in pair:
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        config = dict(
+            type="OptimWrapper",
+            constructor="mmsnnet.StitchOptimWrapperConstructor",
+            optimizer=dict(type="SGD", lr=1.0),
+            clip_grad=dict(type="agc", clip_factor=1e-3),
+        )
+        wrapper = build_optim_wrapper(model, config)
+        backward(model)
+        free = [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
+        wrapper.step()
+        steps.append([old - new for old, new in zip(before, model.parameters(), strict=True)])
+        assert any(
+            grad is not None and (grad - step).norm() > grad.norm() / 2
+            for grad, step in zip(free, steps[-1], strict=True)
+        )
+        assert not any(step.any() for grad, step in zip(free, steps[-1], strict=True) if grad is None)
+    assert all(map(torch.equal, *steps))
 
 
 def test_gradients_are_views_of_buckets_with_nothing_else_in_them(make_pair: Callable[..., Any]) -> None:

@@ -19,6 +19,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "full weights, one way": dict(rank=0, scheme="one_way", out_indices=(1, 3)),
     "bias and windows": dict(large=dict(rel_pos_bias=True, window_size=2, global_blocks=(1, 3))),
     "learned rotary positions": dict(small=EVA, large=EVA, num_classes=5),
+    "norms of taps": dict(norm_taps=True, out_indices=(1, 3)),
     "frozen stages": dict(frozen_stages=2, out_indices=(1, 3)),
     "a frozen anchor": dict(frozen_anchors=(1,), out_indices=(1, 3)),
     "checkpointing": dict(with_cp=True, out_indices=(1, 3)),

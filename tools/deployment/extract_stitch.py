@@ -6,6 +6,7 @@ import os
 from mmsnnet.apis import extract_stitch, load_config
 from mmsnnet.cli.arguments import add_config_arguments
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
+from mmsnnet.datasets import check_folders
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -22,6 +23,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder to make; it must not exist, or be empty",
     )
+    parser.add_argument(
+        "--recalibrate",
+        type=int,
+        metavar="N",
+        help="recompute the running statistics of batch norms over N training images (default: the checkpoint's)",
+    )
     return parser
 
 
@@ -30,7 +37,9 @@ def main() -> None:
     args = parser.parse_args()
     with exit_on_user_error(parser), user_errors():
         config = load_config(args.config, args.cfg_options)
-        extracted = extract_stitch(config, args.checkpoint, args.stitch, args.out)
+        if args.recalibrate is not None:
+            check_folders(config, ("train_dataloader",))
+        extracted = extract_stitch(config, args.checkpoint, args.stitch, args.out, args.recalibrate)
     if os.path.isfile(args.checkpoint):
         print(f"{args.checkpoint}: {os.path.getsize(args.checkpoint) / 1e6:.2f} MB")
     print(f"{extracted.weights}: {extracted.size / 1e6:.2f} MB, sha256 {extracted.sha256}")

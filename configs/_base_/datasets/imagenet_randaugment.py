@@ -1,4 +1,5 @@
-# ImageNet-1K in batches of 128, with RandAugment and a test crop of 224 from a shorter side of 256, as in DeiT.
+# ImageNet-1K in batches of 128, with RandAugment and a test crop of 224 from a shorter side of 256, as in DeiT. SN-Net
+# sets colour jitter of 0.4, too, which timm leaves out beside RandAugment.
 _base_ = "imagenet.py"
 train_pipeline = [
     dict(type="mmsnnet.LoadPillowImage"),
@@ -7,7 +8,6 @@ train_pipeline = [
         input_size=224,
         is_training=True,
         auto_augment="rand-m9-mstd0.5-inc1",
-        color_jitter=0.4,
         interpolation="bicubic",
     ),
     dict(type="mmsnnet.PackClsInputs"),

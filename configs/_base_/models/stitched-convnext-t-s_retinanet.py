@@ -16,6 +16,7 @@ model = dict(
         ],
         img_size=(800, 1344),
         out_indices=(1, 2, 3),  # stages
+        norm_taps=True,
         rank=16,
         flops_step=8e9,
     ),

@@ -13,4 +13,5 @@ model = dict(
         flops_step=100e9,
     ),
     mixing=dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1),
+    erasing=dict(probability=0.25, mode="pixel"),
 )

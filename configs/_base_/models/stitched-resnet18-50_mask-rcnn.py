@@ -6,8 +6,10 @@ model = dict(
             dict(model="resnet18.a1_in1k", pretrained=True),
             dict(model="resnet50.a1_in1k", pretrained=True),
         ],
+        norm_taps=False,
         flops_step=4e9,
-        frozen_stages=3,  # blocks of ResNet-50: the stem and the first stage
+        frozen_stages=1,
+        norm_eval=True,
     ),
     neck=dict(in_channels=[256, 512, 1024, 2048]),
 )

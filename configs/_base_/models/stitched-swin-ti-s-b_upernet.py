@@ -20,6 +20,7 @@ model = dict(
         ],
         img_size=512,
         out_indices=(0, 1, 2, 3),  # stages
+        norm_taps=True,
         rank=16,
         flops_step=4e9,
     ),

@@ -11,6 +11,7 @@ model = dict(
         ],
         img_size=(800, 1344),
         out_indices=(0, 1, 2, 3),  # stages
+        norm_taps=True,
         rank=16,
         flops_step=10e9,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -19,6 +20,13 @@ from mmsnnet.errors import DataError, SettingError
 from mmsnnet.registry import TRANSFORMS
 
 CROP_MODES = ("rrc", "rkrc", "rkrr", "src")
+# Options of timm.data.create_transform that have an effect here, in training and in evaluation. timm ignores others.
+CROP_OPTIONS = ("scale", "ratio")
+TRAINING_OPTIONS = (
+    *("hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob"),
+    *("gaussian_blur_prob", "auto_augment", "interpolation"),
+)
+EVALUATION_OPTIONS = ("crop_pct", "crop_mode", "crop_border_pixels", "interpolation")
 
 
 @TRANSFORMS.register_module()
@@ -74,25 +82,33 @@ class TimmTransform:
     Args:
         train_crop_mode: timm's modes, or ``'src'``, DeiT-III's simple random crop (arXiv 2204.07118): resize the
             shorter side to the crop's, pad 4 pixels by reflection, crop at a random place. For training only.
-        options: of ``timm.data.create_transform``: ``input_size``, ``is_training``, ``auto_augment`` (``'3a'`` is
-            DeiT-III's three-augment), ``color_jitter``, ``interpolation``, ``crop_pct`` and so on. The model's
-            ``data_preprocessor`` normalises.
+        options: of ``timm.data.create_transform``: ``auto_augment`` (``'3a'`` is DeiT-III's three-augment),
+            ``color_jitter``, ``interpolation``, ``crop_pct`` and so on. The model's ``data_preprocessor`` normalises,
+            and ``erasing`` of ``StitchedClassifier`` erases afterwards.
 
     Raises:
-        SettingError: an unknown ``train_crop_mode``, or one without ``is_training=True``.
+        SettingError: an unknown ``train_crop_mode``, or one without ``is_training=True``; an option that timm would
+            ignore.
     """
 
-    def __init__(self, input_size: int, train_crop_mode: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, input_size: int, is_training: bool = False, train_crop_mode: str | None = None, **options: Any
+    ) -> None:
         if train_crop_mode not in (None, *CROP_MODES):
             raise SettingError(f"train_crop_mode must be one of {', '.join(CROP_MODES)}; got {train_crop_mode!r}")
-        if train_crop_mode is not None and not options.get("is_training"):
+        if train_crop_mode is not None and not is_training:
             raise SettingError(
                 f"train_crop_mode={train_crop_mode!r} crops at random, for training: set is_training=True, or remove "
                 "it for evaluation"
             )
         simple = train_crop_mode == "src"
+        _check_options(options, is_training, simple)
         transform = create_transform(
-            input_size, train_crop_mode=None if simple else train_crop_mode, normalize=False, **options
+            input_size,
+            is_training=is_training,
+            train_crop_mode=None if simple else train_crop_mode,
+            normalize=False,
+            **options,
         )
         if simple:
             crop = [
@@ -109,6 +125,28 @@ class TimmTransform:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.transform})"
+
+
+def _check_options(options: Mapping[str, Any], is_training: bool, simple_crop: bool) -> None:
+    if erasing := sorted(name for name in options if name.startswith("re_")):
+        raise SettingError(
+            f"TimmTransform's {', '.join(erasing)} would have no effect, because the model normalises: set "
+            "model.erasing=dict(probability=0.25, mode='pixel') of mmsnnet.StitchedClassifier"
+        )
+    allowed = (*TRAINING_OPTIONS, *(() if simple_crop else CROP_OPTIONS)) if is_training else EVALUATION_OPTIONS
+    if ignored := sorted(set(options) - set(allowed)):
+        case = f"is_training={is_training}" + " and train_crop_mode='src'" * simple_crop
+        raise SettingError(
+            f"TimmTransform's {', '.join(ignored)} would have no effect with {case}: leave it out, or set one of "
+            f"{', '.join(allowed)}"
+        )
+    policy = options.get("auto_augment")
+    jitter = [name for name in ("color_jitter", "color_jitter_prob") if options.get(name) is not None]
+    if policy and "3a" not in policy and jitter:
+        raise SettingError(
+            f"timm leaves out colour jitter beside auto_augment={policy!r}: remove {' and '.join(jitter)} from "
+            "TimmTransform"
+        )
 
 
 @TRANSFORMS.register_module()

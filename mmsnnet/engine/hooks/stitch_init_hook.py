@@ -1,23 +1,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine import dist
-from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmsnnet.engine.randomness import kept_generators, seed_generators
 from mmsnnet.engine.sharding import gathered, is_sharded, run_batches
+from mmsnnet.engine.training_images import sample_batches, sample_indices
 from mmsnnet.errors import SettingError
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone
-from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import HOOKS
 from mmsnnet.stitching import NormalEquations, Refinement, StitchedNetwork
 from mmsnnet.stitching.network import evaluation_mode
@@ -69,7 +67,8 @@ class StitchInitHook(Hook):
             )
         start = time.monotonic()
         equations = NormalEquations(network, missing)
-        images = self._images(runner, self._sample(runner, self.num_images)[dist.get_rank() :: dist.get_world_size()])
+        indices = sample_indices(len(runner.train_dataloader.dataset), self.num_images, self.seed)
+        images = self._images(runner, indices[dist.get_rank() :: dist.get_world_size()])
         run_batches(runner.model, equations.add, images, partial(_run_anchors, backbone))
         for total in equations.sums():
             dist.all_reduce(total)
@@ -88,8 +87,10 @@ class StitchInitHook(Hook):
     def _refine(self, runner: Runner, network: StitchedNetwork, settings: Mapping[str, Any]) -> None:
         start = time.monotonic()
         refinement = Refinement(network, **{"seed": self.seed, **settings})
-        sample = self._sample(runner, refinement.steps * self.batch_size, repeat=True)
-        errors = [refinement.step(images) for images in self._images(runner, sample)]
+        length, number = len(runner.train_dataloader.dataset), refinement.steps * self.batch_size
+        rounds = [sample_indices(length, length, self.seed + round_) for round_ in range(-(-number // length))]
+        images = self._images(runner, list(chain.from_iterable(rounds))[:number])
+        errors = [refinement.step(batch) for batch in images]
         refinement.finish()
         for key in network.space.layers:
             for parameter in network.layer(key).parameters():
@@ -101,24 +102,12 @@ class StitchInitHook(Hook):
             f"{first:.3f} to {last:.3f} in {time.monotonic() - start:.1f} s"
         )
 
-    def _sample(self, runner: Runner, number: int, repeat: bool = False) -> np.ndarray:
-        """The indices of ``number`` samples, the same on all ranks; ``repeat`` goes through a small set again."""
-        random = np.random.default_rng(self.seed)
-        length = len(runner.train_dataloader.dataset)
-        rounds = -(-number // length) if repeat else 1
-        return np.concatenate([random.permutation(length) for _ in range(rounds)])[:number]
-
-    def _images(self, runner: Runner, indices: np.ndarray) -> Iterator[Tensor]:
+    def _images(self, runner: Runner, indices: Sequence[int]) -> Iterator[Tensor]:
         """Batches (B, 3, H, W) of these samples, preprocessed as in training."""
         dataset = runner.train_dataloader.dataset
-        preprocess = unwrapped_model(runner.model).get_submodule("data_preprocessor")
-        with kept_generators():
-            for first in range(0, len(indices), self.batch_size):
-                samples = []
-                for index in indices[first : first + self.batch_size]:
-                    seed_generators(self.seed + int(index))
-                    samples.append(dataset[int(index)])
-                yield preprocess(pseudo_collate(samples), training=True)["inputs"]
+        batches = [indices[first : first + self.batch_size] for first in range(0, len(indices), self.batch_size)]
+        for data in sample_batches(dataset, runner.model, batches, self.seed):
+            yield data["inputs"]
 
 
 def _run_anchors(backbone: StitchedBackbone) -> None:

@@ -12,21 +12,21 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from timm.utils import adaptive_clip_grad
 from torch import Size, nn
 from torch.optim import SGD, Optimizer
 
-from mmsnnet.engine.sharding import parameter_shapes
+from mmsnnet.engine.sharding import named_parameters, parameter_shapes
+from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmsnnet.stitching import Anchor, StitchedNetwork
 from mmsnnet.stitching.anchors.base import CLASSIFIER
 
 DEFAULTS = dict(anchor_lr_mult=1.0, stitching_lr_mult=1.0, head_lr_mult=1.0, layer_decay_rate=1.0)
-# Parameters with several dimensions that weight decay spares too, by the last part of their name.
-NOT_DECAYED = (
-    *("bias", "pos_embed", "freqs", "cls_token", "reg_token", "dist_token", "relative_position_bias_table"),
-    "attention_biases",
-)
+# Parameters with several dimensions that weight decay spares beside those that timm's models list, by the last part of
+# their name: those of heads, and the tables that rel_pos_bias adds to plain ViTs.
+NOT_DECAYED = ("bias", "pos_embed", "cls_token", "relative_position_bias_table")
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -43,17 +43,22 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     - ``stitching_lr_mult`` in a stitching layer;
     - ``head_lr_mult`` elsewhere: necks, decode heads, and the anchors' classification heads.
 
-    Weight decay spares parameters with at most one dimension (biases, norms, layer scale), position embeddings, rotary
-    frequencies, class and register tokens and relative-position biases everywhere. It acts on the low-rank updates of
-    stitching layers, and so draws a layer towards its least-squares solution. Frozen parameters (frozen anchors, the
-    base weights of stitching layers) are in no group.
+    Weight decay spares parameters with at most one dimension (biases, norms, layer scale) and those that timm's
+    ``no_weight_decay`` of an anchor names: position embeddings, rotary frequencies, class and register tokens, tables
+    of relative positions, the attention biases of LeViT. It also spares position embeddings and class tokens of heads.
+    It acts on the low-rank updates of stitching layers, and so draws a layer towards its least-squares solution. Frozen
+    parameters (frozen anchors, the base weights of stitching layers) are in no group.
 
     Args:
-        optim_wrapper_cfg: the wrapper's config; its ``optimizer`` sets ``lr``.
+        optim_wrapper_cfg: the wrapper's config; its ``optimizer`` sets ``lr``. Beside mmengine's types of
+            ``clip_grad``, ``dict(type='agc', clip_factor=0.01)`` is timm's adaptive gradient clipping (arXiv
+            2102.06171): each row of a matrix, each output channel of a kernel and each vector gets a gradient of at
+            most ``clip_factor`` times its own norm.
         paramwise_cfg: any of the four keys above, 1.0 by default; ``layer_decay_rate`` is at most 1.
 
     Raises:
-        ValueError: ``paramwise_cfg`` has another key or a number out of range, or the optimizer sets no ``lr``.
+        ValueError: ``paramwise_cfg`` or adaptive ``clip_grad`` has another key or a number out of range, or the
+            optimizer sets no ``lr``.
         TypeError: a value is not a number.
     """
 
@@ -76,6 +81,10 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if self.base_lr is None:
             raise ValueError("optim_wrapper.optimizer has no lr, which the rates of all parameter groups depend on")
         self._shapes: Mapping[nn.Parameter, Size] = {}
+        # mmengine's wrappers refuse types of clipping that they do not know.
+        self._adaptive_clipping = _adaptive_clipping(self.optim_wrapper_cfg.get("clip_grad"))
+        if self._adaptive_clipping:
+            del self.optim_wrapper_cfg["clip_grad"]
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer wrapper for a model, which may be wrapped for distributed training.
@@ -86,6 +95,8 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """
         self._shapes = parameter_shapes(model)
         wrapper = super().__call__(model)
+        if self._adaptive_clipping:
+            wrapper.clip_func, wrapper.clip_grad_kwargs = adaptive_clip_grad, self._adaptive_clipping
         _refuse_fused_momentum(wrapper.optimizer, model)
         if is_main_process():
             table = _table(wrapper.optimizer.param_groups, self._shapes)
@@ -97,14 +108,19 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
         They are in the order of the model's parameters, so that a resumed optimizer finds its groups again.
         """
-        places = self._backbone_places(find_stitched_backbone(module).network)
+        network = find_stitched_backbone(module).network
+        places, spared = self._backbone_places(network), _not_decayed(network)
         elsewhere = ("head", "", self.paramwise_cfg["head_lr_mult"])
         groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             part, layer, lr_mult = places.get(parameter, elsewhere)
-            decayed = len(self._shapes[parameter]) > 1 and name.rpartition(".")[2] not in NOT_DECAYED
+            decayed = (
+                len(self._shapes[parameter]) > 1
+                and parameter not in spared
+                and name.rpartition(".")[2] not in NOT_DECAYED
+            )
             group = dict(params=[], part=part, layer=layer, lr=self.base_lr * lr_mult)
             if not decayed:
                 group["weight_decay"] = 0.0
@@ -124,6 +140,26 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 label = {0: "stem", anchor.depth + 1: "norm"}.get(layer, f"block {layer - 1}") if rate < 1 else ""
                 places[parameter] = (f"anchor {index}", label, lr_mult * rate ** (anchor.depth + 1 - layer))
         return places
+
+
+def _adaptive_clipping(setting: Any) -> dict[str, float] | None:
+    """The arguments of adaptive clipping in ``clip_grad``, or None for another type of clipping."""
+    if not isinstance(setting, Mapping) or setting.get("type") != "agc":
+        return None
+    factor = setting.get("clip_factor")
+    in_range = isinstance(factor, Real) and not isinstance(factor, bool) and 0 < float(factor) < math.inf
+    if set(setting) != {"type", "clip_factor"} or not in_range:
+        raise SettingError(
+            "optim_wrapper.clip_grad of type 'agc' takes one more key, clip_factor, a number above 0; got "
+            f"{dict(setting)}: set dict(type='agc', clip_factor=0.01)"
+        )
+    return dict(clip_factor=setting["clip_factor"])
+
+
+def _not_decayed(network: StitchedNetwork) -> set[nn.Parameter]:
+    """The parameters of the anchors that timm exempts from weight decay."""
+    anchors = [network.anchor(index) for index in range(len(network.anchors))]
+    return {p for anchor in anchors for name, p in named_parameters(anchor.model).items() if name in anchor.not_decayed}
 
 
 def _refuse_fused_momentum(optimizer: Optimizer, model: nn.Module) -> None:

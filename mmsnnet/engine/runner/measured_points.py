@@ -28,7 +28,7 @@ from mmsnnet.stitching.stitch import as_blocks
 
 # Settings that change no metric of a model whose weights are loaded: in any part of the model, and in the backbone.
 TRAINING_ONLY = ("init_cfg", "pretrained", "with_cp", "drop_path_rate")
-BACKBONE_ONLY = ("stitch", "budget", "seed", "flops_step", "frozen_stages", "frozen_anchors")
+BACKBONE_ONLY = ("stitch", "budget", "seed", "flops_step", "frozen_stages", "frozen_anchors", "norm_eval")
 
 
 class CannotResumeError(UserError, ValueError):
@@ -47,8 +47,10 @@ def run_header(config: Config, backbone: StitchedBackbone, dataset: Any) -> Oper
     )
 
 
-def run_fingerprint(config: Config, model: nn.Module, dataset: Any, fp16: bool) -> dict[str, str]:
-    """Digests of everything that metrics depend on: the checkpoint, the config, and the data set.
+def run_fingerprint(
+    config: Config, model: nn.Module, dataset: Any, fp16: bool, recalibrate: int | None = None
+) -> dict[str, str]:
+    """Digests of everything that metrics depend on: the checkpoint, the config, the data set, and the recalibration.
 
     A runner that was built without a config is identified by the ``repr`` of its parts.
 
@@ -57,6 +59,7 @@ def run_fingerprint(config: Config, model: nn.Module, dataset: Any, fp16: bool) 
         model: without wrappers.
         dataset: the test set.
         fp16: whether the loop runs the model under autocast.
+        recalibrate: the number of training images for batch norms; None for no recalibration, which has no digest.
     """
     weights = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
@@ -65,10 +68,13 @@ def run_fingerprint(config: Config, model: nn.Module, dataset: Any, fp16: bool) 
             weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     settings = [_settings_of_metrics(config.get("model", str(model))), config.get("test_evaluator"), fp16]
     loading = config.get("test_dataloader", {}).get("dataset", type(dataset).__name__)
+    training = config.get("train_dataloader") or {}
+    recalibration = [recalibrate, training.get("dataset"), training.get("batch_size")]
     return {
         "checkpoint": weights.hexdigest(),
         "config": _digest(settings),
         "data set": _digest([loading, len(dataset), _entries_digest(dataset)]),
+        **({} if recalibrate is None else {"recalibration": _digest(recalibration)}),
     }
 
 
@@ -126,7 +132,8 @@ def _read_points(header: OperatingPoints, stitches: Collection[OperatingPoint], 
         raise CannotResumeError(f"{error}; leave out --resume to overwrite the file") from error
     if not (has_metrics := any(point.metrics for point in stored)) and _is_same_model(stored, header, stitches):
         return header
-    different = [name for name, digest in header.fingerprint.items() if stored.fingerprint.get(name) != digest]
+    names = dict.fromkeys([*header.fingerprint, *stored.fingerprint])
+    different = [name for name in names if header.fingerprint.get(name) != stored.fingerprint.get(name)]
     if not different:
         return replace(header, points=stored.points, benchmark=stored.benchmark)
     if not (stored.fingerprint or has_metrics):
@@ -147,7 +154,7 @@ def _with_stored_points(points: OperatingPoints, stitches: Collection[OperatingP
         return points
     if stored.fingerprint != points.fingerprint:
         if any(point.metrics for point in stored):
-            text = f"{path}: the results of another checkpoint, config or data set are replaced"
+            text = f"{path}: the results of another checkpoint, config, data set or recalibration are replaced"
             print_log(text, "current", logging.WARNING)
         is_same = _is_same_model(stored, points, stitches)
         timed = (replace(point, metrics={}) for point in stored if is_same and point.latency_ms is not None)

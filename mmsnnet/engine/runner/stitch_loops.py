@@ -19,6 +19,7 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, Runner, TestLoop, ValLoop
+from mmengine.runner.amp import autocast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader
 from mmsnnet.engine.agreement import check_loader
 from mmsnnet.engine.console import console_handlers
 from mmsnnet.engine.ranks import fail_together
+from mmsnnet.engine.recalibration import recalibrate_on_training_images
 from mmsnnet.engine.runner.labels import check_labels
 from mmsnnet.engine.runner.measured_points import load_measured_points, run_fingerprint, run_header, save_points
 from mmsnnet.engine.runner.metric_values import split_values, text_for_log, values_for_hooks
@@ -37,6 +39,7 @@ from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.files.reading import join_names
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs
 from mmsnnet.models.model_weights import unwrapped_model
+from mmsnnet.models.recalibration import NormStatistics
 from mmsnnet.registry import LOOPS
 from mmsnnet.stitching import LayerKey, Stitch, spread
 
@@ -122,13 +125,15 @@ class _StitchLoop(BaseLoop):
             self.evaluator, results.losses = configured, getattr(self, losses)
             setattr(self, losses, {})
 
-    def _evaluate(self, stitches: Sequence[Stitch]) -> Iterator[dict[Stitch, tuple[dict[str, float], dict[str, Any]]]]:
+    def _evaluate(
+        self, stitches: Sequence[Stitch], statistics: Mapping[Stitch, NormStatistics] | None = None
+    ) -> Iterator[dict[Stitch, tuple[dict[str, float], dict[str, Any]]]]:
         """Evaluate stitches; yield after each pass the metrics of its stitches: numbers, and others that hooks can use.
 
+        ``statistics`` are those of batch norms, of the stitches that have their own.
         The metrics are printed after the caller has saved them, or could not. The active stitch is the same afterwards.
         """
         backbone, logger, configured = self.backbone, self.runner.logger, self.evaluator.metrics
-        _check_initialized(backbone, stitches)
         waiting, per_pass = backbone.prefix_order(stitches), self.stitches_per_pass
         if uncopyable := [type(metric).__name__ for metric in configured if copied_metric(metric) is None]:
             logger.info(f"each stitch has a pass of its own: {', '.join(uncopyable)} cannot be copied")
@@ -158,6 +163,7 @@ class _StitchLoop(BaseLoop):
                         prefix_reuse=self.prefix_reuse,
                         bounded=per_pass is None,
                         pictures=pictures,
+                        statistics=statistics or {},
                     )
                     done = len(numbers_by_name) * len(self.dataloader)
                     for batches, size in enumerate(stitch_pass.run(), start=1):
@@ -210,6 +216,9 @@ class StitchTestLoop(_StitchLoop, TestLoop):
             that is killed loses one pass.
         resume: evaluate only the stitches that the file of operating points lacks. Without it, the file still keeps the
             latencies of the same model.
+        recalibrate: evaluate each stitch with running statistics of batch norms that are its own, over this many
+            training images (:func:`mmsnnet.engine.recalibration.recalibrate_on_training_images`). The model gets back
+            the statistics that routes share.
     """
 
     stage = "test"
@@ -220,19 +229,22 @@ class StitchTestLoop(_StitchLoop, TestLoop):
         stitches: str | Sequence[int | str] = "all",
         out: str | None = None,
         resume: bool = False,
+        recalibrate: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, stitches=stitches, **kwargs)
         self.out = out
         self.resume = resume
+        self.recalibrate = recalibrate
 
     def run(self) -> dict[str, Any]:
         """Evaluate each stitch; return every metric under ``<stitch>/<metric>``.
 
         Raises:
             RuntimeError: a stitch runs through stitching layers that were neither initialised nor loaded.
-            SettingError: the evaluator compares predictions with labels, and the data set has none.
-            CannotResumeError: the file is damaged, or of another checkpoint, config, data set or model.
+            SettingError: the evaluator compares predictions with labels, and the data set has none; or the training set
+                has too few images to recalibrate.
+            CannotResumeError: the file is damaged, or of another checkpoint, config, data set, recalibration or model.
             OutputError: the file, or a folder for results of a metric, cannot be written.
         """
         dataset = self.dataloader.dataset
@@ -247,9 +259,10 @@ class StitchTestLoop(_StitchLoop, TestLoop):
             s.id: OperatingPoint(s.id, s.name, s.kind, costs[s.id].flops, costs[s.id].params)
             for s in self.backbone.space
         }
-        points = run_header(config, self.backbone, dataset)
+        points = replace(run_header(config, self.backbone, dataset), recalibrated=self.recalibrate)
         if self.out is not None:
-            points = replace(points, fingerprint=run_fingerprint(config, model, dataset, self.fp16))
+            fingerprint = run_fingerprint(config, model, dataset, self.fp16, self.recalibrate)
+            points = replace(points, fingerprint=fingerprint)
             points = load_measured_points(points, unmeasured.values(), self.out, self.resume)
         spare = Path(self.runner.log_dir) / "operating_points.json"  # a folder of this run alone
         self.runner.call_hook("before_test")
@@ -257,7 +270,13 @@ class StitchTestLoop(_StitchLoop, TestLoop):
         self.runner.model.eval()
         by_id = unmeasured | {point.id: point for point in points}
         others_by_id: dict[int, dict[str, Any]] = {}
-        for evaluated in self._evaluate([stitch for stitch in self.stitches if not by_id[stitch.id].metrics]):
+        waiting = [stitch for stitch in self.stitches if not by_id[stitch.id].metrics]
+        _check_initialized(self.backbone, waiting)
+        statistics = None
+        if self.recalibrate is not None and waiting:
+            with autocast(enabled=self.fp16), fail_together():
+                statistics = recalibrate_on_training_images(config, model, waiting, self.recalibrate, self.prefix_reuse)
+        for evaluated in self._evaluate(waiting, statistics):
             for stitch, (numbers, others) in evaluated.items():
                 points = points.add(replace(by_id[stitch.id], metrics=numbers))
                 others_by_id[stitch.id] = others
@@ -302,6 +321,7 @@ class StitchValLoop(_StitchLoop, ValLoop):
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
+        _check_initialized(self.backbone, self.stitches)
         for evaluated in self._evaluate(self.stitches):
             by_id |= {stitch.id: {**numbers, **others} for stitch, (numbers, others) in evaluated.items()}
         metrics = _by_name(self.stitches, by_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import InitVar, dataclass, field
 from itertools import count
@@ -29,6 +29,7 @@ from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, out
 from mmsnnet.engine.sharding import is_sharded
 from mmsnnet.files.writing import DISK_ERRORS, output_errors
 from mmsnnet.models import StitchedBackbone
+from mmsnnet.models.recalibration import NormStatistics, norm_statistics
 from mmsnnet.stitching import Stitch
 
 # The most host memory, in bytes, that the metrics of one pass may hold, unless the number of stitches is given.
@@ -66,6 +67,8 @@ class StitchPass:
         prefix_reuse: whether stitches share prefixes.
         bounded: leave the last stitches to a later pass if metrics would hold more than ``HOST_MEMORY``.
         pictures: give each stitch a folder for what metrics and hooks write; None for no such folders.
+        statistics: of batch norms, for each stitch that has its own. Those of a norm depend on the route up to it
+            alone, so stitches may still share prefixes.
 
     Attributes:
         results: the results of each stitch that this pass still runs.
@@ -81,6 +84,7 @@ class StitchPass:
     prefix_reuse: bool = True
     bounded: bool = True
     pictures: StitchPictures | None = None
+    statistics: Mapping[Stitch, NormStatistics] = field(default_factory=dict)
     results: dict[Stitch, StitchResults] = field(init=False)
     _most: float = field(init=False, default=1.0)  # bytes that a stitch needs
 
@@ -119,7 +123,8 @@ class StitchPass:
                 self.backbone.set_stitch(stitch)
                 start_stitch()
                 pictures = nullcontext() if self.pictures is None else self.pictures.of(stitch.name)
-                with replaced_attributes(results.outputs), pictures:
+                own = norm_statistics(self.statistics.get(stitch, {}))
+                with replaced_attributes(results.outputs), pictures, own:
                     self.run_batch(results, index, batch)
                 for metric in results.evaluator.metrics:
                     fold(metric)

@@ -14,6 +14,7 @@ from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.device import get_device
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
+from timm.utils import adaptive_clip_grad
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -22,6 +23,7 @@ from torch.distributed.fsdp._common_utils import clean_tensor_name
 
 from mmsnnet.engine.mmengine_private import replace_clipping
 from mmsnnet.engine.sharding.stitched_fully_sharded_data_parallel import StitchedFullyShardedDataParallel
+from mmsnnet.errors import SettingError
 from mmsnnet.registry import STRATEGIES
 
 # Optimizers whose step needs a whole parameter, of which a rank holds only a part.
@@ -48,8 +50,8 @@ class FSDPStrategy(MMEngineFSDPStrategy):
 
     Raises:
         TypeError: ``model_wrapper`` has another type.
-        ValueError: there is only one process; ``state_dict_cfg`` is not ``'full'``; or the optimizer's step is not
-            elementwise (LAMB).
+        ValueError: there is only one process; ``state_dict_cfg`` is not ``'full'``; the optimizer's step is not
+            elementwise (LAMB); or gradients are clipped adaptively.
     """
 
     def __init__(
@@ -91,6 +93,11 @@ class FSDPStrategy(MMEngineFSDPStrategy):
             raise ValueError(
                 f"{name} needs whole parameters for its step, but FSDP gives each rank a part of them: train with "
                 "AdamW or another elementwise optimizer"
+            )
+        if built.clip_grad_kwargs and built.clip_func is adaptive_clip_grad:
+            raise SettingError(
+                "optim_wrapper.clip_grad of type 'agc' compares rows of whole parameters, but FSDP gives each rank a "
+                "part of them: clip by the norm, dict(max_norm=1.0), or leave out runner_type and strategy"
             )
         if built.clip_grad_kwargs and built.clip_func is nn.utils.clip_grad_norm_:
             replace_clipping(built, partial(_clip, model, built))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
-from mmsnnet.evaluation import OperatingPoint, read_points, select_stitch
+from mmsnnet.errors import SettingError
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints, read_points, select_stitch
 from mmsnnet.evaluation.selection import Points
 from mmsnnet.stitching import StitchSpace
 
@@ -29,8 +31,9 @@ class Budget:
             budget: ``max_gflops``, ``max_latency_ms`` and ``higher``, as of :func:`mmsnnet.evaluation.select_stitch`.
         """
         if points is not None:
+            points = OperatingPoints.load(points) if isinstance(points, str | os.PathLike) else points
             candidates = read_points(points)
-            check_points(candidates, self.space)
+            check_points(points if isinstance(points, OperatingPoints) else candidates, self.space)
         elif self._points is not None:
             candidates, metric = self._points, self._metric if metric is None else metric
         else:
@@ -43,11 +46,17 @@ class Budget:
 
 
 def check_points(points: Iterable[OperatingPoint], space: StitchSpace) -> None:
-    """Check by id and name that operating points belong to this stitch space.
+    """Check by id and name that operating points belong to this stitch space, and have the model's batch norms.
 
     Raises:
-        ValueError: a point belongs to another space.
+        ValueError: a point belongs to another space, or was measured with batch norms that were recalibrated for it.
     """
+    if isinstance(points, OperatingPoints) and points.recalibrated is not None:
+        raise SettingError(
+            "the operating points were measured with batch norms recalibrated for each stitch, and here all stitches "
+            "share one set of statistics: give points measured without --recalibrate, or extract one stitch with "
+            f"extract_stitch.py --recalibrate {points.recalibrated}"
+        )
     for point in points:
         if point.id not in space:
             reason = f"stitch {point} is not in this one, of {len(space)} stitches"

@@ -31,6 +31,7 @@ def build_network(
     compile: bool | Mapping[str, Any] = False,
     frozen_stages: int = -1,
     frozen_anchors: Sequence[int] = (),
+    norm_eval: bool = False,
 ) -> tuple[StitchedNetwork, OutIndices, list[Any]]:
     """Build a network from the settings of :class:`StitchedBackbone`.
 
@@ -68,6 +69,9 @@ def build_network(
     network = StitchedNetwork(built, space, rank=rank, with_cp=with_cp)
     if compile is not False:
         network.compile_blocks(**({} if compile is True else compile))
+    for anchor in built:
+        anchor.norm_eval = norm_eval
+        anchor.train(anchor.training)
     _freeze(network, frozen_stages, frozen_anchors)
     return network, taps, pretrained
 
@@ -82,20 +86,25 @@ def load_anchors(network: StitchedNetwork, pretrained: Sequence[Any]) -> None:
 
 
 def _freeze(network: StitchedNetwork, stages: int, anchors: Sequence[int]) -> None:
-    """Freeze the given anchors, and the stem and first blocks of all others.
+    """Freeze the given anchors, and the stem and first stages of all others.
 
-    ``stages`` counts blocks of the largest anchor; in other anchors the corresponding blocks are frozen.
+    Plain ViTs have one stage: there ``stages`` counts blocks of the largest anchor, and in other anchors the
+    corresponding blocks are frozen.
     """
-    depths = network.space.depths
-    if not -1 <= stages <= depths[-1]:
-        raise ValueError(f"frozen_stages is -1 to {depths[-1]}, a number of the largest anchor's blocks; got {stages}")
+    depths, largest = network.space.depths, network.space.stages[-1]
+    unit, most = ("stages", len(largest)) if len(largest) > 1 else ("blocks", depths[-1])
+    if not -1 <= stages <= most:
+        raise ValueError(f"frozen_stages is -1 to {most}, a number of the largest anchor's {unit}; got {stages}")
     if any(not 0 <= index < len(depths) for index in anchors):
         raise ValueError(f"frozen_anchors are indices of the {len(depths)} anchors; got {tuple(anchors)}")
     for index in range(len(depths)):
+        anchor = network.anchor(index)
         if index in anchors:
-            network.anchor(index).freeze()
+            anchor.freeze()
+        elif stages >= 0 and unit == "stages":
+            anchor.freeze(sum(anchor.stages[:stages]))
         elif stages >= 0:
-            network.anchor(index).freeze(network.space.corresponding_block(index, stages))
+            anchor.freeze(network.space.corresponding_block(index, stages))
 
 
 def _maker(config: Mapping[str, Any], img_size: tuple[int, int], classifier: Mapping[str, Any]) -> Callable[[], Anchor]:
@@ -137,11 +146,3 @@ def _with_parts(index: int, parts: Sequence[Part], outline: Anchor, make: Callab
     anchor = make() if components else outline
     anchor.keep(components)
     return anchor
-
-
-def parse_image_size(size: float | Sequence[float]) -> tuple[int, int]:
-    """Read height and width from a setting; one number stands for both."""
-    sides = (size, size) if isinstance(size, int | float) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int | float) and side == int(side) > 0 for side in sides):
-        raise ValueError(f"img_size is the height and width of images in pixels, or the side of a square; got {size!r}")
-    return int(sides[0]), int(sides[1])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import pareto_front, read_points
 from mmsnnet.models.backbones.budget import check_points
-from mmsnnet.stitching import Stitch, StitchSpace
+from mmsnnet.models.backbones.image_sizes import warn
+from mmsnnet.stitching import Cost, Stitch, StitchSpace, flops_bins
 
 
 def stitches_to_draw(
@@ -53,3 +54,23 @@ def stitches_to_draw(
     if not chosen:
         raise SettingError("StitchedViT's draw_from leaves no stitch to train: loosen one of its conditions")
     return chosen
+
+
+def bins_to_draw(
+    space: StitchSpace, stitches: Sequence[Stitch], costs: Mapping[int, Cost], flops_step: float
+) -> tuple[tuple[int, ...], ...]:
+    """Group the stitches that training draws into bins of FLOPs; warn if there is one bin.
+
+    Args:
+        space: of the stitches.
+        stitches: as :func:`stitches_to_draw` returns them.
+        costs: by stitch id.
+        flops_step: width of a bin in multiply-accumulates.
+    """
+    bins = flops_bins({stitch.id: costs[stitch.id].flops for stitch in stitches}, flops_step)
+    if len(bins) == 1 < len(stitches) and space.scheme != "sliding_window":  # published as uniform
+        warn(
+            f"All {len(stitches)} stitches fall into one FLOPs bin: training draws them uniformly and the anchors "
+            f"rarely. Lower StitchedViT's flops_step, now {flops_step:.3g}."
+        )
+    return bins

@@ -1,13 +1,22 @@
-"""Checks and warnings about the sizes of a stitched backbone's images."""
+"""The image size of a backbone: its setting, and what is checked of images."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from mmengine.logging import print_log
 
 from mmsnnet.stitching import StitchedNetwork
+
+
+def parse_image_size(size: float | Sequence[float]) -> tuple[int, int]:
+    """Read height and width from a setting; one number stands for both."""
+    sides = (size, size) if isinstance(size, int | float) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int | float) and side == int(side) > 0 for side in sides):
+        raise ValueError(f"img_size is the height and width of images in pixels, or the side of a square; got {size!r}")
+    return int(sides[0]), int(sides[1])
 
 
 class PaddingWarning:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.backbones.budget import Budget
-from mmsnnet.models.backbones.build_network import build_network, load_anchors, parse_image_size
-from mmsnnet.models.backbones.draw_from import stitches_to_draw
-from mmsnnet.models.backbones.image_sizes import PaddingWarning, check_first_draw, warn
-from mmsnnet.models.backbones.taps import Taps
+from mmsnnet.models.backbones.build_network import build_network, load_anchors
+from mmsnnet.models.backbones.draw_from import bins_to_draw, stitches_to_draw
+from mmsnnet.models.backbones.image_sizes import PaddingWarning, check_first_draw, parse_image_size
+from mmsnnet.models.backbones.taps import TapNorms, Taps, tap_outlines
 from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import (
@@ -31,7 +31,6 @@ from mmsnnet.stitching import (
     StitchSpace,
     UnknownStitchError,
     cost_model,
-    flops_bins,
     prefix_order,
 )
 from mmsnnet.stitching.route_parts import Part, part_parameters, parts_run
@@ -60,6 +59,8 @@ class StitchedBackbone(BaseModule):
             model these are stages, all by default. With ``dict(train=..., test=...)``, evaluation mode skips the taps
             that ``test`` lacks and returns None for them, so that a head's ``in_index`` is the same in both modes. A
             None among the indices is a map that is None in both modes.
+        norm_taps: give each tap a LayerNorm, as mmseg's and mmdet's Swin and ConvNeXt have. All routes share it, and it
+            trains from scratch at the rate of heads.
         num_classes: keep the norm and head of each anchor. ``forward`` then returns the logits of the anchor in which
             the route ends, and there are no taps. ``StitchedClassifier`` sets it.
         scheme, skip_stages, skip_final_norm: as of :meth:`mmsnnet.stitching.StitchSpace.of`: ``'two_way'`` (SN-Netv2),
@@ -79,9 +80,11 @@ class StitchedBackbone(BaseModule):
         compile: compile each block for training mode with ``torch.compile``: True, or a dict of its arguments; see
             :meth:`mmsnnet.stitching.StitchedNetwork.compile_blocks`. The runner's key ``compile`` at the top of a
             config would compile each stitch.
-        frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` blocks of the largest anchor. In the
-            other anchors it freezes the blocks that correspond only to those.
+        frozen_stages: -1 freezes nothing, 0 the stems, ``n`` also the first ``n`` stages. Of plain ViTs, ``n`` counts
+            blocks of the largest anchor, and freezes the blocks of others that correspond only to those.
         frozen_anchors: indices of anchors to freeze completely.
+        norm_eval: leave all batch norms of the anchors in evaluation mode, as in mmdet: training uses and keeps their
+            running statistics, and still trains their weights.
         init_cfg: as for any mmengine module.
 
     Raises:
@@ -93,6 +96,7 @@ class StitchedBackbone(BaseModule):
         anchors: Sequence[Mapping[str, Any]],
         img_size: int | Sequence[int] = 224,
         out_indices: int | Sequence[int | None] | Mapping[str, int | Sequence[int]] | None = None,
+        norm_taps: bool = False,
         num_classes: int | None = None,
         scheme: str = "two_way",
         skip_stages: Sequence[int] = (),
@@ -108,11 +112,14 @@ class StitchedBackbone(BaseModule):
         compile: bool | Mapping[str, Any] = False,
         frozen_stages: int = -1,
         frozen_anchors: Sequence[int] = (),
+        norm_eval: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if stitch is not None and budget is not None:
             raise ValueError(f"stitch={stitch!r} and budget both choose the stitch of evaluation mode: set one of them")
+        if norm_taps and num_classes is not None:
+            raise ValueError("a backbone with num_classes gives logits instead of maps: leave out norm_taps")
         self.img_size = parse_image_size(img_size)
         self.network, self.taps, self.pretrained = build_network(
             anchors,
@@ -128,7 +135,9 @@ class StitchedBackbone(BaseModule):
             compile=compile,
             frozen_stages=frozen_stages,
             frozen_anchors=frozen_anchors,
+            norm_eval=norm_eval,
         )
+        self.tap_norms = TapNorms(self.taps, self.network.anchor(-1).widths if norm_taps else ())
         self.space: StitchSpace = self.network.space
         self.num_classes = num_classes
         # None if the backbone returns logits.
@@ -213,14 +222,7 @@ class StitchedBackbone(BaseModule):
         Its bins are over the FLOPs at ``img_size`` with the taps of training. The first call counts the costs.
         """
         if self._sampler is None:
-            costs = self.training_costs()
-            flops = {stitch.id: costs[stitch.id].flops for stitch in self._drawn_from}
-            bins = flops_bins(flops, self.flops_step)
-            if len(bins) == 1 < len(flops) and self.space.scheme != "sliding_window":  # published as uniform
-                warn(
-                    f"All {len(flops)} stitches fall into one FLOPs bin: training draws them uniformly and the "
-                    f"anchors rarely. Lower StitchedViT's flops_step, now {self.flops_step:.3g}."
-                )
+            bins = bins_to_draw(self.space, self._drawn_from, self.training_costs(), self.flops_step)
             self._sampler = StitchSampler(bins, self.seed)
         if self._sampler.stitches_per_step != self.stitches_per_step:
             self._sampler = replace(self._sampler, stitches_per_step=self.stitches_per_step)
@@ -314,17 +316,22 @@ class StitchedBackbone(BaseModule):
 
     def costs(self, input_shape: tuple[int, int] | None = None) -> dict[int, Cost]:
         """The cost of the backbone in evaluation mode, by stitch id."""
-        return self.cost_model(input_shape).stitches(self._evaluated_taps)
+        return self._costs(self._evaluated_taps, input_shape)
 
     def training_costs(self) -> dict[int, Cost]:
         """The cost of the backbone at ``img_size`` with the taps of training, by stitch id."""
-        return self.cost_model().stitches(self._trained_taps)
+        return self._costs(self._trained_taps)
+
+    def _costs(self, taps: Sequence[int] | None, input_shape: tuple[int, int] | None = None) -> dict[int, Cost]:
+        model, largest = self.cost_model(input_shape), self.network.anchor(-1)
+        norms = self.tap_norms.cost(tap_outlines(largest, taps or (), model.input_shape))
+        return {id_: cost + norms for id_, cost in model.stitches(taps).items()}
 
     def trained_parameters(self, stitch: Stitch) -> tuple[nn.Parameter, ...]:
         """The trainable parameters that ``stitch`` uses in training mode, in order of first use."""
         parts = parts_run(self.space, stitch, self._trained_taps)
         used = dict.fromkeys(parameter for part in parts for parameter in part_parameters(self.network, part))
-        return tuple(parameter for parameter in used if parameter.requires_grad)
+        return tuple(parameter for parameter in (*used, *self.tap_norms.parameters()) if parameter.requires_grad)
 
     def init_weights(self) -> None:
         """Apply ``init_cfg``, then load the anchors' pretrained weights.
@@ -361,7 +368,7 @@ class StitchedBackbone(BaseModule):
         self._padding_warning(size, self.padded_size(size))
         out_indices = self.taps.train if self.training else self.taps.test
         features = self.network.taps(images, stitch, out_indices, walker)
-        return self.taps.hand_out(dict(zip(out_indices, features, strict=True)))
+        return self.taps.hand_out(self.tap_norms(dict(zip(out_indices, features, strict=True))))
 
     def padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """The size (height, width) of images of ``image_size`` after padding to whole patches."""
@@ -371,13 +378,7 @@ class StitchedBackbone(BaseModule):
         """Zeros in the shapes of evaluation mode's results for images (B, 3, H, W); no block runs."""
         if self.num_classes is not None:
             return images.new_zeros(len(images), self.num_classes)
-        largest = self.network.anchor(-1)
-        # A trace has tensors as sizes. For a size whose cost was counted before, the geometry is cached, so the trace
-        # records no block.
-        geometry = largest.geometry((int(images.shape[-2]), int(images.shape[-1])))
-        features = {index: geometry[index + 1].to(largest.layout()) for index in self.taps.test}
-        zeros = {i: one.with_data(images.new_zeros(len(images), *one.data.shape[1:])) for i, one in features.items()}
-        return self.taps.hand_out(zeros)
+        return self.taps.zeros(self.network.anchor(-1), images)
 
     def _draw(self, image_size: tuple[int, int]) -> Stitch:
         if self.drawn is None:

@@ -1,4 +1,4 @@
-"""The taps of a backbone: their setting, and the tuple of maps that heads get."""
+"""The taps of a backbone: their setting, their norms, and the tuple of maps that heads get."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsnnet.models.torch_private import register_pytree_node
-from mmsnnet.stitching import Features
+from mmsnnet.stitching import Anchor, Cost, Features, count_flops
 
 
 class Taps(tuple):
@@ -106,6 +106,53 @@ class OutIndices:
     def hand_out(self, features: Mapping[int, Features]) -> Taps:
         """Order features, keyed by block, as the setting orders its maps."""
         return Taps.of([None if index is None else features.get(index) for index in self.places])
+
+    def zeros(self, anchor: Anchor, images: Tensor) -> Taps:
+        """Zeros in the shapes of evaluation mode's maps for images (B, 3, H, W), with ``anchor`` the largest."""
+        # A trace has tensors as sizes. For a size whose cost was counted before, the geometry is cached, so the trace
+        # records no block.
+        outlines = tap_outlines(anchor, self.test, (int(images.shape[-2]), int(images.shape[-1])))
+        zeros = {i: one.with_data(images.new_zeros(len(images), *one.data.shape[1:])) for i, one in outlines.items()}
+        return self.hand_out(zeros)
+
+
+def tap_outlines(anchor: Anchor, blocks: Iterable[int], image_size: tuple[int, int]) -> dict[int, Features]:
+    """The features of taps for one image, without values, by block of the largest ``anchor``."""
+    geometry = anchor.geometry(image_size)
+    return {block: geometry[block + 1].to(anchor.layout()) for block in blocks}
+
+
+class TapNorms(nn.ModuleDict):
+    """A LayerNorm over the channels of each tap, which all routes share; or no norms.
+
+    The keys are the indices of the setting ``out_indices``, as in mmseg's ``norm0`` to ``norm3`` of a Swin. A class
+    token is normalised with its map.
+
+    Args:
+        taps: the taps.
+        widths: the number of output channels of each block of the largest anchor; empty for no norms.
+    """
+
+    def __init__(self, taps: OutIndices, widths: Sequence[int] = ()) -> None:
+        super().__init__()
+        self._blocks = {block: str(index) for block, index in zip(taps.train, taps.as_setting(taps.train), strict=True)}
+        if widths:
+            self.update({key: nn.LayerNorm(widths[block]) for block, key in self._blocks.items()})
+
+    def forward(self, features: Mapping[int, Features]) -> Mapping[int, Features]:
+        """Normalise features, keyed by block."""
+        if not self:
+            return features
+        return {block: one.project(self[self._blocks[block]]) for block, one in features.items()}
+
+    def cost(self, features: Mapping[int, Features]) -> Cost:
+        """The cost for taps in the shapes of ``features``, keyed by block."""
+        total = Cost()
+        for one in features.values() if self else ():
+            with torch.device("meta"):
+                norm, rows = nn.LayerNorm(one.channels), torch.empty(one.data.numel() // one.channels, one.channels)
+            total += Cost(count_flops(norm, rows), 2 * one.channels)
+        return total
 
 
 def _as_tuple(indices: int | Sequence[int | None]) -> tuple[int | None, ...]:

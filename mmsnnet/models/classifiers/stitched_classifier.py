@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,14 @@ from mmengine import dist
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from mmsnnet.errors import SettingError
 from mmsnnet.registry import MODELS
+
+ERASING_MODES = ("const", "rand", "pixel")
 
 
 @MODELS.register_module()
@@ -29,10 +34,15 @@ class StitchedClassifier(BaseModel):
         mixing: arguments of ``timm.data.Mixup``, such as ``dict(mixup_alpha=0.0, cutmix_alpha=1.0,
             label_smoothing=0.1)``; None for hard labels. Its draws are a function of the backbone's ``seed`` and
             number of draws and of the rank, so that a resumed run repeats them.
+        erasing: arguments of ``timm.data.random_erasing.RandomErasing`` (arXiv 1708.04896), such as
+            ``dict(probability=0.25, mode="pixel")``. It erases boxes of normalised images, before mixing, and draws
+            them as mixing draws; the values of pixels come from torch's generator. ``num_splits=2`` spares the first
+            half of each batch.
         data_preprocessor, init_cfg: as of any mmengine model.
 
     Raises:
-        ValueError: ``mixing`` has a probability above 0, but no alpha above 0.
+        ValueError: ``mixing`` has a probability above 0, but no alpha above 0; or ``erasing`` has another mode or
+            probability than timm knows.
     """
 
     def __init__(
@@ -40,6 +50,7 @@ class StitchedClassifier(BaseModel):
         backbone: Mapping[str, Any],
         num_classes: int = 1000,
         mixing: Mapping[str, Any] | None = None,
+        erasing: Mapping[str, Any] | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -51,6 +62,14 @@ class StitchedClassifier(BaseModel):
             raise SettingError(
                 f"mixing needs mixup_alpha or cutmix_alpha above 0, or prob=0.0 for label smoothing alone; got {mixing}"
             )
+        if erasing is not None:
+            mode, probability = erasing.get("mode", "const"), erasing.get("probability", 0.5)
+            if mode not in ERASING_MODES or not 0 <= probability <= 1:
+                raise SettingError(
+                    f"erasing needs mode {', '.join(ERASING_MODES[:-1])} or {ERASING_MODES[-1]}, and a probability "
+                    f"from 0 to 1; got {dict(erasing)}"
+                )
+        self.erasing = None if erasing is None else RandomErasing(**erasing)
         self.criterion = nn.CrossEntropyLoss() if mixing is None else SoftTargetCrossEntropy()
 
     def forward(
@@ -68,7 +87,7 @@ class StitchedClassifier(BaseModel):
     def loss(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
         """The loss of images (B, 3, H, W) with the samples' ``gt_label``.
 
-        Mixing changes the images in place.
+        Erasing and mixing change the images in place.
 
         Raises:
             ValueError: the data set has another number of classes, or mixing gets an odd batch.
@@ -81,8 +100,12 @@ class StitchedClassifier(BaseModel):
             )
         labels = torch.tensor([sample.gt_label for sample in data_samples], pin_memory=inputs.is_cuda)
         targets = labels.to(inputs.device, non_blocking=True)
-        if self.mixing:
-            inputs, targets = self._mix(self.mixing, inputs, targets)
+        with self._drawing(inputs.device):
+            if self.erasing:
+                self.erasing.device = inputs.device
+                inputs = self.erasing(inputs)
+            if self.mixing:
+                inputs, targets = self.mixing(inputs, targets)
         return dict(loss=self.criterion(self.backbone(inputs), targets))
 
     def predict(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None) -> list[BaseDataElement]:
@@ -108,13 +131,26 @@ class StitchedClassifier(BaseModel):
                     f"{self.num_classes}: set model.num_classes, or data_root to the right folder"
                 )
 
-    def _mix(self, mixing: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed images (B, 3, H, W) and soft targets (B, K) from labels (B,)."""
-        # timm draws from NumPy's global generator, which mmengine seeds equally on all ranks and does not resume.
-        state = np.random.get_state()
-        draws = self.backbone.draws - self.backbone.draws % self.backbone.stitches_per_step  # one batch for a step
-        np.random.seed([self.backbone.seed % 2**32, draws, dist.get_rank()])
-        try:
-            return mixing(images, labels)
-        finally:
-            np.random.set_state(state)
+    @contextmanager
+    def _drawing(self, device: torch.device) -> Iterator[None]:
+        """Seed the generators from which timm draws boxes, shares and noise, and restore them afterwards.
+
+        mmengine seeds Python's and NumPy's global generators equally on all ranks and does not resume them. The draws
+        are the same for all stitches of a step, which share one batch.
+        """
+        backbone = self.backbone
+        step = backbone.draws - backbone.draws % backbone.stitches_per_step
+        place = [backbone.seed % 2**32, step, dist.get_rank()]
+        states = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            random.seed(str(place))
+            np.random.seed(place)
+            seed = random.Random(str(place)).getrandbits(63)
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(seed)
+            try:
+                yield
+            finally:
+                random.setstate(states[0])
+                np.random.set_state(states[1])

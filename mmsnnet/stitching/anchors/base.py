@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers import SyncBatchNormAct
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -71,6 +72,9 @@ class Anchor(nn.Module, ABC):
     Attributes:
         stages: the number of blocks in each stage, including those that :meth:`keep` has dropped.
         compiled: whether the blocks are compiled for training mode (:mod:`mmsnnet.stitching.compilation`).
+        norm_eval: whether training mode leaves batch norms in evaluation mode, so that they use and keep their running
+            statistics. Their weights are still trained. :meth:`train` reads it.
+        not_decayed: the names of the model's parameters that timm exempts from weight decay.
     """
 
     model: Any  # timm has no types
@@ -80,8 +84,10 @@ class Anchor(nn.Module, ABC):
     def __init__(self, model: nn.Module, classifier: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.compiled = False
-        self._frozen: list[nn.Module] = []
+        self.compiled = self.norm_eval = False
+        # Asked for now: LeViT answers from its state dict, which a wrapped model would gather from all ranks.
+        self.not_decayed = frozenset(getattr(self.model, "no_weight_decay", tuple)())
+        self._frozen: tuple[Component, ...] = ()
         self._outline: tuple[Anchor, ...] = ()  # in a tuple, so that torch does not register it as a submodule
         self._geometries: dict[tuple[int, int], tuple[Features, ...]] = {}
         stages = self._name_blocks(model)
@@ -279,22 +285,26 @@ class Anchor(nn.Module, ABC):
 
         Frozen parameters get no gradient, and :meth:`train` leaves frozen modules in evaluation mode.
         """
-        frozen = [
+        self._frozen = tuple(
             component
             for component in self._names
             if blocks is None or component in (STEM, SHARED) or (component.role == "block" and component.block < blocks)
-        ]
-        modules = [module for component in frozen for module in self._modules_of(component)]
-        self._frozen = [self.model] if blocks is None else modules
-        for component in frozen:
+        )
+        for component in self._frozen:
             for parameter in self.parameters_of(component):
                 parameter.requires_grad = False
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Anchor:
         super().train(mode)
-        for module in self._frozen:
+        # By name, because a conversion to SyncBatchNorm replaces modules.
+        for module in (module for component in self._frozen for module in self._modules_of(component)):
             module.eval()
+        for module in self.modules():
+            if type(module) is nn.SyncBatchNorm and hasattr(module, "act"):
+                module.__class__ = SyncBatchNormAct  # the conversions of torch and mmengine lose timm's activation
+            if self.norm_eval and isinstance(module, _BatchNorm):
+                module.eval()
         return self
 
     def keep(self, components: Collection[Component]) -> None:
