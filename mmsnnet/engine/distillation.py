@@ -149,7 +149,7 @@ class Distillation:
         if self.outputs and (mine.kind, mine.classes) != (other.kind, other.classes):
             raise SettingError(
                 f"train_cfg.distill.outputs needs a teacher for the same task: the model predicts {mine.described}, "
-                f"the teacher {other.described}"
+                f"the teacher {other.described}. Take another teacher, or leave out train_cfg.distill"
             )
         widths = [getattr(backbone, "channels", None) for backbone in (mine.backbone, other.backbone)]
         if self.features and widths[0] != widths[1]:
