@@ -4,6 +4,7 @@ when something happens to one of them."""
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from mmsnnet.apis import load_config
+from mmsnnet.apis import build_model, load_config
 
 pytestmark = pytest.mark.distributed
 REPOSITORY = Path(__file__).parents[2]
 REAL = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
+STAGED = REPOSITORY / "configs/quickstart/stitched-swin-s-l_upernet_shapes-64x64.py"
 BEFORE, ITERATIONS, EVERY = 5, 8, 2  # iterations that a run struck by trouble ends with; those of a whole run
 STITCHES = "S,L,L3-S2-L6"
 
@@ -227,6 +229,83 @@ def test_two_processes_evaluate_as_one_does(
     points, same = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert [point["name"] for point in points["stitches"]] == STITCHES.split(",")
     assert same == points
+
+
+@pytest.fixture(scope="module")
+def staged(data: Path, runs: Runs) -> dict[int, Path]:
+    """Work folders of a run of one process, and of one of two that get the same images each; by their number.
+
+    A ResNet is joined to a Swin: batch norms, whose statistics are a rank's own, and windows. All images differ, but in
+    the copies that two processes read each image is there twice, for each rank once.
+    """
+    for folder in ("images/training", "annotations/training"):
+        (runs.folder / "twice" / folder).mkdir(parents=True)
+        for path in sorted((data / folder).iterdir()):
+            for copy in "ab":
+                shutil.copy(path, runs.folder / "twice" / folder / f"{path.stem}{copy}{path.suffix}")
+    real = load_config(STAGED).to_dict()
+    anchors = [
+        dict(model="resnet18", layers=(1, 1, 2, 1), channels=(8, 16, 24, 32)),
+        dict(real["model"]["backbone"]["anchors"][1], pretrained=None, drop_path_rate=0.0),
+    ]
+    plain = ("mmsnnet.LoadImage", "mmsnnet.LoadSegLabels", "PackSegInputs")
+    pipeline = [step for step in real["train_dataloader"]["dataset"]["pipeline"] if step["type"] in plain]
+    loader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=str(data)))
+    changes: dict[str, Any] = dict(
+        model=dict(backbone=dict(anchors=anchors), decode_head=dict(init_cfg=None), auxiliary_head=dict(init_cfg=None)),
+        train_dataloader=dict(
+            loader,
+            batch_size=2,
+            sampler=dict(type="InfiniteSampler", shuffle=False),
+            dataset=dict(loader["dataset"], pipeline=pipeline),
+        ),
+        val_dataloader=dict(loader, batch_size=1),
+        test_dataloader=dict(loader, batch_size=1),
+        train_cfg=dict(max_iters=EVERY, val_interval=10 * EVERY),
+        default_hooks=dict(checkpoint=dict(interval=EVERY), logger=dict(interval=1)),
+        custom_hooks=[dict(type="mmsnnet.ConsistencyHook", interval=1)],
+        load_from=str(runs.folder / "start.pth"),
+    )
+    path = runs.folder / "staged.py"
+    path.write_text("\n".join([f"_base_ = {str(STAGED)!r}", *(f"{key} = {value!r}" for key, value in changes.items())]))
+    model = build_model(load_config(path))
+    for layer in model.backbone.network.layers.values():
+        layer.set_base(layer.weight, layer.bias)
+    torch.save(dict(meta={}, state_dict=model.state_dict()), runs.folder / "start.pth")
+    work = {number: runs.folder / f"staged {number}" for number in (1, 2)}
+    twice = ("--cfg-options", f"train_dataloader.dataset.data_root={runs.folder / 'twice'}")
+    for ended in (
+        runs("train.py", path, "--work-dir", work[1], OMP_NUM_THREADS=1),  # sums in the same order
+        runs("dist_train.sh", path, 2, "--work-dir", work[2], *twice),
+    ):
+        assert ended.status == 0, ended.said
+    return work
+
+
+def test_two_processes_train_hierarchical_anchors_as_one_does(staged: dict[int, Path], runs: Runs) -> None:
+    """To the bit, where both get the same images: half of a gradient twice is the gradient."""
+    start, one, two = (
+        torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+        for path in (runs.folder / "start.pth", *(work / f"iter_{EVERY}.pth" for work in staged.values()))
+    )
+    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+    moved = [name for name, value in one.items() if not torch.equal(value, start[name])]
+    for part in ("anchors.0.", "anchors.1.", "layers.", "running_var", "downsample"):
+        assert any(part in name for name in moved), part
+
+
+def test_two_processes_evaluate_hierarchical_anchors_as_one_does(
+    staged: dict[int, Path], runs: Runs, tmp_path: Path
+) -> None:
+    model = (runs.folder / "staged.py", staged[2] / f"iter_{EVERY}.pth")
+    options = ("--stitches", "S,L,S2.0-L2.3,L1.1-S2.0", "--work-dir", tmp_path, "--out")
+    for ended in (
+        runs("test.py", *model, *options, tmp_path / "one.json"),
+        runs("dist_test.sh", *model, 2, *options, tmp_path / "two.json"),
+    ):
+        assert ended.status == 0, ended.said
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert one == two and len(one["stitches"]) == 4
 
 
 def test_a_loss_that_is_no_number_on_one_rank_ends_both_with_its_name(runs: Runs, config: Path, tmp_path: Path) -> None:

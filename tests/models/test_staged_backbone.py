@@ -1,11 +1,16 @@
-"""Backbones of hierarchical anchors: stages as taps, channels of each map, shared prefixes, one stitch alone."""
+"""Backbones of hierarchical anchors: stages as taps, channels of each map, shared prefixes, one stitch alone, and
+training that is the same recomputed, resumed and compiled."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
-from torch import nn
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import Tensor, nn
 
 from mmsnnet.apis.model import check_channels
 from mmsnnet.errors import SettingError
@@ -15,8 +20,20 @@ from mmsnnet.stitching.anchors.base import STEM
 
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = dict(
     swin=(
-        dict(model="swin_tiny_patch4_window7_224", embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8)),
-        dict(model="swin_tiny_patch4_window7_224", embed_dim=24, depths=(2, 2, 3, 2), num_heads=(1, 2, 4, 8)),
+        dict(
+            model="swin_tiny_patch4_window7_224",
+            embed_dim=16,
+            depths=(1, 1, 2, 1),
+            num_heads=(1, 2, 4, 8),
+            drop_path_rate=0.0,
+        ),
+        dict(
+            model="swin_tiny_patch4_window7_224",
+            embed_dim=24,
+            depths=(2, 2, 3, 2),
+            num_heads=(1, 2, 4, 8),
+            drop_path_rate=0.0,
+        ),
     ),
     resnet=(
         dict(model="resnet18", layers=(1, 1, 2, 1), channels=(16, 24, 32, 40)),
@@ -24,7 +41,13 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = dict(
     ),
     resnet_swin=(
         dict(model="resnet18", layers=(1, 1, 2, 1), channels=(16, 24, 32, 40)),
-        dict(model="swin_tiny_patch4_window7_224", embed_dim=24, depths=(2, 2, 3, 2), num_heads=(1, 2, 4, 8)),
+        dict(
+            model="swin_tiny_patch4_window7_224",
+            embed_dim=24,
+            depths=(2, 2, 3, 2),
+            num_heads=(1, 2, 4, 8),
+            drop_path_rate=0.0,
+        ),
     ),
 )
 CHANNELS = (24, 48, 96, 192)
@@ -62,7 +85,20 @@ def test_maps_are_those_of_stages_in_the_widths_of_the_largest_anchor(pair: str)
 @pytest.mark.parametrize("pair", PAIRS)
 @torch.no_grad()
 def test_shared_prefixes_change_nothing(pair: str) -> None:
-    backbone, x = make(pair, out_indices=(1, 3)), torch.randn(2, 3, 64, 64)
+    assert_shared_prefixes_change_nothing(make(pair, out_indices=(1, 3)))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@torch.no_grad()
+def test_shared_prefixes_change_no_logits(pair: str) -> None:
+    """Where crossings share a layer, too."""
+    backbone = make(pair, scheme="sliding_window", num_classes=5)
+    assert len(backbone.space.layers) < len(backbone.space) - 2
+    assert_shared_prefixes_change_nothing(backbone)
+
+
+def assert_shared_prefixes_change_nothing(backbone: StitchedBackbone) -> None:
+    x = torch.randn(2, 3, 64, 64)
     order, alone = backbone.prefix_order(backbone.space), {}
     for stitch in order:
         backbone.set_stitch(stitch)
@@ -71,6 +107,19 @@ def test_shared_prefixes_change_nothing(pair: str) -> None:
         for stitch in order:
             backbone.set_stitch(stitch)
             assert all(map(torch.equal, backbone(x), alone[stitch.id]))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@torch.no_grad()
+def test_one_stitch_alone_gives_the_same_logits(pair: str) -> None:
+    settings = dict(scheme="sliding_window", num_classes=5)
+    backbone, x = make(pair, **settings), torch.randn(2, 3, 64, 64)
+    weights = backbone.state_dict()
+    for stitch in backbone.space.stitches[::2]:
+        backbone.set_stitch(stitch)
+        alone = make(pair, only=stitch.name, **settings)
+        alone.load_state_dict({name: weights[name] for name in alone.state_dict()})
+        assert len(alone.state_dict()) < len(weights) and torch.equal(alone(x), backbone(x))
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -95,6 +144,88 @@ def test_a_training_step_reaches_what_the_drawn_stitch_uses(pair: str) -> None:
     used = set(backbone.trained_parameters(backbone.drawn))
     # The bias of a convolution before a batch norm has a gradient, too, of zero.
     assert reached == used
+
+
+class Model(BaseModel):
+    """A backbone whose maps are pushed towards zero."""
+
+    def __init__(self, backbone: StitchedBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, inputs: list[Tensor], mode: str = "loss") -> dict[str, Tensor]:
+        return dict(loss=sum(one.square().mean() for one in self.backbone(torch.stack(inputs))))
+
+
+def train(backbone: StitchedBackbone, folder: Path, **settings: Any) -> dict[str, Tensor]:
+    """The state dict after four iterations of three stitches each, with a checkpoint after every second one."""
+    generator = torch.Generator().manual_seed(0)
+    runner = Runner(
+        Model(backbone),
+        str(folder),
+        train_dataloader=dict(
+            batch_size=2,
+            dataset=[dict(inputs=torch.randn(3, 64, 64, generator=generator)) for _ in range(8)],
+            sampler=dict(type="InfiniteSampler", shuffle=False),
+            collate_fn=dict(type="pseudo_collate"),
+        ),
+        train_cfg=dict(type="mmsnnet.StitchIterBasedTrainLoop", max_iters=4, stitches_per_step=3),
+        optim_wrapper=dict(
+            type="OptimWrapper",
+            optimizer=dict(type="AdamW", lr=1e-3),
+            constructor="mmsnnet.StitchOptimWrapperConstructor",
+        ),
+        default_hooks=dict(checkpoint=dict(type="mmsnnet.AtomicCheckpointHook", interval=2, by_epoch=False)),
+        experiment_name=folder.name,
+        default_scope="mmengine",
+        log_level="ERROR",
+        **settings,
+    )
+    runner.train()
+    return runner.model.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", PAIRS)
+def test_training_is_the_same_recomputed_and_resumed(pair: str, tmp_path: Path) -> None:
+    """To the bit, with the statistics of batch norms and with several stitches a step."""
+    start = {name: value.clone() for name, value in make(pair).state_dict().items()}
+    whole = train(make(pair), tmp_path / "whole")
+    recomputed = train(make(pair, with_cp=True), tmp_path / "recomputed")
+    resumed = train(make(pair), tmp_path / "resumed", load_from=str(tmp_path / "whole/iter_2.pth"), resume=True)
+    assert int(whole["backbone.draws"]) == 12
+    for other in (recomputed, resumed):
+        assert other.keys() == whole.keys() and all(torch.equal(other[name], value) for name, value in whole.items())
+    moved = {name for name, value in start.items() if not torch.equal(whole[f"backbone.{name}"], value)}
+    assert any("downsample" in name for name in moved)
+    assert pair == "swin" or any("running_var" in name for name in moved)
+
+
+@pytest.fixture
+def own_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_cp", [False, True], ids=["", "with_cp"])
+@pytest.mark.parametrize("pair", ["swin", "resnet"])
+def test_compiled_blocks_train_the_same(pair: str, with_cp: bool, own_compiler: None) -> None:
+    plain = make(pair, with_cp=with_cp).train()
+    compiled = make(pair, with_cp=with_cp, compile=dict(backend="eager")).train()
+    torch._dynamo.utils.counters.clear()
+    for _ in range(3):
+        x = torch.randn(2, 3, 64, 64)
+        for backbone in (plain, compiled):
+            backbone.zero_grad()
+            sum(one.square().mean() for one in backbone(x)).backward()
+        assert compiled.drawn == plain.drawn
+        for found, expected in zip(compiled.parameters(), plain.parameters(), strict=True):
+            assert (found.grad is None) == (expected.grad is None)
+            assert found.grad is None or torch.equal(found.grad, expected.grad)
+    assert all(map(torch.equal, compiled.buffers(), plain.buffers()))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_sizes_at_which_two_classes_round_differently_are_refused() -> None:

@@ -97,6 +97,25 @@ def test_equal_anchors_joined_by_identities_are_the_anchor(
         torch.testing.assert_close(network.classify(images, stitch), logits)
 
 
+@torch.no_grad()
+def test_equal_anchors_in_a_sliding_window_are_the_anchor_where_each_block_runs_once(
+    make_anchor: MakeAnchor, make_images: MakeImages
+) -> None:
+    """The other routes of the window run blocks of both anchors that correspond."""
+    anchor, images = make_anchor(depth=4, classifier=True, num_classes=5), make_images()
+    space = StitchSpace.sliding_window((anchor.depth, anchor.depth))
+    network = StitchedNetwork([anchor, copy.deepcopy(anchor)], space, rank=0).eval()
+    for key in space.layers:
+        network.layer(key).set_base(torch.eye(anchor.width), torch.zeros(anchor.width))
+    logits, equal = anchor.model(images), 0
+    for stitch in space:
+        once = sum(map(len, stitch.segments)) == anchor.depth
+        found = network.classify(images, stitch)
+        equal += once
+        assert torch.allclose(found, logits, rtol=1e-5, atol=1e-5) == once
+    assert equal == 2 + 3  # the anchors, and a crossing after each block but the last
+
+
 @pytest.mark.parametrize("depths", [(2, 4), (2, 3), (3, 3)])
 @pytest.mark.parametrize(("height", "width", "grid"), [(32, 32, (2, 2)), (32, 96, (2, 6)), (40, 71, (3, 5))])
 @torch.no_grad()

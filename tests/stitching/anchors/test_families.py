@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import timm
@@ -26,6 +27,7 @@ from mmsnnet.stitching import (
     create_anchor,
     load_pretrained,
 )
+from mmsnnet.stitching.anchors.staged import ADAPTERS, staged_adapter
 from mmsnnet.stitching.stitch import Stitch
 
 REPOSITORY = Path(__file__).parents[3]
@@ -209,7 +211,7 @@ def test_all_stitches_of_a_row(family: Any, randomise: Randomise, make_images: M
     assert cost.params == sum(p.numel() for p in route.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("family", table.FAMILIES, ids=name_of)
+@pytest.mark.parametrize("family", (*table.FAMILIES, *table.STAGED), ids=name_of)
 def test_the_models_of_a_row_see_the_same_pixels(family: Any) -> None:
     """Anchors of one network share one preprocessor; and the weights that a row names are there."""
     assert len({table.normalisation(model) for model in family.models}) == 1
@@ -343,7 +345,8 @@ def test_the_page_has_the_rows_that_are_checked(page: list[str]) -> None:
     """In their order, and no other stitches."""
     rows = [line.split(" | ")[:2] for line in page if "`, `" in line and line.startswith("| ")]
     assert rows == [
-        [f"| {family.name}", ", ".join(f"`{model}`" for model in family.models)] for family in table.FAMILIES
+        [f"| {family.name}", ", ".join(f"`{model}`" for model in family.models)]
+        for family in (*table.FAMILIES, *table.STAGED)
     ]
 
 
@@ -351,6 +354,31 @@ def test_the_page_has_the_rows_that_are_checked(page: list[str]) -> None:
 @pytest.mark.parametrize("family", [family for family in table.FAMILIES if "tiny" in family.models[0]], ids=name_of)
 def test_the_rows_are_what_the_command_prints(family: Any, page: list[str]) -> None:
     assert table.row(family) in page
+
+
+CHEAP = [pair for pair in table.STAGED if pair.name in ("ConvNeXt V2", "MobileNetV3", "LeViT")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", CHEAP, ids=name_of)
+def test_the_rows_of_hierarchical_models_are_what_the_command_prints(pair: Any, page: list[str]) -> None:
+    assert table.staged_row(pair) in page
+
+
+@pytest.mark.slow
+def test_what_the_command_prints_has_run_across_every_stage() -> None:
+    (pair,) = (pair for pair in CHEAP if pair.name == "LeViT")
+    ran: set[tuple[str, int]] = set()
+    for scheme, network in table.staged_networks(pair).items():
+        with patch.object(network, "classify", wraps=network.classify) as classify:
+            assert table.run_crossings(network, pair.size) == {0, 1, 2}
+        for (_, stitch), _ in classify.call_args_list:
+            ran |= {(scheme, int(key.source_block) // 4) for key in stitch.layers}
+    assert ran == {(scheme, stage) for scheme in ("two_way", "one_way", "sliding_window") for stage in range(3)}
+
+
+def test_every_adapter_of_hierarchical_models_has_a_row() -> None:
+    assert {staged_adapter(model) for pair in table.STAGED for model in pair.models} == set(ADAPTERS)
 
 
 @pytest.mark.parametrize("name", table.NORMALISATIONS)

@@ -28,8 +28,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = dict(
     efficientnet=("efficientnet_b0", dict(), (64, 96)),
     mobilenetv3=("mobilenetv3_small_050", {}, (64, 96)),
     mambaout=("mambaout_femto", dict(depths=(1, 2, 2, 1), dims=(16, 24, 32, 40)), (64, 96)),
-    caformer=("caformer_s18", {}, (64, 96)),
-    poolformer=("poolformerv2_s12", {}, (64, 96)),
+    caformer=("caformer_s18", {}, (32, 64)),
+    poolformer=("poolformerv2_s12", {}, (32, 64)),
     levit=("levit_128s", dict(embed_dim=(32, 48, 64), key_dim=8, num_heads=(2, 3, 4), depth=(2, 3, 2)), (64, 96)),
     pvt=("pvt_v2_b0", dict(depths=(2, 2, 3, 2), embed_dims=(16, 32, 40, 64)), (64, 96)),
 )
@@ -96,18 +96,22 @@ def test_each_parameter_is_in_one_component(family: str) -> None:
     assert sum(anchor.stages) == anchor.depth
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["two_way", "sliding_window"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_twins_joined_by_identity_layers_are_the_anchor_on_every_route(family: str) -> None:
+def test_twins_joined_by_identity_layers_are_the_anchor_on_every_route(family: str, scheme: str) -> None:
+    """Routes of the sliding window cross ahead by one block where stages have as many blocks, and serve no taps."""
     anchor = make(family)
-    space = StitchSpace.two_way([anchor.stages] * 2)
+    space = StitchSpace.of(scheme, [anchor.stages] * 2)
     network = StitchedNetwork([anchor, copy.deepcopy(anchor)], space, rank=0).eval()
     identity_layers(network)
-    x = images(anchor)
+    x = images(anchor, 1)
     logits, outputs = anchor.model(x), [features.map() for _, features in anchor.run(anchor.stem(x))]
     ends = [end - 1 for end in accumulate(anchor.stages)]
-    for stitch in space.stitches[:: 1 + len(space) // 80]:
+    for stitch in space:
         assert torch.equal(network.classify(x, stitch), logits)
+    for stitch in space.stitches[:: 1 + len(space) // 40] if scheme == "two_way" else ():
         assert all(map(torch.equal, network(x, stitch, ends), [outputs[end] for end in ends]))
 
 
@@ -178,6 +182,34 @@ def test_a_shared_layer_is_solved_for_all_its_crossings() -> None:
         pairs = pairs if window == 0 else pairs[1:]
         a = torch.cat([outputs[0][j + 1] for j, _ in pairs])  # after block j
         b = torch.cat([outputs[1][k] for _, k in pairs])  # before block k
+        a = torch.cat([a, torch.ones(len(a), 1, dtype=torch.float64)], 1)
+        solution = torch.linalg.lstsq(a, b, driver="gelsd").solution
+        layer = network.layer(key)
+        torch.testing.assert_close(layer.weight.double(), solution[:-1].T, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(layer.bias.double(), solution[-1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_shared_layer_of_a_stage_is_solved_for_all_its_crossings() -> None:
+    """Of two blocks to four, in the published order: after block 0 or 1 for a layer, after block 1 for the other."""
+    anchors = [
+        make("resnet", classifier=False, layers=(1, blocks, 1, 1), channels=channels)
+        for blocks, channels in ((2, (8, 12, 16, 20)), (4, (16, 24, 32, 40)))
+    ]
+    space = StitchSpace.sliding_window([anchor.stages for anchor in anchors], skip=(0, 2, 3))
+    network = StitchedNetwork(anchors, space, rank=0)
+    x = images(anchors[0], 4)
+    equations = NormalEquations(network)
+    equations.add(x)
+    equations.solve()
+    with torch.no_grad():
+        small, large = (
+            [features.data.movedim(1, -1).flatten(0, 2).double() for _, features in anchor.run(anchor.stem(x))]
+            for anchor in anchors
+        )
+    for key, pairs in zip(space.layers, [[(0, 1), (1, 2)], [(1, 3)]], strict=True):
+        # Block 0 of the stage is the second one of its anchor; what enters block k leaves the block before.
+        a = torch.cat([small[1 + j] for j, _ in pairs])
+        b = torch.cat([large[k] for _, k in pairs])
         a = torch.cat([a, torch.ones(len(a), 1, dtype=torch.float64)], 1)
         solution = torch.linalg.lstsq(a, b, driver="gelsd").solution
         layer = network.layer(key)
