@@ -1,6 +1,6 @@
 """Errors that a user can correct."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 
@@ -26,6 +26,20 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class MissingPackageError(UserError, ImportError):
     """A package that an extra of mmsnnet installs is missing."""
+
+
+def check_keys(setting: str, given: Mapping[str, object], known: Sequence[str], needed: Sequence[str] = ()) -> None:
+    """Check the keys of a dict in a config.
+
+    Raises:
+        SettingError: a key is unknown, or one of ``needed`` is missing.
+    """
+    for key in given:
+        if key not in known:
+            raise SettingError(f"{setting} has an unknown key {key!r}; it takes {', '.join(known)}")
+    for key in needed:
+        if key not in given:
+            raise SettingError(f"{setting} needs {key!r}")
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def extracted_config(config: Config, backbone: StitchedBackbone, stitch: Stitch)
     model = settings["model"]
     if model.get("auxiliary_head") is not None:
         model["auxiliary_head"] = None
-    kept = {key: value for key, value in model["backbone"].items() if key not in ("stitch", "budget")}
+    kept = {key: value for key, value in model["backbone"].items() if key not in ("stitch", "budget", "draw_from")}
     model["backbone"] = kept | dict(only=stitch.name, rank=0)
     if set(backbone.out_indices) != set(backbone.test_out_indices):
         # None in place of the maps that only auxiliary heads read: in_index of the other heads stays right.

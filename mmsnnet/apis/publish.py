@@ -168,13 +168,14 @@ def published_config(config: Config) -> Config:
 def _standalone(setting: Any) -> Any:
     """A setting of the model without ``pretrained`` and ``init_cfg=dict(type='Pretrained')``.
 
-    The file of points of a ``budget`` is replaced by its front.
+    The file of points of a ``budget`` is replaced by its front. ``draw_from``, which may name a file, is for training.
     """
     if isinstance(setting, Mapping):
         standalone = {
             key: None if key == "pretrained" or _loads_weights(value) else _standalone(value)
             for key, value in setting.items()
         }
+        standalone.pop("draw_from", None)
         budget = standalone.get("budget")
         if isinstance(budget, dict) and isinstance(budget.get("points"), str):
             front = compact_front(OperatingPoints.load(budget["points"]), budget.get("metric"))

@@ -1,37 +1,27 @@
-"""Distillation: the costliest stitch of a step, or a frozen model, teaches the stitches of a training step."""
+"""Distillation: a teacher for the stitches of a training step."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 
+from mmsnnet.engine.teacher import CLASSES, DEPTH, Record, Recorder, build_teacher, check_normalization, renormalized
 from mmsnnet.errors import SettingError
-from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs, read_weights
-from mmsnnet.registry import MODELS
+from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs
 
 Losses = dict[str, Any]  # a loss or a list of losses by name, as mmengine's models return them
-CLASSES, DEPTH = "classes", "depth"
-
-
-class Record(NamedTuple):
-    """What a pass computes: the images that its backbone sees, the backbone's maps, and the head's output."""
-
-    images: Tensor
-    features: tuple[Tensor, ...]
-    outputs: Tensor | None
 
 
 class Distillation:
-    """Add losses that pull what a stitch computes towards what a teacher computes for the same augmented images.
+    """Add losses that compare a stitch with a teacher on the same augmented images.
 
     Without ``teacher``, the costliest stitch of each step teaches the others (in-place distillation, arXiv 1903.05134).
     Its own losses stay as they are. With ``teacher``, that frozen model teaches every stitch. It runs in evaluation
@@ -55,9 +45,10 @@ class Distillation:
         temperature: of the probabilities.
         warmup_iters: the weights of the two losses grow linearly over this many iterations.
         teacher: ``dict(model=..., checkpoint=...)`` with a model's config, or ``dict(config=..., checkpoint=...)`` with
-            the path of a config. It gets the trained model's normalised images, normalised anew if its
-            ``data_preprocessor`` has another ``mean`` or ``std``. Without ``checkpoint``, the anchors' ``pretrained``
-            weights are loaded. A stitched teacher runs its ``stitch``, by default its largest anchor.
+            the path of a config; any model of mmengine with a ``backbone``. It gets the trained model's images,
+            normalised anew if its ``data_preprocessor`` has another ``mean`` or ``std``. Without ``checkpoint``, the
+            anchors' ``pretrained`` weights are loaded. A stitched teacher runs its ``stitch``, by default its largest
+            anchor.
 
     Raises:
         SettingError: a value is out of range, or the two models do not fit; the message names the setting.
@@ -74,9 +65,12 @@ class Distillation:
         warmup_iters: int = 0,
         teacher: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, value in dict(features=features, outputs=outputs, task=task, warmup_iters=warmup_iters).items():
-            if value < 0:
-                raise SettingError(f"train_cfg.distill.{name} must be 0 or more, got {value}")
+        numbers = dict(
+            features=features, outputs=outputs, task=task, warmup_iters=warmup_iters, temperature=temperature
+        )
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, Real) or value < 0:
+                raise SettingError(f"train_cfg.distill.{name} must be a number of 0 or more, got {value!r}")
         if not features and not outputs:
             raise SettingError("train_cfg.distill teaches nothing: set features or outputs, the weights of its losses")
         if temperature <= 0 or (hard and temperature != 1):
@@ -85,13 +79,18 @@ class Distillation:
             )
         self.features, self.outputs, self.task = features, outputs, task
         self.hard, self.temperature, self.warmup_iters = hard, temperature, warmup_iters
-        self._student = _Recorder(model, bool(outputs), "model")
-        if hard and self._student.kind != CLASSES:
+        self._factor = 1.0  # of the two losses, in the warm-up
+        self._student = Recorder(model, bool(outputs), "model")
+        if hard and self._student.predicts != CLASSES:
             raise SettingError("train_cfg.distill.hard=True needs outputs above 0 and a head that predicts classes")
+        if features and getattr(self._student.backbone, "num_classes", None) is not None:
+            raise SettingError(
+                "train_cfg.distill.features needs maps, and the backbone of a classifier returns logits: set features=0"
+            )
         self.model = model
-        self.teacher = None if teacher is None else _build_teacher(**teacher)
+        self.teacher = None if teacher is None else build_teacher(**teacher)
         if self.teacher is not None:
-            self._recorder = _Recorder(self.teacher, bool(outputs), "train_cfg.distill.teacher")
+            self._recorder = Recorder(self.teacher, bool(outputs), "train_cfg.distill.teacher")
             self._check_teacher(self.teacher)
         self._target: Record | None = None
 
@@ -112,9 +111,11 @@ class Distillation:
     def step(self, iteration: int) -> Iterator[None]:
         """Inside, :meth:`add` knows the passes of one step of training, counted from 0."""
         self._factor = min(1.0, (iteration + 1) / self.warmup_iters) if self.warmup_iters else 1.0
-        with self._student.recording():
-            yield
-        self._target = None
+        try:
+            with self._student.recording():
+                yield
+        finally:
+            self._target = None
 
     def add(self, losses: Losses) -> Losses:
         """The losses of a pass that has just run, with those of distillation."""
@@ -125,6 +126,7 @@ class Distillation:
                 return losses
         taught = {name: _scaled(loss, self.task) if "loss" in name else loss for name, loss in losses.items()}
         if self.features:
+            _check_maps(record.features, self._target.features)
             distance = features_distance(record.features, self._target.features)
             taught["distill.loss_features"] = self._factor * self.features * distance
         if self.outputs:
@@ -132,11 +134,11 @@ class Distillation:
         return taught
 
     def _taught_by(self, record: Record) -> Record:
-        """What the teacher computes in this step."""
+        """The teacher's record of this step."""
         if self.teacher is None:
             outputs = None if record.outputs is None else record.outputs.detach()
             return Record(record.images, tuple(one.detach() for one in record.features), outputs)
-        images = _renormalized(record.images, self.model.data_preprocessor, self.teacher.data_preprocessor)
+        images = renormalized(record.images, self.model.data_preprocessor, self.teacher.data_preprocessor)
         with torch.no_grad(), self._recorder.recording():
             if self.outputs:
                 self.teacher(images, mode="tensor")
@@ -146,24 +148,19 @@ class Distillation:
 
     def _check_teacher(self, teacher: BaseModel) -> None:
         mine, other = self._student, self._recorder
-        if self.outputs and (mine.kind, mine.classes) != (other.kind, other.classes):
+        if self.outputs and (mine.predicts, mine.classes) != (other.predicts, other.classes):
             raise SettingError(
                 f"train_cfg.distill.outputs needs a teacher for the same task: the model predicts {mine.described}, "
                 f"the teacher {other.described}. Take another teacher, or leave out train_cfg.distill"
             )
-        widths = [getattr(backbone, "channels", None) for backbone in (mine.backbone, other.backbone)]
-        if self.features and widths[0] != widths[1]:
-            raise SettingError(
-                "train_cfg.distill.features compares maps of equal width: those of the model have "
-                f"{widths[0]} channels, those of the teacher {widths[1]}. Set features=0 to compare outputs alone"
-            )
+        check_normalization(self.model.data_preprocessor, teacher.data_preprocessor)
 
     def _outputs_distance(self, outputs: Tensor | None) -> Tensor:
         assert outputs is not None and self._target is not None and self._target.outputs is not None
         target = self._target.outputs.float()
         if target.shape[2:] != outputs.shape[2:]:
             target = F.interpolate(target, outputs.shape[2:], mode="bilinear", align_corners=False)
-        if self._student.kind == DEPTH:
+        if self._student.predicts == DEPTH:
             return (outputs.float().clamp_min(1e-3).log() - target.clamp_min(1e-3).log()).abs().mean()
         logits = _two_classes(outputs.float())
         target = _two_classes(target)
@@ -177,107 +174,18 @@ class Distillation:
 def features_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     """The squared error of each image's map over its squared target, averaged over images and maps."""
     pairs = [(one.float().flatten(1), other.float().flatten(1)) for one, other in zip(features, target, strict=True)]
-    ratios = [(one - other).square().sum(1) / other.square().sum(1) for one, other in pairs]
+    ratios = [(one - other).square().sum(1) / other.square().sum(1).clamp_min(1e-12) for one, other in pairs]
     return torch.stack(ratios).mean()
 
 
-class _Recorder:
-    """Keeps what the backbone and the head of a model compute, while :meth:`recording` is active."""
-
-    def __init__(self, model: BaseModel, outputs: bool, where: str) -> None:
-        self.backbone = model.get_submodule("backbone")
-        self._head: nn.Module | None = None
-        self.kind: str | None = None
-        self.classes: int | None = None
-        if outputs:
-            self._head, self.kind, self.classes = _head_of(model, where)
-        self._record = Record(torch.empty(0), (), None)
-
-    @property
-    def described(self) -> str:
-        """What the model predicts, for a message."""
-        return f"{self.classes} classes" if self.kind == CLASSES else str(self.kind)
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        hook = self.backbone.register_forward_hook(self._on_backbone)
-        head = self._head
-        if head is not None and head is not self.backbone:
-            # mmseg's heads call their forward, so hooks of the module would not run.
-            forward = head.forward
-            head.forward = lambda *args: self._on_head(forward(*args))
-        try:
-            yield
-        finally:
-            hook.remove()
-            if head is not None and head is not self.backbone:
-                del head.forward
-            self._record = Record(torch.empty(0), (), None)
-
-    def take(self) -> Record:
-        """What the last pass has computed."""
-        return self._record
-
-    def _on_backbone(self, module: nn.Module, images: tuple[Tensor, ...], result: Any) -> None:
-        if isinstance(result, Tensor):
-            self._record = Record(images[0], (), result)
-        else:
-            self._record = Record(images[0], tuple(one for one in result if one is not None), None)
-
-    def _on_head(self, result: Any) -> Any:
-        if not isinstance(result, Tensor):
-            raise SettingError(
-                f"train_cfg.distill.outputs needs a head that returns one tensor; {type(self._head).__name__} returns "
-                f"a {type(result).__name__}: set outputs=0 and features above 0"
-            )
-        self._record = self._record._replace(outputs=result)
-        return result
-
-
-def _head_of(model: BaseModel, where: str) -> tuple[nn.Module, str, int | None]:
-    """The module whose output is distilled, and what it predicts."""
-    classes = getattr(model.get_submodule("backbone"), "num_classes", None)
-    if classes is not None:
-        return model.get_submodule("backbone"), CLASSES, classes
-    head = getattr(model, "decode_head", None)
-    if isinstance(head, nn.ModuleList):
-        head = head[-1]
-    if not isinstance(head, nn.Module):
+def _check_maps(features: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    shapes = [[tuple(one.shape[1:]) for one in maps] for maps in (features, target)]
+    if shapes[0] != shapes[1]:
         raise SettingError(
-            f"train_cfg.distill.outputs: {type(model).__name__} ({where}) has no output for each image that could be "
-            "distilled: set outputs=0 and features above 0"
+            "train_cfg.distill.features compares maps of equal shape: those of the model are "
+            f"{', '.join(map(str, shapes[0]))}, those of the teacher {', '.join(map(str, shapes[1]))}. Set features=0 "
+            "to compare outputs alone"
         )
-    # mmseg is optional, so its class is found by name.
-    if any(kind.__name__ == "DepthEstimator" for kind in type(model).__mro__):
-        return head, DEPTH, None
-    return head, CLASSES, int(head.num_classes)  # type: ignore[arg-type]
-
-
-def _build_teacher(
-    model: Mapping[str, Any] | None = None,
-    config: str | os.PathLike[str] | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-) -> BaseModel:
-    if (model is None) == (config is None):
-        raise SettingError(
-            "train_cfg.distill.teacher needs a model's config: set model=dict(...), or config to the path of a config"
-        )
-    teacher: BaseModel = MODELS.build(Config.fromfile(config).model if model is None else model)
-    if checkpoint is None:
-        teacher.init_weights()
-    else:
-        teacher.load_state_dict(read_weights(teacher, checkpoint))
-    return teacher.eval().requires_grad_(False)
-
-
-def _renormalized(images: Tensor, given: nn.Module, wanted: nn.Module) -> Tensor:
-    """Normalised images with the mean and deviation of another data preprocessor."""
-    statistics = [getattr(one, name, None) for one in (given, wanted) for name in ("mean", "std")]
-    tensors = [one.to(images) for one in statistics if isinstance(one, Tensor)]
-    if len(tensors) < len(statistics):
-        return images
-    mean, std, other_mean, other_std = tensors
-    return images * (std / other_std) + (mean - other_mean) / other_std
 
 
 def _scaled(loss: Any, factor: float) -> Any:

@@ -61,6 +61,12 @@ def accumulative_counts(wrapper: OptimWrapper) -> int:
     return getattr(wrapper, "_accumulative_counts", 1)
 
 
+def channel_conversion(preprocessor: Any) -> bool | None:
+    """Whether a data preprocessor reverses the channels; no public attribute says so. None if it has no such option."""
+    conversion = getattr(preprocessor, "_channel_conversion", getattr(preprocessor, "channel_conversion", None))
+    return None if conversion is None else bool(conversion)
+
+
 def replace_clipping(wrapper: OptimWrapper, clip: Callable[[], None]) -> None:
     """Let a wrapper clip gradients by another function.
 

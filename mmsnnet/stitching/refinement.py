@@ -1,4 +1,4 @@
-"""Second stage of the initialisation: train stitching layers to match an anchor's final features, without labels.
+"""Train stitching layers to match an anchor's final features, without labels.
 
 Least squares makes a layer predict the features at the crossing. Errors there may grow in the blocks behind it, most in
 early crossings of large pretrained models. Here the layers alone are trained for a few hundred steps, so that what
@@ -17,7 +17,7 @@ from torch import Tensor
 from mmsnnet.stitching.features import Features
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
 from mmsnnet.stitching.prefix import PrefixPlan, SharedPrefixes
-from mmsnnet.stitching.stitch import Stitch
+from mmsnnet.stitching.stitch import LayerKey, Stitch
 
 
 class Refinement:
@@ -25,6 +25,7 @@ class Refinement:
 
     Args:
         network: a network with initialised layers and all blocks.
+        layers: the layers to train, on the routes that pass them; all by default.
         steps: the number of steps. The learning rate falls from ``lr`` to 0 along a cosine.
         lr: of Adam.
         stitches_per_step: routes that a step trains, taken in turn from a seeded order of all that cross. They share
@@ -43,22 +44,34 @@ class Refinement:
     """
 
     def __init__(
-        self, network: StitchedNetwork, steps: int, lr: float = 1e-3, stitches_per_step: int = 4, seed: int = 0
+        self,
+        network: StitchedNetwork,
+        steps: int,
+        lr: float = 1e-3,
+        stitches_per_step: int = 4,
+        seed: int = 0,
+        layers: Sequence[LayerKey] | None = None,
     ) -> None:
+        if steps < 1 or stitches_per_step < 1 or lr <= 0:
+            raise ValueError(
+                "refinement needs steps and stitches_per_step of at least 1 and lr above 0; got "
+                f"steps={steps}, stitches_per_step={stitches_per_step}, lr={lr}"
+            )
         if not network.initialized:
             raise ValueError("refinement starts from initialised stitching layers: solve the normal equations first")
         self.network = network
         self.steps = steps
-        self.crossing = tuple(stitch for stitch in network.space if stitch.layers)
+        trained = set(network.space.layers if layers is None else layers)
+        self.crossing = tuple(stitch for stitch in network.space if trained.intersection(stitch.layers))
         if not self.crossing:
             raise ValueError("refinement needs a route that crosses from one anchor to another")
-        self.stitches_per_step = stitches_per_step
+        self.stitches_per_step = min(stitches_per_step, len(self.crossing))
         self._random = torch.Generator().manual_seed(seed)
         self._queue: list[Stitch] = []
         self._saved = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
         network.requires_grad_(False)
         parameters = []
-        for key in network.space.layers:
+        for key in sorted(trained.intersection(key for stitch in self.crossing for key in stitch.layers)):
             layer = network.layer(key)
             parameters += [layer.weight.requires_grad_(), layer.bias.requires_grad_()]
         self.optimizer = torch.optim.Adam(parameters, lr=lr)
@@ -82,13 +95,12 @@ class Refinement:
             parameter.grad = None
 
     def _next(self) -> list[Stitch]:
-        chosen: list[Stitch] = []
-        while len(chosen) < min(self.stitches_per_step, len(self.crossing)):
-            if not self._queue:
-                order = torch.randperm(len(self.crossing), generator=self._random).tolist()
-                self._queue = [self.crossing[index] for index in order]
-            if (stitch := self._queue.pop()) not in chosen:
-                chosen.append(stitch)
+        if len(self._queue) < self.stitches_per_step:
+            order = torch.randperm(len(self.crossing), generator=self._random).tolist()
+            # Routes that still wait have their turn first, and come last in the new order.
+            self._queue += sorted((self.crossing[index] for index in order), key=self._queue.__contains__)
+        chosen = list(dict.fromkeys(self._queue[: self.stitches_per_step]))
+        self._queue = self._queue[len(chosen) :]
         return chosen
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mmsnnet.engine import StitchInitHook
+from mmsnnet.errors import SettingError
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.stitching import NormalEquations
 from mmsnnet.stitching.refinement import route_errors
@@ -146,9 +147,7 @@ def test_layers_loaded_in_part_are_left_alone() -> None:
 
 @pytest.mark.parametrize("settings", [dict(num_images=0), dict(num_images=-3), dict(batch_size=0)])
 def test_wrong_arguments(settings: dict[str, int]) -> None:
-    with pytest.raises(
-        ValueError, match=rf"batch_size and refine.steps must be at least 1.*{next(iter(settings.values()))}"
-    ):
+    with pytest.raises(ValueError, match=rf"batch_size must be at least 1.*{next(iter(settings.values()))}"):
         StitchInitHook(**settings)
 
 
@@ -220,6 +219,28 @@ def test_the_second_stage_trains_the_solved_layers_on_batches_of_its_own() -> No
     assert totals[1] < totals[0]
 
 
-def test_a_stage_of_no_step() -> None:
-    with pytest.raises(ValueError, match=r"refine\.steps must be at least 1"):
-        StitchInitHook(refine=dict(steps=0))
+def test_the_second_stage_leaves_loaded_layers_alone() -> None:
+    whole, runner = initialised(num_images=8), make_runner()
+    space = runner.model.backbone.space
+    crossed = {str(key) for stitch in space for key in stitch.layers}  # the others serve taps alone
+    loaded = sorted(crossed)[:1]
+    for name in loaded:
+        runner.model.backbone.network.layers[name].load_state_dict(
+            whole.model.backbone.network.layers[name].state_dict()
+        )
+    StitchInitHook(8, refine=dict(steps=4, lr=1e-2)).before_train(runner)
+    for name, tensor in layers(runner).items():
+        solved = layers(whole)[name]
+        if name.rpartition(".")[0] in loaded:
+            assert torch.equal(tensor, solved)
+        elif name.endswith("weight"):
+            assert torch.equal(tensor, solved) is (name.rpartition(".")[0] not in crossed)
+
+
+@pytest.mark.parametrize(
+    ("refine", "text"),
+    [(dict(lr=1e-3), "refine needs 'steps'"), (dict(steps=3, rate=1), "unknown key 'rate'; it takes steps, lr")],
+)
+def test_settings_of_the_second_stage(refine: dict[str, Any], text: str) -> None:
+    with pytest.raises(SettingError, match=text):
+        StitchInitHook(refine=refine)

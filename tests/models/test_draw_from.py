@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
+from mmsnnet.apis.extract import extracted_config
+from mmsnnet.apis.publish import published_config
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import StitchedBackbone
@@ -38,7 +41,7 @@ def test_only_chosen_stitches_are_drawn(
     assert drawn(backbone, make_images(1)) == {stitch.name for stitch in whole.space if condition(stitch)}
 
 
-def test_ranks_and_steps_draw_from_the_choice_too(make_backbone: Make, make_images: Callable[..., Tensor]) -> None:
+def test_steps_draw_from_the_choice_too(make_backbone: Make, make_images: Callable[..., Tensor]) -> None:
     backbone = make_backbone(draw_from=dict(kinds=["SL", "LS"]))
     backbone.stitches_per_step = 3
     with backbone.share_step():
@@ -71,11 +74,30 @@ def test_the_front_of_a_file_and_the_anchors(make_backbone: Make, tmp_path: Path
     [
         (dict(kinds=["XL"]), "draw_from.kinds has no 'XL'; the space has S, L, SL, LS"),
         (dict(kinds=["SL"], max_crossings=0), "leaves no stitch"),
+        (dict(kind=["SL"]), "unknown key 'kind'; it takes kinds, stitches"),
     ],
 )
 def test_a_choice_that_cannot_be(chosen: dict[str, Any], text: str, make_backbone: Make) -> None:
     with pytest.raises(SettingError, match=text):
-        make_backbone(draw_from=chosen)
+        make_backbone(draw_from=chosen).sampler()
+
+
+def test_a_model_can_be_built_without_the_file_of_its_choice(make_backbone: Make) -> None:
+    backbone = make_backbone(draw_from=dict(front_of="missing.json"))
+    with pytest.raises(FileNotFoundError, match=r"missing\.json"):
+        backbone.sampler()
+
+
+def test_one_stitch_of_a_choice_can_be_extracted() -> None:
+    config = Config(dict(model=dict(type="mmsnnet.StitchedClassifier", backbone=dict(draw_from=dict(max_crossings=1)))))
+    backbone = StitchedBackbone(
+        [dict(model="vit_tiny_patch16_224", num_heads=2, embed_dim=32, depth=depth) for depth in (2, 4)],
+        img_size=32,
+        num_classes=4,
+        draw_from=dict(max_crossings=1),
+    )
+    for extracted in (extracted_config(config, backbone, backbone.space["S"]), published_config(config)):
+        assert "draw_from" not in extracted.model.backbone
 
 
 def test_evaluation_runs_what_was_not_drawn(make_backbone: Make, make_images: Callable[..., Tensor]) -> None:

@@ -212,9 +212,22 @@ def test_what_is_erased_follows_from_the_number_of_draws_and_leaves_python_alone
     resumed = classifier(**settings).train()
     resumed.backbone.draws = 2
     assert torch.equal(erased(resumed)[1], third)
-    values = [erased(classifier(**settings).train(), noise=noise)[0] for noise in (3, 4)]
-    assert not torch.equal(*values)  # by torch's generator, which the loops seed for each iteration
-    assert torch.equal(values[0], erased(classifier(**settings).train())[0])
+    again = classifier(**settings).train()
+    values = [erased(again, noise=noise)[0] for noise in (3, 4)]
+    assert not torch.equal(*values)
+    again.backbone.draws = 0
+    assert torch.equal(values[0], erased(again, noise=5)[0])  # whatever torch's generator did before
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    again(images(2), samples(0, 0), mode="loss")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_all_stitches_of_a_step_see_what_was_erased_once() -> None:
+    model = classifier(erasing=dict(probability=1.0, mode="pixel"), mixing=CUTMIX).train()
+    model.backbone.stitches_per_step = 2
+    first, second, third = (erased(model, 4)[0] for _ in range(3))
+    assert torch.equal(first, second) and not torch.equal(first, third)
 
 
 def test_ranks_erase_differently(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mmsnnet.engine.sharding import gathered, is_sharded, run_batches
 from mmsnnet.engine.training_images import sample_batches, sample_indices
-from mmsnnet.errors import SettingError
+from mmsnnet.errors import SettingError, check_keys
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone
 from mmsnnet.registry import HOOKS
-from mmsnnet.stitching import NormalEquations, Refinement, StitchedNetwork
+from mmsnnet.stitching import LayerKey, NormalEquations, Refinement, StitchedNetwork
 from mmsnnet.stitching.network import evaluation_mode
 
 
@@ -37,18 +37,18 @@ class StitchInitHook(Hook):
             stage, which trains the layers alone on ``steps`` batches, without labels. All ranks run the same images.
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: a number is below 1, or ``refine`` has an unknown key or no ``steps``.
     """
 
     def __init__(
         self, num_images: int = 50, batch_size: int = 2, seed: int = 0, refine: Mapping[str, Any] | None = None
     ) -> None:
-        steps = 1 if refine is None else refine["steps"]
-        if min(num_images, batch_size, steps) < 1:
+        if num_images < 1 or batch_size < 1:
             raise ValueError(
-                "StitchInitHook: num_images, batch_size and refine.steps must be at least 1, got "
-                f"{num_images}, {batch_size} and {steps}"
+                f"StitchInitHook: num_images and batch_size must be at least 1, got {num_images} and {batch_size}"
             )
+        if refine is not None:
+            check_keys("StitchInitHook.refine", refine, ("steps", "lr", "stitches_per_step", "seed"), ("steps",))
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
@@ -82,17 +82,19 @@ class StitchInitHook(Hook):
             f"{min(self.num_images, len(runner.train_dataloader.dataset))} images in {time.monotonic() - start:.1f} s"
         )
         if self.refine is not None:
-            self._refine(runner, network, self.refine)
+            self._refine(runner, network, missing, self.refine)
 
-    def _refine(self, runner: Runner, network: StitchedNetwork, settings: Mapping[str, Any]) -> None:
+    def _refine(
+        self, runner: Runner, network: StitchedNetwork, layers: Sequence[LayerKey], settings: Mapping[str, Any]
+    ) -> None:
         start = time.monotonic()
-        refinement = Refinement(network, **{"seed": self.seed, **settings})
+        refinement = Refinement(network, **{"seed": self.seed, **settings}, layers=layers)
         length, number = len(runner.train_dataloader.dataset), refinement.steps * self.batch_size
         rounds = [sample_indices(length, length, self.seed + round_) for round_ in range(-(-number // length))]
         images = self._images(runner, list(chain.from_iterable(rounds))[:number])
         errors = [refinement.step(batch) for batch in images]
         refinement.finish()
-        for key in network.space.layers:
+        for key in layers:
             for parameter in network.layer(key).parameters():
                 dist.broadcast(parameter.data)
         tenth = max(1, len(errors) // 10)

@@ -28,7 +28,7 @@ from mmsnnet.stitching.stitch import as_blocks
 
 # Settings that change no metric of a model whose weights are loaded: in any part of the model, and in the backbone.
 TRAINING_ONLY = ("init_cfg", "pretrained", "with_cp", "drop_path_rate")
-BACKBONE_ONLY = ("stitch", "budget", "seed", "flops_step", "frozen_stages", "frozen_anchors", "norm_eval")
+BACKBONE_ONLY = ("stitch", "budget", "seed", "flops_step", "draw_from", "frozen_stages", "frozen_anchors", "norm_eval")
 
 
 class CannotResumeError(UserError, ValueError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.visualization import Visualizer
 
+from mmsnnet.engine.attributes import replaced_attributes
 from mmsnnet.engine.mmengine_private import drawn_images, image_folders, set_drawn_images, visualizer_of
 from mmsnnet.files.writing import check_output
 
@@ -90,17 +91,6 @@ class StitchPictures:
         with replaced_attributes(methods):
             yield
         self._counts[folder] = list(map(drawn_images, self._counting))
-
-
-@contextmanager
-def replaced_attributes(replacements: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Set attributes of objects, each given as (object, name, value); restore them afterwards."""
-    with ExitStack() as stack:
-        for target, name, value in replacements:
-            undo = (setattr, target, name, vars(target)[name]) if name in vars(target) else (delattr, target, name)
-            setattr(target, name, value)
-            stack.callback(*undo)
-        yield
 
 
 def _add_image_in(visualizer: Visualizer, folder: str) -> Callable[..., Any]:

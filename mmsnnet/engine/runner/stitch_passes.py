@@ -21,11 +21,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import sizes_explained
+from mmsnnet.engine.attributes import replaced_attributes
 from mmsnnet.engine.mmengine_private import parse_losses
 from mmsnnet.engine.ranks import compare_loaders
 from mmsnnet.engine.runner.labels import check_first_batch, keeps_nothing
 from mmsnnet.engine.runner.metric_warnings import absent_classes_warning
-from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths, replaced_attributes
+from mmsnnet.engine.runner.stitch_files import StitchPictures, make_folders, output_paths
 from mmsnnet.engine.sharding import is_sharded
 from mmsnnet.files.writing import DISK_ERRORS, output_errors
 from mmsnnet.models import StitchedBackbone

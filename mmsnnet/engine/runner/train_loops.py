@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +25,7 @@ from mmsnnet.engine.resuming.records import EPOCH_BEGAN
 from mmsnnet.engine.runner.seeded_loading import SeededBatchSampler, seeded_loader
 from mmsnnet.engine.runner.train_step import several_stitches
 from mmsnnet.engine.sharding import is_sharded, refuse_stock_sharding
-from mmsnnet.errors import SettingError
+from mmsnnet.errors import SettingError, check_keys
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import LOOPS
@@ -66,7 +67,10 @@ class _StitchTrainLoop(BaseLoop):
         if stitches_per_step < 1:
             raise ValueError(f"train_cfg.stitches_per_step must be at least 1, got {stitches_per_step}")
         self.stitches_per_step = stitches_per_step
-        self.distillation = None if distill is None else Distillation(unwrapped_model(runner.model), **distill)
+        self.distillation = None
+        if distill is not None:
+            check_keys("train_cfg.distill", distill, tuple(signature(Distillation).parameters)[1:])
+            self.distillation = Distillation(unwrapped_model(runner.model), **distill)
         if self.distillation is not None and self.distillation.teacher is None and stitches_per_step == 1:
             raise SettingError(
                 "train_cfg.distill without a teacher lets the costliest stitch of a step teach the others: set "
@@ -92,7 +96,9 @@ class _StitchTrainLoop(BaseLoop):
             self.batch_sampler.sampler.seed = self.batch_sampler.seed
         self._check()
         self._warn_of_lost_gradients()
-        find_stitched_backbone(self.runner.model).stitches_per_step = self.stitches_per_step
+        backbone = find_stitched_backbone(self.runner.model)
+        backbone.stitches_per_step = self.stitches_per_step
+        backbone.sampler()  # reads draw_from, whose mistakes should show now
         if self.distillation is not None:
             self.distillation.to(next(self.runner.model.parameters()).device)
         return super().run()

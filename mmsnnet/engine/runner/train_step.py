@@ -1,4 +1,4 @@
-"""A training step of several stitches, maybe with distillation."""
+"""A training step of several stitches, optionally with distillation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmsnnet.engine.distillation import Distillation
+from mmsnnet.engine.attributes import replaced_attributes
+from mmsnnet.engine.distillation import Distillation, Losses
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.models.model_weights import unwrapped_model
-
-Losses = dict[str, Any]  # a loss or a list of losses by name, as mmengine's models return them
 
 
 @contextmanager
@@ -37,7 +36,7 @@ def several_stitches(model: nn.Module, distillation: Distillation | None = None,
     inner = unwrapped_model(model)
     assert isinstance(inner, BaseModel)
     backbone = find_stitched_backbone(inner)
-    forward, parse_losses = inner.forward, inner.parse_losses
+    forward, parse_losses = inner.forward, inner.parse_losses  # as they are outside
     runs = 0
 
     def run(*args: Any, **kwargs: Any) -> list[Losses]:
@@ -55,11 +54,8 @@ def several_stitches(model: nn.Module, distillation: Distillation | None = None,
         losses, logs = zip(*map(parse_losses, passes), strict=True)
         return torch.stack(losses).sum(), _means(logs)
 
-    inner.forward, inner.parse_losses = run, parse
-    try:
+    with replaced_attributes([(inner, "forward", run), (inner, "parse_losses", parse)]):
         yield
-    finally:
-        del inner.forward, inner.parse_losses
     if runs != 1:
         raise TypeError(
             "stitches_per_step and distill need a model whose train_step calls its forward once; that of "

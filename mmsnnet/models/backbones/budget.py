@@ -31,9 +31,7 @@ class Budget:
             budget: ``max_gflops``, ``max_latency_ms`` and ``higher``, as of :func:`mmsnnet.evaluation.select_stitch`.
         """
         if points is not None:
-            points = OperatingPoints.load(points) if isinstance(points, str | os.PathLike) else points
-            candidates = read_points(points)
-            check_points(points if isinstance(points, OperatingPoints) else candidates, self.space)
+            candidates = points_of_space(points, self.space)
         elif self._points is not None:
             candidates, metric = self._points, self._metric if metric is None else metric
         else:
@@ -45,8 +43,16 @@ class Budget:
         return chosen
 
 
+def points_of_space(points: Points, space: StitchSpace) -> tuple[OperatingPoint, ...]:
+    """Read operating points and check that they belong to this stitch space (:func:`check_points`)."""
+    points = OperatingPoints.load(points) if isinstance(points, str | os.PathLike) else points
+    candidates = read_points(points)
+    check_points(points if isinstance(points, OperatingPoints) else candidates, space)
+    return candidates
+
+
 def check_points(points: Iterable[OperatingPoint], space: StitchSpace) -> None:
-    """Check by id and name that operating points belong to this stitch space, and have the model's batch norms.
+    """Check by id and name that operating points belong to this stitch space, and that they were not recalibrated.
 
     Raises:
         ValueError: a point belongs to another space, or was measured with batch norms that were recalibrated for it.

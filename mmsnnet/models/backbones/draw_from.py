@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from mmsnnet.errors import SettingError
-from mmsnnet.evaluation import pareto_front, read_points
-from mmsnnet.models.backbones.budget import check_points
+from mmsnnet.errors import SettingError, check_keys
+from mmsnnet.evaluation import pareto_front
+from mmsnnet.models.backbones.budget import points_of_space
 from mmsnnet.models.backbones.image_sizes import warn
 from mmsnnet.stitching import Cost, Stitch, StitchSpace, flops_bins
 
+CONDITIONS = ("kinds", "stitches", "max_crossings", "front_of", "metric")
 
-def stitches_to_draw(
-    space: StitchSpace,
-    kinds: Sequence[str] | None = None,
-    stitches: str | Sequence[int | str] | None = None,
-    max_crossings: int | None = None,
-    front_of: str | os.PathLike[str] | None = None,
-    metric: str | None = None,
-) -> tuple[Stitch, ...]:
-    """The stitches that fulfil all given conditions.
+
+def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Stitch, ...]:
+    """The stitches that fulfil all conditions of ``choice``.
 
     Args:
         space: where they are chosen from.
-        kinds: kinds of stitches, such as ``['S', 'L', 'SL', 'LS']``; ``'S'`` and ``'L'`` are the anchors.
-        stitches: ids or names, as of :meth:`mmsnnet.stitching.StitchSpace.select`.
-        max_crossings: the most stitching layers of a route.
-        front_of: a file of operating points, as ``tools/test.py --out`` writes it; its Pareto front of ``metric`` over
-            FLOPs, and the anchors.
-        metric: the task's main metric by default.
+        choice: any of these keys.
+
+            - ``kinds``: kinds of stitches, such as ``['S', 'L', 'SL', 'LS']``; ``'S'`` and ``'L'`` are the anchors;
+            - ``stitches``: ids or names, as of :meth:`mmsnnet.stitching.StitchSpace.select`;
+            - ``max_crossings``: the most stitching layers of a route;
+            - ``front_of``: a file of operating points, as ``tools/test.py --out`` writes it, for the anchors and the
+              Pareto front of ``metric`` over FLOPs;
+            - ``metric``: the task's main metric by default.
 
     Raises:
-        SettingError: no stitch is left, or a kind is unknown.
+        SettingError: no stitch is left, or a kind or key is unknown.
         FileNotFoundError, ValueError: the file of operating points is missing, or of another space.
     """
+    check_keys("StitchedViT's draw_from", choice, CONDITIONS)
+    kinds, stitches, max_crossings, front_of, metric = map(choice.get, CONDITIONS)
     chosen = space.stitches
     if kinds is not None:
         known = dict.fromkeys(stitch.kind for stitch in space)
@@ -47,9 +46,7 @@ def stitches_to_draw(
     if max_crossings is not None:
         chosen = tuple(stitch for stitch in chosen if len(stitch.layers) <= max_crossings)
     if front_of is not None:
-        points = read_points(front_of)
-        check_points(points, space)
-        front = {point.id for point in pareto_front(points, metric=metric)}
+        front = {point.id for point in pareto_front(points_of_space(front_of, space), metric=metric)}
         chosen = tuple(stitch for stitch in chosen if stitch.id in front or stitch in space.anchors)
     if not chosen:
         raise SettingError("StitchedViT's draw_from leaves no stitch to train: loosen one of its conditions")

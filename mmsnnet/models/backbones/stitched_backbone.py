@@ -68,8 +68,8 @@ class StitchedBackbone(BaseModule):
         rank: rank of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         flops_step: width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
         seed: seed of the draws.
-        draw_from: the arguments of :func:`mmsnnet.models.backbones.draw_from.stitches_to_draw`, such as
-            ``dict(max_crossings=1)``, to train some of the stitches only. The space and its ids stay; all by default.
+        draw_from: the choice of stitches that training draws, such as ``dict(max_crossings=1)``; all by default. See
+            :func:`mmsnnet.models.backbones.draw_from.stitches_to_draw`. The space and its ids stay.
         stitch: id or name of the stitch for evaluation mode; the largest anchor by default.
         budget: the arguments of :meth:`set_budget`, for example ``dict(points='front.json', max_gflops=200)``. They
             choose the stitch for evaluation mode instead of ``stitch``.
@@ -145,7 +145,7 @@ class StitchedBackbone(BaseModule):
         self._evaluated_taps = None if num_classes is not None else self.taps.test
         self.flops_step = flops_step
         self.seed = seed
-        self._drawn_from = stitches_to_draw(self.space, **(draw_from or {}))
+        self.draw_from = draw_from or {}
         # The number of stitches in a training step; the training loop sets it.
         self.stitches_per_step = 1
         # A Python number, not a buffer: reading a buffer on the GPU synchronises, and a buffer on the CPU breaks
@@ -222,7 +222,8 @@ class StitchedBackbone(BaseModule):
         Its bins are over the FLOPs at ``img_size`` with the taps of training. The first call counts the costs.
         """
         if self._sampler is None:
-            bins = bins_to_draw(self.space, self._drawn_from, self.training_costs(), self.flops_step)
+            chosen = stitches_to_draw(self.space, self.draw_from)
+            bins = bins_to_draw(self.space, chosen, self.training_costs(), self.flops_step)
             self._sampler = StitchSampler(bins, self.seed)
         if self._sampler.stitches_per_step != self.stitches_per_step:
             self._sampler = replace(self._sampler, stitches_per_step=self.stitches_per_step)

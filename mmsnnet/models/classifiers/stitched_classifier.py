@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ class StitchedClassifier(BaseModel):
             )
         labels = torch.tensor([sample.gt_label for sample in data_samples], pin_memory=inputs.is_cuda)
         targets = labels.to(inputs.device, non_blocking=True)
-        with self._drawing(inputs.device):
+        with self._drawing(inputs.device) if self.erasing or self.mixing else nullcontext():
             if self.erasing:
                 self.erasing.device = inputs.device
                 inputs = self.erasing(inputs)

@@ -1,0 +1,171 @@
+"""The figures of a comparison of fronts, from the results of benchmarks/front.py."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, NamedTuple
+
+BINS = 6
+Entry = Mapping[str, Any]
+
+
+class Point(NamedTuple):
+    """A stitch: its kind, its cost in GFLOPs and its quality in points of mIoU."""
+
+    name: str
+    kind: str
+    gflops: float
+    quality: float
+
+
+def points_of(entry: Entry) -> list[Point]:
+    return [Point(**point) for point in entry["points"]]
+
+
+def best_within(points: Sequence[Point], gflops: float) -> float | None:
+    """The best quality that a budget buys; None if it buys no stitch."""
+    affordable = [point.quality for point in points if point.gflops <= gflops * (1 + 1e-9)]
+    return max(affordable, default=None)
+
+
+def bins(points: Sequence[Point], low: float, high: float, number: int = BINS) -> list[float | None]:
+    """The best quality within each of evenly spaced budgets from above ``low`` up to ``high``."""
+    return [best_within(points, low + (high - low) * (k + 1) / number) for k in range(number)]
+
+
+def area(points: Sequence[Point], low: float, high: float) -> float:
+    """The mean over all budgets from ``low`` to ``high`` of the best quality within; a stitch must cost ``low``."""
+    steps = sorted({point.gflops for point in points if low < point.gflops < high} | {low, high})
+    total = 0.0
+    for left, right in zip(steps, steps[1:], strict=False):
+        quality = best_within(points, left)
+        assert quality is not None
+        total += quality * (right - left)
+    return total / (high - low)
+
+
+def distances(points: Sequence[Point]) -> dict[str, float]:
+    """The median distance below the front of the stitches of each kind."""
+    found: dict[str, list[float]] = {}
+    for point in points:
+        best = best_within(points, point.gflops)
+        assert best is not None
+        found.setdefault(point.kind, []).append(best - point.quality)
+    return {kind: median(values) for kind, values in found.items()}
+
+
+class Summary(NamedTuple):
+    """The figures of a recipe over its seeds: each a mean and half the range."""
+
+    recipe: str
+    seeds: int
+    iterations: int
+    bins: list[tuple[float, float]]
+    area: tuple[float, float]
+    anchors: dict[str, tuple[float, float]]
+    kinds: dict[str, float]
+
+
+def summaries(results: Mapping[str, Any]) -> list[Summary]:
+    """The figures of each recipe that trains stitches, in the order of the results."""
+    stitched = [entry for entry in results["runs"] if len(entry["points"]) > 1]
+    if not stitched:
+        return []
+    costs = {point.name: point.gflops for point in points_of(stitched[0])}
+    low, high = costs["S"], costs["L"]
+    by_recipe: dict[str, list[Entry]] = {}
+    for entry in stitched:
+        by_recipe.setdefault(entry["recipe"], []).append(entry)
+    found = []
+    for recipe, entries in by_recipe.items():
+        fronts = [points_of(entry) for entry in entries]
+        columns = list(zip(*(bins(points, low, high) for points in fronts), strict=True))
+        routes: dict[str, list[float]] = {"S": [], "L": []}
+        for entry, points in zip(entries, fronts, strict=True):
+            quality = {point.name: point.quality for point in points}
+            for name, alone in alone_for_as_long(results, entry["seed"]).items():
+                routes[name].append(quality[name] - alone)
+        kinds: dict[str, list[float]] = {}
+        for points in fronts:
+            for kind, distance in distances(points).items():
+                kinds.setdefault(kind, []).append(distance)
+        found.append(
+            Summary(
+                recipe,
+                len(entries),
+                round(mean(entry["iterations"] for entry in entries)),
+                [_spread([value for value in column if value is not None]) for column in columns],
+                _spread([area(points, low, high) for points in fronts]),
+                {name: _spread(values) for name, values in routes.items() if values},
+                {kind: mean(values) for kind, values in kinds.items()},
+            )
+        )
+    return found
+
+
+def alone_for_as_long(results: Mapping[str, Any], seed: int) -> dict[str, float]:
+    """The quality of each anchor trained on alone for the same cost, where it was run."""
+    found = {}
+    for name in ("S", "L"):
+        for entry in results["runs"]:
+            if (entry["recipe"], entry["seed"]) == (f"alone-{name.lower()}", seed):
+                found[name] = entry["points"][0]["quality"]
+    return found
+
+
+def report(results: Mapping[str, Any], picture: Path | None = None) -> str:
+    """Tables in Markdown; optionally a picture of the fronts."""
+    rows = summaries(results)
+    if picture is not None:
+        draw(results, picture)
+    gaps = [entry for entry in results["anchors"].values() if len(entry) == 2]
+    lines = [
+        f"Machine: {results.get('machine')}. Anchors before: "
+        + ", ".join(f"seed {seed} S {a['s']:.1f} L {a['l']:.1f}" for seed, a in results["anchors"].items())
+        + (f" (gap {mean(a['l'] - a['s'] for a in gaps):.1f})" if gaps else ""),
+        "",
+        f"| recipe | seeds | iterations | {' | '.join(f'{k}/{BINS}' for k in range(1, BINS + 1))} | area | S - alone | "
+        "L - alone |",
+        "|---" * (6 + BINS) + "|",
+    ]
+    for row in rows:
+        cells = [_shown(value) for value in (*row.bins, row.area)]
+        cells += [_shown(row.anchors[name]) if name in row.anchors else "" for name in ("S", "L")]
+        lines.append(f"| {row.recipe} | {row.seeds} | {row.iterations} | {' | '.join(cells)} |")
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row.kinds if len(kind) > 1))
+    lines += ["", f"| distance below the front | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
+    for row in rows:
+        lines.append(f"| {row.recipe} | {' | '.join(f'{row.kinds[kind]:.1f}' for kind in kinds)} |")
+    return "\n".join(lines)
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Draw the fronts of all recipes: the mean over seeds, and their range."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    by_recipe: dict[str, list[list[Point]]] = {}
+    for entry in results["runs"]:
+        if len(entry["points"]) > 1:
+            by_recipe.setdefault(entry["recipe"], []).append(points_of(entry))
+    for recipe, fronts in by_recipe.items():
+        costs = sorted({point.gflops for points in fronts for point in points})
+        qualities = [[best_within(points, cost) or 0.0 for points in fronts] for cost in costs]
+        (line,) = axes.step(costs, [mean(values) for values in qualities], where="post", label=recipe)
+        low, high = ([choose(values) for values in qualities] for choose in (min, max))
+        axes.fill_between(costs, low, high, step="post", alpha=0.15, color=line.get_color())
+    axes.set_xlabel("GFLOPs of an image")
+    axes.set_ylabel("best mIoU within the budget")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the range."""
+    return mean(values), (max(values) - min(values)) / 2
+
+
+def _shown(value: tuple[float, float]) -> str:
+    return f"{value[0]:.1f} ± {value[1]:.1f}"
