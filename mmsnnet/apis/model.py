@@ -160,7 +160,8 @@ def check_channels(config: Config, model: nn.Module) -> None:
         readers = {"neck": neck[:1]}
     for name, settings in readers.items():
         for setting in settings:
-            given = _as_sequence(setting.get("in_channels"))
+            key = "embed_dim" if "embed_dim" in setting else "in_channels"  # as of mmseg's Feature2Pyramid
+            given = _as_sequence(setting.get(key))
             # A neck reads all maps. So does a head with several in_channels and no in_index.
             several = name == "neck" or (len(given) > 1 and "in_index" not in setting)
             places = range(len(channels)) if several else _as_sequence(setting.get("in_index", -1))
@@ -168,10 +169,12 @@ def check_channels(config: Config, model: nn.Module) -> None:
             read = [] if wrong else [channels[place] for place in places]
             # One number stands for maps that all have as many channels.
             if given and (wrong or list(given) != (read if len(given) > 1 else list(dict.fromkeys(read)))):
-                shown = setting["in_channels"]
+                cure = "set it to those that it reads"
+                if key == "embed_dim" and len(set(channels)) > 1:
+                    cure = f"hierarchical anchors need no {setting.type}: set model.{name}=None"
                 raise SettingError(
-                    f"model.{name}.in_channels is {shown}, and the backbone's maps have {_joined(channels)} channels, "
-                    "the width of its largest anchor at each of out_indices: set it to those that it reads"
+                    f"model.{name}.{key} is {setting[key]}, and the backbone's maps have {_joined(channels)} channels, "
+                    f"the width of its largest anchor at each of out_indices: {cure}"
                 )
 
 
