@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -13,8 +14,17 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmsnnet.engine.teacher import CLASSES, DEPTH, Record, Recorder, build_teacher, check_normalization, renormalized
-from mmsnnet.errors import SettingError
+from mmsnnet.engine.teacher import (
+    CLASSES,
+    DEPTH,
+    Record,
+    Recorder,
+    build_teacher,
+    check_normalization,
+    load_teacher,
+    renormalized,
+)
+from mmsnnet.errors import SettingError, check_keys
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone, model_costs
 
 Losses = dict[str, Any]  # a loss or a list of losses by name, as mmengine's models return them
@@ -69,7 +79,7 @@ class Distillation:
             features=features, outputs=outputs, task=task, warmup_iters=warmup_iters, temperature=temperature
         )
         for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, Real) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
                 raise SettingError(f"train_cfg.distill.{name} must be a number of 0 or more, got {value!r}")
         if not features and not outputs:
             raise SettingError("train_cfg.distill teaches nothing: set features or outputs, the weights of its losses")
@@ -88,10 +98,13 @@ class Distillation:
                 "train_cfg.distill.features needs maps, and the backbone of a classifier returns logits: set features=0"
             )
         self.model = model
-        self.teacher = None if teacher is None else build_teacher(**teacher)
-        if self.teacher is not None:
+        self.teacher = None
+        if teacher is not None:
+            check_keys("train_cfg.distill.teacher", teacher, ("model", "config", "checkpoint"))
+            self.teacher = build_teacher(teacher.get("model"), teacher.get("config"))
             self._recorder = Recorder(self.teacher, bool(outputs), "train_cfg.distill.teacher")
             self._check_teacher(self.teacher)
+            load_teacher(self.teacher, teacher.get("checkpoint"))
         self._target: Record | None = None
 
     def to(self, device: torch.device) -> None:

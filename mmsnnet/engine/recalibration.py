@@ -64,7 +64,7 @@ def recalibrate_on_training_images(
     statistics = recalibrate(unwrapped_model(model), stitches, batches, prefix_reuse)
     seconds = time.monotonic() - start
     print_log(
-        f"Recalibrated the batch norms of {len(stitches)} stitches over {num_images} images in {seconds:.1f} s",
+        f"Recalibrated the batch norms for {len(stitches)} stitch(es) over {num_images} images in {seconds:.1f} s",
         "current",
     )
     return statistics

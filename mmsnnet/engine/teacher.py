@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mmsnnet.engine.attributes import replaced_attributes
 from mmsnnet.engine.mmengine_private import channel_conversion
-from mmsnnet.errors import SettingError
-from mmsnnet.models import read_weights
+from mmsnnet.errors import MissingFileError, SettingError
+from mmsnnet.models import StitchedBackbone, read_weights
 from mmsnnet.registry import MODELS
 
 CLASSES, DEPTH = "classes", "depth"
@@ -117,32 +117,54 @@ def _head_of(model: BaseModel, where: str) -> tuple[nn.Module, str, int | None]:
     return head, CLASSES, int(head.num_classes)  # type: ignore[arg-type]
 
 
-def build_teacher(
-    model: Mapping[str, Any] | None = None,
-    config: str | os.PathLike[str] | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-) -> BaseModel:
-    """A frozen model in evaluation mode.
+def build_teacher(model: Mapping[str, Any] | None, config: str | os.PathLike[str] | None) -> BaseModel:
+    """Build a teacher without its weights.
 
     Args:
         model: its config, or
         config: the path of a config that has it.
-        checkpoint: its weights; without, those that the config names.
 
     Raises:
-        SettingError: both or none of ``model`` and ``config`` are given.
-        FileNotFoundError, ValueError: the checkpoint is missing, or does not fit the model.
+        SettingError: both or none are given, or there is no such file.
     """
     if (model is None) == (config is None):
         raise SettingError(
             "train_cfg.distill.teacher needs a model's config: set model=dict(...), or config to the path of a config"
         )
-    teacher: BaseModel = MODELS.build(Config.fromfile(config).model if model is None else model)
-    if checkpoint is None:
-        teacher.init_weights()
-    else:
+    if config is not None:
+        if not os.path.isfile(config):
+            raise MissingFileError(f"train_cfg.distill.teacher.config: there is no file {os.fspath(config)!r}")
+        model = Config.fromfile(config).model
+    return MODELS.build(model)
+
+
+def load_teacher(teacher: BaseModel, checkpoint: str | os.PathLike[str] | None) -> None:
+    """Load a teacher's weights, freeze it and put it into evaluation mode.
+
+    Args:
+        teacher: as :func:`build_teacher` returns it.
+        checkpoint: its weights; None for those that its config names, by ``pretrained`` or ``init_cfg``.
+
+    Raises:
+        SettingError: nothing names its weights.
+        FileNotFoundError, ValueError: the checkpoint is missing, or does not fit the model.
+    """
+    if checkpoint is not None:
         teacher.load_state_dict(read_weights(teacher, checkpoint))
-    return teacher.eval().requires_grad_(False)
+    else:
+        stitched = (module for module in teacher.modules() if isinstance(module, StitchedBackbone))
+        named = any(any(module.pretrained) for module in stitched)
+        if not named and not any(_is_pretrained(getattr(module, "init_cfg", None)) for module in teacher.modules()):
+            raise SettingError(
+                "train_cfg.distill.teacher would have random weights: set its checkpoint, or pretrained in its anchors"
+            )
+        teacher.init_weights()
+    teacher.eval().requires_grad_(False)
+
+
+def _is_pretrained(init_cfg: Any) -> bool:
+    settings = init_cfg if isinstance(init_cfg, list) else [init_cfg]
+    return any(isinstance(setting, Mapping) and setting.get("type") == "Pretrained" for setting in settings)
 
 
 def check_normalization(preprocessor: nn.Module, other: nn.Module) -> None:

@@ -19,7 +19,10 @@ class Pair:
         small, large = self.stages
         refused = f"anchors {self.small} and {self.small + 1} cannot be stitched"
         if len(small) != len(large):
-            raise ValueError(f"{refused}: their stages do not correspond; got blocks {small} and {large}")
+            raise ValueError(
+                f"{refused}: their stages do not correspond; got blocks {small} and {large}. Choose anchors with "
+                "equally many stages: hierarchical models with each other, plain ViTs with each other"
+            )
         if sum(small) > sum(large):
             raise ValueError(
                 f"{refused}: order the anchors from the smallest to the largest, none deeper than the next; got depths "

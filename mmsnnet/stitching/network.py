@@ -185,8 +185,7 @@ class StitchedNetwork(nn.Module):
             SettingError: anchors of several classes have other maps for images of this size.
         """
         recompute = self.with_cp and self.training and torch.is_grad_enabled()
-        if len({type(anchor) for anchor in self.anchors}) > 1:
-            self._check_size((int(images.shape[-2]), int(images.shape[-1])))
+        self.check_size((int(images.shape[-2]), int(images.shape[-1])))
         if start is None:
             features = self.anchor(stitch.segments[0].anchor).stem(images)
         else:
@@ -203,9 +202,13 @@ class StitchedNetwork(nn.Module):
                 output = BlockOutput(segment.anchor, block, {(): computed})
                 yield output
 
-    def _check_size(self, image_size: tuple[int, int]) -> None:
-        """Check that maps of anchors of several classes agree where layers join them: at odd sizes some round down."""
-        if image_size in self._checked_sizes:
+    def check_size(self, image_size: tuple[int, int]) -> None:
+        """Check that maps of anchors of several classes agree where layers join them: at odd sizes some round down.
+
+        Raises:
+            SettingError: they do not, for images of this size (height, width).
+        """
+        if image_size in self._checked_sizes or len({type(anchor) for anchor in self.anchors}) == 1:
             return
         for key in self.space.layers:
             leaving = self.anchor(key.source).geometry(image_size)[key.source_block + 1]

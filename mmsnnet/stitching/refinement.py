@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import grad
 
 from mmsnnet.stitching.features import Features
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
@@ -74,6 +75,7 @@ class Refinement:
         for key in sorted(trained.intersection(key for stitch in self.crossing for key in stitch.layers)):
             layer = network.layer(key)
             parameters += [layer.weight.requires_grad_(), layer.bias.requires_grad_()]
+        self._trained = parameters
         self.optimizer = torch.optim.Adam(parameters, lr=lr)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
@@ -82,8 +84,9 @@ class Refinement:
         with evaluation_mode(self.network):
             errors = route_errors(self.network, images, self._next())
             loss = torch.stack([error for _, error in errors]).mean()
-            self.optimizer.zero_grad()
-            loss.backward()
+            # Hooks of wrappers for distributed training wait for gradients of a training step; grad() calls none.
+            for parameter, gradient in zip(self._trained, grad(loss, self._trained, allow_unused=True), strict=True):
+                parameter.grad = gradient
         self.optimizer.step()
         self.schedule.step()
         return loss.detach()

@@ -120,14 +120,15 @@ def test_a_frozen_copy_teaches_nothing_at_first(
     assert not distillation.teacher.training
 
 
-def test_a_stock_backbone_teaches(make_segmentor: Make, make_images: Callable[..., Tensor]) -> None:
+def test_a_stock_backbone_teaches(make_segmentor: Make, make_images: Callable[..., Tensor], tmp_path: Path) -> None:
     """mmseg's own model gives logits, and maps if their shapes agree."""
     config = make_segmentor.config(number=1)
     config["type"] = "mmseg.EncoderDecoder"
     config["backbone"] = dict(type="mmseg.ResNetV1c", depth=18, num_stages=2, strides=(1, 2), dilations=(1, 1))
     config["backbone"] |= dict(out_indices=(0, 1))
     config["decode_head"] |= dict(in_channels=128, channels=128)
-    teacher = dict(model=ConfigDict(config))
+    torch.save(dict(state_dict=MODELS.build(config).state_dict()), tmp_path / "stock.pth")
+    teacher = dict(model=ConfigDict(config), checkpoint=str(tmp_path / "stock.pth"))
     model, images = make_segmentor(stitches=1), make_images(2)
     distillation = Distillation(model, outputs=1.0, teacher=teacher)
     (losses,) = step(model, images, label_maps(), distillation)
@@ -211,7 +212,7 @@ def test_the_weights_grow_in_the_warm_up(
 
 
 def test_the_teacher_sees_images_in_its_own_normalisation(
-    make_classifier: Make, make_images: Callable[..., Tensor], backbone_config: Make
+    make_classifier: Make, make_images: Callable[..., Tensor], backbone_config: Make, tmp_path: Path
 ) -> None:
     def preprocessor(mean: float, std: float) -> dict[str, Any]:
         return dict(type="mmengine.ImgDataPreprocessor", mean=[mean] * 3, std=[std] * 3)
@@ -219,7 +220,9 @@ def test_the_teacher_sees_images_in_its_own_normalisation(
     model = make_classifier(stitches=1, data_preprocessor=preprocessor(100.0, 50.0))
     teacher = dict(type="mmsnnet.StitchedClassifier", backbone=backbone_config(), num_classes=4)
     teacher["data_preprocessor"] = preprocessor(0.0, 255.0)
-    distillation = Distillation(model, outputs=1.0, teacher=dict(model=ConfigDict(teacher)))
+    torch.save(dict(state_dict=MODELS.build(ConfigDict(teacher)).state_dict()), tmp_path / "teacher.pth")
+    settings = dict(model=ConfigDict(teacher), checkpoint=str(tmp_path / "teacher.pth"))
+    distillation = Distillation(model, outputs=1.0, teacher=settings)
     seen = []
     distillation.teacher.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     images = make_images(2)
@@ -241,6 +244,8 @@ def test_the_teacher_sees_images_in_its_own_normalisation(
         (dict(outputs=1.0, temperature=2.0, hard=True), "1 with hard=True"),
         (dict(outputs=0.0, features=1.0, hard=True), "hard=True needs outputs"),
         (dict(outputs=1.0, teacher=dict(checkpoint="x.pth")), "needs a model's config"),
+        (dict(outputs=1.0, teacher=dict(modle={})), "unknown key 'modle'; it takes model, config, checkpoint"),
+        (dict(outputs=float("nan")), "must be a number of 0 or more, got nan"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], text: str, make_classifier: Make) -> None:
@@ -252,6 +257,14 @@ def test_a_teacher_for_another_task(make_classifier: Make, make_segmentor: Make,
     teacher = dict(type="mmsnnet.StitchedClassifier", backbone=backbone_config(), num_classes=7)
     with pytest.raises(SettingError, match="the model predicts 4 classes, the teacher 7 classes"):
         Distillation(make_classifier(), outputs=1.0, teacher=dict(model=ConfigDict(teacher)))
+
+
+def test_a_teacher_has_weights(make_classifier: Make, backbone_config: Make) -> None:
+    teacher = dict(type="mmsnnet.StitchedClassifier", backbone=backbone_config(), num_classes=4)
+    with pytest.raises(SettingError, match="random weights"):
+        Distillation(make_classifier(), outputs=1.0, teacher=dict(model=ConfigDict(teacher)))
+    with pytest.raises(FileNotFoundError, match=r"distill\.teacher\.config: there is no file 'none\.py'"):
+        Distillation(make_classifier(), outputs=1.0, teacher=dict(config="none.py"))
 
 
 def test_a_teacher_with_another_order_of_channels(make_segmentor: Make) -> None:

@@ -29,6 +29,7 @@ def drawn(backbone: StitchedBackbone, images: Tensor, number: int = 60) -> set[s
         (dict(kinds=["S", "L", "SL"]), lambda stitch: stitch.kind in ("S", "L", "SL")),
         (dict(max_crossings=1), lambda stitch: len(stitch.segments) <= 2),
         (dict(max_crossings=0), lambda stitch: stitch.name in ("S", "L")),
+        (dict(kinds="SL"), lambda stitch: stitch.kind == "SL"),
         (dict(stitches=[0, "L"]), lambda stitch: stitch.name in ("S", "L")),
         (dict(kinds=["SL", "LS"], stitches=["S0-L2", "L"]), lambda stitch: stitch.name == "S0-L2"),
     ],

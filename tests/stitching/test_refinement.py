@@ -59,6 +59,18 @@ def test_only_layers_change_and_errors_fall(solved: StitchedNetwork, make_images
     assert all(p.grad is None for p in solved.parameters()) and solved.training
 
 
+def test_hooks_of_wrappers_do_not_run(solved: StitchedNetwork, make_images: Callable[..., Tensor]) -> None:
+    """Wrappers for distributed training take every accumulated gradient for one of a training step."""
+
+    def fail(parameter: Tensor) -> None:
+        raise AssertionError("a gradient was accumulated")
+
+    for parameter in solved.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(fail)
+    Refinement(solved, steps=1).step(make_images(2))
+
+
 def test_the_same_seed_gives_the_same_layers(make_network: MakeNetwork, make_images: Callable[..., Tensor]) -> None:
     images, weights = make_images(2), []
     for _ in range(2):

@@ -24,6 +24,7 @@ LONGEST = 60
 def describe_settings(config: Config) -> dict[str, Any]:
     """Settings as plain values that do not depend on the config's style."""
     settings = {section: _plain(config.get(section)) for section in SECTIONS}
+    settings["train_cfg.distill"] = _plain((config.get("train_cfg") or {}).get("distill"))
     # The state shows the type: with mixed precision it has a loss scaler.
     settings["optim_wrapper"] = {
         key: value for key, value in (settings["optim_wrapper"] or {}).items() if key != "type"

@@ -69,6 +69,8 @@ class _StitchTrainLoop(BaseLoop):
         self.stitches_per_step = stitches_per_step
         self.distillation = None
         if distill is not None:
+            if not isinstance(distill, Mapping):
+                raise SettingError(f"train_cfg.distill is a dict of its settings, got {distill!r}")
             check_keys("train_cfg.distill", distill, tuple(signature(Distillation).parameters)[1:])
             self.distillation = Distillation(unwrapped_model(runner.model), **distill)
         if self.distillation is not None and self.distillation.teacher is None and stitches_per_step == 1:

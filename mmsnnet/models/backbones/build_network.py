@@ -67,6 +67,8 @@ def build_network(
         built = [_with_parts(index, parts, outline, makers[index]) for index, outline in enumerate(built)]
         space = space.only(only, [part for part in parts if isinstance(part, LayerKey)])
     network = StitchedNetwork(built, space, rank=rank, with_cp=with_cp)
+    if only is None:
+        network.check_size(img_size)
     if compile is not False:
         network.compile_blocks(**({} if compile is True else compile))
     for anchor in built:

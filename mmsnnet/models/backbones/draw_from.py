@@ -36,6 +36,7 @@ def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Sti
     kinds, stitches, max_crossings, front_of, metric = map(choice.get, CONDITIONS)
     chosen = space.stitches
     if kinds is not None:
+        kinds = [kinds] if isinstance(kinds, str) else kinds
         known = dict.fromkeys(stitch.kind for stitch in space)
         if unknown := [kind for kind in kinds if kind not in known]:
             raise SettingError(f"StitchedViT's draw_from.kinds has no {unknown[0]!r}; the space has {', '.join(known)}")

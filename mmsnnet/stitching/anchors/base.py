@@ -368,12 +368,12 @@ def _leaf(name: str) -> str:
 
 
 def _drop_tensors(owner: nn.Module, name: str) -> None:
-    """Set a parameter, or all parameters of a module, to None."""
+    """Set a tensor, or all tensors of a module, to None."""
     part = getattr(owner, name)
     if not isinstance(part, nn.Module):
         setattr(owner, name, None)
         return
     # The modules of a stem stay: patch and image size are read from them.
     for module in part.modules():
-        for parameter, _ in [*module.named_parameters(recurse=False)]:
-            setattr(module, parameter, None)
+        for tensor, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            setattr(module, tensor, None)

@@ -27,6 +27,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
+from mmsnnet.errors import SettingError
 from mmsnnet.stitching.anchors.base import Anchor, BlockNames
 from mmsnnet.stitching.features import Features, Layout
 
@@ -81,8 +82,11 @@ class StagedAnchor(Anchor):
     @property
     def agreement(self) -> Mapping[str, object]:
         """The stride of what leaves each stage, which heads rely on."""
-        ends = [self.geometry(self.img_size)[end].grid for end in accumulate(self.stages)]
-        return dict(strides=tuple(round(self.img_size[0] / height) for height, _ in ends))
+        side = self.img_size[0]
+        if self._size_arguments is None or "dynamic_img_size" in self._size_arguments:
+            side = -(-side // 64) * 64  # so that no stage rounds its size
+        ends = [self.geometry((side, side))[end].grid for end in accumulate(self.stages)]
+        return dict(strides=tuple(round(side / height) for height, _ in ends))
 
     def layout(self, block: int | None = None) -> Layout:
         return Layout(format=self._format)
@@ -143,6 +147,12 @@ class ConvNeXtAnchor(StagedAnchor):
     _last_modules, classifier_modules = ("norm_pre",), ("norm_pre", "head")
 
 
+def _numbered_stages(model: nn.Module, prefix: str) -> list[list[BlockNames]]:
+    """The blocks of modules ``prefix1``, ``prefix2``, ..., which are stages."""
+    stages = [(name, module) for name, module in model.named_children() if name.removeprefix(prefix).isdigit()]
+    return [[BlockNames(f"{stage}.{name}") for name, _ in blocks.named_children()] for stage, blocks in stages]
+
+
 class ResNetAnchor(StagedAnchor):
     """An anchor of timm's ``ResNet``, ResNeXt and SE-ResNet included."""
 
@@ -152,10 +162,7 @@ class ResNetAnchor(StagedAnchor):
 
     @classmethod
     def _name_blocks(cls, model: nn.Module) -> list[list[BlockNames]]:
-        stages = [f"layer{stage}" for stage in (1, 2, 3, 4)]
-        return [
-            [BlockNames(f"{stage}.{name}") for name, _ in getattr(model, stage).named_children()] for stage in stages
-        ]
+        return _numbered_stages(model, "layer")
 
 
 class ResNetV2Anchor(StagedAnchor):
@@ -173,10 +180,7 @@ class RegNetAnchor(StagedAnchor):
 
     @classmethod
     def _name_blocks(cls, model: nn.Module) -> list[list[BlockNames]]:
-        stages = [f"s{stage}" for stage in (1, 2, 3, 4)]
-        return [
-            [BlockNames(f"{stage}.{name}") for name, _ in getattr(model, stage).named_children()] for stage in stages
-        ]
+        return _numbered_stages(model, "s")
 
 
 class EfficientNetAnchor(StagedAnchor):
@@ -284,9 +288,9 @@ def staged_adapter(model: str) -> type[StagedAnchor] | None:
     """The adapter for a timm model of this name; None if it is none of the hierarchical models with one.
 
     Raises:
-        TypeError: the model cannot be divided into blocks.
+        SettingError: the model cannot be divided into blocks.
     """
     module = timm.model_entrypoint(model.split(".")[0]).__module__
     if reason := NO_SEQUENCE.get(module):
-        raise TypeError(f"{model!r} is no sequence of blocks: {reason}")
+        raise SettingError(f"{model!r} is no sequence of blocks: {reason}. Choose a model of docs/anchors.md")
     return next((adapter for adapter in ADAPTERS if adapter.model_class.__module__ == module), None)
