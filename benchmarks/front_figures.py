@@ -1,6 +1,7 @@
 """The figures of a comparison of fronts, from the results of benchmarks/front.py."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ def area(points: Sequence[Point], low: float, high: float) -> float:
     """The mean over all budgets from ``low`` to ``high`` of the best quality within; a stitch must cost ``low``."""
     steps = sorted({point.gflops for point in points if low < point.gflops < high} | {low, high})
     total = 0.0
-    for left, right in zip(steps, steps[1:], strict=False):
+    for left, right in pairwise(steps):
         quality = best_within(points, left)
         assert quality is not None
         total += quality * (right - left)

@@ -17,7 +17,7 @@ from timm.models import clean_state_dict
 from torch import Tensor
 
 from mmsnnet.errors import DataError, SettingError
-from mmsnnet.files.reading import extract_weights, join_names
+from mmsnnet.files.reading import extract_weights, join_names, nonfinite_names
 from mmsnnet.files.writing import check_output, write_atomically
 from mmsnnet.models import read_model_checkpoint
 from mmsnnet.version import __version__
@@ -71,12 +71,15 @@ def read_released(source: str) -> tuple[Weights, dict[str, Any]]:
 
     Raises:
         MissingFileError: the file does not exist.
-        DataError: the file cannot be read, has an entry that is no tensor, or has our names.
+        DataError: the file cannot be read, has an entry that is no tensor, a value that is no finite number, or our
+            names.
     """
     file = read_model_checkpoint(source, safe_globals=[(PickledConfig, "yacs.config.CfgNode")])
     weights = clean_state_dict(extract_weights(file, f"checkpoint {os.fspath(source)!r}"))
     if others := [key for key, value in weights.items() if not isinstance(value, Tensor)]:
         raise DataError(f"checkpoint {source!r} has entries that are no tensors: {join_names(others)}")
+    if bad := nonfinite_names(weights):
+        raise DataError(f"checkpoint {source!r} has NaN or infinity in {join_names(bad)}: download it again")
     if any(OURS.match(key) for key in weights):
         raise DataError(f"checkpoint {source!r}: these names are mmsnnet's already")
     meta = file.get("meta")

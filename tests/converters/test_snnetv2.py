@@ -386,6 +386,10 @@ REFUSED = {
     "the last block cut off": (without("anchors.1.layers.3"), "a multiple .* found 3 and 2 blocks$"),
     "no stitched model": (lambda weights: {"conv1.weight": torch.zeros(2)}, "no stitched model: .* got conv1.weight$"),
     "no tensor": (lambda weights: weights | {"decode_head.scale": 2.0}, "no tensors: decode_head.scale$"),
+    "no number": (
+        lambda weights: weights | {"decode_head.scale": torch.tensor([0.0, torch.nan])},
+        "has NaN or infinity in decode_head.scale: download it again$",
+    ),
     "ours": (lambda weights: to_mmsnnet(weights).weights, "these names are mmsnnet's already"),
 }
 
