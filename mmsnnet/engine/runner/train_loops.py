@@ -26,7 +26,7 @@ from mmsnnet.engine.runner.seeded_loading import SeededBatchSampler, seeded_load
 from mmsnnet.engine.runner.train_step import several_stitches
 from mmsnnet.engine.sharding import is_sharded, refuse_stock_sharding
 from mmsnnet.errors import SettingError, check_keys
-from mmsnnet.models import find_stitched_backbone
+from mmsnnet.models import StitchedBackbone
 from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import LOOPS
 
@@ -98,9 +98,10 @@ class _StitchTrainLoop(BaseLoop):
             self.batch_sampler.sampler.seed = self.batch_sampler.seed
         self._check()
         self._warn_of_lost_gradients()
-        backbone = find_stitched_backbone(self.runner.model)
-        backbone.stitches_per_step = self.stitches_per_step
-        backbone.sampler()  # reads draw_from, whose mistakes should show now
+        for module in self.runner.model.modules():
+            if isinstance(module, StitchedBackbone):
+                module.stitches_per_step = self.stitches_per_step
+                module.sampler()  # reads draw_from, whose mistakes should show now
         if self.distillation is not None:
             self.distillation.to(next(self.runner.model.parameters()).device)
         return super().run()
