@@ -181,7 +181,7 @@ def test_a_stock_segmentor_is_warned_of_once(
     make: Callable[..., Any], make_images: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("mmsnnet.models.backbones.stitched_backbone.print_log", lambda text, **_: said.append(text))
+    monkeypatch.setattr("mmsnnet.models.backbones.image_sizes.print_log", lambda text, **_: said.append(text))
     stock, ours = make(type="mmseg.EncoderDecoder"), make()
     for model in (ours, stock):
         for size in ((48, 64), (33, 64), (20, 20)):

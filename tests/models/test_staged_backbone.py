@@ -369,3 +369,11 @@ def test_batch_norms_in_evaluation_mode_keep_their_statistics_and_train_their_we
         assert all(map(torch.equal, maps, backbone(x)))  # no other layer of a ResNet depends on the mode
     without = make("resnet").train()
     assert all(module.training for module in without.modules())
+
+
+def test_a_whole_anchor_alone_keeps_nothing_of_the_other() -> None:
+    """Batch norms of a dropped stem have buffers, which no device could take."""
+    backbone = make("resnet", only="S")
+    assert not any(tensor.is_meta for tensor in (*backbone.parameters(), *backbone.buffers()))
+    assert not any(name.startswith("network.anchors.1") for name in backbone.state_dict())
+    assert all(one.isfinite().all() for one in backbone.to("cpu").eval()(torch.zeros(1, 3, 64, 64)))

@@ -377,3 +377,5 @@ def _drop_tensors(owner: nn.Module, name: str) -> None:
     for module in part.modules():
         for tensor, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             setattr(module, tensor, None)
+        if isinstance(module, _BatchNorm):
+            module.track_running_stats = False  # else it would expect its count in a state dict without versions
