@@ -82,11 +82,11 @@ class StagedAnchor(Anchor):
     @property
     def agreement(self) -> Mapping[str, object]:
         """The stride of what leaves each stage, which heads rely on."""
-        side = self.img_size[0]
+        height, width = self.img_size
         if self._size_arguments is None or "dynamic_img_size" in self._size_arguments:
-            side = -(-side // 64) * 64  # so that no stage rounds its size
-        ends = [self.geometry((side, side))[end].grid for end in accumulate(self.stages)]
-        return dict(strides=tuple(round(side / height) for height, _ in ends))
+            height, width = (-(-side // 64) * 64 for side in self.img_size)  # so that no stage rounds its size
+        ends = [self.geometry((height, width))[end].grid for end in accumulate(self.stages)]
+        return dict(strides=tuple(round(height / rows) for rows, _ in ends))
 
     def layout(self, block: int | None = None) -> Layout:
         return Layout(format=self._format)
