@@ -300,6 +300,8 @@ class Anchor(nn.Module, ABC):
         # By name, because a conversion to SyncBatchNorm replaces modules.
         for module in (module for component in self._frozen for module in self._modules_of(component)):
             module.eval()
+        if self._frozen and self._names.keys() <= set(self._frozen):
+            self.model.eval()
         for module in self.modules():
             if type(module) is nn.SyncBatchNorm and hasattr(module, "act"):
                 module.__class__ = SyncBatchNormAct  # the conversions of torch and mmengine lose timm's activation
