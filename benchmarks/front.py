@@ -82,7 +82,11 @@ class Regime:
 REGIMES = {
     "shapes": Regime(
         "shapes",
-        tuple(f"quickstart/{name}_setr_shapes-64x64.py" for name in ("vit-s", "vit-l", "stitched-vit-s-l")),  # type: ignore[arg-type]
+        (
+            "quickstart/vit-s_setr_shapes-64x64.py",
+            "quickstart/vit-l_setr_shapes-64x64.py",
+            "quickstart/stitched-vit-s-l_setr_shapes-64x64.py",
+        ),
         anchor_iterations=(4000, 3000),
         iterations=1500,
         images=(6000, 1000),
@@ -90,7 +94,11 @@ REGIMES = {
     ),
     "camvid": Regime(
         "camvid",
-        tuple(f"camvid/{name}_setr_1k_camvid-256x256.py" for name in ("vit-s", "vit-l", "stitched-vit-s-l")),  # type: ignore[arg-type]
+        (
+            "camvid/vit-s_setr_1k_camvid-256x256.py",
+            "camvid/vit-l_setr_1k_camvid-256x256.py",
+            "camvid/stitched-vit-s-l_setr_1k_camvid-256x256.py",
+        ),
         anchor_iterations=(1000, 1000),
         iterations=600,
         images=None,
@@ -299,6 +307,7 @@ def load(path: Path) -> dict[str, Any]:
 def store(path: Path, results: Mapping[str, Any]) -> None:
     """Write results atomically, a run a line."""
     runs = ",\n    ".join(json.dumps(run) for run in results["runs"])
+    path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=2)[:-2]
     write_atomically(path, f'{head},\n  "runs": [\n    {runs}\n  ]\n}}\n'.encode())
 

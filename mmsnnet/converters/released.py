@@ -45,6 +45,15 @@ class Conversion:
     added: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Renaming:
+    """The released and our name of one tensor, and the patterns of both."""
+
+    released: str
+    ours: str
+    patterns: tuple[str, str]
+
+
 class PickledConfig:
     """Stand-in for yacs' config, which Microsoft's Swin code pickles beside the weights: a dict, without code."""
 

@@ -22,7 +22,7 @@ from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
-from mmsnnet.converters.released import Conversion, check_files, read_released, write_converted
+from mmsnnet.converters.released import Conversion, Renaming, check_files, read_released, write_converted
 from mmsnnet.errors import DataError, SettingError
 from mmsnnet.files.reading import describe_mismatch, join_names
 from mmsnnet.models import StitchedBackbone
@@ -157,12 +157,9 @@ def _check_family(weights: Mapping[str, Tensor], family: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Renaming:
-    """The released and our name of one tensor, the patterns of both, and the released shape."""
+class _Renaming(Renaming):
+    """A renaming with the released shape."""
 
-    released: str
-    ours: str
-    patterns: tuple[str, str]
     shape: Shape
     is_convolution: bool = False
 

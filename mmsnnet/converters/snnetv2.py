@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
-from mmsnnet.converters.released import Conversion, Weights, check_files, read_released, write_converted
+from mmsnnet.converters.released import Conversion, Renaming, Weights, check_files, read_released, write_converted
 from mmsnnet.errors import DataError, SettingError
 from mmsnnet.files.reading import describe_mismatch, join_names, tensor_shapes
 from mmsnnet.models import check_weights, find_stitched_backbone
@@ -126,12 +126,9 @@ class SNNetV2Conversion(Conversion):
 
 
 @dataclass(frozen=True)
-class Renaming:
-    """The released and our name of one tensor, the patterns of both, and its shape in symbols."""
+class SymbolicRenaming(Renaming):
+    """A renaming with the tensor's shape in symbols."""
 
-    released: str
-    ours: str
-    patterns: tuple[str, str]
     shape: str
 
 
@@ -243,7 +240,7 @@ def _depths(pattern: re.Pattern[str], weights: Mapping[str, Tensor]) -> tuple[in
     return depths[0], depths[1]
 
 
-def _renamings(task: Task, depths: tuple[int, int], low_rank: bool, tables: bool) -> Iterator[Renaming]:
+def _renamings(task: Task, depths: tuple[int, int], low_rank: bool, tables: bool) -> Iterator[SymbolicRenaming]:
     """Every tensor that the released file and our checkpoint both have."""
     prefix, renamed = PREFIX[task], RENAMED[task]
     part = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, renamed))})(?=\.|$)")
@@ -257,7 +254,9 @@ def _renamings(task: Task, depths: tuple[int, int], low_rank: bool, tables: bool
             released = f"{prefix}anchors.{{a}}." + part.sub(lambda match: renamed[match[0]], name)
             shape = re.sub(r"[CFA]", rf"\g<0>{anchor}", shape)
             for i in range(count):
-                yield Renaming(released.format(a=anchor, i=i), ours.format(a=anchor, i=i), (released, ours), shape)
+                yield SymbolicRenaming(
+                    released.format(a=anchor, i=i), ours.format(a=anchor, i=i), (released, ours), shape
+                )
     parts = LAYER | (LOW_RANK if low_rank else {})
     layers = StitchSpace.two_way(depths).layers
     for source in (0, 1):
@@ -266,7 +265,7 @@ def _renamings(task: Task, depths: tuple[int, int], low_rank: bool, tables: bool
                 released = f"{prefix}stitch_layers.{source}.{{i}}.transform.{name}"
                 patterns = (released, f"backbone.network.layers.{source}_{{j}}-{1 - source}_{{k}}.{name}")
                 shape = shape.replace("out", f"C{key.target}").replace("in", f"C{key.source}")
-                yield Renaming(released.format(i=i), f"backbone.network.layers.{key}.{name}", patterns, shape)
+                yield SymbolicRenaming(released.format(i=i), f"backbone.network.layers.{key}.{name}", patterns, shape)
 
 
 def _sizes(symbols: Mapping[str, str], tensor_shapes: Mapping[str, Any]) -> dict[str, int]:

@@ -67,6 +67,11 @@ def channel_conversion(preprocessor: Any) -> bool | None:
     return None if conversion is None else bool(conversion)
 
 
+def normalises(preprocessor: Any) -> bool | None:
+    """Whether a data preprocessor normalises images; no public attribute says so. None if it has no such option."""
+    return getattr(preprocessor, "_enable_normalize", None)
+
+
 def replace_clipping(wrapper: OptimWrapper, clip: Callable[[], None]) -> None:
     """Let a wrapper clip gradients by another function.
 

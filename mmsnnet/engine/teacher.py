@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmsnnet.engine.attributes import replaced_attributes
-from mmsnnet.engine.mmengine_private import channel_conversion
+from mmsnnet.engine.mmengine_private import channel_conversion, normalises
 from mmsnnet.errors import MissingFileError, SettingError
 from mmsnnet.models import StitchedBackbone, read_weights
 from mmsnnet.registry import MODELS
@@ -70,7 +70,7 @@ class Recorder:
         if head is not None and head is not self.backbone:
             # mmseg's heads call their forward, so hooks of the module would not run.
             forward = head.forward
-            replacements.append((head, "forward", lambda *args: self._on_head(forward(*args))))
+            replacements.append((head, "forward", lambda *args, **kwargs: self._on_head(forward(*args, **kwargs))))
         try:
             with replaced_attributes(replacements):
                 yield
@@ -114,7 +114,7 @@ def _head_of(model: BaseModel, where: str) -> tuple[nn.Module, str, int | None]:
     # mmseg is optional, so its class is found by name.
     if any(kind.__name__ == "DepthEstimator" for kind in type(model).__mro__):
         return head, DEPTH, None
-    return head, CLASSES, int(head.num_classes)  # type: ignore[arg-type]
+    return head, CLASSES, getattr(head, "num_classes", None)
 
 
 def build_teacher(model: Mapping[str, Any] | None, config: str | os.PathLike[str] | None) -> BaseModel:
@@ -168,11 +168,19 @@ def _is_pretrained(init_cfg: Any) -> bool:
 
 
 def check_normalization(preprocessor: nn.Module, other: nn.Module) -> None:
-    """Check that two models take the channels of an image in the same order.
+    """Check that two models take the channels of an image in the same order, and that both or none normalise.
+
+    A model without a data preprocessor of its own gets the images of the other as they are.
 
     Raises:
         SettingError: they do not.
     """
+    normalise = [normalises(one) for one in (preprocessor, other)]
+    if None not in normalise and normalise[0] != normalise[1]:
+        raise SettingError(
+            "one of the model and train_cfg.distill.teacher normalises images and the other does not: set mean and std "
+            "in both data preprocessors, or leave out the teacher's data_preprocessor if it takes the model's images"
+        )
     orders = [channel_conversion(one) for one in (preprocessor, other)]
     if None not in orders and orders[0] != orders[1]:
         raise SettingError(

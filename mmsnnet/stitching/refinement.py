@@ -34,7 +34,7 @@ class Refinement:
         seed: of the order.
 
     Raises:
-        ValueError: a layer is not initialised, or no route crosses.
+        ValueError: a layer is not initialised, no route passes ``layers``, or a number is out of range.
 
     Usage::
 

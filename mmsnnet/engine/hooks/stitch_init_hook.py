@@ -81,7 +81,8 @@ class StitchInitHook(Hook):
             f"StitchInitHook: initialised {len(missing)} stitching layers from "
             f"{min(self.num_images, len(runner.train_dataloader.dataset))} images in {time.monotonic() - start:.1f} s"
         )
-        if self.refine is not None:
+        # Layers that only taps use have nothing to refine.
+        if self.refine is not None and any(set(missing).intersection(stitch.layers) for stitch in network.space):
             self._refine(runner, network, missing, self.refine)
 
     def _refine(

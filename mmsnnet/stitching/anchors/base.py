@@ -302,12 +302,20 @@ class Anchor(nn.Module, ABC):
             module.eval()
         if self._frozen and self._names.keys() <= set(self._frozen):
             self.model.eval()
+        for module in self.modules() if self.norm_eval else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        self._restore_activations()
+        return self
+
+    def _restore_activations(self) -> None:
+        """Give timm's norms their activation back, which the conversions of torch and mmengine to SyncBatchNorm lose.
+
+        A conversion replaces modules without a call of ours; the next one is :meth:`train`.
+        """
         for module in self.modules():
             if type(module) is nn.SyncBatchNorm and hasattr(module, "act"):
-                module.__class__ = SyncBatchNormAct  # the conversions of torch and mmengine lose timm's activation
-            if self.norm_eval and isinstance(module, _BatchNorm):
-                module.eval()
-        return self
+                module.__class__ = SyncBatchNormAct
 
     def keep(self, components: Collection[Component]) -> None:
         """Drop all other components.
