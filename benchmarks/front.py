@@ -11,6 +11,7 @@ belongs to the repository; a second call goes on with what is missing.
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -19,7 +20,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from datetime import date
 from itertools import accumulate, count
 from pathlib import Path
@@ -29,6 +29,7 @@ REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from front_figures import report  # noqa: E402
+from front_recipes import RECIPES, REGIMES, Regime, quick  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
 from mmsnnet.apis import build_uninitialized, load_config  # noqa: E402
@@ -38,87 +39,6 @@ from mmsnnet.files.writing import write_atomically  # noqa: E402
 from mmsnnet.models import find_stitched_backbone, model_costs  # noqa: E402
 
 RESULTS = Path(__file__).parent / "front_results"
-IN_PLACE = dict(stitches_per_step=3)
-# What a recipe changes in the stitched config. Recipes with "anchor" train that anchor alone.
-RECIPES: dict[str, dict[str, Any]] = {
-    "published": {},
-    "equal-rates": dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=1.0))),
-    "three-stitches": dict(train_cfg=IN_PLACE),
-    "in-place-outputs": dict(train_cfg=IN_PLACE | dict(distill=dict(outputs=1.0))),
-    "in-place-features": dict(train_cfg=IN_PLACE | dict(distill=dict(features=1.0))),
-    "teacher": dict(train_cfg=dict(distill=dict(outputs=1.0, teacher="L"))),
-    "teacher-features": dict(train_cfg=dict(distill=dict(outputs=1.0, features=1.0, teacher="L"))),
-    "refined": dict(refine=True),
-    "no-lsl": dict(model=dict(backbone=dict(draw_from=dict(kinds=["S", "L", "SL", "LS", "SLS"])))),
-    "one-crossing": dict(model=dict(backbone=dict(draw_from=dict(max_crossings=1)))),
-    "teacher-refined": dict(train_cfg=dict(distill=dict(outputs=1.0, teacher="L")), refine=True),
-    "alone-s": dict(anchor="s"),
-    "alone-l": dict(anchor="l"),
-}
-
-
-@dataclass(frozen=True)
-class Regime:
-    """Anchors, data and the size of a comparison.
-
-    Attributes:
-        configs: the small anchor, the large anchor, and the stitched model, under configs/.
-        anchor_iterations: of the small and the large anchor, from random weights.
-        iterations: of the recipe "published"; its cost is the budget of all recipes.
-        images: the numbers of procedural images to train on and to validate on; None for a real data set.
-        data: the folder of the data.
-        refine_steps: of the second stage of the initialisation.
-    """
-
-    name: str
-    configs: tuple[str, str, str]
-    anchor_iterations: tuple[int, int]
-    iterations: int
-    images: tuple[int, int] | None
-    data: str
-    refine_steps: int = 300
-
-
-REGIMES = {
-    "shapes": Regime(
-        "shapes",
-        (
-            "quickstart/vit-s_setr_shapes-64x64.py",
-            "quickstart/vit-l_setr_shapes-64x64.py",
-            "quickstart/stitched-vit-s-l_setr_shapes-64x64.py",
-        ),
-        anchor_iterations=(4000, 3000),
-        iterations=1500,
-        images=(6000, 1000),
-        data="work_dirs/front/shapes_data",
-    ),
-    "camvid": Regime(
-        "camvid",
-        (
-            "camvid/vit-s_setr_1k_camvid-256x256.py",
-            "camvid/vit-l_setr_1k_camvid-256x256.py",
-            "camvid/stitched-vit-s-l_setr_1k_camvid-256x256.py",
-        ),
-        anchor_iterations=(1000, 1000),
-        iterations=600,
-        images=None,
-        data="data/camvid",
-    ),
-}
-
-
-def quick(regime: Regime) -> Regime:
-    """A comparison of minutes, whose figures mean nothing, to try the program."""
-    return replace(
-        regime,
-        name=f"{regime.name}-quick",
-        anchor_iterations=(20, 20),
-        iterations=12,
-        images=(64, 16),
-        data=f"{regime.data}_quick",
-        refine_steps=2,
-    )
-
 
 # Settings
 
@@ -140,7 +60,7 @@ def schedule(iterations: int, seed: int, regime: Regime) -> dict[str, Any]:
                 by_epoch=False,
             ),
         ],
-        train_cfg=dict(max_iters=iterations, val_interval=iterations),
+        train_cfg=dict(max_iters=iterations, val_interval=iterations + 1),  # no validation
         default_hooks=dict(checkpoint=dict(interval=iterations, max_keep_ckpts=1)),
         train_dataloader=dict(num_workers=0, persistent_workers=False),
         val_dataloader=dict(num_workers=0, persistent_workers=False),
@@ -154,107 +74,147 @@ class Run:
     Args:
         regime: anchors and data.
         recipe: a key of :data:`RECIPES`.
-        seed: of weights, data order and draws; the anchors of a seed are shared by all recipes.
+        seed: of the heads that start from nothing, of data order and of draws.
         folder: of all runs.
     """
 
     def __init__(self, regime: Regime, recipe: str, seed: int, folder: Path) -> None:
-        self.regime, self.recipe, self.seed = regime, recipe, seed
+        self.regime, self.name, self.seed = regime, recipe, seed
+        self.recipe = RECIPES[recipe]
+        self.anchors = folder / regime.name / "anchors"
         self.root = folder / regime.name / f"seed{seed}"
         self.folder = self.root / recipe
 
-    def anchor_checkpoint(self, which: str) -> Path:
-        iterations = self.regime.anchor_iterations["sl".index(which)]
-        return self.root / f"anchor-{which}" / f"iter_{iterations}.pth"
+    def of(self, recipe: str) -> "Run":
+        """Another recipe with the same seed."""
+        return Run(self.regime, recipe, self.seed, self.anchors.parents[1])
 
-    def write_config(self, name: str, base: str, changes: Mapping[str, Any]) -> Path:
-        """Write a config that changes another one."""
-        path = self.root / f"{name}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = f"_base_ = {str(REPOSITORY / 'configs' / base)!r}\n" + Config(dict(changes)).pretty_text
-        write_atomically(path, text.encode())
-        return path
+    def anchor_checkpoint(self, letter: str) -> Path:
+        return self.anchors / letter / f"iter_{self.regime.anchors[letter][1]}.pth"
 
-    def train_anchor(self, which: str) -> None:
+    def train_anchor(self, letter: str) -> None:
         """Train an anchor from random weights, unless its checkpoint is there."""
-        place = "sl".index(which)
-        if self.anchor_checkpoint(which).exists():
+        if self.anchor_checkpoint(letter).exists():
             return
-        changes = schedule(self.regime.anchor_iterations[place], self.seed, self.regime)
-        config = self.write_config(f"anchor-{which}", self.regime.configs[place], changes)
-        tool("train.py", config, "--work-dir", self.root / f"anchor-{which}", "--resume")
+        base, iterations = self.regime.anchors[letter]
+        changes = schedule(iterations, self.regime.anchor_seed, self.regime)
+        changes["default_hooks"]["checkpoint"]["interval"] = -(-iterations // 6)
+        config = write_config(self.anchors / f"{letter}.py", REPOSITORY / "configs" / base, changes)
+        tool("train.py", config, "--work-dir", self.anchors / letter, "--resume")
 
     def config(self, iterations: int = 1) -> Path:
         """The config of the recipe."""
-        changes = {**RECIPES[self.recipe]}
-        which = changes.pop("anchor", None)
+        recipe, path = self.recipe, self.root / f"{self.name}.py"
+        if recipe.polish:
+            return write_config(path, self.extracted(), self.polishing(iterations))
+        alone = len(recipe.anchors) == 1
+        base = (
+            REPOSITORY
+            / "configs"
+            / (self.regime.anchors[recipe.anchors][0] if alone else self.regime.stitched[recipe.anchors])
+        )
+        settings = Config(schedule(iterations, self.seed, self.regime))
+        original = load_config(base)
+        anchors = [dict(anchor) for anchor in original.model.backbone.anchors]
+        for anchor, letter in zip(anchors, recipe.anchors, strict=True):
+            anchor["pretrained"] = str(self.anchor_checkpoint(letter))
+        source = str(self.anchor_checkpoint(recipe.anchors[-1]))
         heads = {
-            head: dict(
-                init_cfg=dict(
-                    type="Pretrained", checkpoint=str(self.anchor_checkpoint(which or "l")), prefix=f"{head}."
-                )
-            )
+            head: dict(init_cfg=dict(type="Pretrained", checkpoint=source, prefix=f"{head}."))
             for head in ("decode_head", "auxiliary_head")
         }
-        base = load_config(REPOSITORY / "configs" / self.regime.configs["sl".index(which) if which else 2])
-        anchors = [dict(anchor) for anchor in base.model.backbone.anchors]
-        for anchor, name in zip(anchors, which or "sl", strict=True):
-            anchor["pretrained"] = str(self.anchor_checkpoint(name))
-        settings = Config(schedule(iterations, self.seed, self.regime))
         settings.merge_from_dict(dict(model=dict(backbone=dict(anchors=anchors, seed=self.seed), **heads)))
-        # The anchor alone goes on at the rate that it has inside the stitched model.
+        # An anchor alone goes on at the rate that it has inside the stitched model.
         settings.merge_from_dict(dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=0.1))))
-        if changes.pop("refine", False):
+        if recipe.refine:
             init = dict(
                 type="mmsnnet.StitchInitHook", num_images=50, batch_size=8, refine=dict(steps=self.regime.refine_steps)
             )
-            hooks = [hook for hook in base.custom_hooks if hook["type"] != "mmsnnet.StitchInitHook"]
+            hooks = [hook for hook in original.custom_hooks if hook["type"] != "mmsnnet.StitchInitHook"]
             settings.merge_from_dict(dict(custom_hooks=[init, *hooks]))
-        settings.merge_from_dict(changes)
+        if not recipe.trains:  # one iteration, which changes neither weights nor the statistics of batch norms
+            settings.merge_from_dict(dict(optim_wrapper=dict(optimizer=dict(lr=0.0, weight_decay=0.0))))
+            still = dict(norm_cfg=dict(type="BN", requires_grad=True, momentum=0.0))
+            settings.merge_from_dict(dict(model=dict(decode_head=still, auxiliary_head=still)))
+        settings.merge_from_dict(copy.deepcopy(dict(recipe.changes)))
         if settings.train_cfg.get("distill", {}).get("teacher") == "L":
-            teacher = str(self.root / "anchor-l.py")
-            settings.train_cfg.distill.teacher = dict(config=teacher, checkpoint=str(self.anchor_checkpoint("l")))
-        return self.write_config(
-            self.recipe,
-            self.regime.configs["sl".index(which) if which else 2],
-            settings.to_dict(),
-        )
+            settings.train_cfg.distill.teacher = dict(
+                config=str(self.anchors / "l.py"), checkpoint=str(self.anchor_checkpoint("l"))
+            )
+        return write_config(path, base, settings.to_dict())
 
-    def iterations(self, budget: float | None) -> tuple[int, float]:
-        """The number of iterations that ``budget`` pays, and their cost for one image, in FLOPs."""
-        if budget is None:
+    def extracted(self) -> Path:
+        """The config of the extracted stitch to polish."""
+        folder, whole = self.root / f"{self.name}_extracted", self.of(self.recipe.weights_of)
+        if not folder.exists():
+            config, checkpoint = whole.trained()
+            tool("deployment/extract_stitch.py", config, checkpoint, self.recipe.polish, "--out", folder)
+        return folder / "config.py"
+
+    def polishing(self, iterations: int) -> dict[str, Any]:
+        """What a user adds to the config of an extracted stitch."""
+        config, checkpoint = self.of(self.recipe.weights_of).trained()
+        settings = schedule(iterations, self.seed, self.regime)
+        settings["load_from"] = str(self.extracted().parent)
+        settings["train_cfg"]["distill"] = dict(outputs=1.0, teacher=dict(config=str(config), checkpoint=checkpoint))
+        return settings
+
+    def iterations(self) -> tuple[int, float]:
+        """The number of iterations that the budget pays, and their cost for one image, in FLOPs."""
+        if self.name == "published":
             steps = costs(self.config(), self.regime)
             return self.regime.iterations, sum(next(steps) for _ in range(self.regime.iterations))
-        totals = accumulate(costs(self.config(), self.regime))
+        budget = self.of("published").iterations()[1] * self.recipe.budget
         paid = 0.0
-        for number, total in enumerate(totals):
+        for number, total in enumerate(accumulate(costs(self.config(), self.regime))):
+            if not self.recipe.trains:
+                return 1, total if self.recipe.refine else 0.0
             if total > budget:
                 return number, paid
             paid = total
         raise AssertionError("costs never end")
 
-    def run(self, budget: float) -> dict[str, Any]:
+    def trained(self) -> tuple[Path, str]:
+        """The config and the checkpoint of a run that has ended."""
+        [checkpoint] = self.folder.glob("iter_*.pth")
+        return self.root / f"{self.name}.py", str(checkpoint)
+
+    def run(self) -> dict[str, Any]:
         """Train and evaluate; returns the entry of the results."""
-        iterations, cost = self.iterations(budget)
-        config, start = self.config(iterations), time.monotonic()
-        checkpoint = self.folder / f"iter_{iterations}.pth"
-        if not checkpoint.exists():
-            tool("train.py", config, "--work-dir", self.folder, "--resume")
-        trained = time.monotonic()
-        points_file = self.folder / "points.json"
-        tool("test.py", config, checkpoint, "--out", points_file, "--work-dir", self.folder / "test")
-        points = OperatingPoints.load(points_file)
+        start, other = time.monotonic(), self.recipe.weights_of
+        if other and not self.recipe.polish:
+            (config, checkpoint), iterations, cost = self.of(other).trained(), *self.of(other).iterations()
+        else:
+            iterations, cost = self.iterations()
+            config, checkpoint = self.config(iterations), str(self.folder / f"iter_{iterations}.pth")
+            if not Path(checkpoint).exists():
+                tool("train.py", config, "--work-dir", self.folder, "--resume")
+        if self.recipe.polish:
+            cost += self.of(other).iterations()[1]
+        trained, points_file = time.monotonic(), self.folder / "points.json"
+        arguments = ["--out", points_file, "--work-dir", self.folder / "test"]
+        if self.recipe.recalibrate:
+            arguments += ["--recalibrate", self.recipe.recalibrate]
+        tool("test.py", config, checkpoint, *arguments)
         return dict(
-            recipe=self.recipe,
+            recipe=self.name,
             seed=self.seed,
             iterations=iterations,
             training_tflops_per_image=round(cost / 1e12, 4),
             training_seconds=round(trained - start),
             points=[
                 dict(name=p.name, kind=p.kind, gflops=round(p.flops / 1e9, 6), quality=round(p.metric("mIoU"), 3))
-                for p in points
+                for p in OperatingPoints.load(points_file)
             ],
         )
+
+
+def write_config(path: Path, base: Path, changes: Mapping[str, Any]) -> Path:
+    """Write a config that changes another one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = f"_base_ = {os.path.relpath(base, path.parent)!r}\n" + Config(dict(changes)).pretty_text
+    write_atomically(path, text.encode())
+    return path
 
 
 def costs(config: Path, regime: Regime) -> Iterator[float]:
@@ -265,7 +225,8 @@ def costs(config: Path, regime: Regime) -> Iterator[float]:
     backbone.stitches_per_step = k = settings.train_cfg.get("stitches_per_step", 1)
     # The auxiliary head is like the decode head, and evaluation does not count it.
     some = backbone.space.stitches[0].id
-    heads = 2 * (model_costs(model)[some].flops - backbone.costs()[some].flops)
+    heads = 2 if settings.model.get("auxiliary_head") else 1
+    heads *= model_costs(model)[some].flops - backbone.costs()[some].flops
     distill = settings.train_cfg.get("distill") or {}
     teacher = 0
     if distill.get("teacher"):
@@ -290,7 +251,7 @@ def tool(name: str, *arguments: object) -> None:
         RuntimeError: it has failed.
     """
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(REPOSITORY / "tools" / name), *map(str, arguments), "--quiet"]
+    command = [sys.executable, str(REPOSITORY / "tools" / name), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -312,11 +273,11 @@ def store(path: Path, results: Mapping[str, Any]) -> None:
     write_atomically(path, f'{head},\n  "runs": [\n    {runs}\n  ]\n}}\n'.encode())
 
 
-def anchor_quality(run: Run, which: str) -> float:
+def anchor_quality(run: Run, letter: str) -> float:
     """The mIoU of an anchor alone, before any stitching."""
-    points = run.root / f"anchor-{which}" / "points.json"
+    points = run.anchors / letter / "points.json"
     if not points.exists():
-        tool("test.py", run.root / f"anchor-{which}.py", run.anchor_checkpoint(which), "--out", points)
+        tool("test.py", run.anchors / f"{letter}.py", run.anchor_checkpoint(letter), "--out", points)
     return round(next(iter(OperatingPoints.load(points))).metric("mIoU"), 3)
 
 
@@ -327,26 +288,26 @@ def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs:
         write_shapes(regime.data, "shapes", train=train, val=val, size=(64, 64), seed=0)
     results = load(out)
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, one thread a run, {date.today()}"
-    results["regime"] = dict(
-        anchor_iterations=regime.anchor_iterations, iterations=regime.iterations, images=regime.images
-    )
+    results["regime"] = dict(anchors=regime.anchors, iterations=regime.iterations, images=regime.images)
+    some = Run(regime, "published", seeds[0], folder)
+    letters = sorted({letter for name in recipes for letter in "sl" + RECIPES[name].anchors}, reverse=True)
     with ThreadPoolExecutor(jobs) as pool:
-        anchors = [(Run(regime, "published", seed, folder), which) for seed in seeds for which in "ls"]
-        list(pool.map(lambda job: job[0].train_anchor(job[1]), anchors))
-        for run, which in anchors:
-            results["anchors"].setdefault(str(run.seed), {})[which] = anchor_quality(run, which)
+        list(pool.map(some.train_anchor, letters))
+        qualities = pool.map(lambda letter: anchor_quality(some, letter), letters)
+        results["anchors"] |= dict(zip(letters, qualities, strict=True))
         store(out, results)
         done = {(entry["recipe"], entry["seed"]) for entry in results["runs"]}
         waiting = [Run(regime, name, seed, folder) for seed in seeds for name in recipes if (name, seed) not in done]
 
         def finish(run: Run) -> None:
-            budget = Run(regime, "published", run.seed, folder).iterations(None)[1]
-            entry = run.run(budget)
+            entry = run.run()
             results["runs"].append(entry)  # appending is atomic
             store(out, results)
-            print(f"{regime.name}, seed {run.seed}, {run.recipe}: {entry['training_seconds']} s", flush=True)
+            print(f"{regime.name}, seed {run.seed}, {run.name}: {entry['training_seconds']} s", flush=True)
 
-        list(pool.map(finish, waiting))
+        # Recipes that use the weights of others come after them.
+        for derived in (False, True):
+            list(pool.map(finish, [run for run in waiting if bool(run.recipe.weights_of) == derived]))
 
 
 def main() -> None:

@@ -1,0 +1,134 @@
+"""The recipes and the regimes that benchmarks/front.py compares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+TREE = dict(stitches_per_step=3)
+OUTPUTS = dict(outputs=1.0, teacher="L")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to get stitches.
+
+    Attributes:
+        changes: settings of the stitched config. A teacher called ``"L"`` is the large anchor, as it was before.
+        anchors: which anchors, by letter; one letter trains this anchor on, alone.
+        budget: its part of the training cost of the recipe "published".
+        refine: the second stage of the initialisation is on.
+        trains: False evaluates what the initialisation gives.
+        recalibrate: evaluate each stitch with batch norm statistics over this many training images.
+        weights_of: take the weights that this recipe has trained with the same seed.
+        polish: extract this stitch of ``weights_of``, and train it alone, taught by the whole model.
+    """
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    anchors: str = "sl"
+    budget: float = 1.0
+    refine: bool = False
+    trains: bool = True
+    recalibrate: int | None = None
+    weights_of: str | None = None
+    polish: str | None = None
+
+
+def loop(**settings: Any) -> dict[str, Any]:
+    return dict(train_cfg=settings)
+
+
+def drawn(**choice: Any) -> dict[str, Any]:
+    return dict(model=dict(backbone=dict(draw_from=choice)))
+
+
+def anchor_rate(factor: float) -> dict[str, Any]:
+    return dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=factor)))
+
+
+RECIPES: dict[str, Recipe] = {
+    "published": Recipe(),
+    "alone-s": Recipe(anchors="s"),
+    "alone-l": Recipe(anchors="l"),
+    "recalibrated": Recipe(weights_of="published", recalibrate=256),
+    "three-stitches": Recipe(loop(**TREE)),
+    "in-place-outputs": Recipe(loop(**TREE, distill=dict(outputs=1.0))),
+    "in-place-features": Recipe(loop(**TREE, distill=dict(features=1.0))),
+    "teacher": Recipe(loop(distill=OUTPUTS)),
+    "teacher-features": Recipe(loop(distill=OUTPUTS | dict(features=1.0))),
+    "initialised": Recipe(trains=False),
+    "refined-initialised": Recipe(trains=False, refine=True),
+    "refined": Recipe(refine=True),
+    "equal-rates": Recipe(anchor_rate(1.0)),
+    "no-lsl": Recipe(drawn(kinds=["S", "L", "SL", "LS", "SLS"])),
+    "one-crossing": Recipe(drawn(max_crossings=1)),
+    "three-anchors": Recipe(anchors="sml"),
+    "polished-s": Recipe(weights_of="published", polish="S", budget=0.25),
+    "longer-s": Recipe(anchors="s", budget=1.25),
+}
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Anchors, data and the size of a comparison.
+
+    Attributes:
+        anchors: by letter, smallest first: the config under configs/, and iterations from random weights.
+        stitched: the stitched configs, by the letters of their anchors.
+        iterations: of the recipe "published"; its cost is the budget of all recipes.
+        images: the numbers of procedural images to train on and to validate on; None for a real data set.
+        data: the folder of the data.
+        refine_steps: of the second stage of the initialisation.
+        anchor_seed: of the anchors' training. All recipes and seeds start from the same anchors.
+    """
+
+    name: str
+    anchors: Mapping[str, tuple[str, int]]
+    stitched: Mapping[str, str]
+    iterations: int
+    images: tuple[int, int] | None
+    data: str
+    refine_steps: int = 300
+    anchor_seed: int = 0
+
+
+REGIMES = {
+    "shapes": Regime(
+        "shapes",
+        dict(
+            s=("quickstart/vit-s_setr_shapes-64x64.py", 4000),
+            m=("quickstart/vit-m_setr_shapes-64x64.py", 3000),
+            l=("quickstart/vit-l_setr_shapes-64x64.py", 3000),
+        ),
+        dict(
+            sl="quickstart/stitched-vit-s-l_setr_shapes-64x64.py",
+            sml="quickstart/stitched-vit-s-m-l_setr_shapes-64x64.py",
+        ),
+        iterations=600,
+        images=(6000, 1000),
+        data="work_dirs/front/shapes_data",
+    ),
+    "camvid": Regime(
+        "camvid",
+        dict(
+            s=("camvid/vit-s_setr_1k_camvid-256x256.py", 1000),
+            l=("camvid/vit-l_setr_1k_camvid-256x256.py", 1000),
+        ),
+        dict(sl="camvid/stitched-vit-s-l_setr_1k_camvid-256x256.py"),
+        iterations=600,
+        images=None,
+        data="data/camvid",
+    ),
+}
+
+
+def quick(regime: Regime) -> Regime:
+    """A comparison of minutes, whose figures mean nothing, to try the program."""
+    return replace(
+        regime,
+        name=f"{regime.name}-quick",
+        anchors={letter: (config, 6) for letter, (config, _) in regime.anchors.items()},
+        iterations=6,
+        images=(32, 16),
+        data=f"{regime.data}_quick",
+        refine_steps=2,
+    )
