@@ -290,7 +290,8 @@ def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs:
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, one thread a run, {date.today()}"
     results["regime"] = dict(anchors=regime.anchors, iterations=regime.iterations, images=regime.images)
     some = Run(regime, "published", seeds[0], folder)
-    letters = sorted({letter for name in recipes for letter in "sl" + RECIPES[name].anchors}, reverse=True)
+    used = {letter for name in recipes for letter in "sl" + RECIPES[name].anchors}
+    letters = [letter for letter in reversed(regime.anchors) if letter in used]  # the longest first
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(some.train_anchor, letters))
         qualities = pool.map(lambda letter: anchor_quality(some, letter), letters)
