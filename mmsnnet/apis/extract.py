@@ -94,6 +94,8 @@ def extracted_config(config: Config, backbone: StitchedBackbone, stitch: Stitch)
         model["backbone"]["out_indices"] = backbone.taps.as_setting(
             index if index in tested else None for index in backbone.taps.places
         )
+    for key in ("stitches_per_step", "distill"):  # one stitch has no others to teach
+        (settings.get("train_cfg") or {}).pop(key, None)
     for loop in ("val_cfg", "test_cfg"):
         if "stitches" in (settings.get(loop) or {}):
             settings[loop]["stitches"] = "all"

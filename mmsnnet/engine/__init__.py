@@ -1,6 +1,7 @@
 import mmsnnet.registry  # noqa: F401  first: it says what to install where mmengine is missing
 from mmsnnet.engine.hooks.atomic_checkpoint_hook import AtomicCheckpointHook
 from mmsnnet.engine.hooks.consistency_hook import ConsistencyHook
+from mmsnnet.engine.hooks.narrow_draws_hook import NarrowDrawsHook
 from mmsnnet.engine.hooks.progress_hook import ProgressHook
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.hooks.stitch_init_hook import StitchInitHook
@@ -13,6 +14,7 @@ from mmsnnet.engine.runner.train_loops import StitchEpochBasedTrainLoop, StitchI
 __all__ = [
     "AtomicCheckpointHook",
     "ConsistencyHook",
+    "NarrowDrawsHook",
     "ProgressHook",
     "ResumeHook",
     "StitchEpochBasedTrainLoop",

@@ -214,6 +214,7 @@ def test_settings_that_name_metrics_of_another_stitch() -> None:
     config.custom_hooks.append(dict(type="EarlyStoppingHook", monitor="S/coco/bbox_mAP"))
     config.param_scheduler.append(dict(type="ReduceOnPlateauLR", monitor="coco/bbox_mAP"))
     config.test_cfg = dict(type="mmsnnet.StitchTestLoop", stitches="anchors")
+    config.train_cfg.update(stitches_per_step=3, distill=dict(outputs=1.0))
     model = MODELS.build(config.model)
     result = extracted_config(config, model.backbone, model.backbone.space["S2-L6"])
     assert result.default_hooks.checkpoint.save_best == ["S2-L6/mIoU", "mIoU"]
@@ -222,6 +223,7 @@ def test_settings_that_name_metrics_of_another_stitch() -> None:
     assert result.test_cfg == dict(type="mmsnnet.StitchTestLoop", stitches="all")
     assert result.model.backbone.out_indices == (None, 7, 11)
     assert "stitch" not in result.model.backbone
+    assert {"stitches_per_step", "distill"}.isdisjoint(result.train_cfg) and result.train_cfg.max_iters == 800
     budget = load_config(STITCHED)
     budget.model.backbone.budget = dict(points="front.json", max_gflops=1)
     assert "budget" not in extracted_config(budget, model.backbone, model.backbone.space["S"]).model.backbone

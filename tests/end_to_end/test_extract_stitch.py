@@ -59,9 +59,11 @@ def test_an_extracted_stitch_is_a_model_like_any_other(
     [counted] = json.loads((tmp_path / "flops.json").read_text())["stitches"]
     assert (counted["flops"], counted["params"]) == (expected["flops"], expected["params"])
 
-    # Fine-tuning, validation included: every weight is trained, and none is initialised.
-    work = tmp_path / "tuned"
-    tool("train", out / "config.py", "--work-dir", work, *quickstart(1, load_from=out), cwd=elsewhere)
+    # Fine-tuning with the whole model as teacher, validation included: every weight is trained, and none initialised.
+    work, teacher = tmp_path / "tuned", dict(config=STITCHED, checkpoint=checkpoint)
+    distill = {f"train_cfg__distill__teacher__{key}": path for key, path in teacher.items()}
+    settings = quickstart(1, load_from=out, train_cfg__distill__outputs=1.0, **distill)
+    tool("train", out / "config.py", "--work-dir", work, *settings, cwd=elsewhere)
     tuned, given = (
         torch.load(work / "iter_1.pth", weights_only=False)["state_dict"],
         load_file(out / "model.safetensors"),
@@ -72,6 +74,7 @@ def test_an_extracted_stitch_is_a_model_like_any_other(
     assert same == [name for name in given if name.endswith(".grid")]  # which no training moves
     log = next(work.rglob("*.log")).read_text()
     assert "StitchInitHook: initialised" not in log and "L3-S2-L6/mIoU" in log
+    assert float(re.search(r"distill\.loss_outputs: (\S+)", log)[1]) > 0
 
 
 def test_a_stitch_with_statistics_of_its_own(

@@ -68,14 +68,12 @@ class StitchedBackbone(BaseModule):
         rank: rank of the low-rank updates of the stitching layers; 0 trains the layers' full weights.
         flops_step: width of a FLOPs bin in resource-constrained sampling, in multiply-accumulates.
         seed: seed of the draws.
-        draw_from: the choice of stitches that training draws, such as ``dict(max_crossings=1)``; all by default. See
-            :func:`mmsnnet.models.backbones.draw_from.stitches_to_draw`. The space and its ids stay.
+        draw_from: which stitches training draws, such as ``dict(max_crossings=1)``; all by default. The space stays
+            (:func:`mmsnnet.models.backbones.draw_from.stitches_to_draw`).
         stitch: id or name of the stitch for evaluation mode; the largest anchor by default.
-        budget: the arguments of :meth:`set_budget`, for example ``dict(points='front.json', max_gflops=200)``. They
-            choose the stitch for evaluation mode instead of ``stitch``.
-        only: id or name of the one stitch to build. The blocks, stems, classifiers and stitching layers that it does
-            not run are left out, and all others keep their names. Load its weights from a checkpoint, as
-            :func:`mmsnnet.apis.extract_stitch` writes it: a single stitch cannot initialise its stitching layers.
+        budget: arguments of :meth:`set_budget`, which choose the stitch of evaluation mode instead of ``stitch``.
+        only: id or name of the one stitch to build, from its parts alone; they keep their names. Load its weights from
+            what :func:`mmsnnet.apis.extract_stitch` writes: a single stitch cannot initialise its stitching layers.
         with_cp: recompute the activations of each block in the backward pass instead of keeping them.
         compile: compile each block for training mode with ``torch.compile``: True, or a dict of its arguments; see
             :meth:`mmsnnet.stitching.StitchedNetwork.compile_blocks`. The runner's key ``compile`` at the top of a
@@ -229,6 +227,11 @@ class StitchedBackbone(BaseModule):
             self._sampler = replace(self._sampler, stitches_per_step=self.stitches_per_step)
         return self._sampler
 
+    def draw_only(self, stitches: Iterable[int | str]) -> None:
+        """Let training draw only these stitches from now on, by their ids or names."""
+        self.draw_from = dict(stitches=list(stitches))
+        self._sampler = None
+
     def prefix_order(self, stitches: Iterable[Stitch]) -> tuple[Stitch, ...]:
         """Sort stitches so that they share most blocks in evaluation mode."""
         return prefix_order(self.space, tuple(stitches), self._evaluated_taps)
@@ -237,14 +240,12 @@ class StitchedBackbone(BaseModule):
     def reuse_prefixes(self, stitches: Iterable[int | str | Stitch]) -> Iterator[None]:
         """Let the stitches of one batch share common blocks.
 
-        Inside this context, after :meth:`set_stitch`, the n-th call of the backbone continues from features that the
-        n-th call for an earlier stitch computed. The results are the same, bit for bit on one device. Calls are
-        counted, so that slide inference, flips and two-stage detectors need no change. It works in evaluation mode
-        only, without gradients.
+        Inside, after :meth:`set_stitch`, the n-th call of the backbone continues from what the n-th call for an earlier
+        stitch computed, in evaluation mode without gradients. The results are the same, bit for bit on one device.
+        Calls are counted, so that slide inference, flips and two-stage detectors need no change.
 
         Args:
-            stitches: the stitches of the batch, in the order of their runs; :meth:`prefix_order` gives the best order.
-                Features are cached until the last stitch that needs them.
+            stitches: of the batch, in the order of their runs; :meth:`prefix_order` gives the best order.
 
         Raises:
             UnknownStitchError: the space lacks one of the stitches.
@@ -271,8 +272,7 @@ class StitchedBackbone(BaseModule):
         update the statistics of batch norms once.
 
         Raises:
-            RuntimeError: from a call: it has other images. Only the first step compares values, because that waits for
-                the GPU.
+            RuntimeError: from a call: it has other images. Only the first step compares values (it waits for the GPU).
         """
         sampler = self.sampler()
         self.draws += -self.draws % self.stitches_per_step  # after a resumed run with another number
