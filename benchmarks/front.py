@@ -39,6 +39,7 @@ from mmsnnet.files.writing import write_atomically  # noqa: E402
 from mmsnnet.models import find_stitched_backbone, model_costs  # noqa: E402
 
 RESULTS = Path(__file__).parent / "front_results"
+NARROWING_IMAGES = 200
 
 # Settings
 
@@ -132,6 +133,13 @@ class Run:
             )
             hooks = [hook for hook in original.custom_hooks if hook["type"] != "mmsnnet.StitchInitHook"]
             settings.merge_from_dict(dict(custom_hooks=[init, *hooks]))
+        if recipe.narrow is not None:
+            hooks = [*original.custom_hooks, dict(type="mmsnnet.NarrowDrawsHook", within=recipe.narrow)]
+            # On training images, so that the evaluation is independent.
+            images = {**original.train_dataloader.dataset.data_prefix}
+            validation = dict(val_dataloader=dict(dataset=dict(data_prefix=images, indices=NARROWING_IMAGES)))
+            validation |= dict(val_cfg=dict(stitches="all"), train_cfg=dict(val_interval=iterations // 3 + 1))
+            settings.merge_from_dict(dict(custom_hooks=hooks, **validation))
         if not recipe.trains:  # one iteration, which changes neither weights nor the statistics of batch norms
             settings.merge_from_dict(dict(optim_wrapper=dict(optimizer=dict(lr=0.0, weight_decay=0.0))))
             still = dict(norm_cfg=dict(type="BN", requires_grad=True, momentum=0.0))
@@ -239,6 +247,11 @@ def costs(config: Path, regime: Regime) -> Iterator[float]:
             anchors = sum(backbone.costs()[anchor.id].flops for anchor in backbone.space.anchors)
             share = hook["batch_size"] / settings.train_dataloader.batch_size
             yield hook["refine"]["steps"] * (anchors + 4 * 3 * mean) * share
+        if (
+            hook["type"] == "mmsnnet.NarrowDrawsHook"
+        ):  # two validations of all stitches; the draws count as if all stayed
+            tree = counted.tree(backbone.space.stitches, backbone.test_out_indices).flops
+            yield 2 * NARROWING_IMAGES / settings.train_dataloader.batch_size * tree
     for step in count():
         stitches = [backbone.space[sampler.draw(number)] for number in range(step * k, (step + 1) * k)]
         yield 3 * (counted.tree(stitches, backbone.out_indices).flops + k * heads) + teacher

@@ -18,6 +18,7 @@ class Recipe:
         budget: its part of the training cost of the recipe "published".
         refine: the second stage of the initialisation is on.
         trains: False evaluates what the initialisation gives.
+        narrow: draw only stitches within this distance of the front, from a validation after each third of training.
         recalibrate: evaluate each stitch with batch norm statistics over this many training images.
         weights_of: take the weights that this recipe has trained with the same seed.
         polish: extract this stitch of ``weights_of``, and train it alone, taught by the whole model.
@@ -28,6 +29,7 @@ class Recipe:
     budget: float = 1.0
     refine: bool = False
     trains: bool = True
+    narrow: float | None = None
     recalibrate: int | None = None
     weights_of: str | None = None
     polish: str | None = None
@@ -61,6 +63,7 @@ RECIPES: dict[str, Recipe] = {
     "equal-rates": Recipe(anchor_rate(1.0)),
     "no-lsl": Recipe(drawn(kinds=["S", "L", "SL", "LS", "SLS"])),
     "one-crossing": Recipe(drawn(max_crossings=1)),
+    "narrowed": Recipe(narrow=1.0),
     "three-anchors": Recipe(anchors="sml"),
     "polished-s": Recipe(weights_of="published", polish="S", budget=0.25),
     "longer-s": Recipe(anchors="s", budget=1.25),
