@@ -68,8 +68,11 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [{}, EVA, WINDOWS], ids=["plain", "rotary", "windows"])
-@pytest.mark.parametrize("with_cp", [False, True], ids=["", "with_cp"])
+@pytest.mark.parametrize(
+    ("kind", "with_cp"),
+    [({}, False), ({}, True), (EVA, True), (WINDOWS, False)],
+    ids=["plain", "plain-with_cp", "rotary-with_cp", "windows"],
+)
 def test_compiled_blocks_compute_the_same(
     kind: dict[str, Any], with_cp: bool, make_network: MakeNetwork, make_images: MakeImages
 ) -> None:

@@ -77,11 +77,11 @@ def distance(a: Tensor, b: Tensor) -> float:
 @torch.no_grad()
 def test_every_route_gives_the_logits_of_a_walk_over_timms_modules(family: str) -> None:
     """And no two routes give the same: a wrong block, layer or norm would show."""
-    space, images = build(family), torch.randn(2, 3, 224, 224)
+    space, images = build(family), torch.randn(1, 3, 224, 224)
     found = []
     for stitch, route in zip(space.network.space, space.routes, strict=True):
         logits = space.network.classify(images, stitch)
-        assert stitch.id == route["id"] and logits.shape == (2, CLASSES)
+        assert stitch.id == route["id"] and logits.shape == (1, CLASSES)
         assert distance(logits, walk(space.models, route, space.layers, images)) <= 1e-6, stitch
         found.append(logits)
     for one, logits in enumerate(found):
@@ -91,7 +91,7 @@ def test_every_route_gives_the_logits_of_a_walk_over_timms_modules(family: str) 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_the_walk_over_a_whole_anchor_is_timms_forward(family: str) -> None:
-    space, images = build(family), torch.randn(2, 3, 224, 224)
+    space, images = build(family), torch.randn(1, 3, 224, 224)
     for model, route in zip(space.models, space.routes, strict=False):
         assert distance(walk(space.models, route, space.layers, images), model(images)) <= 1e-6
 
