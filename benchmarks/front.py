@@ -61,7 +61,7 @@ def schedule(iterations: int, seed: int, regime: Regime) -> dict[str, Any]:
                 by_epoch=False,
             ),
         ],
-        train_cfg=dict(max_iters=iterations, val_interval=iterations + 1),  # no validation
+        train_cfg=dict(max_iters=iterations, val_begin=iterations + 1),  # no validation
         default_hooks=dict(checkpoint=dict(interval=iterations, max_keep_ckpts=1)),
         train_dataloader=dict(num_workers=0, persistent_workers=False),
         val_dataloader=dict(num_workers=0, persistent_workers=False),
@@ -138,7 +138,9 @@ class Run:
             # On training images, so that the evaluation is independent.
             images = {**original.train_dataloader.dataset.data_prefix}
             validation = dict(val_dataloader=dict(dataset=dict(data_prefix=images, indices=NARROWING_IMAGES)))
-            validation |= dict(val_cfg=dict(stitches="all"), train_cfg=dict(val_interval=iterations // 3 + 1))
+            validation |= dict(
+                val_cfg=dict(stitches="all"), train_cfg=dict(val_begin=1, val_interval=iterations // 3 + 1)
+            )
             settings.merge_from_dict(dict(custom_hooks=hooks, **validation))
         if not recipe.trains:  # one iteration, which changes neither weights nor the statistics of batch norms
             settings.merge_from_dict(dict(optim_wrapper=dict(optimizer=dict(lr=0.0, weight_decay=0.0))))
