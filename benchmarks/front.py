@@ -90,18 +90,35 @@ class Run:
         """Another recipe with the same seed."""
         return Run(self.regime, recipe, self.seed, self.anchors.parents[1])
 
-    def anchor_checkpoint(self, letter: str) -> Path:
-        return self.anchors / letter / f"iter_{self.regime.anchors[letter][1]}.pth"
+    def anchor_folder(self, letter: str, round_: int = -1) -> Path:
+        """The work folder of a round of an anchor's training, by default the last."""
+        number = range(len(self.regime.anchors[letter][1]))[round_]
+        return self.anchors / f"{letter}{number + 1 if number else ''}"
+
+    def anchor_checkpoint(self, letter: str, round_: int = -1) -> Path:
+        return self.anchor_folder(letter, round_) / f"iter_{self.regime.anchors[letter][1][round_]}.pth"
 
     def train_anchor(self, letter: str) -> None:
         """Train an anchor from random weights, unless its checkpoint is there."""
-        if self.anchor_checkpoint(letter).exists():
-            return
-        base, iterations = self.regime.anchors[letter]
-        changes = schedule(iterations, self.regime.anchor_seed, self.regime)
-        changes["default_hooks"]["checkpoint"]["interval"] = -(-iterations // 6)
-        config = write_config(self.anchors / f"{letter}.py", REPOSITORY / "configs" / base, changes)
-        tool("train.py", config, "--work-dir", self.anchors / letter, "--resume")
+        base, rounds = self.regime.anchors[letter]
+        for number, iterations in enumerate(rounds):
+            changes = schedule(iterations, self.regime.anchor_seed + number, self.regime)
+            changes["default_hooks"]["checkpoint"]["interval"] = -(-iterations // 6)
+            changes["model"] = self.widened(load_config(REPOSITORY / "configs" / base), letter)
+            if number:
+                changes["load_from"] = str(self.anchor_checkpoint(letter, number - 1))
+            folder = self.anchor_folder(letter, number)
+            config = write_config(folder.with_suffix(".py"), REPOSITORY / "configs" / base, changes)
+            if not self.anchor_checkpoint(letter, number).exists():
+                tool("train.py", config, "--work-dir", folder, "--resume")
+
+    def widened(self, config: Config, letters: str) -> dict[str, Any]:
+        """The settings of a model whose anchors have the regime's widths."""
+        anchors = [dict(anchor) for anchor in config.model.backbone.anchors]
+        for anchor, letter in zip(anchors, letters, strict=True):
+            anchor["embed_dim"] = self.regime.widths.get(letter, anchor["embed_dim"])
+        heads = {head: dict(in_channels=anchors[-1]["embed_dim"]) for head in ("decode_head", "auxiliary_head")}
+        return dict(backbone=dict(anchors=anchors), **heads)
 
     def config(self, iterations: int = 1) -> Path:
         """The config of the recipe."""
@@ -116,15 +133,15 @@ class Run:
         )
         settings = Config(schedule(iterations, self.seed, self.regime))
         original = load_config(base)
-        anchors = [dict(anchor) for anchor in original.model.backbone.anchors]
-        for anchor, letter in zip(anchors, recipe.anchors, strict=True):
+        settings.merge_from_dict(dict(model=self.widened(original, recipe.anchors)))
+        for anchor, letter in zip(settings.model.backbone.anchors, recipe.anchors, strict=True):
             anchor["pretrained"] = str(self.anchor_checkpoint(letter))
         source = str(self.anchor_checkpoint(recipe.anchors[-1]))
         heads = {
             head: dict(init_cfg=dict(type="Pretrained", checkpoint=source, prefix=f"{head}."))
             for head in ("decode_head", "auxiliary_head")
         }
-        settings.merge_from_dict(dict(model=dict(backbone=dict(anchors=anchors, seed=self.seed), **heads)))
+        settings.merge_from_dict(dict(model=dict(backbone=dict(seed=self.seed), **heads)))
         # An anchor alone goes on at the rate that it has inside the stitched model.
         settings.merge_from_dict(dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=0.1))))
         if recipe.refine:
@@ -149,7 +166,7 @@ class Run:
         settings.merge_from_dict(copy.deepcopy(dict(recipe.changes)))
         if settings.train_cfg.get("distill", {}).get("teacher") == "L":
             settings.train_cfg.distill.teacher = dict(
-                config=str(self.anchors / "l.py"), checkpoint=str(self.anchor_checkpoint("l"))
+                config=str(self.anchor_folder("l").with_suffix(".py")), checkpoint=str(self.anchor_checkpoint("l"))
             )
         return write_config(path, base, settings.to_dict())
 
@@ -290,9 +307,10 @@ def store(path: Path, results: Mapping[str, Any]) -> None:
 
 def anchor_quality(run: Run, letter: str) -> float:
     """The mIoU of an anchor alone, before any stitching."""
-    points = run.anchors / letter / "points.json"
+    folder = run.anchor_folder(letter)
+    points = folder / "points.json"
     if not points.exists():
-        tool("test.py", run.anchors / f"{letter}.py", run.anchor_checkpoint(letter), "--out", points)
+        tool("test.py", folder.with_suffix(".py"), run.anchor_checkpoint(letter), "--out", points)
     return round(next(iter(OperatingPoints.load(points))).metric("mIoU"), 3)
 
 
@@ -303,7 +321,9 @@ def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs:
         write_shapes(regime.data, "shapes", train=train, val=val, size=(64, 64), seed=0)
     results = load(out)
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, one thread a run, {date.today()}"
-    results["regime"] = dict(anchors=regime.anchors, iterations=regime.iterations, images=regime.images)
+    results["regime"] = dict(
+        anchors=regime.anchors, widths=regime.widths, iterations=regime.iterations, images=regime.images
+    )
     some = Run(regime, "published", seeds[0], folder)
     used = {letter for name in recipes for letter in "sl" + RECIPES[name].anchors}
     letters = [letter for letter in reversed(regime.anchors) if letter in used]  # the longest first

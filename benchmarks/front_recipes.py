@@ -75,7 +75,9 @@ class Regime:
     """Anchors, data and the size of a comparison.
 
     Attributes:
-        anchors: by letter, smallest first: the config under configs/, and iterations from random weights.
+        anchors: by letter, smallest first: the config under configs/, and the iterations of each round of training. The
+            first round starts from random weights, and each has a schedule of its own.
+        widths: other widths than in the configs, by letter.
         stitched: the stitched configs, by the letters of their anchors.
         iterations: of the recipe "published"; its cost is the budget of all recipes.
         images: the numbers of procedural images to train on and to validate on; None for a real data set.
@@ -85,22 +87,23 @@ class Regime:
     """
 
     name: str
-    anchors: Mapping[str, tuple[str, int]]
+    anchors: Mapping[str, tuple[str, tuple[int, ...]]]
     stitched: Mapping[str, str]
     iterations: int
     images: tuple[int, int] | None
     data: str
     refine_steps: int = 300
     anchor_seed: int = 0
+    widths: Mapping[str, int] = field(default_factory=dict)
 
 
 REGIMES = {
     "shapes": Regime(
         "shapes",
         dict(
-            s=("quickstart/vit-s_setr_shapes-64x64.py", 4000),
-            m=("quickstart/vit-m_setr_shapes-64x64.py", 3000),
-            l=("quickstart/vit-l_setr_shapes-64x64.py", 3000),
+            s=("quickstart/vit-s_setr_shapes-64x64.py", (4000,)),
+            m=("quickstart/vit-m_setr_shapes-64x64.py", (3000,)),
+            l=("quickstart/vit-l_setr_shapes-64x64.py", (3000, 2000)),
         ),
         dict(
             sl="quickstart/stitched-vit-s-l_setr_shapes-64x64.py",
@@ -109,12 +112,13 @@ REGIMES = {
         iterations=600,
         images=(6000, 1000),
         data="work_dirs/front/shapes_data",
+        widths=dict(s=24),
     ),
     "camvid": Regime(
         "camvid",
         dict(
-            s=("camvid/vit-s_setr_1k_camvid-256x256.py", 1000),
-            l=("camvid/vit-l_setr_1k_camvid-256x256.py", 1000),
+            s=("camvid/vit-s_setr_1k_camvid-256x256.py", (1000,)),
+            l=("camvid/vit-l_setr_1k_camvid-256x256.py", (1000,)),
         ),
         dict(sl="camvid/stitched-vit-s-l_setr_1k_camvid-256x256.py"),
         iterations=600,
@@ -129,7 +133,7 @@ def quick(regime: Regime) -> Regime:
     return replace(
         regime,
         name=f"{regime.name}-quick",
-        anchors={letter: (config, 6) for letter, (config, _) in regime.anchors.items()},
+        anchors={letter: (config, (6,)) for letter, (config, _) in regime.anchors.items()},
         iterations=6,
         images=(32, 16),
         data=f"{regime.data}_quick",

@@ -1,0 +1,42 @@
+"""The comparison of fronts gives every recipe the same training cost."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from front import Run, costs
+from front_recipes import RECIPES, REGIMES, quick
+
+from mmsnnet.apis import load_config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["in-place-outputs", "teacher"])
+def test_iterations_use_up_the_budget(name: str, tmp_path: Path) -> None:
+    """The cost stays within that of "published", and one iteration more would exceed it."""
+    regime = quick(REGIMES["shapes"])
+    run = Run(regime, name, 0, tmp_path)
+    for letter, (base, _) in regime.anchors.items():  # the teacher's config
+        (tmp_path / regime.name / "anchors").mkdir(parents=True, exist_ok=True)
+        config = Path(__file__).parents[2] / "configs" / base
+        (tmp_path / regime.name / "anchors" / f"{letter}.py").write_text(f"_base_ = {str(config)!r}")
+    budget = run.of("published").iterations()[1] * run.recipe.budget
+    iterations, cost = run.iterations()
+    steps = costs(run.config(iterations), regime)
+    assert sum(next(steps) for _ in range(iterations)) == pytest.approx(cost)
+    assert 0 < cost <= budget * (1 + 1e-12) < cost + next(steps)
+
+
+def test_recipes_differ_in_what_they_name(tmp_path: Path) -> None:
+    """A recipe's config has its settings, and starts from the anchors that all recipes share."""
+    regime = quick(REGIMES["shapes"])
+    for name in ("published", "in-place-outputs", "no-lsl", "alone-s"):
+        config = load_config(Run(regime, name, 1, tmp_path).config(5))
+        assert config.model.backbone.seed == config.randomness.seed == 1 and config.train_cfg.max_iters == 5
+        letters = [Path(anchor.pretrained).parent.name for anchor in config.model.backbone.anchors]
+        assert letters == list(RECIPES[name].anchors)
+        assert config.train_cfg.get("stitches_per_step", 1) == (3 if name == "in-place-outputs" else 1)
+        assert ("draw_from" in config.model.backbone) == (name == "no-lsl")
