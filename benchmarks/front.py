@@ -104,21 +104,29 @@ class Run:
         for number, iterations in enumerate(rounds):
             changes = schedule(iterations, self.regime.anchor_seed + number, self.regime)
             changes["default_hooks"]["checkpoint"]["interval"] = -(-iterations // 6)
-            changes["model"] = self.widened(load_config(REPOSITORY / "configs" / base), letter)
-            if number:
-                changes["load_from"] = str(self.anchor_checkpoint(letter, number - 1))
+            sources = [str(self.anchor_checkpoint(letter, number - 1))] if number else []
+            changes["model"] = self.model(load_config(REPOSITORY / "configs" / base), letter, sources)
             folder = self.anchor_folder(letter, number)
             config = write_config(folder.with_suffix(".py"), REPOSITORY / "configs" / base, changes)
             if not self.anchor_checkpoint(letter, number).exists():
                 tool("train.py", config, "--work-dir", folder, "--resume")
 
-    def widened(self, config: Config, letters: str) -> dict[str, Any]:
-        """The settings of a model whose anchors have the regime's widths."""
+    def model(self, config: Config, letters: str, sources: Sequence[str]) -> dict[str, Any]:
+        """The settings of a model with the regime's widths, and the anchors' checkpoints, if any.
+
+        Heads start from the checkpoint of the largest anchor.
+        """
         anchors = [dict(anchor) for anchor in config.model.backbone.anchors]
         for anchor, letter in zip(anchors, letters, strict=True):
             anchor["embed_dim"] = self.regime.widths.get(letter, anchor["embed_dim"])
-        heads = {head: dict(in_channels=anchors[-1]["embed_dim"]) for head in ("decode_head", "auxiliary_head")}
-        return dict(backbone=dict(anchors=anchors), **heads)
+        head = dict(in_channels=anchors[-1]["embed_dim"])
+        model = dict(backbone=dict(anchors=anchors), decode_head=head, auxiliary_head=head)
+        if sources:
+            for anchor, source in zip(anchors, sources, strict=True):
+                anchor["pretrained"] = source
+            for name in ("decode_head", "auxiliary_head"):
+                model[name] = head | dict(init_cfg=dict(type="Pretrained", checkpoint=sources[-1], prefix=f"{name}."))
+        return model
 
     def config(self, iterations: int = 1) -> Path:
         """The config of the recipe."""
@@ -133,15 +141,9 @@ class Run:
         )
         settings = Config(schedule(iterations, self.seed, self.regime))
         original = load_config(base)
-        settings.merge_from_dict(dict(model=self.widened(original, recipe.anchors)))
-        for anchor, letter in zip(settings.model.backbone.anchors, recipe.anchors, strict=True):
-            anchor["pretrained"] = str(self.anchor_checkpoint(letter))
-        source = str(self.anchor_checkpoint(recipe.anchors[-1]))
-        heads = {
-            head: dict(init_cfg=dict(type="Pretrained", checkpoint=source, prefix=f"{head}."))
-            for head in ("decode_head", "auxiliary_head")
-        }
-        settings.merge_from_dict(dict(model=dict(backbone=dict(seed=self.seed), **heads)))
+        sources = [str(self.anchor_checkpoint(letter)) for letter in recipe.anchors]
+        settings.merge_from_dict(dict(model=self.model(original, recipe.anchors, sources)))
+        settings.merge_from_dict(dict(model=dict(backbone=dict(seed=self.seed))))
         # An anchor alone goes on at the rate that it has inside the stitched model.
         settings.merge_from_dict(dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=0.1))))
         if recipe.refine:
@@ -321,9 +323,8 @@ def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs:
         write_shapes(regime.data, "shapes", train=train, val=val, size=(64, 64), seed=0)
     results = load(out)
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, one thread a run, {date.today()}"
-    results["regime"] = dict(
-        anchors=regime.anchors, widths=regime.widths, iterations=regime.iterations, images=regime.images
-    )
+    sizes = ("anchors", "widths", "iterations", "images")
+    results["regime"] = {name: getattr(regime, name) for name in sizes}
     some = Run(regime, "published", seeds[0], folder)
     used = {letter for name in recipes for letter in "sl" + RECIPES[name].anchors}
     letters = [letter for letter in reversed(regime.anchors) if letter in used]  # the longest first
