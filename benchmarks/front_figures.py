@@ -35,13 +35,15 @@ def bins(points: Sequence[Point], low: float, high: float, number: int = BINS) -
 
 
 def area(points: Sequence[Point], low: float, high: float) -> float:
-    """The mean over all budgets from ``low`` to ``high`` of the best quality within; a stitch must cost ``low``."""
+    """The mean over all budgets from ``low`` to ``high`` of the best quality within.
+
+    A budget below the cheapest stitch gets this stitch.
+    """
+    cheapest = min(points, key=lambda point: point.gflops)
     steps = sorted({point.gflops for point in points if low < point.gflops < high} | {low, high})
     total = 0.0
     for left, right in pairwise(steps):
-        quality = best_within(points, left)
-        assert quality is not None
-        total += quality * (right - left)
+        total += (best_within(points, left) or cheapest.quality) * (right - left)
     return total / (high - low)
 
 
@@ -61,6 +63,7 @@ class Summary(NamedTuple):
     recipe: str
     seeds: int
     iterations: int
+    cost: float  # of training, over that of "published"
     bins: list[tuple[float, float]]
     area: tuple[float, float]
     anchors: dict[str, tuple[float, float]]
@@ -73,6 +76,9 @@ def summaries(results: Mapping[str, Any]) -> list[Summary]:
     if not stitched:
         return []
     costs = {point.name: point.gflops for point in points_of(stitched[0])}
+    budgets = {
+        entry["seed"]: entry["training_tflops_per_image"] for entry in stitched if entry["recipe"] == "published"
+    }
     low, high = costs["S"], costs["L"]
     by_recipe: dict[str, list[Entry]] = {}
     for entry in stitched:
@@ -95,6 +101,7 @@ def summaries(results: Mapping[str, Any]) -> list[Summary]:
                 recipe,
                 len(entries),
                 round(mean(entry["iterations"] for entry in entries)),
+                mean(entry["training_tflops_per_image"] / budgets[entry["seed"]] for entry in entries),
                 [_spread([value for value in column if value is not None]) for column in columns],
                 _spread([area(points, low, high) for points in fronts]),
                 {name: _spread(values) for name, values in routes.items() if values},
@@ -119,25 +126,54 @@ def report(results: Mapping[str, Any], picture: Path | None = None) -> str:
     rows = summaries(results)
     if picture is not None:
         draw(results, picture)
-    gaps = [entry for entry in results["anchors"].values() if len(entry) == 2]
+    anchors = results["anchors"]
     lines = [
         f"Machine: {results.get('machine')}. Anchors before: "
-        + ", ".join(f"seed {seed} S {a['s']:.1f} L {a['l']:.1f}" for seed, a in results["anchors"].items())
-        + (f" (gap {mean(a['l'] - a['s'] for a in gaps):.1f})" if gaps else ""),
+        + ", ".join(
+            f"{letter.upper()} {quality:.1f}" for letter, quality in sorted(anchors.items(), key=lambda a: a[1])
+        )
+        + f"; L is {anchors['l'] - anchors['s']:.1f} above S.",
         "",
-        f"| recipe | seeds | iterations | {' | '.join(f'{k}/{BINS}' for k in range(1, BINS + 1))} | area | S - alone | "
-        "L - alone |",
-        "|---" * (6 + BINS) + "|",
+        f"| recipe | seeds | iterations | cost | {' | '.join(f'{k}/{BINS}' for k in range(1, BINS + 1))} | area | "
+        "S - alone | L - alone |",
+        "|---" * (7 + BINS) + "|",
     ]
     for row in rows:
         cells = [_shown(value) for value in (*row.bins, row.area)]
         cells += [_shown(row.anchors[name]) if name in row.anchors else "" for name in ("S", "L")]
-        lines.append(f"| {row.recipe} | {row.seeds} | {row.iterations} | {' | '.join(cells)} |")
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row.kinds if len(kind) > 1))
-    lines += ["", f"| distance below the front | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
-    for row in rows:
-        lines.append(f"| {row.recipe} | {' | '.join(f'{row.kinds[kind]:.1f}' for kind in kinds)} |")
+        lines.append(f"| {row.recipe} | {row.seeds} | {row.iterations} | {row.cost:.2f} | {' | '.join(cells)} |")
+    lines += ["", *by_kind(results, rows), "", *single_models(results)]
     return "\n".join(lines)
+
+
+def by_kind(results: Mapping[str, Any], rows: Sequence[Summary]) -> list[str]:
+    """A table of the mean quality of each kind, and of the median distance below the front."""
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row.kinds))
+    lines = [f"| mean quality (distance below the front) | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
+    for row in rows:
+        qualities: dict[str, list[float]] = {}
+        for entry in results["runs"]:
+            if entry["recipe"] == row.recipe:
+                for point in points_of(entry):
+                    qualities.setdefault(point.kind, []).append(point.quality)
+        cells = [f"{mean(qualities[k]):.1f} ({row.kinds[k]:.1f})" if k in row.kinds else "" for k in kinds]
+        lines.append(f"| {row.recipe} | {' | '.join(cells)} |")
+    return lines
+
+
+def single_models(results: Mapping[str, Any]) -> list[str]:
+    """A table of models of one stitch: anchors trained alone, polished stitches."""
+    found: dict[str, list[Entry]] = {}
+    for entry in results["runs"]:
+        if len(entry["points"]) == 1:
+            found.setdefault(entry["recipe"], []).append(entry)
+    lines = ["| one model | seeds | iterations | GFLOPs | quality |", "|---" * 5 + "|"]
+    for recipe, entries in found.items():
+        points = [points_of(entry)[0] for entry in entries]
+        quality = _shown(_spread([point.quality for point in points]))
+        iterations = round(mean(entry["iterations"] for entry in entries))
+        lines.append(f"| {recipe} | {len(entries)} | {iterations} | {points[0].gflops:.4f} | {quality} |")
+    return lines
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:

@@ -39,12 +39,12 @@ def test_the_distance_to_the_front_is_a_median_by_kind() -> None:
 
 def entry(recipe: str, seed: int, shift: float = 0.0, points: list[Point] = POINTS) -> dict[str, Any]:
     moved = [point._replace(quality=point.quality + shift)._asdict() for point in points]
-    return dict(recipe=recipe, seed=seed, iterations=100, points=moved)
+    return dict(recipe=recipe, seed=seed, iterations=100, training_tflops_per_image=2.0, points=moved)
 
 
 def test_seeds_are_averaged_and_anchors_held_against_those_trained_alone() -> None:
     results = dict(
-        anchors={"0": dict(s=39.0, l=45.0), "1": dict(s=39.5, l=45.5)},
+        anchors=dict(s=39.25, l=45.25),
         runs=[
             entry("published", 0),
             entry("published", 1, shift=2.0),
@@ -56,10 +56,16 @@ def test_seeds_are_averaged_and_anchors_held_against_those_trained_alone() -> No
     assert summary.seeds == 2 and summary.area == (pytest.approx(44.0), pytest.approx(1.0))
     assert summary.anchors == {"S": (pytest.approx(-0.25), pytest.approx(0.75))}
     text = report(results)
-    assert "| published | 2 | 100 |" in text and "gap 6.0" in text
+    assert "| published | 2 | 100 | 1.00 |" in text and "L is 6.0 above S" in text
+    assert "| alone-s | 2 | 100 | 1.0000 | 41.2 ± 0.2 |" in text
+    assert "| published | 41.0 (0.0) | 39.0 (6.0) | 45.0 (0.0) | 42.0 (3.0) | 47.0 (0.0) |" in text
+
+
+def test_budgets_below_the_cheapest_stitch_get_this_stitch() -> None:
+    assert area(POINTS[2:4], 1.0, 3.0) == 44.0
 
 
 def test_the_picture(tmp_path: Path) -> None:
-    results = dict(anchors={}, runs=[entry("published", 0), entry("teacher", 0, 1.0)])
+    results = dict(anchors=dict(s=40.0, l=46.0), runs=[entry("published", 0), entry("teacher", 0, 1.0)])
     report(results, tmp_path / "fronts.png")
     assert (tmp_path / "fronts.png").stat().st_size > 10_000
