@@ -19,6 +19,14 @@ from types import ModuleType
 
 import torch
 
+try:
+    from yapf.yapflib import yapf_api
+except ImportError:  # the tests of mmsnnet.stitching run without OpenMMLab
+    pass
+else:
+    # mmengine formats each config that it logs or saves, which takes longer than a tiny run trains.
+    yapf_api.FormatCode = lambda text, **_: (text, False)
+
 REPOSITORY = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["mmsnnet.apis", "mmsnnet.datasets", "mmsnnet.engine", "mmseg.models", __name__])

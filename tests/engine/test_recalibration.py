@@ -4,6 +4,7 @@ import copy
 import itertools
 import random
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ STITCHES = "S,L,3,9"
 NUMBERS = itertools.count()
 GIVEN: list[tuple[int, Tensor]] = []
 COSTS: dict[str, Any] = {}  # of the backbone of each pair, counted once
+weights = cache(lambda pair: make(pair).state_dict())
 
 
 class Augmented(Dataset):
@@ -98,7 +100,7 @@ def make_runner(folder: Path, pair: str = "resnet", **changes: Any) -> Runner:
     )
     runner = Runner.from_cfg(Config(config | changes))
     runner.model.backbone._cost_models = COSTS.setdefault(pair, {})
-    runner.model.load_state_dict(make(pair).state_dict(), strict=False)
+    runner.model.load_state_dict(weights(pair), strict=False)
     return runner
 
 

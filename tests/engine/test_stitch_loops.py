@@ -88,9 +88,11 @@ def make_runner(
             test_evaluator=dict(type="IoUMetric", iou_metrics=["mIoU"]),
         )
         runner = Runner.from_cfg(Config(config | kwargs))
+        backbone = find_stitched_backbone(runner.model)
+        backbone._cost_models = COSTS.setdefault(str(runner.cfg.model), {})
         randomise(runner.model)
         if initialized:
-            for layer in find_stitched_backbone(runner.model).network.layers.values():
+            for layer in backbone.network.layers.values():
                 layer.set_base(layer.weight, layer.bias)
         return runner
 
@@ -98,6 +100,7 @@ def make_runner(
 
 
 NUMBERS = itertools.count()
+COSTS: dict[str, Any] = {}  # of the backbone of each model, counted once
 
 
 class Recorder(Hook):
