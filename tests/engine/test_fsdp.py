@@ -33,6 +33,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 import mmsnnet
 from mmsnnet.models import find_stitched_backbone
+from mmsnnet.models.backbones import stitched_backbone
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 SHARDED = dict(runner_type="FlexibleRunner", strategy=dict(type="mmsnnet.FSDPStrategy"))
@@ -73,11 +74,25 @@ class Recorder(Hook):
             torch.save(metrics, folder / f"{self.name} metrics.pt")
 
 
+# The costs of each model are counted once: by the first process alone, by the second one sharded.
+count, costs, counting = stitched_backbone.cost_model, {}, []
+
+
+def count_once(network, shape):
+    if (counting[-1], shape) not in costs:
+        costs[counting[-1], shape] = count(network, shape)
+    return costs[counting[-1], shape]
+
+
+stitched_backbone.cost_model = count_once
+
+
 def rank_count():
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def train(name, model="plain", counts=1, val=None, **settings):
+    counting.append(model)
     images = dict(num_workers=0, collate_fn=dict(type="pseudo_collate"))
     config = dict(
         model=torch.load(folder / f"{model}.pt"),
