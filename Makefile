@@ -11,12 +11,13 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 # These folders need torch and timm, but not OpenMMLab.
 STITCHING := tests/stitching tests/files
 
-.PHONY: help quickstart check test test-stitching setup setup-full lint clean
+.PHONY: help quickstart check test test-stitching coverage setup setup-full lint clean
 
 help:
 	@echo "make quickstart      set up without a compiler, then train, evaluate and plot stitched ViTs"
 	@echo "make check           lint, types and the fast tests: before each commit, about two minutes on two cores"
 	@echo "make test            lint, types and all tests: what CI runs"
+	@echo "make coverage        all tests once more, slower, with a table of the lines that none of them runs"
 	@echo "make test-stitching  the tests of mmsnnet.stitching and mmsnnet.files without OpenMMLab"
 	@echo "All but quickstart set up everything first, detection's compiled operators included."
 
@@ -27,10 +28,15 @@ check: lint
 	$(PYTEST) -m "not (slow or distributed or end_to_end or detection)"
 
 test: lint test-stitching
+	$(PYTEST) $(STITCHING:%=--ignore=%)
+
+# Tracing makes Python code take twice as long, so CI does without.
+coverage: setup-full
+	$(PYTEST) -p tests.without_openmmlab $(STITCHING) --cov --cov-report=
 	$(PYTEST) $(STITCHING:%=--ignore=%) --cov --cov-append
 
 test-stitching: setup-full
-	$(PYTEST) -p tests.without_openmmlab $(STITCHING) --cov --cov-report=
+	$(PYTEST) -p tests.without_openmmlab $(STITCHING)
 
 lint: setup-full
 	$(BIN)/ruff check .
