@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from mmsnnet.stitching.space import StitchSpace
 from mmsnnet.stitching.stitch import Stitch
@@ -12,7 +13,7 @@ from mmsnnet.stitching.stitch import Stitch
 
 @dataclass(frozen=True)
 class StitchSampler:
-    """Draws a bin of FLOPs uniformly, then a stitch of that bin uniformly.
+    """Draws a bin of FLOPs, uniformly or by weights, then a stitch of that bin uniformly.
 
     A draw is a pure function of the seed and of the number of earlier draws. Every rank of a distributed run therefore
     draws the same stitch without communication, and a resumed run continues the sequence.
@@ -23,19 +24,24 @@ class StitchSampler:
         stitches_per_step: the number of stitches that a training step runs. With two or more, the first draw of a step
             is the costliest stitch, which can teach the others, the second the cheapest, and the others are random.
 
+        weights: a whole number of 1 or more for each bin, to which its probability is proportional; none by default.
+
     Raises:
-        ValueError: a bin is empty or there is none, or ``stitches_per_step`` is below 1.
+        ValueError: a bin is empty or there is none, ``stitches_per_step`` is below 1, or ``weights`` do not fit.
     """
 
     bins: tuple[tuple[int, ...], ...]
     seed: int = 0
     stitches_per_step: int = 1
+    weights: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.bins or not all(self.bins):
             raise ValueError("a sampler needs at least one bin, and a stitch in each")
         if self.stitches_per_step < 1:
             raise ValueError(f"a training step runs one stitch or more, got stitches_per_step={self.stitches_per_step}")
+        if self.weights and (len(self.weights) != len(self.bins) or min(self.weights) < 1):
+            raise ValueError(f"expected a weight of 1 or more for each of {len(self.bins)} bins, got {self.weights}")
 
     def draw(self, n: int) -> int:
         """The stitch id of draw ``n``, counted from 0."""
@@ -43,8 +49,14 @@ class StitchSampler:
         if self.stitches_per_step > 1 and place < 2:
             return self.bins[-1][-1] if place == 0 else self.bins[0][0]
         digest = hashlib.blake2b(f"{self.seed}:{n}".encode(), digest_size=16).digest()
-        stitches = self.bins[_below(len(self.bins), digest[:8])]
+        stitches = self._bin(digest[:8])
         return stitches[_below(len(stitches), digest[8:])]
+
+    def _bin(self, random_bytes: bytes) -> tuple[int, ...]:
+        if not self.weights:
+            return self.bins[_below(len(self.bins), random_bytes)]
+        place = _below(sum(self.weights), random_bytes)
+        return next(bin_ for bin_, end in zip(self.bins, accumulate(self.weights), strict=True) if place < end)
 
 
 def spread(space: StitchSpace, bins: Sequence[Sequence[int]], number: int = 4) -> tuple[Stitch, ...]:
@@ -81,6 +93,15 @@ def flops_bins(flops: Mapping[int, int], step: float) -> tuple[tuple[int, ...], 
             first = flops[id_]
         bins[-1].append(id_)
     return tuple(map(tuple, bins))
+
+
+def equal_flops(bins: Sequence[Sequence[int]], flops: Mapping[int, int]) -> tuple[int, ...]:
+    """Weights with which each bin gets the same FLOPs in training, except for rounding.
+
+    A bin's weight is inversely proportional to the mean FLOPs of its stitches; the costliest bin has about 1000.
+    """
+    means = [sum(flops[id_] for id_ in bin_) / len(bin_) for bin_ in bins]
+    return tuple(round(1000 * max(means) / mean) for mean in means)
 
 
 def _below(n: int, random_bytes: bytes) -> int:

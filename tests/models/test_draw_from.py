@@ -42,6 +42,17 @@ def test_only_chosen_stitches_are_drawn(
     assert drawn(backbone, make_images(1)) == {stitch.name for stitch in whole.space if condition(stitch)}
 
 
+def test_cheap_stitches_are_drawn_more_often(make_backbone: Make) -> None:
+    """As often as makes each bin's training cost the same; what remains after narrowing, too."""
+    backbone = make_backbone(draw_from=dict(equal_flops=True), flops_step=1.0)
+    costs = {id_: cost.flops for id_, cost in backbone.training_costs().items()}
+    for _ in range(2):
+        sampler = backbone.sampler()
+        for (id_,), weight in zip(sampler.bins, sampler.weights, strict=True):
+            assert weight * costs[id_] == pytest.approx(sampler.weights[-1] * max(costs.values()), rel=1e-3)
+        backbone.draw_only([0, 1])
+
+
 def test_steps_draw_from_the_choice_too(make_backbone: Make, make_images: Callable[..., Tensor]) -> None:
     backbone = make_backbone(draw_from=dict(kinds=["SL", "LS"]))
     backbone.stitches_per_step = 3

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from mmsnnet.stitching import StitchSampler, flops_bins
+from mmsnnet.stitching.sampling import equal_flops
 
 BINS = ((0, 3), (1,), (5, 2, 7, 4), (6, 8, 9))
 
@@ -50,6 +51,28 @@ def test_the_draw_of_a_known_seed_stays() -> None:
     which_bin = int(int.from_bytes(digest[:8], "big") / 2**64 * len(BINS))
     which = int(int.from_bytes(digest[8:], "big") / 2**64 * len(BINS[which_bin]))
     assert StitchSampler(BINS, seed=7).draw(41) == BINS[which_bin][which]
+
+
+def test_each_bin_gets_the_same_flops() -> None:
+    flops = {0: 90, 3: 110, 1: 200, 5: 400, 2: 400, 7: 400, 4: 400, 6: 1000, 8: 1000, 9: 1000}
+    weights = equal_flops(BINS, flops)
+    assert weights == (10000, 5000, 2500, 1000)
+    sampler, number = StitchSampler(BINS, seed=5, weights=weights), 8000
+    count = Counter(sampler.draw(i) for i in range(number))
+    expected = [weight / sum(weights) * number for weight in weights]
+    assert stats.chisquare([sum(count[id_] for id_ in members) for members in BINS], expected).pvalue > 1e-3
+    assert stats.chisquare([count[id_] for id_ in BINS[2]]).pvalue > 1e-3
+
+
+def test_equal_weights_draw_as_none(seed: int = 4) -> None:
+    weighted = StitchSampler(BINS, seed, weights=(7,) * len(BINS))
+    assert [weighted.draw(n) for n in range(300)] == [StitchSampler(BINS, seed).draw(n) for n in range(300)]
+
+
+@pytest.mark.parametrize("weights", [(1,), (1, 1, 0, 1)])
+def test_weights_fit_the_bins(weights: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="for each of 4 bins"):
+        StitchSampler(BINS, weights=weights)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -184,8 +184,10 @@ def _describe_sampler(loader: DataLoader) -> str | None:
 
 def _describe_bins(backbone: StitchedBackbone) -> str:
     """The number of bins of stitches, with a digest of their contents."""
-    bins = backbone.sampler().bins
-    return f"{len(bins)} bin{'s' * (len(bins) != 1)} of {len(backbone.space)} stitches ({_digest(map(repr, bins))})"
+    sampler = backbone.sampler()
+    bins, weights = sampler.bins, [f"weights {sampler.weights}"] if sampler.weights else []
+    digest = _digest([*map(repr, bins), *weights])
+    return f"{len(bins)} bin{'s' * (len(bins) != 1)} of {len(backbone.space)} stitches ({digest})"
 
 
 def _digest(parts: Iterable[str]) -> str:

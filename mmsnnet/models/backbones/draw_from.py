@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mmsnnet.errors import SettingError, check_keys
 from mmsnnet.evaluation import pareto_front
 from mmsnnet.models.backbones.budget import points_of_space
 from mmsnnet.models.backbones.image_sizes import warn
-from mmsnnet.stitching import Cost, Stitch, StitchSpace, flops_bins
+from mmsnnet.stitching import Cost, Stitch, StitchSampler, StitchSpace, flops_bins
+from mmsnnet.stitching.sampling import equal_flops
 
 CONDITIONS = ("kinds", "stitches", "max_crossings", "front_of", "metric")
+SETTINGS = (*CONDITIONS, "equal_flops")
 
 
 def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Stitch, ...]:
@@ -28,11 +30,13 @@ def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Sti
               Pareto front of ``metric`` over FLOPs;
             - ``metric``: the task's main metric by default.
 
+            ``equal_flops`` is for :func:`sampler_of`.
+
     Raises:
         SettingError: no stitch is left, or a kind or key is unknown.
         FileNotFoundError, ValueError: the file of operating points is missing, or of another space.
     """
-    check_keys("StitchedViT's draw_from", choice, CONDITIONS)
+    check_keys("StitchedViT's draw_from", choice, SETTINGS)
     kinds, stitches, max_crossings, front_of, metric = map(choice.get, CONDITIONS)
     chosen = space.stitches
     if kinds is not None:
@@ -54,21 +58,25 @@ def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Sti
     return chosen
 
 
-def bins_to_draw(
-    space: StitchSpace, stitches: Sequence[Stitch], costs: Mapping[int, Cost], flops_step: float
-) -> tuple[tuple[int, ...], ...]:
-    """Group the stitches that training draws into bins of FLOPs; warn if there is one bin.
+def sampler_of(
+    space: StitchSpace, choice: Mapping[str, Any], costs: Mapping[int, Cost], flops_step: float, seed: int
+) -> StitchSampler:
+    """The sampler of the stitches that training draws; warns if there is one bin.
 
     Args:
         space: of the stitches.
-        stitches: as :func:`stitches_to_draw` returns them.
+        choice: as of :func:`stitches_to_draw`. With ``equal_flops``, each bin gets the same FLOPs in training, so that
+            cheap stitches are drawn more often; by default each bin is drawn as often.
         costs: by stitch id.
         flops_step: width of a bin in multiply-accumulates.
+        seed: of the draws.
     """
-    bins = flops_bins({stitch.id: costs[stitch.id].flops for stitch in stitches}, flops_step)
+    stitches = stitches_to_draw(space, choice)
+    flops = {stitch.id: costs[stitch.id].flops for stitch in stitches}
+    bins = flops_bins(flops, flops_step)
     if len(bins) == 1 < len(stitches) and space.scheme != "sliding_window":  # published as uniform
         warn(
             f"All {len(stitches)} stitches fall into one FLOPs bin: training draws them uniformly and the anchors "
             f"rarely. Lower StitchedViT's flops_step, now {flops_step:.3g}."
         )
-    return bins
+    return StitchSampler(bins, seed, weights=equal_flops(bins, flops) if choice.get("equal_flops") else ())

@@ -16,7 +16,7 @@ from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.backbones.budget import Budget
 from mmsnnet.models.backbones.build_network import build_network, load_anchors
-from mmsnnet.models.backbones.draw_from import bins_to_draw, stitches_to_draw
+from mmsnnet.models.backbones.draw_from import sampler_of
 from mmsnnet.models.backbones.image_sizes import PaddingWarning, check_first_draw, parse_image_size
 from mmsnnet.models.backbones.taps import TapNorms, Taps, tap_outlines
 from mmsnnet.models.model_weights import DRAWS
@@ -220,16 +220,15 @@ class StitchedBackbone(BaseModule):
         Its bins are over the FLOPs at ``img_size`` with the taps of training. The first call counts the costs.
         """
         if self._sampler is None:
-            chosen = stitches_to_draw(self.space, self.draw_from)
-            bins = bins_to_draw(self.space, chosen, self.training_costs(), self.flops_step)
-            self._sampler = StitchSampler(bins, self.seed)
+            costs = self.training_costs()
+            self._sampler = sampler_of(self.space, self.draw_from, costs, self.flops_step, self.seed)
         if self._sampler.stitches_per_step != self.stitches_per_step:
             self._sampler = replace(self._sampler, stitches_per_step=self.stitches_per_step)
         return self._sampler
 
     def draw_only(self, stitches: Iterable[int | str]) -> None:
         """Let training draw only these stitches from now on, by their ids or names."""
-        self.draw_from = dict(stitches=list(stitches))
+        self.draw_from = dict(stitches=list(stitches), equal_flops=self.draw_from.get("equal_flops", False))
         self._sampler = None
 
     def prefix_order(self, stitches: Iterable[Stitch]) -> tuple[Stitch, ...]:
