@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -40,7 +39,7 @@ class NarrowDrawsHook(Hook):
     """
 
     def __init__(self, within: float, metric: str | None = None) -> None:
-        if isinstance(within, bool) or not isinstance(within, Real) or not within >= 0:
+        if isinstance(within, bool) or not isinstance(within, int | float) or not within >= 0:
             raise SettingError(f"NarrowDrawsHook: within must be a number of 0 or more, got {within!r}")
         self.within = within
         self.metric = metric
