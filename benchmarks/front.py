@@ -12,34 +12,34 @@ belongs to the repository; a second call goes on with what is missing.
 
 import argparse
 import copy
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
-from itertools import accumulate, count
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from front_costs import all_stitches, spending, spent  # noqa: E402
 from front_figures import report  # noqa: E402
 from front_recipes import RECIPES, REGIMES, Regime, quick  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
-from mmsnnet.apis import build_uninitialized, load_config  # noqa: E402
+from mmsnnet.apis import load_config  # noqa: E402
 from mmsnnet.datasets import write_shapes  # noqa: E402
 from mmsnnet.evaluation import OperatingPoints  # noqa: E402
 from mmsnnet.files.writing import write_atomically  # noqa: E402
-from mmsnnet.models import find_stitched_backbone, model_costs  # noqa: E402
 
 RESULTS = Path(__file__).parent / "front_results"
-NARROWING_IMAGES = 200
 
 # Settings
 
@@ -128,17 +128,14 @@ class Run:
                 model[name] = head | dict(init_cfg=dict(type="Pretrained", checkpoint=sources[-1], prefix=f"{name}."))
         return model
 
-    def config(self, iterations: int = 1) -> Path:
-        """The config of the recipe."""
-        recipe, path = self.recipe, self.root / f"{self.name}.py"
+    def config(self, iterations: int = 1, folder: str = "") -> Path:
+        """Write the config of the recipe, below ``folder``."""
+        recipe, path = self.recipe, self.root / folder / f"{self.name}.py"
         if recipe.polish:
             return write_config(path, self.extracted(), self.polishing(iterations))
         alone = len(recipe.anchors) == 1
-        base = (
-            REPOSITORY
-            / "configs"
-            / (self.regime.anchors[recipe.anchors][0] if alone else self.regime.stitched[recipe.anchors])
-        )
+        name = self.regime.anchors[recipe.anchors][0] if alone else self.regime.stitched[recipe.anchors]
+        base = REPOSITORY / "configs" / name
         settings = Config(schedule(iterations, self.seed, self.regime))
         original = load_config(base)
         sources = [str(self.anchor_checkpoint(letter)) for letter in recipe.anchors]
@@ -146,21 +143,18 @@ class Run:
         settings.merge_from_dict(dict(model=dict(backbone=dict(seed=self.seed))))
         # An anchor alone goes on at the rate that it has inside the stitched model.
         settings.merge_from_dict(dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=0.1))))
-        if recipe.refine:
-            init = dict(
-                type="mmsnnet.StitchInitHook", num_images=50, batch_size=8, refine=dict(steps=self.regime.refine_steps)
-            )
-            hooks = [hook for hook in original.custom_hooks if hook["type"] != "mmsnnet.StitchInitHook"]
-            settings.merge_from_dict(dict(custom_hooks=[init, *hooks]))
+        hooks = [hook for hook in original.custom_hooks if hook["type"] != "mmsnnet.StitchInitHook"]
+        init = dict(type="mmsnnet.StitchInitHook", num_images=50, batch_size=8, seed=self.seed)
+        hooks.insert(0, init | (dict(refine=dict(steps=self.regime.refine_steps)) if recipe.refine else {}))
         if recipe.narrow is not None:
-            hooks = [*original.custom_hooks, dict(type="mmsnnet.NarrowDrawsHook", within=recipe.narrow)]
+            hooks.append(dict(type="mmsnnet.NarrowDrawsHook", within=recipe.narrow))
             # On training images, so that the evaluation is independent.
-            images = {**original.train_dataloader.dataset.data_prefix}
-            validation = dict(val_dataloader=dict(dataset=dict(data_prefix=images, indices=NARROWING_IMAGES)))
-            validation |= dict(
-                val_cfg=dict(stitches="all"), train_cfg=dict(val_begin=1, val_interval=iterations // 3 + 1)
-            )
-            settings.merge_from_dict(dict(custom_hooks=hooks, **validation))
+            images = dict(data_prefix={**original.train_dataloader.dataset.data_prefix})
+            images["indices"] = self.regime.narrowing_images
+            times = dict(val_begin=1, val_interval=iterations // 3 + 1)
+            validation = dict(val_dataloader=dict(dataset=images), val_cfg=dict(stitches="all"), train_cfg=times)
+            settings.merge_from_dict(validation)
+        settings.merge_from_dict(dict(custom_hooks=hooks))
         if not recipe.trains:  # one iteration, which changes neither weights nor the statistics of batch norms
             settings.merge_from_dict(dict(optim_wrapper=dict(optimizer=dict(lr=0.0, weight_decay=0.0))))
             still = dict(norm_cfg=dict(type="BN", requires_grad=True, momentum=0.0))
@@ -188,20 +182,33 @@ class Run:
         settings["train_cfg"]["distill"] = dict(outputs=1.0, teacher=dict(config=str(config), checkpoint=checkpoint))
         return settings
 
+    def settings(self) -> Config:
+        """The config for counting costs; that of a run stays as it is."""
+        return load_config(self.config(folder="costs"))
+
     def iterations(self) -> tuple[int, float]:
-        """The number of iterations that the budget pays, and their cost for one image, in FLOPs."""
+        """The number of iterations that the budget pays, and the whole cost for one image, in FLOPs.
+
+        Raises:
+            ValueError: the budget pays no iteration.
+        """
+        beside, steps = spending(self.settings(), self.regime)
         if self.name == "published":
-            steps = costs(self.config(), self.regime)
-            return self.regime.iterations, sum(next(steps) for _ in range(self.regime.iterations))
+            return self.regime.iterations, beside + sum(next(steps) for _ in range(self.regime.iterations))
+        if not self.recipe.trains:
+            return 1, beside
         budget = self.of("published").iterations()[1] * self.recipe.budget
-        paid = 0.0
-        for number, total in enumerate(accumulate(costs(self.config(), self.regime))):
-            if not self.recipe.trains:
-                return 1, total if self.recipe.refine else 0.0
-            if total > budget:
-                return number, paid
-            paid = total
-        raise AssertionError("costs never end")
+        number, paid = 0, beside
+        for step in steps:
+            if paid + step > budget:
+                break
+            number, paid = number + 1, paid + step
+        if not number:
+            raise ValueError(
+                f"{self.name}: refinement or validation costs {beside / budget:.1f} of the budget and leaves no "
+                "iteration: lower refine_steps or narrowing_images of the regime"
+            )
+        return number, paid
 
     def trained(self) -> tuple[Path, str]:
         """The config and the checkpoint of a run that has ended."""
@@ -212,18 +219,21 @@ class Run:
         """Train and evaluate; returns the entry of the results."""
         start, other = time.monotonic(), self.recipe.weights_of
         if other and not self.recipe.polish:
-            (config, checkpoint), iterations, cost = self.of(other).trained(), *self.of(other).iterations()
+            (config, checkpoint), (iterations, cost) = self.of(other).trained(), self.of(other).iterations()
         else:
             iterations, cost = self.iterations()
             config, checkpoint = self.config(iterations), str(self.folder / f"iter_{iterations}.pth")
             if not Path(checkpoint).exists():
                 tool("train.py", config, "--work-dir", self.folder, "--resume")
+        if self.recipe.narrow is not None:
+            cost = spent(self.settings(), self.regime, self.folder, iterations)
         if self.recipe.polish:
             cost += self.of(other).iterations()[1]
         trained, points_file = time.monotonic(), self.folder / "points.json"
         arguments = ["--out", points_file, "--work-dir", self.folder / "test"]
-        if self.recipe.recalibrate:
-            arguments += ["--recalibrate", self.recipe.recalibrate]
+        if self.recipe.recalibrates:
+            arguments += ["--recalibrate", self.regime.recalibration_images]
+            cost += all_stitches(self.settings(), self.regime.recalibration_images)
         tool("test.py", config, checkpoint, *arguments)
         return dict(
             recipe=self.name,
@@ -244,38 +254,6 @@ def write_config(path: Path, base: Path, changes: Mapping[str, Any]) -> Path:
     text = f"_base_ = {os.path.relpath(base, path.parent)!r}\n" + Config(dict(changes)).pretty_text
     write_atomically(path, text.encode())
     return path
-
-
-def costs(config: Path, regime: Regime) -> Iterator[float]:
-    """Yield the FLOPs of each training step for one image."""
-    settings = load_config(config)
-    model = build_uninitialized(settings)
-    backbone = find_stitched_backbone(model)
-    backbone.stitches_per_step = k = settings.train_cfg.get("stitches_per_step", 1)
-    # The auxiliary head is like the decode head, and evaluation does not count it.
-    some = backbone.space.stitches[0].id
-    heads = 2 if settings.model.get("auxiliary_head") else 1
-    heads *= model_costs(model)[some].flops - backbone.costs()[some].flops
-    distill = settings.train_cfg.get("distill") or {}
-    teacher = 0
-    if distill.get("teacher"):
-        frozen = build_uninitialized(load_config(distill["teacher"]["config"]))
-        teacher = model_costs(frozen)[find_stitched_backbone(frozen).stitch.id].flops
-    sampler, counted = backbone.sampler(), backbone.cost_model()
-    for hook in settings.custom_hooks:
-        if hook.get("refine"):  # targets of all anchors, and routes that share nothing
-            mean = sum(cost.flops for cost in backbone.costs().values()) / len(backbone.space)
-            anchors = sum(backbone.costs()[anchor.id].flops for anchor in backbone.space.anchors)
-            share = hook["batch_size"] / settings.train_dataloader.batch_size
-            yield hook["refine"]["steps"] * (anchors + 4 * 3 * mean) * share
-        if (
-            hook["type"] == "mmsnnet.NarrowDrawsHook"
-        ):  # two validations of all stitches; the draws count as if all stayed
-            tree = counted.tree(backbone.space.stitches, backbone.test_out_indices).flops
-            yield 2 * NARROWING_IMAGES / settings.train_dataloader.batch_size * tree
-    for step in count():
-        stitches = [backbone.space[sampler.draw(number)] for number in range(step * k, (step + 1) * k)]
-        yield 3 * (counted.tree(stitches, backbone.out_indices).flops + k * heads) + teacher
 
 
 def tool(name: str, *arguments: object) -> None:
@@ -307,12 +285,25 @@ def store(path: Path, results: Mapping[str, Any]) -> None:
     write_atomically(path, f'{head},\n  "runs": [\n    {runs}\n  ]\n}}\n'.encode())
 
 
+def fingerprint(run: Run) -> str:
+    """A digest of the recipe and the regime."""
+    return hashlib.blake2b(repr((run.regime, run.recipe)).encode(), digest_size=6).hexdigest()
+
+
 def anchor_quality(run: Run, letter: str) -> float:
     """The mIoU of an anchor alone, before any stitching."""
     folder = run.anchor_folder(letter)
     points = folder / "points.json"
     if not points.exists():
-        tool("test.py", folder.with_suffix(".py"), run.anchor_checkpoint(letter), "--out", points)
+        tool(
+            "test.py",
+            folder.with_suffix(".py"),
+            run.anchor_checkpoint(letter),
+            "--out",
+            points,
+            "--work-dir",
+            folder / "test",
+        )
     return round(next(iter(OperatingPoints.load(points))).metric("mIoU"), 3)
 
 
@@ -320,11 +311,17 @@ def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs:
     """Train and evaluate what the results lack."""
     if regime.images and not Path(regime.data).exists():
         train, val = regime.images
-        write_shapes(regime.data, "shapes", train=train, val=val, size=(64, 64), seed=0)
+        write_shapes(regime.data, regime.layout, train=train, val=val, size=regime.size, seed=0)
     results = load(out)
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, one thread a run, {date.today()}"
     sizes = ("anchors", "widths", "iterations", "images")
     results["regime"] = {name: getattr(regime, name) for name in sizes}
+    for entry in results["runs"]:
+        if entry["settings"] != fingerprint(Run(regime, entry["recipe"], entry["seed"], folder)):
+            raise SystemExit(
+                f"{out}: {entry['recipe']} with seed {entry['seed']} ran with other settings of recipe or regime: "
+                "delete this run, and its folder, or take another --out and --folder"
+            )
     some = Run(regime, "published", seeds[0], folder)
     used = {letter for name in recipes for letter in "sl" + RECIPES[name].anchors}
     letters = [letter for letter in reversed(regime.anchors) if letter in used]  # the longest first
@@ -333,13 +330,15 @@ def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs:
         qualities = pool.map(lambda letter: anchor_quality(some, letter), letters)
         results["anchors"] |= dict(zip(letters, qualities, strict=True))
         store(out, results)
+        lock = Lock()
         done = {(entry["recipe"], entry["seed"]) for entry in results["runs"]}
         waiting = [Run(regime, name, seed, folder) for seed in seeds for name in recipes if (name, seed) not in done]
 
         def finish(run: Run) -> None:
-            entry = run.run()
-            results["runs"].append(entry)  # appending is atomic
-            store(out, results)
+            entry = run.run() | dict(settings=fingerprint(run))
+            with lock:
+                results["runs"].append(entry)
+                store(out, results)
             print(f"{regime.name}, seed {run.seed}, {run.name}: {entry['training_seconds']} s", flush=True)
 
         # Recipes that use the weights of others come after them.

@@ -1,5 +1,6 @@
 """The figures of a comparison of fronts, from the results of benchmarks/front.py."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -101,7 +102,7 @@ def summaries(results: Mapping[str, Any]) -> list[Summary]:
                 recipe,
                 len(entries),
                 round(mean(entry["iterations"] for entry in entries)),
-                mean(entry["training_tflops_per_image"] / budgets[entry["seed"]] for entry in entries),
+                mean(entry["training_tflops_per_image"] / budgets.get(entry["seed"], math.nan) for entry in entries),
                 [_spread([value for value in column if value is not None]) for column in columns],
                 _spread([area(points, low, high) for points in fronts]),
                 {name: _spread(values) for name, values in routes.items() if values},
@@ -167,12 +168,14 @@ def single_models(results: Mapping[str, Any]) -> list[str]:
     for entry in results["runs"]:
         if len(entry["points"]) == 1:
             found.setdefault(entry["recipe"], []).append(entry)
-    lines = ["| one model | seeds | iterations | GFLOPs | quality |", "|---" * 5 + "|"]
+    budgets = [entry["training_tflops_per_image"] for entry in results["runs"] if entry["recipe"] == "published"]
+    lines = ["| one model | seeds | iterations | cost | GFLOPs | quality |", "|---" * 6 + "|"]
     for recipe, entries in found.items():
         points = [points_of(entry)[0] for entry in entries]
         quality = _shown(_spread([point.quality for point in points]))
         iterations = round(mean(entry["iterations"] for entry in entries))
-        lines.append(f"| {recipe} | {len(entries)} | {iterations} | {points[0].gflops:.4f} | {quality} |")
+        cost = mean(entry["training_tflops_per_image"] for entry in entries) / mean(budgets or [math.nan])
+        lines.append(f"| {recipe} | {len(entries)} | {iterations} | {cost:.2f} | {points[0].gflops:.4f} | {quality} |")
     return lines
 
 

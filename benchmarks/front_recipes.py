@@ -19,7 +19,7 @@ class Recipe:
         refine: the second stage of the initialisation is on.
         trains: False evaluates what the initialisation gives.
         narrow: draw only stitches within this distance of the front, from a validation after each third of training.
-        recalibrate: evaluate each stitch with batch norm statistics over this many training images.
+        recalibrates: evaluate each stitch with batch norm statistics of its own.
         weights_of: take the weights that this recipe has trained with the same seed.
         polish: extract this stitch of ``weights_of``, and train it alone, taught by the whole model.
     """
@@ -30,7 +30,7 @@ class Recipe:
     refine: bool = False
     trains: bool = True
     narrow: float | None = None
-    recalibrate: int | None = None
+    recalibrates: bool = False
     weights_of: str | None = None
     polish: str | None = None
 
@@ -51,7 +51,10 @@ RECIPES: dict[str, Recipe] = {
     "published": Recipe(),
     "alone-s": Recipe(anchors="s"),
     "alone-l": Recipe(anchors="l"),
-    "recalibrated": Recipe(weights_of="published", recalibrate=256),
+    "alone-m": Recipe(anchors="m"),
+    "alone-s-full-rate": Recipe(anchor_rate(1.0), anchors="s"),
+    "distilled-s": Recipe(loop(distill=OUTPUTS), anchors="s"),
+    "recalibrated": Recipe(weights_of="published", recalibrates=True),
     "three-stitches": Recipe(loop(**TREE)),
     "in-place-outputs": Recipe(loop(**TREE, distill=dict(outputs=1.0))),
     "in-place-features": Recipe(loop(**TREE, distill=dict(features=1.0))),
@@ -84,7 +87,11 @@ class Regime:
         iterations: of the recipe "published"; its cost is the budget of all recipes.
         images: the numbers of procedural images to train on and to validate on; None for a real data set.
         data: the folder of the data.
+        size: of procedural images (height, width).
+        layout: of procedural images.
         refine_steps: of the second stage of the initialisation.
+        narrowing_images, recalibration_images: how many training images these take.
+        windows: of an image in slide inference.
         anchor_seed: of the anchors' training. All recipes and seeds start from the same anchors.
     """
 
@@ -94,7 +101,12 @@ class Regime:
     iterations: int
     images: tuple[int, int] | None
     data: str
-    refine_steps: int = 300
+    size: tuple[int, int] = (64, 64)
+    layout: str = "shapes"
+    refine_steps: int = 100
+    narrowing_images: int = 200
+    recalibration_images: int = 256
+    windows: int = 1
     anchor_seed: int = 0
     widths: Mapping[str, int] = field(default_factory=dict)
 
@@ -126,6 +138,10 @@ REGIMES = {
         iterations=600,
         images=None,
         data="data/camvid",
+        size=(360, 480),
+        layout="camvid",
+        narrowing_images=20,
+        windows=4,
     ),
 }
 
@@ -136,8 +152,10 @@ def quick(regime: Regime) -> Regime:
         regime,
         name=f"{regime.name}-quick",
         anchors={letter: (config, (6,)) for letter, (config, _) in regime.anchors.items()},
-        iterations=6,
+        iterations=12,
         images=(32, 16),
         data=f"{regime.data}_quick",
-        refine_steps=2,
+        refine_steps=1,
+        narrowing_images=2,
+        recalibration_images=16,
     )

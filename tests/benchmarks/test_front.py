@@ -7,26 +7,29 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from front import Run, costs
+from front import Run
+from front_costs import spending
 from front_recipes import RECIPES, REGIMES, quick
 
 from mmsnnet.apis import load_config
 
 
 @pytest.mark.slow
-def test_iterations_use_up_the_budget(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["teacher", "refined", "equal-flops-narrowed"])
+def test_iterations_use_up_the_budget(name: str, tmp_path: Path) -> None:
     """The cost stays within that of "published", and one iteration more would exceed it."""
     regime = quick(REGIMES["shapes"])
-    run = Run(regime, "teacher", 0, tmp_path)
+    run = Run(regime, name, 0, tmp_path)
     for letter, (base, _) in regime.anchors.items():  # the teacher's config
         (tmp_path / regime.name / "anchors").mkdir(parents=True, exist_ok=True)
         config = Path(__file__).parents[2] / "configs" / base
         (tmp_path / regime.name / "anchors" / f"{letter}.py").write_text(f"_base_ = {str(config)!r}")
     budget = run.of("published").iterations()[1] * run.recipe.budget
     iterations, cost = run.iterations()
-    steps = costs(run.config(iterations), regime)
-    assert sum(next(steps) for _ in range(iterations)) == pytest.approx(cost)
-    assert 0 < cost <= budget * (1 + 1e-12) < cost + next(steps)
+    beside, steps = spending(run.settings(), regime)
+    assert iterations >= 1 and (beside > 0) == (name != "teacher")
+    assert beside + sum(next(steps) for _ in range(iterations)) == pytest.approx(cost)
+    assert cost <= budget * (1 + 1e-12) < cost + next(steps)
 
 
 def test_recipes_differ_in_what_they_name(tmp_path: Path) -> None:

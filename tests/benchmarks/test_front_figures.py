@@ -57,7 +57,7 @@ def test_seeds_are_averaged_and_anchors_held_against_those_trained_alone() -> No
     assert summary.anchors == {"S": (pytest.approx(-0.25), pytest.approx(0.75))}
     text = report(results)
     assert "| published | 2 | 100 | 1.00 |" in text and "L is 6.0 above S" in text
-    assert "| alone-s | 2 | 100 | 1.0000 | 41.2 ± 0.2 |" in text
+    assert "| alone-s | 2 | 100 | 1.00 | 1.0000 | 41.2 ± 0.2 |" in text
     assert "| published | 41.0 (0.0) | 39.0 (6.0) | 45.0 (0.0) | 42.0 (3.0) | 47.0 (0.0) |" in text
 
 
