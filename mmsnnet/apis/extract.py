@@ -94,8 +94,13 @@ def extracted_config(config: Config, backbone: StitchedBackbone, stitch: Stitch)
         model["backbone"]["out_indices"] = backbone.taps.as_setting(
             index if index in tested else None for index in backbone.taps.places
         )
-    for key in ("stitches_per_step", "distill"):  # one stitch has no others to teach
+    # One stitch has no others to teach, and a teacher is a file of this machine.
+    for key in ("stitches_per_step", "distill"):
         (settings.get("train_cfg") or {}).pop(key, None)
+    if settings.get("custom_hooks"):
+        settings["custom_hooks"] = [
+            hook for hook in settings["custom_hooks"] if not str(hook["type"]).endswith("NarrowDrawsHook")
+        ]
     for loop in ("val_cfg", "test_cfg"):
         if "stitches" in (settings.get(loop) or {}):
             settings[loop]["stitches"] = "all"

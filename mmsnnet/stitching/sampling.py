@@ -23,7 +23,6 @@ class StitchSampler:
         seed: seed of the draws.
         stitches_per_step: the number of stitches that a training step runs. With two or more, the first draw of a step
             is the costliest stitch, which can teach the others, the second the cheapest, and the others are random.
-
         weights: a whole number of 1 or more for each bin, to which its probability is proportional; none by default.
 
     Raises:

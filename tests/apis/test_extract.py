@@ -214,6 +214,7 @@ def test_settings_that_name_metrics_of_another_stitch() -> None:
     config.custom_hooks.append(dict(type="EarlyStoppingHook", monitor="S/coco/bbox_mAP"))
     config.param_scheduler.append(dict(type="ReduceOnPlateauLR", monitor="coco/bbox_mAP"))
     config.test_cfg = dict(type="mmsnnet.StitchTestLoop", stitches="anchors")
+    config.custom_hooks.append(dict(type="mmsnnet.NarrowDrawsHook", within=1.0))
     config.train_cfg.update(stitches_per_step=3, distill=dict(outputs=1.0))
     model = MODELS.build(config.model)
     result = extracted_config(config, model.backbone, model.backbone.space["S2-L6"])

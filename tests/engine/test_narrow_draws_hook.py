@@ -17,7 +17,7 @@ from mmsnnet.models import find_stitched_backbone
 from mmsnnet.registry import DATASETS, METRICS, MODELS
 from tests.engine.test_train_loops import BatchNoise, Noisy, Recorder, assert_equal, build, make_config, state
 
-LOOP = dict(type="mmsnnet.StitchIterBasedTrainLoop", max_iters=6, val_interval=3)
+LOOP = dict(type="mmsnnet.StitchIterBasedTrainLoop", max_iters=7, val_interval=3)
 VALIDATION = dict(
     val_cfg=dict(type="mmsnnet.StitchValLoop", stitches="all"),
     val_evaluator=dict(type="Listed"),
@@ -105,11 +105,30 @@ def test_each_validation_drops_what_lies_below_the_front(train: Callable[..., tu
         {"S": 1.0, cheap.name: 5.0, costly.name: 4.4, "L": 0.0},  # the costlier one is 0.6 below
         {"S": 9.0, cheap.name: 3.0, costly.name: 99.0, "L": 0.0},  # 99 does not count any more
     ]
-    runner, recorder = train([values[stitch.name] for values in passes for stitch in order])
+    runner, recorder = train([values[stitch.name] for values in [*passes, passes[0]] for stitch in order])
     drawn = [stitch for *_, stitch in (seen[:2] for seen in recorder.seen)]
     assert set(drawn[3:]) <= {backbone.space["S"].id, backbone.space["L"].id, cheap.id}
     left = find_stitched_backbone(runner.model).sampler().bins
     assert {backbone.space[id_].name for bin_ in left for id_ in bin_} == {"S", "L"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("higher", "left"), [(None, {"S0-L2"}), (False, {"L1-S1"})])
+def test_nan_is_not_near_and_a_validation_without_values_drops_nothing(
+    higher: bool | None, left: set[str], train: Callable[..., tuple[Runner, Recorder]]
+) -> None:
+    """The two crossing stitches measure 1 and 5, then nothing measures anything; the validation at the end is over."""
+    nan = float("nan")
+    some, _ = train([0.0] * 1000)
+    backbone = find_stitched_backbone(some.model)
+    first = of_one_pass(some, {"S": nan, "L": nan, "L1-S1": 1.0, "S0-L2": 5.0})
+    runner, _ = train([*first, *([nan] * 8)], hook=HOOK | dict(higher=higher, within=0.0))
+    backbone = find_stitched_backbone(runner.model)
+    drawn = {backbone.space[id_].name for bin_ in backbone.sampler().bins for id_ in bin_}
+    # Costs decide which one is compared with which: the cheaper is always on the front.
+    assert drawn >= {"S", "L"} | left
+    log = next(Path(runner.work_dir).rglob("*.log")).read_text()
+    assert "no top1 for S, L: they are not near the front" in log and "all stitches stay" in log
 
 
 @pytest.mark.slow
@@ -119,10 +138,8 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(
     """From a checkpoint that is older than the validation of its iteration, and from a later one."""
     some, _ = train([9.0] * 1000)
     values = of_one_pass(some, {"S": 1.0, "L": 2.0})
-    saved = dict(
-        default_hooks=dict(checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=1, save_last=False))
-    )
-    whole, seen = train(values * 2, **saved)
+    saved = dict(default_hooks=dict(checkpoint=SAVED))
+    whole, seen = train(values * 3, **saved)
     backbone = find_stitched_backbone(whole.model)
     assert {backbone.space[id_].name for bin_ in backbone.sampler().bins for id_ in bin_} == {"S", "L"}
     for at in (3, 4):
@@ -130,7 +147,7 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(
         folder.mkdir()
         shutil.copy(Path(whole.work_dir) / f"iter_{at}.pth", folder)
         (folder / "last_checkpoint").write_text(str(folder / f"iter_{at}.pth"))
-        resumed, rest = train(values * 2, work_dir=str(folder), resume=True, **saved)
+        resumed, rest = train(values * 3, work_dir=str(folder), resume=True, **saved)
         assert_equal(rest.seen, seen.seen[at:])
         assert_equal(state(resumed), state(whole))
 
@@ -138,8 +155,12 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(val_cfg=dict(type="mmsnnet.StitchValLoop", stitches="anchors")), "set val_cfg.stitches='all'"),
-        (dict(val_dataloader=None, val_cfg=None, val_evaluator=None), "needs validation"),
+        (
+            dict(val_cfg=dict(type="mmsnnet.StitchValLoop", stitches="anchors")),
+            "2 of 4, S0-L2 for one, are not",
+        ),
+        (dict(val_dataloader=None, val_cfg=None, val_evaluator=None), "are not validated: set val_cfg"),
+        (dict(train_cfg=LOOP | dict(val_interval=7)), "does not come before the end"),
     ],
 )
 def test_what_is_not_validated_is_refused(
