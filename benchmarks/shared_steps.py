@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,11 +35,10 @@ class Steps:
         self.batch = self.model.data_preprocessor(trainer.batch, True)
         self.clock: Callable[[], float] = time.process_time if cpu_time else time.perf_counter
 
-    def tree(self, stitches: list[Stitch]) -> float:
-        """The seconds of one backward pass over all stitches, as they share blocks."""
-        sampler = StitchSampler(tuple((stitch.id,) for stitch in stitches), stitches_per_step=len(stitches))
-        object.__setattr__(sampler, "draw", lambda number: stitches[number % len(stitches)].id)
-        self.backbone._sampler, self.backbone.stitches_per_step, self.backbone.draws = sampler, len(stitches), 0
+    def tree(self, sampler: StitchSampler, first: int) -> float:
+        """The seconds of one backward pass over the stitches of a step from draw ``first``, as they share blocks."""
+        self.backbone._sampler, self.backbone.stitches_per_step = sampler, sampler.stitches_per_step
+        self.backbone.draws = first
         self.model.zero_grad()
         self.synchronize()
         start = self.clock()
@@ -74,29 +74,30 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.set_defaults(seed=0, precision="fp32", compile=None, with_cp=False, optimizer="SGD", fused=False)
     args = parser.parse_args()
+    if min(args.stitches) < 2 or (args.cpu_time and args.device != "cpu"):
+        parser.error("a step has two stitches or more, and --cpu-time is for a CPU")
     trainer = Trainer(args, (0, 1))
     trainer.warm_up()
     backbone, steps = trainer.backbone, Steps(trainer, args.cpu_time)
-    sampler, counted = backbone.sampler(), backbone.cost_model()
-    costs = backbone.costs()
+    draws, counted, costs = backbone.sampler(), backbone.cost_model(), backbone.costs()
     heads = trainer.flops[0] - costs[0].flops
     print(
         f"widths {args.widths}, depths {args.depths}, {args.size} x {args.size}, batch {args.batch}; "
         f"{device_name(torch.device(args.device))}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
-        f"medians of {args.rounds} rounds of seed 0\n\n"
+        f"{'CPU' if args.cpu_time else 'wall'} time, medians of {args.rounds} rounds of seed 0\n\n"
         "| stitches | FLOPs, tree over apart | time, tree over apart | time over FLOPs |\n|---|---|---|---|"
     )
     for k in args.stitches:
         flops, times = [], []
         for round_ in range(args.rounds):
-            drawn = [backbone.space[sampler.draw(round_ * (k - 2) + number)] for number in range(k - 2)]
-            stitches = [backbone.space["L"], backbone.space["S"], *drawn]
+            sampler, first = replace(draws, stitches_per_step=k), round_ * k
+            stitches = [backbone.space[sampler.draw(number)] for number in range(first, first + k)]
             apart = sum(counted.tree([stitch], backbone.out_indices).flops + heads for stitch in stitches)
             flops.append((counted.tree(stitches, backbone.out_indices).flops + k * heads) / apart)
             if round_ % 2:
-                together, separate = steps.tree(stitches), steps.apart(stitches)
+                together, separate = steps.tree(sampler, first), steps.apart(stitches)
             else:
-                separate, together = steps.apart(stitches), steps.tree(stitches)
+                separate, together = steps.apart(stitches), steps.tree(sampler, first)
             times.append(together / separate)
         excess = statistics.median(one / other for one, other in zip(times, flops, strict=True))
         print(f"| {k} | {statistics.median(flops):.3f} | {statistics.median(times):.3f} | {excess:.3f} |", flush=True)
