@@ -68,6 +68,10 @@ def train(backbone_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Cal
     return run
 
 
+def _log(runner: Runner) -> str:
+    return (Path(runner.log_dir) / f"{runner.timestamp}.log").read_text()
+
+
 def of_one_pass(runner: Runner, quality: dict[str, float]) -> list[float]:
     """The values that a validation reads, for this quality by name; 0 for others."""
     backbone = find_stitched_backbone(runner.model)
@@ -127,7 +131,7 @@ def test_nan_is_not_near_and_a_validation_without_values_drops_nothing(
     drawn = {backbone.space[id_].name for bin_ in backbone.sampler().bins for id_ in bin_}
     # Costs decide which one is compared with which: the cheaper is always on the front.
     assert drawn >= {"S", "L"} | left
-    log = next(Path(runner.work_dir).rglob("*.log")).read_text()
+    log = _log(runner)
     assert "no top1 for S, L: they are not near the front" in log and "all stitches stay" in log
 
 
@@ -150,6 +154,8 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(
         resumed, rest = train(values * 3, work_dir=str(folder), resume=True, **saved)
         assert_equal(rest.seen, seen.seen[at:])
         assert_equal(state(resumed), state(whole))
+    resumed, _ = train(values, hook=dict(type="mmsnnet.StitchLogHook"), work_dir=str(folder), resume=True, **saved)
+    assert "had narrowed its draws. Without NarrowDrawsHook" in _log(resumed)
 
 
 @pytest.mark.parametrize(

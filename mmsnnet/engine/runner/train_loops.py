@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mmsnnet.engine.agreement import check_loader, check_same_classes, sizes_explained
 from mmsnnet.engine.distillation import Distillation
+from mmsnnet.engine.hooks.narrow_draws_hook import DRAWN, NarrowDrawsHook
 from mmsnnet.engine.hooks.resume_hook import ResumeHook
 from mmsnnet.engine.hooks.validation_hook import ValidationHook
 from mmsnnet.engine.mmengine_private import accumulative_counts, uses_rank_seeds
@@ -102,6 +103,12 @@ class _StitchTrainLoop(BaseLoop):
             if isinstance(module, StitchedBackbone):
                 module.stitches_per_step = self.stitches_per_step
                 module.sampler()  # reads draw_from, whose mistakes should show now
+        narrows = any(isinstance(hook, NarrowDrawsHook) for hook in self.runner.hooks)
+        if not narrows and self.runner.message_hub.get_info(DRAWN, None) is not None:
+            self.runner.logger.warning(
+                "The resumed run had narrowed its draws. Without NarrowDrawsHook in custom_hooks, this one draws all "
+                "stitches that draw_from chooses."
+            )
         if self.distillation is not None:
             self.distillation.to(next(self.runner.model.parameters()).device)
         return super().run()
