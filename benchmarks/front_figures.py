@@ -140,8 +140,8 @@ def report(results: Mapping[str, Any], picture: Path | None = None) -> str:
         "|---" * (7 + BINS) + "|",
     ]
     for row in rows:
-        cells = [_shown(value, row.seeds) for value in (*row.bins, row.area)]
-        cells += [_shown(row.anchors[name], row.seeds) if name in row.anchors else "" for name in ("S", "L")]
+        cells = [_shown(value) for value in (*row.bins, row.area)]
+        cells += [_shown(row.anchors[name]) if name in row.anchors else "" for name in ("S", "L")]
         lines.append(f"| {row.recipe} | {row.seeds} | {row.iterations} | {row.cost:.2f} | {' | '.join(cells)} |")
     lines += ["", *by_kind(results, rows), "", *single_models(results)]
     return "\n".join(lines)
@@ -172,7 +172,7 @@ def single_models(results: Mapping[str, Any]) -> list[str]:
     lines = ["| one model | seeds | iterations | cost | GFLOPs | quality |", "|---" * 6 + "|"]
     for recipe, entries in found.items():
         points = [points_of(entry)[0] for entry in entries]
-        quality = _shown(_spread([point.quality for point in points]), len(points))
+        quality = _shown(_spread([point.quality for point in points]))
         iterations = round(mean(entry["iterations"] for entry in entries))
         cost = mean(entry["training_tflops_per_image"] for entry in entries) / mean(budgets or [math.nan])
         lines.append(f"| {recipe} | {len(entries)} | {iterations} | {cost:.2f} | {points[0].gflops:.4f} | {quality} |")
@@ -203,9 +203,9 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half the range."""
-    return mean(values), (max(values) - min(values)) / 2
+    """The mean, and half the range; NaN if there is one value."""
+    return mean(values), (max(values) - min(values)) / 2 if len(values) > 1 else math.nan
 
 
-def _shown(value: tuple[float, float], seeds: int) -> str:
-    return f"{value[0]:.1f}" + (f" ± {value[1]:.1f}" if seeds > 1 else "")
+def _shown(value: tuple[float, float]) -> str:
+    return f"{value[0]:.1f}" + ("" if math.isnan(value[1]) else f" ± {value[1]:.1f}")
