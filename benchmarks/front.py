@@ -328,7 +328,13 @@ def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs:
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(some.train_anchor, letters))
         qualities = pool.map(lambda letter: anchor_quality(some, letter), letters)
-        results["anchors"] |= dict(zip(letters, qualities, strict=True))
+        measured = dict(zip(letters, qualities, strict=True))
+        if any(results["anchors"].get(letter, quality) != quality for letter, quality in measured.items()):
+            raise SystemExit(
+                f"{out}: its runs started from anchors of {results['anchors']}, and this machine has trained others, of "
+                f"{measured}: take another --out"
+            )
+        results["anchors"] |= measured
         store(out, results)
         lock = Lock()
         done = {(entry["recipe"], entry["seed"]) for entry in results["runs"]}
