@@ -331,7 +331,7 @@ def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs:
         measured = dict(zip(letters, qualities, strict=True))
         if any(results["anchors"].get(letter, quality) != quality for letter, quality in measured.items()):
             raise SystemExit(
-                f"{out}: its runs started from anchors of {results['anchors']}, and this machine has trained others, of "
+                f"{out}: its runs started from anchors of {results['anchors']}, and this machine has others, of "
                 f"{measured}: take another --out"
             )
         results["anchors"] |= measured
