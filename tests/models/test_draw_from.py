@@ -53,6 +53,12 @@ def test_cheap_stitches_are_drawn_more_often(make_backbone: Make) -> None:
         backbone.draw_only([0, 1])
 
 
+@pytest.mark.parametrize("value", ["no", 0.5, 1, None])
+def test_equal_flops_is_on_or_off(value: Any, make_backbone: Make) -> None:
+    with pytest.raises(SettingError, match="draw_from.equal_flops must be True or False"):
+        make_backbone(draw_from=dict(equal_flops=value)).sampler()
+
+
 def test_steps_draw_from_the_choice_too(make_backbone: Make, make_images: Callable[..., Tensor]) -> None:
     backbone = make_backbone(draw_from=dict(kinds=["SL", "LS"]))
     backbone.stitches_per_step = 3

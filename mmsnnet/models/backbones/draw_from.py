@@ -70,8 +70,13 @@ def sampler_of(
         costs: by stitch id.
         flops_step: width of a bin in multiply-accumulates.
         seed: of the draws.
+
+    Raises:
+        SettingError: as :func:`stitches_to_draw`; ``equal_flops`` is no bool.
     """
-    stitches = stitches_to_draw(space, choice)
+    stitches, equal = stitches_to_draw(space, choice), choice.get("equal_flops", False)
+    if not isinstance(equal, bool):
+        raise SettingError(f"StitchedViT's draw_from.equal_flops must be True or False, got {equal!r}")
     flops = {stitch.id: costs[stitch.id].flops for stitch in stitches}
     bins = flops_bins(flops, flops_step)
     if len(bins) == 1 < len(stitches) and space.scheme != "sliding_window":  # published as uniform
@@ -79,4 +84,4 @@ def sampler_of(
             f"All {len(stitches)} stitches fall into one FLOPs bin: training draws them uniformly and the anchors "
             f"rarely. Lower StitchedViT's flops_step, now {flops_step:.3g}."
         )
-    return StitchSampler(bins, seed, weights=equal_flops(bins, flops) if choice.get("equal_flops") else ())
+    return StitchSampler(bins, seed, weights=equal_flops(bins, flops) if equal else ())

@@ -227,7 +227,7 @@ class StitchedBackbone(BaseModule):
         return self._sampler
 
     def draw_only(self, stitches: Iterable[int | str]) -> None:
-        """Let training draw only these stitches from now on, by their ids or names."""
+        """Let training draw only these stitches from now on, by id or name; at least one."""
         self.draw_from = dict(stitches=list(stitches), equal_flops=self.draw_from.get("equal_flops", False))
         self._sampler = None
 
