@@ -55,7 +55,7 @@ def test_cheap_stitches_are_drawn_more_often(make_backbone: Make) -> None:
 
 @pytest.mark.parametrize("value", ["no", 0.5, 1, None])
 def test_equal_flops_is_on_or_off(value: Any, make_backbone: Make) -> None:
-    with pytest.raises(SettingError, match="draw_from.equal_flops must be True or False"):
+    with pytest.raises(SettingError, match="equal_flops must be True or False"):
         make_backbone(draw_from=dict(equal_flops=value)).sampler()
 
 
