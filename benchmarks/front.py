@@ -211,20 +211,18 @@ class Run:
         return number, paid
 
     def trained(self) -> tuple[Path, str]:
-        """The config and the checkpoint of a run that has ended."""
-        [checkpoint] = self.folder.glob("iter_*.pth")
-        return self.root / f"{self.name}.py", str(checkpoint)
+        """The config and the checkpoint of a run; trains what is not there."""
+        iterations, _ = self.iterations()
+        config, checkpoint = self.config(iterations), str(self.folder / f"iter_{iterations}.pth")
+        if not Path(checkpoint).exists():
+            tool("train.py", config, "--work-dir", self.folder, "--resume")
+        return config, checkpoint
 
     def run(self) -> dict[str, Any]:
         """Train and evaluate; returns the entry of the results."""
         start, other = time.monotonic(), self.recipe.weights_of
-        if other and not self.recipe.polish:
-            (config, checkpoint), (iterations, cost) = self.of(other).trained(), self.of(other).iterations()
-        else:
-            iterations, cost = self.iterations()
-            config, checkpoint = self.config(iterations), str(self.folder / f"iter_{iterations}.pth")
-            if not Path(checkpoint).exists():
-                tool("train.py", config, "--work-dir", self.folder, "--resume")
+        source = self.of(other) if other and not self.recipe.polish else self
+        (config, checkpoint), (iterations, cost) = source.trained(), source.iterations()
         if self.recipe.narrow is not None:
             cost = spent(self.settings(), self.regime, self.folder, iterations)
         if self.recipe.polish:

@@ -67,6 +67,7 @@ RECIPES: dict[str, Recipe] = {
     "no-lsl": Recipe(drawn(kinds=["S", "L", "SL", "LS", "SLS"])),
     "one-crossing": Recipe(drawn(max_crossings=1)),
     "equal-flops": Recipe(drawn(equal_flops=True)),
+    "half-equal-flops": Recipe(drawn(equal_flops=0.5)),
     "narrowed": Recipe(narrow=1.0),
     "equal-flops-narrowed": Recipe(drawn(equal_flops=True), narrow=1.0),
     "three-anchors": Recipe(anchors="sml"),

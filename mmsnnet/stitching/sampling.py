@@ -94,13 +94,14 @@ def flops_bins(flops: Mapping[int, int], step: float) -> tuple[tuple[int, ...], 
     return tuple(map(tuple, bins))
 
 
-def equal_flops(bins: Sequence[Sequence[int]], flops: Mapping[int, int]) -> tuple[int, ...]:
+def equal_flops(bins: Sequence[Sequence[int]], flops: Mapping[int, int], degree: float = 1.0) -> tuple[int, ...]:
     """Weights with which each bin gets the same FLOPs in training, except for rounding.
 
-    A bin's weight is inversely proportional to the mean FLOPs of its stitches; the costliest bin has about 1000.
+    A bin's weight is its stitches' mean FLOPs to the power of ``-degree``, scaled so that the costliest bin has 1000.
+    Degree 1 gives equal FLOPs, degree 0 equal draws.
     """
     means = [sum(flops[id_] for id_ in bin_) / len(bin_) for bin_ in bins]
-    return tuple(round(1000 * max(means) / mean) for mean in means)
+    return tuple(round(1000 * (max(means) / mean) ** degree) for mean in means)
 
 
 def _below(n: int, random_bytes: bytes) -> int:

@@ -53,9 +53,9 @@ def test_cheap_stitches_are_drawn_more_often(make_backbone: Make) -> None:
         backbone.draw_only([0, 1])
 
 
-@pytest.mark.parametrize("value", ["no", 0.5, 1, None])
-def test_equal_flops_is_on_or_off(value: Any, make_backbone: Make) -> None:
-    with pytest.raises(SettingError, match="equal_flops must be True or False"):
+@pytest.mark.parametrize("value", ["no", 1.5, -1, float("nan"), None])
+def test_equal_flops_is_a_degree(value: Any, make_backbone: Make) -> None:
+    with pytest.raises(SettingError, match="equal_flops must be a number from 0 to 1"):
         make_backbone(draw_from=dict(equal_flops=value)).sampler()
 
 

@@ -65,18 +65,18 @@ def sampler_of(
 
     Args:
         space: of the stitches.
-        choice: as of :func:`stitches_to_draw`. With ``equal_flops``, each bin gets the same FLOPs in training, so that
-            cheap stitches are drawn more often; by default each bin is drawn as often.
+        choice: as of :func:`stitches_to_draw`. ``equal_flops`` from 0 to 1 draws cheap stitches more
+            often: with 1 or True each bin gets the same FLOPs in training, with 0 or False it is drawn as often.
         costs: by stitch id.
         flops_step: width of a bin in multiply-accumulates.
         seed: of the draws.
 
     Raises:
-        SettingError: as :func:`stitches_to_draw`; ``equal_flops`` is no bool.
+        SettingError: as :func:`stitches_to_draw`; ``equal_flops`` is no number from 0 to 1.
     """
-    stitches, equal = stitches_to_draw(space, choice), choice.get("equal_flops", False)
-    if not isinstance(equal, bool):
-        raise SettingError(f"StitchedViT's draw_from.equal_flops must be True or False, got {equal!r}")
+    stitches, degree = stitches_to_draw(space, choice), choice.get("equal_flops", 0)
+    if not isinstance(degree, int | float) or not 0 <= degree <= 1:
+        raise SettingError(f"StitchedViT's draw_from.equal_flops must be a number from 0 to 1, got {degree!r}")
     flops = {stitch.id: costs[stitch.id].flops for stitch in stitches}
     bins = flops_bins(flops, flops_step)
     if len(bins) == 1 < len(stitches) and space.scheme != "sliding_window":  # published as uniform
@@ -84,4 +84,4 @@ def sampler_of(
             f"All {len(stitches)} stitches fall into one FLOPs bin: training draws them uniformly and the anchors "
             f"rarely. Lower StitchedViT's flops_step, now {flops_step:.3g}."
         )
-    return StitchSampler(bins, seed, weights=equal_flops(bins, flops) if equal else ())
+    return StitchSampler(bins, seed, weights=equal_flops(bins, flops, degree) if degree else ())
