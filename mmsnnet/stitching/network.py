@@ -185,7 +185,7 @@ class StitchedNetwork(nn.Module):
             SettingError: anchors of several classes have other maps for images of this size.
         """
         recompute = self.with_cp and self.training and torch.is_grad_enabled()
-        self.check_size((int(images.shape[-2]), int(images.shape[-1])))
+        self.check_size((images.shape[-2], images.shape[-1]))
         if start is None:
             features = self.anchor(stitch.segments[0].anchor).stem(images)
         else:
@@ -208,7 +208,10 @@ class StitchedNetwork(nn.Module):
         Raises:
             SettingError: they do not, for images of this size (height, width).
         """
-        if image_size in self._checked_sizes or len({type(anchor) for anchor in self.anchors}) == 1:
+        if len({type(anchor) for anchor in self.anchors}) == 1:
+            return
+        image_size = int(image_size[0]), int(image_size[1])  # a traced program has tensors as sizes
+        if image_size in self._checked_sizes:
             return
         for key in self.space.layers:
             leaving = self.anchor(key.source).geometry(image_size)[key.source_block + 1]

@@ -27,7 +27,8 @@ class _WholePatches(BaseSegmentor):
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         height, width = inputs.shape[-2:]
         padded = self._padded_size(inputs)
-        if padded == (height, width):
+        # An exported program for images of any size pads all of them, some by 0 pixels.
+        if isinstance(height, int) and padded == (height, width):
             return super().encode_decode(inputs, batch_img_metas)
         inputs = F.pad(inputs, (0, padded[1] - width, 0, padded[0] - height))
         # The mode of inference decides to which of these heads resize.

@@ -1,0 +1,41 @@
+"""How far the outputs of an export are from PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+# Outputs whose second axis has classes; the class with the largest value is what a user sees.
+CLASS_OUTPUTS = ("logits",)
+
+
+class Difference(NamedTuple):
+    """The largest difference, as a share of the largest output where that exceeds 1, and the share of equal classes."""
+
+    difference: float
+    agreement: float | None = None
+
+    @classmethod
+    def worst(cls, differences: Iterable[Difference]) -> Difference:
+        """The worst of several."""
+        differences = list(differences)
+        agreements = [one.agreement for one in differences if one.agreement is not None]
+        return cls(max(one.difference for one in differences), min(agreements, default=None))
+
+
+def compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Difference:
+    """Compare outputs by name; NaN, and outputs of other shapes, differ infinitely."""
+    largest, agreements = 0.0, []
+    for name, wanted in expected.items():
+        value = given[name]
+        if value.shape != wanted.shape or not wanted.isfinite().all() or not value.isfinite().all():
+            return Difference(float("inf"))
+        if value.numel() == 0:
+            continue
+        scale = max(1.0, float(wanted.abs().max()))
+        largest = max(largest, float((value - wanted).abs().max()) / scale)
+        if name in CLASS_OUTPUTS and wanted.ndim >= 2:
+            agreements.append(float((value.argmax(dim=1) == wanted.argmax(dim=1)).double().mean()))
+    return Difference(largest, min(agreements, default=None))

@@ -1,0 +1,121 @@
+"""The manifest of an export: what a program without torch needs to know to run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmsnnet.errors import DataError, MissingFileError
+
+MANIFEST, FRONT = "manifest.json", "front.json"
+
+
+@dataclass(frozen=True)
+class ExportedStitch:
+    """One stitch of an export.
+
+    Attributes:
+        id, name, kind: of the stitch.
+        file: its graph, in the folder of the manifest.
+        flops: multiply-accumulates for one image of the backbone's ``img_size``; ``params``: the weights that it uses.
+        metrics: its figures in the operating points that were given, which PyTorch measured.
+        difference: the largest difference between an output of the export and of PyTorch on the images that were
+            compared, as a share of the largest output where that exceeds 1.
+        agreement: the share of pixels, or images, with the same class; None where an output has no classes.
+    """
+
+    id: int
+    name: str
+    kind: str
+    file: str
+    flops: int
+    params: int
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    difference: float = 0.0
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A folder of exported stitches.
+
+    Attributes:
+        task: ``'segmentation'``, ``'depth'``, ``'classification'`` or ``'detection'``.
+        format: ``'onnx'`` or ``'torch-export'``.
+        precision: of the weights: ``'fp32'``, ``'fp16'`` or ``'int8'``.
+        image_size: height and width of the graphs' images; None if they take any size.
+        stitches: the exported stitches.
+        outputs: the names of the graphs' outputs.
+        preprocessing: what turns a picture into the graphs' input (:func:`preprocessing`).
+        inference: mmseg's ``test_cfg``: whole images, or windows.
+        classes: names of the classes; ``palette`` their colours (R, G, B).
+        weights: the file of weights that all graphs share; None for ``'torch-export'``.
+        heads: the graphs of heads behind RoIAlign, by name.
+        config, checkpoint: where the export came from.
+        versions: of the packages that made it.
+    """
+
+    task: str
+    format: str
+    precision: str
+    image_size: tuple[int, int] | None
+    stitches: tuple[ExportedStitch, ...]
+    outputs: tuple[str, ...]
+    preprocessing: Mapping[str, Any]
+    inference: Mapping[str, Any]
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    weights: str | None = None
+    heads: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""
+    checkpoint: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    schema: ClassVar[int] = 1
+
+    def __getitem__(self, stitch: int | str) -> ExportedStitch:
+        """The exported stitch with this id or name.
+
+        Raises:
+            MissingFileError: the export lacks it.
+        """
+        for exported in self.stitches:
+            if stitch in (exported.id, exported.name, str(exported.id)):
+                return exported
+        names = ", ".join(exported.name for exported in self.stitches)
+        raise MissingFileError(f"the export has no stitch {stitch!r}; it has {names}")
+
+    def to_json(self) -> str:
+        return json.dumps(dict(schema=self.schema) | asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read the manifest of a folder, and check that its files are there.
+
+        Raises:
+            MissingFileError: the folder has no manifest, or lacks a file that it names.
+            DataError: the manifest cannot be read.
+        """
+        path = folder / MANIFEST
+        try:
+            document = json.loads(path.read_bytes())
+            if document.pop("schema") != cls.schema:
+                raise ValueError(f"expected schema {cls.schema}")
+            document["stitches"] = tuple(ExportedStitch(**stitch) for stitch in document["stitches"])
+            for name in ("outputs", "classes", "palette", "image_size"):
+                document[name] = document[name] and tuple(document[name])
+            manifest = cls(**document)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingFileError(
+                f"{folder} is no export: it has no {MANIFEST}; tools/deployment/export.py writes one"
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{path} is no manifest of an export: {error}; export again") from None
+        files = [stitch.file for stitch in manifest.stitches] + list(manifest.heads.values())
+        for file in files + [manifest.weights] * (manifest.weights is not None):
+            if not (folder / file).is_file():
+                raise MissingFileError(f"{folder} lacks {file}, which its {MANIFEST} names: export again")
+        return manifest
