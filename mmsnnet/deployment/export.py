@@ -298,9 +298,7 @@ def _front(points: str | os.PathLike[str] | OperatingPoints, model: BaseModel) -
     return replace(front, points=tuple(replace(p, latency_ms=None, throughput=None) for p in front), benchmark={})
 
 
-def _choose(
-    stitches: str | Sequence[int | str], front: OperatingPoints | None, model: BaseModel
-) -> tuple[Stitch, ...]:
+def _choose(stitches: str | Sequence[int | str], front: OperatingPoints | None, model: BaseModel) -> tuple[Stitch, ...]:
     space = find_stitched_backbone(model).space
     if stitches != "front":
         return space.select(stitches)

@@ -158,7 +158,7 @@ def graph_class(model: BaseModel) -> type[Graph]:
     )
 
 
-def roi_graphs(model: BaseModel) -> dict[str, tuple[Graph, tuple[int, ...]]]:
+def roi_graphs(model: BaseModel) -> dict[str, tuple[RoIHeadGraph, tuple[int, ...]]]:
     """The graphs of the heads behind RoIAlign by file name, each with the shape (C, h, w) of a region's features."""
     if graph_class(model) is not TwoStageGraph:
         return {}

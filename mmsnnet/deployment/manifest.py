@@ -115,7 +115,7 @@ class Manifest:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path} is no manifest of an export: {error}; export again") from None
         files = [stitch.file for stitch in manifest.stitches] + list(manifest.heads.values())
-        for file in files + [manifest.weights] * (manifest.weights is not None):
+        for file in (*files, *filter(None, [manifest.weights])):
             if not (folder / file).is_file():
                 raise MissingFileError(f"{folder} lacks {file}, which its {MANIFEST} names: export again")
         return manifest

@@ -44,7 +44,7 @@ class WeightFile:
                     offset,
                     length,
                     tensor.dtype,
-                    shape=tensor.shape,
+                    shape=tensor.shape,  # type: ignore[arg-type]
                     name=tensor.name or value.name or "",
                     base_dir=self.path.parent,
                 )

@@ -64,9 +64,9 @@ class LoadPillowImage:
             return results
         try:
             with Image.open(BytesIO(content)) as image:
-                if header.orientation != 1 and tiff is None:  # Pillow rotates a TIFF by itself
-                    image = ImageOps.exif_transpose(image)
-                results["img"] = image.convert("RGB")
+                # Pillow rotates a TIFF by itself.
+                is_rotated = header.orientation != 1 and tiff is None
+                results["img"] = (ImageOps.exif_transpose(image) if is_rotated else image).convert("RGB")
         except (Image.DecompressionBombError, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path}: expected an image, found a file that cannot be decoded ({error})") from error
         return results
