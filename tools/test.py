@@ -14,20 +14,22 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import record
 
 import mmsnnet.safe_loading  # noqa: F401  mmengine then runs no code in checkpoints
 from mmsnnet.apis import build_space, load_config
 from mmsnnet.apis.model import build_without_weights
-from mmsnnet.cli.arguments import DistributedParser, add_config_arguments, add_launch_options
+from mmsnnet.cli.arguments import DistributedParser, add_backend_option, add_config_arguments, add_launch_options
 from mmsnnet.cli.console import import_toolbox, short_console
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
 from mmsnnet.cli.launching import process_group
 from mmsnnet.cli.runner import build_runner
 from mmsnnet.datasets import check_folders
+from mmsnnet.deployment.manifest import Manifest
 from mmsnnet.engine.recalibration import check_recalibration
-from mmsnnet.errors import MissingFileError
+from mmsnnet.errors import MissingFileError, SettingError, needs_extra
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.files.writing import DISK_ERRORS, output_errors
 from mmsnnet.visualization import operating_points_table, print_table
@@ -62,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="give each stitch running statistics of batch norms of its own, over N training images",
     )
+    add_backend_option(parser)
     parser.add_argument("--metric", help="metric of the Pareto front in the table (default: the task's own)")
     parser.add_argument(
         "--work-dir", type=os.path.expanduser, metavar="D", help="folder for logs (default: the config's)"
@@ -86,6 +89,8 @@ def build(args: argparse.Namespace) -> Runner:
     if args.stitches:
         config.test_cfg.stitches = args.stitches
     config.test_cfg.update(resume=args.resume, prefix_reuse=not args.no_prefix_reuse)
+    if args.export is not None:
+        read_export(args, config)
     if args.recalibrate is not None:
         config.test_cfg.recalibrate = args.recalibrate
     build_space(config).select(config.test_cfg.get("stitches", "all"))
@@ -96,8 +101,26 @@ def build(args: argparse.Namespace) -> Runner:
     # Without it mmengine would evaluate random weights for those that the checkpoint lacks.
     config.custom_hooks = [*(config.get("custom_hooks") or []), dict(type="mmsnnet.StrictLoadHook")]
     runner = build_runner(config, args.launcher, args.work_dir, args.quiet)
+    if args.export is not None:
+        with needs_extra("onnx"):
+            from mmsnnet.deployment.exported_model import use_export
+        runner.model.cpu()
+        use_export(runner.model, args.export)
     runner.test_loop.out = args.out or runner.test_loop.out or str(Path(runner.work_dir) / "operating_points.json")
     return runner
+
+
+def read_export(args: argparse.Namespace, config: Config) -> None:
+    """Set the stitches of an export, and let the file of operating points tell that they are of an export."""
+    if args.recalibrate is not None or args.launcher != "none":
+        raise SettingError("--backend onnx runs in one process, with the statistics of the export: leave out the rest")
+    manifest = Manifest.load(args.export)
+    if not args.stitches:
+        config.test_cfg.stitches = [stitch.name for stitch in manifest.stitches]
+    for stitch in build_space(config).select(config.test_cfg.stitches):
+        manifest[stitch.name]  # an error if the export lacks it
+    config.test_cfg.prefix_reuse = False
+    config.export = manifest.to_json()
 
 
 def print_points(out: str, metric: str | None) -> None:

@@ -150,7 +150,8 @@ def _benchmark(
         notes.append("peak memory is measured on a GPU only")
     if hasattr(deployed, "roi_head"):
         notes.append("two-stage detector: the box head runs on the RPN's proposals for random images")
-    times = _time_rounds(backbone, timed, settings, _event_ms if device.type == "cuda" else _clock_ms, progress)
+    time_ms = _event_ms if device.type == "cuda" else clock_ms
+    times = time_rounds(backbone.set_stitch, timed, settings, time_ms, progress)
     return Benchmark(
         input_shape=shape,
         conditions=conditions,
@@ -167,6 +168,7 @@ def benchmark_conditions(settings: BenchmarkSettings, device: str | torch.device
     """
     device = _checked_device(device, settings)
     return {
+        "backend": "torch",
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -300,26 +302,35 @@ def _capture(run: Run, pool: Any) -> Run:
     return graph.replay
 
 
-def _time_rounds(
-    backbone: StitchedBackbone,
+def time_rounds(
+    set_stitch: Callable[[Stitch], object],
     runs: Mapping[Stitch, Run],
     settings: BenchmarkSettings,
     time_ms: Callable[[Run], float],
     progress: bool,
 ) -> dict[Stitch, list[float]]:
-    """The times of each stitch in milliseconds, one for each measured round."""
+    """The times of each stitch in milliseconds, one for each measured round.
+
+    Args:
+        set_stitch: called before each run.
+        runs: by stitch.
+        settings: the numbers of rounds.
+        time_ms: runs and times.
+        progress: show a progress bar.
+    """
     times: dict[Stitch, list[float]] = {stitch: [] for stitch in runs}
     rounds = [(index, stitch) for index in range(settings.warmup + settings.repeats) for stitch in runs]
     console = Console(stderr=True)
     for index, stitch in track(rounds, f"{len(runs)} stitches", console=console, transient=True, disable=not progress):
-        backbone.set_stitch(stitch)
+        set_stitch(stitch)
         elapsed = time_ms(runs[stitch])
         if index >= settings.warmup:
             times[stitch].append(elapsed)
     return times
 
 
-def _clock_ms(run: Run) -> float:
+def clock_ms(run: Run) -> float:
+    """The time of a run in milliseconds, by the clock."""
     start = time.perf_counter()
     run()
     return 1000 * (time.perf_counter() - start)

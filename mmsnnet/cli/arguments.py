@@ -60,6 +60,33 @@ def add_config_arguments(parser: argparse.ArgumentParser, help: str = "config fi
     )
 
 
+class BackendAction(argparse.Action):
+    """``--backend onnx DIR``: the folder of an export, as ``args.export``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if values[0] != "onnx":
+            raise argparse.ArgumentError(self, f"the backend is onnx, got {values[0]!r}")
+        setattr(namespace, self.dest, Path(values[1]).expanduser())
+
+
+def add_backend_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--backend``."""
+    parser.add_argument(
+        "--backend",
+        nargs=2,
+        action=BackendAction,
+        dest="export",
+        metavar=("onnx", "DIR"),
+        help="run the stitches of an export in ONNX Runtime (default: PyTorch)",
+    )
+
+
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--launcher``, and what torch.distributed.launch passes."""
     parser.add_argument("--launcher", choices=("none", *VARIABLES), default="none", help="job launcher")

@@ -114,9 +114,10 @@ def check_conditions(points: OperatingPoints, measured: Iterable[int], condition
     measured = set(measured)
     kept = [point for point in points if point.latency_ms is not None and point.id not in measured]
     relevant = {key: value for key, value in conditions.items() if key not in INCIDENTAL}
-    different = [k for k, value in relevant.items() if k not in points.benchmark or points.benchmark[k] != value]
+    known = {"backend": "torch", **points.benchmark}  # older files name no backend
+    different = [k for k, value in relevant.items() if k not in known or known[k] != value]
     if kept and different:
-        details = ", ".join(f"{k} {points.benchmark.get(k, 'unknown')} instead of {relevant[k]}" for k in different)
+        details = ", ".join(f"{k} {known.get(k, 'unknown')} instead of {relevant[k]}" for k in different)
         raise SettingError(
             f"the latencies of other stitches, such as {kept[0]}, were measured under other conditions ({details}): "
             "measure these stitches too (--stitches), or set another --out"

@@ -13,11 +13,19 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mmsnnet.apis import BenchmarkSettings, benchmark_stitches, build_model, count_stitches, load_config
+from mmsnnet.apis import (
+    BenchmarkSettings,
+    benchmark_stitches,
+    build_model,
+    build_uninitialized,
+    count_stitches,
+    load_config,
+)
 from mmsnnet.apis.benchmark import benchmark_conditions
 from mmsnnet.apis.model import check_channels
-from mmsnnet.cli.arguments import add_config_arguments
+from mmsnnet.cli.arguments import add_backend_option, add_config_arguments
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
+from mmsnnet.errors import needs_extra
 from mmsnnet.evaluation import OperatingPoints
 from mmsnnet.evaluation.latencies import Benchmark, check_conditions, points_to_time, with_latencies
 from mmsnnet.files.locking import locked
@@ -46,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE.json",
         help="file of operating points to add to, or to make",
     )
+    add_backend_option(parser)
     parser.add_argument(
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="input size (default: the backbone's img_size)"
     )
@@ -86,20 +95,35 @@ def make_parser() -> argparse.ArgumentParser:
 def benchmark(args: argparse.Namespace) -> None:
     names = ("batch_size", "precision", "channels_last", "compile", "cuda_graph", "warmup", "repeats")
     settings = BenchmarkSettings(**{name: getattr(args, name) for name in names})
-    conditions = benchmark_conditions(settings, args.device)
+    graphs = None
+    if args.export is None:
+        conditions = benchmark_conditions(settings, args.device)
+    else:
+        with needs_extra("onnx"):
+            from mmsnnet.deployment.benchmark import benchmark_export, export_conditions
+            from mmsnnet.deployment.exported_model import ExportedGraphs
+        graphs = ExportedGraphs(args.export)
+        conditions = export_conditions(graphs, settings)
     config = load_config(args.config, args.cfg_options)
-    model = build_model(config, args.checkpoint)
+    model = build_model(config, args.checkpoint) if graphs is None else build_uninitialized(config)
     check_channels(config, model)
-    counted = count_stitches(config, model, args.shape, checkpoint=args.checkpoint, device=args.device)
+    shape = args.shape or (graphs and graphs.manifest.image_size)
+    counted = count_stitches(config, model, shape, checkpoint=args.checkpoint, device=args.device)
     # Check the file before measuring takes time.
     points = points_to_time(args.out, counted)
-    space = find_stitched_backbone(model).space
-    stitches = [stitch.id for stitch in space.select(args.stitches or [point.id for point in points] or "all")]
+    backbone = find_stitched_backbone(model)
+    default = [point.id for point in points] if graphs is None else [one.name for one in graphs.manifest.stitches]
+    stitches = [stitch.id for stitch in backbone.space.select(args.stitches or default or "all")]
     check_conditions(points, stitches, conditions)
 
-    measured = benchmark_stitches(
-        model, stitches, settings, input_shape=counted.input_shape, device=args.device, progress=True
-    )
+    if graphs is None:
+        measured = benchmark_stitches(
+            model, stitches, settings, input_shape=counted.input_shape, device=args.device, progress=True
+        )
+    else:
+        chosen = [backbone.space[id_] for id_ in stitches]
+        channels = backbone.network.anchor(0).in_chans
+        measured = benchmark_export(graphs, chosen, settings, counted.input_shape, channels, progress=True)
     print_table(latency_table(measured, counted))
     for note in measured.notes:
         print(f"note: {note}")

@@ -75,6 +75,7 @@ def run_fingerprint(
         "config": _digest(settings),
         "data set": _digest([loading, len(dataset), _entries_digest(dataset)]),
         **({} if recalibrate is None else {"recalibration": _digest(recalibration)}),
+        **({"export": _digest(config.export)} if "export" in config else {}),
     }
 
 
