@@ -1,0 +1,112 @@
+"""Tiny configs of each task and family of anchors, with random weights, for the tests of exports."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from mmsnnet.apis import build_model, load_config
+
+REPOSITORY = Path(__file__).parents[2]
+VIT = dict(model="vit_tiny_patch16_224", patch_size=8, num_heads=2)
+SIZES = (dict(embed_dim=16, depth=2), dict(embed_dim=24, depth=4))
+SWIN = dict(model="swin_tiny_patch4_window7_224", embed_dim=8, num_heads=(1, 2, 4, 8), window_size=4)
+RESNET = dict(model="resnet18", layers=(1, 1, 2, 1), channels=(8, 12, 16, 24))
+LEVIT = dict(model="levit_128s", key_dim=8, num_heads=(1, 1, 1))
+HEAD = dict(
+    type="SETRUPHead",
+    in_channels=24,
+    channels=8,
+    num_classes=8,
+    norm_cfg=dict(type="BN"),
+    num_convs=1,
+    up_scale=4,
+    kernel_size=1,
+    align_corners=False,
+    loss_decode=dict(type="CrossEntropyLoss"),
+)
+
+
+def vit(**settings: Any) -> list[dict[str, Any]]:
+    """Two plain ViTs of 2 and 4 blocks."""
+    return [VIT | size | settings for size in SIZES]
+
+
+# The anchors of each family.
+ANCHORS: dict[str, list[dict[str, Any]]] = dict(
+    vit=vit(),
+    bias=vit(rel_pos_bias=True),
+    windows=vit(window_size=3, global_blocks=(1,)),
+    rotary=vit(model="vit_small_patch16_dinov3"),
+    eva=vit(model="eva02_tiny_patch14_224"),
+    swin=[SWIN | dict(depths=(1, 1, 2, 1)), SWIN | dict(depths=(1, 1, 3, 1), embed_dim=16)],
+    resnet=[RESNET, RESNET | dict(layers=(1, 1, 3, 1), channels=(16, 16, 24, 32))],
+    mixed=[RESNET | dict(channels=(4, 8, 16, 24)), SWIN | dict(depths=(1, 1, 3, 1))],
+    levit=[
+        LEVIT | dict(embed_dim=(8, 12, 16), depth=(1, 2, 1)),
+        LEVIT | dict(embed_dim=(12, 16, 24), depth=(1, 3, 1)),
+    ],
+)
+
+
+def segmentor(data: Path | None, family: str = "vit", **changes: Any) -> Config:
+    """The quickstart's segmentor around tiny anchors, for images of 64 x 64."""
+    config = load_config(REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py", _data(data))
+    config.model.backbone.anchors = ANCHORS[family]
+    config.model.backbone.out_indices = (3,)
+    config.model.backbone.rank = 2
+    config.model.decode_head = dict(HEAD, in_index=0)
+    config.model.auxiliary_head = None
+    config.merge_from_dict(changes)
+    return config
+
+
+def classifier(family: str) -> Config:
+    """CIFAR-10's classifier around tiny anchors, for images of 64 x 64."""
+    config = load_config(REPOSITORY / "configs/imagenet/stitched-vit-s-l_4e_cifar10-32x32.py")
+    config.model.backbone.anchors = ANCHORS[family]
+    config.model.backbone.img_size = 64
+    config.model.backbone.pop("scheme", None)
+    return config
+
+
+def depth_estimator() -> Config:
+    """NYUv2's depth estimator around tiny anchors, for images of 64 x 96."""
+    config = load_config(REPOSITORY / "configs/nyu/stitched-deit3-s-l_dpt_8xb2-24e_nyu-416x544.py")
+    config.model.backbone.anchors = vit()
+    config.model.backbone.img_size = (64, 96)
+    config.model.backbone.out_indices = (0, 1, 2, 3)
+    head = config.model.decode_head
+    head.in_channels = [24] * 4 if isinstance(head.in_channels, list) else 24
+    return config
+
+
+def detector(name: str) -> Config:
+    """A detector of COCO around tiny anchors, for images of 64 x 64."""
+    if name == "mask-rcnn":
+        config = load_config(REPOSITORY / "configs/coco/stitched-vit-s-l_mask-rcnn_300_coco128-256x256.py")
+    else:
+        config = load_config(REPOSITORY / f"configs/coco/stitched-deit3-s-l_{name}_8xb8-100e_coco-1024x1024.py")
+    config.model.backbone.anchors = vit()
+    config.model.backbone.img_size = 64
+    config.model.backbone.out_indices = (3,)
+    config.model.neck.in_channels = 24
+    return config
+
+
+def random_checkpoint(config: Config, path: Path) -> Path:
+    """A checkpoint whose weights and statistics all count."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_model(config)
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                moved = torch.randn_like(tensor) * 0.1
+                tensor.add_(moved.abs() if name.endswith("running_var") else moved)
+        torch.save({"state_dict": model.state_dict()}, path)
+    return path
+
+
+def _data(data: Path | None) -> dict[str, Any]:
+    return {} if data is None else dict(data_root=str(data))

@@ -1,0 +1,277 @@
+"""Exports compute what PyTorch computes, for every family and task, and store each weight once."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+from mmsnnet.apis import build_model
+from mmsnnet.datasets import write_shapes
+from mmsnnet.deployment.comparison import Difference, compare
+from mmsnnet.deployment.export import ExportError, ExportSettings, export_stitches
+from mmsnnet.deployment.manifest import Manifest
+from mmsnnet.errors import MissingFileError, SettingError
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.models import find_stitched_backbone
+from tests.deployment.families import classifier, depth_estimator, detector, random_checkpoint, segmentor
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "data", "shapes", 1, 3, (64, 64))
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Callable[..., tuple[Path, Path]]:
+    """``export(config, stitches, **settings)``: a folder of exports, and the checkpoint."""
+
+    def run(config: Config, stitches: Any = "anchors", **settings: Any) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("export")
+        checkpoint = random_checkpoint(config, folder / "model.pth")
+        images = data / "images/val"
+        export_stitches(config, checkpoint, stitches, folder / "out", ExportSettings(**settings), images=images)
+        return folder / "out", checkpoint
+
+    return run
+
+
+def outputs_of(path: Path, images: Tensor) -> dict[str, Tensor]:
+    """The outputs of a graph, by ONNX Runtime alone."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, map(torch.from_numpy, session.run(names, {"images": images.numpy()})), strict=True))
+
+
+def images_of(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def expected_of(config: Config, checkpoint: Path, stitch: str, images: Tensor) -> dict[str, Tensor]:
+    """A task's outputs by the toolbox's own code."""
+    model = build_model(config, checkpoint)
+    find_stitched_backbone(model).set_stitch(stitch)
+    meta = dict(img_shape=images.shape[-2:], ori_shape=images.shape[-2:], pad_shape=images.shape[-2:])
+    with torch.no_grad():
+        if hasattr(model, "encode_decode"):
+            [name] = ["depth" if "Depth" in type(model).__name__ else "logits"]
+            return {name: model.inference(images, [meta] * len(images))}
+        if hasattr(model, "roi_head"):
+            maps = model.extract_feat(images)
+            scores, boxes = model.rpn_head(maps)
+            return {
+                f"{name}_{index}": tensor
+                for name, tensors in (("map", maps), ("rpn_cls_score", scores), ("rpn_bbox_pred", boxes))
+                for index, tensor in enumerate(tensors)
+            }
+        return {"logits": model(images, mode="tensor")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bias", "windows", "rotary", "eva"])
+def test_a_segmentor_of_each_plain_family(family: str, data: Path, export: Callable[..., Any]) -> None:
+    """With learned relative positions, padded windows and rotary positions; for every batch size."""
+    config = segmentor(data, family)
+    folder, checkpoint = export(config, ["S", "S0-L2"] if family == "bias" else ["S0-L2"])
+    for stitch in Manifest.load(folder).stitches:
+        for batch in (1, 3):
+            images = images_of(batch, 3, 64, 64)
+            expected = expected_of(config, checkpoint, stitch.name, images)
+            found = compare(outputs_of(folder / stitch.file, images), expected)
+            assert found.difference <= 1e-4 and found.agreement is not None and found.agreement >= 0.9999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["vit", "swin", "resnet", "mixed", "levit"])
+def test_a_classifier_of_each_family(family: str, export: Callable[..., Any]) -> None:
+    """With shifted windows, batch norms and a change of the layout at the stitch."""
+    config = classifier(family)
+    space = find_stitched_backbone(build_model(config)).space
+    stitch = next(stitch for stitch in space if len(stitch.segments) == 2)
+    folder, checkpoint = export(config, [stitch.id])
+    images = images_of(3, 3, 64, 64)
+    given = outputs_of(folder / Manifest.load(folder)[stitch.id].file, images)
+    assert compare(given, expected_of(config, checkpoint, stitch.name, images)).difference <= 1e-4
+
+
+@pytest.mark.slow
+def test_a_depth_estimator(export: Callable[..., Any]) -> None:
+    config = depth_estimator()
+    folder, checkpoint = export(config, ["S0-L2"])
+    images = images_of(1, 3, 64, 96)
+    given = outputs_of(folder / "S0-L2.onnx", images)
+    assert given["depth"].shape == (1, 1, 64, 96)
+    assert compare(given, expected_of(config, checkpoint, "S0-L2", images)).difference <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.detection
+def test_a_two_stage_detector_up_to_proposals_and_its_heads_behind_them(export: Callable[..., Any]) -> None:
+    config = detector("mask-rcnn")
+    folder, checkpoint = export(config, ["S0-L2"])
+    images = images_of(1, 3, 64, 64)
+    given = outputs_of(folder / "S0-L2.onnx", images)
+    assert compare(given, expected_of(config, checkpoint, "S0-L2", images)).difference <= 1e-4
+    model, regions = build_model(config, checkpoint), images_of(5, model_channels(config), 7, 7)
+    with torch.no_grad():
+        scores, boxes = model.roi_head.bbox_head(regions)
+        masks = model.roi_head.mask_head(images_of(2, model_channels(config), 14, 14))
+    heads = outputs_of(folder / "bbox_head.onnx", regions)
+    assert compare(heads, dict(cls_score=scores, bbox_pred=boxes)).difference <= 1e-4
+    found = outputs_of(folder / "mask_head.onnx", images_of(2, model_channels(config), 14, 14))
+    assert compare(found, dict(mask_pred=masks)).difference <= 1e-4
+
+
+def model_channels(config: Config) -> int:
+    return config.model.neck.out_channels
+
+
+@pytest.mark.slow
+@pytest.mark.detection
+def test_a_one_stage_detector_up_to_nms(export: Callable[..., Any]) -> None:
+    """mmdet's own decoding, without its thresholds, gives the boxes and scores."""
+    config = detector("rtmdet")
+    folder, checkpoint = export(config, ["S0-L2"])
+    images = images_of(2, 3, 64, 64)
+    given = outputs_of(folder / "S0-L2.onnx", images)
+    model = build_model(config, checkpoint)
+    model.backbone.set_stitch("S0-L2")
+    metas = [dict(img_shape=(9999, 9999), scale_factor=(1.0, 1.0))] * 2  # boxes are not clipped
+    settings = model.test_cfg.copy()
+    settings.update(score_thr=-1.0, nms_pre=-1)
+    with torch.no_grad():
+        scores, boxes = model.bbox_head(model.extract_feat(images))
+        results = model.bbox_head.predict_by_feat(scores, boxes, batch_img_metas=metas, cfg=settings, with_nms=False)
+    for index, result in enumerate(results):
+        # mmdet gives a row for each box and class.
+        order = torch.argsort(result.scores, descending=True)[:50]
+        best = torch.argsort(given["scores"][index].flatten(), descending=True)[:50]
+        classes = given["scores"].shape[-1]
+        assert torch.allclose(given["scores"][index].flatten()[best], result.scores[order], atol=1e-4)
+        top = given["boxes"][index][best[0] // classes]
+        assert torch.allclose(top, result.bboxes[order[0]], atol=1e-3)
+    raw = {name: value for name, value in given.items() if name.startswith("cls_score_")}
+    assert compare(raw, {f"cls_score_{i}": s for i, s in enumerate(scores)}).difference <= 1e-4
+
+
+@pytest.mark.slow
+def test_each_weight_is_stored_once(data: Path, export: Callable[..., Any], tmp_path: Path) -> None:
+    """Of all stitches together, little more than the checkpoint; and nothing of this machine."""
+    config = segmentor(data)
+    folder, checkpoint = export(config, "all")
+    manifest = Manifest.load(folder)
+    space = find_stitched_backbone(build_model(config)).space
+    assert [stitch.id for stitch in manifest.stitches] == [stitch.id for stitch in space]
+    weights = sum(tensor.nbytes for tensor in torch.load(checkpoint)["state_dict"].values())
+    alignment = 4096 * 60  # tiny weights fill few pages
+    assert (folder / manifest.weights).stat().st_size <= 1.1 * weights + alignment
+    for stitch in manifest.stitches:
+        onnx.checker.check_model(folder / stitch.file)
+        content = (folder / stitch.file).read_bytes()
+        assert len(content) < 200_000 and b"site-packages" not in content and str(tmp_path).encode() not in content
+
+
+@pytest.mark.slow
+def test_images_of_any_size(data: Path, export: Callable[..., Any]) -> None:
+    """Sides that are no multiples of the patch, too."""
+    config = segmentor(data)
+    folder, checkpoint = export(config, ["S0-L2"], dynamic_size=True)
+    assert Manifest.load(folder).image_size is None
+    for size in ((64, 64), (40, 104), (75, 61)):
+        images = images_of(1, 3, *size)
+        given = outputs_of(folder / "S0-L2.onnx", images)
+        assert compare(given, expected_of(config, checkpoint, "S0-L2", images)).difference <= 1e-4
+
+
+@pytest.mark.slow
+def test_half_precision_halves_the_weights(data: Path, export: Callable[..., Any]) -> None:
+    config = segmentor(data)
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        folder, checkpoint = export(config, ["L"], precision=precision)
+        graph = onnx.load(folder / "L.onnx", load_external_data=False)
+        sizes[precision] = sum(np.prod(one.dims) * (2 if one.data_type == 10 else 4) for one in graph.graph.initializer)
+        images = images_of(2, 3, 64, 64)
+        given = outputs_of(folder / "L.onnx", images)
+        assert given["logits"].dtype == torch.float32
+        limit = 1e-4 if precision == "fp32" else 2e-2
+        assert compare(given, expected_of(config, checkpoint, "L", images)).difference <= limit
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
+
+
+@pytest.mark.slow
+def test_a_program_of_torch_export(data: Path, export: Callable[..., Any]) -> None:
+    config = segmentor(data)
+    folder, checkpoint = export(config, ["S0-L2"], format="torch-export")
+    images = images_of(3, 3, 64, 64)
+    given = torch.export.load(folder / "S0-L2.pt2").module()(images)
+    assert compare(given, expected_of(config, checkpoint, "S0-L2", images)).difference <= 1e-4
+    assert not (folder / "weights.bin").exists()
+
+
+@pytest.mark.slow
+def test_an_export_that_differs_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
+    config = segmentor(data)
+    checkpoint = random_checkpoint(config, tmp_path / "model.pth")
+    settings = ExportSettings(tolerance=0.0)
+    with pytest.raises(ExportError, match=r"the export of S differs from PyTorch by .* nothing is written"):
+        export_stitches(config, checkpoint, ["S"], tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists() and [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.slow
+def test_the_front_and_its_figures(data: Path, tmp_path: Path) -> None:
+    """They go into the manifest; latencies of PyTorch do not go along."""
+    config = segmentor(data)
+    checkpoint = random_checkpoint(config, tmp_path / "model.pth")
+    model = build_model(config)
+    space = find_stitched_backbone(model).space
+    points = OperatingPoints(str(config.filename), None, None, (64, 64), None, benchmark={"backend": "torch"})
+    for stitch, quality in ((space["S"], 30.0), (space["S0-L2"], 20.0), (space["L"], 40.0)):
+        point = OperatingPoint(stitch.id, stitch.name, stitch.kind, 10 + stitch.id, 5, {"mIoU": quality}, 7.0)
+        points = points.add(point)
+    points.save(tmp_path / "points.json")
+    manifest = export_stitches(config, checkpoint, "front", tmp_path / "out", points=tmp_path / "points.json")
+    assert [(stitch.name, stitch.metrics) for stitch in manifest.stitches] == [
+        ("S", {"mIoU": 30.0}),
+        ("L", {"mIoU": 40.0}),
+    ]
+    front = OperatingPoints.load(tmp_path / "out/front.json")
+    assert [point.latency_ms for point in front] == [None, None] and not front.benchmark
+    assert Manifest.load(tmp_path / "out") == manifest
+    (tmp_path / "out/weights.bin").unlink()
+    with pytest.raises(MissingFileError, match=r"lacks weights\.bin, which its manifest\.json names"):
+        Manifest.load(tmp_path / "out")
+    document = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert document["classes"][0] == "background" and len(document["palette"]) == len(document["classes"])
+
+
+def test_mistakes_are_named_before_any_work(data: Path, tmp_path: Path) -> None:
+    config = segmentor(data)
+    checkpoint = random_checkpoint(config, tmp_path / "model.pth")
+    with pytest.raises(SettingError, match="'front' needs the operating points"):
+        export_stitches(config, checkpoint, "front", tmp_path / "out")
+    with pytest.raises(MissingFileError, match=r"no image in .*: give a folder with images"):
+        export_stitches(config, checkpoint, ["S"], tmp_path / "out", images=tmp_path)
+    with pytest.raises(SettingError, match="format is one of onnx, torch-export; got 'tflite'"):
+        ExportSettings(format="tflite")
+    with pytest.raises(MissingFileError, match=r"is no export: it has no manifest\.json"):
+        Manifest.load(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_counts_as_a_difference() -> None:
+    logits = torch.tensor([[[1.0, 0.0], [0.0, 4.0]]])  # two classes, two pixels
+    assert compare({"logits": logits}, {"logits": logits}) == Difference(0.0, 1.0)
+    other = logits.clone()
+    other[0, 0, 1] = 6.0  # the second pixel changes its class
+    assert compare({"logits": other}, {"logits": logits}) == Difference(6.0 / 4.0, 0.5)
+    assert compare({"logits": logits * float("nan")}, {"logits": logits}).difference == float("inf")
+    assert compare({"depth": torch.tensor([0.5])}, {"depth": torch.tensor([0.25])}) == Difference(0.25, None)
