@@ -35,7 +35,7 @@ from mmsnnet.stitching import Stitch
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 # The largest difference from PyTorch, as a share of the largest output where that exceeds 1; and the smallest share of
 # pixels, or images, with the same class.
-TOLERANCES = {"fp32": (1e-4, 0.9999), "fp16": (2e-2, 0.99)}
+TOLERANCES = {"fp32": (1e-4, 0.9999), "fp16": (2e-2, 0.99), "int8": (0.25, 0.9)}
 OPSET = 20
 WEIGHTS = "weights.bin"
 CONFIG = "config.py"
@@ -51,11 +51,14 @@ class ExportSettings:
 
     Args:
         format: ``'onnx'`` or ``'torch-export'``.
-        precision: ``'fp32'``, or ``'fp16'`` for half as large weights; images and outputs stay float32.
+        precision: ``'fp32'``; ``'fp16'`` for half as large weights; or ``'int8'`` for matrix products of 8-bit
+            integers, in ONNX graphs for CPUs. Images and outputs stay float32.
         image_size: height and width; by default the window of slide inference, or the backbone's ``img_size``.
         dynamic_size: let the graphs take images of any size.
         tolerance: the largest difference from PyTorch; default: ``TOLERANCES``.
         num_images: real images for the comparison.
+        calibration_images: of ``'int8'``: this many images fix the ranges of activations. None computes the ranges in
+            each run.
 
     Raises:
         SettingError: a setting has an unknown value.
@@ -67,14 +70,20 @@ class ExportSettings:
     dynamic_size: bool = False
     tolerance: float | None = None
     num_images: int = 2
+    calibration_images: int | None = None
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise SettingError(f"format is one of {', '.join(FORMATS)}; got {self.format!r}")
         if self.precision not in TOLERANCES:
             raise SettingError(f"precision is one of {', '.join(TOLERANCES)}; got {self.precision!r}")
-        if self.num_images < 1:
-            raise SettingError(f"an export is compared on at least 1 image, got {self.num_images}")
+        for number in (self.num_images, self.calibration_images):
+            if number is not None and number < 1:
+                raise SettingError(f"an export is compared and calibrated on at least 1 image, got {number}")
+        if self.precision == "int8" and self.format != "onnx":
+            raise SettingError("int8 is for ONNX graphs: leave out the format, or the quantisation")
+        if self.calibration_images is not None and self.precision != "int8":
+            raise SettingError(f"calibration images are for int8, and the precision is {self.precision}")
 
 
 def export_stitches(
@@ -119,7 +128,8 @@ def export_stitches(
         front = None if points is None else _front(points, model)
         chosen = _choose(stitches, front, model)
         size = settings.image_size or _window(config) or backbone.img_size
-        compared = comparison_images(config, model, images, settings.num_images, size)
+        number = max(settings.num_images, settings.calibration_images or 0)
+        compared = comparison_images(config, model, images, number, size)
         costs = model_costs(model)
         exporter = _Exporter(model, settings, compared, folder)
         exported = []
@@ -182,7 +192,9 @@ class _Exporter:
     def __init__(self, model: BaseModel, settings: ExportSettings, images: Tensor, folder: Path) -> None:
         from mmsnnet.deployment.weight_file import WeightFile
 
-        self.model, self.settings, self.images, self.folder = model, settings, images, folder
+        self.model, self.settings, self.folder = model, settings, folder
+        self.images = images[: settings.num_images]
+        self._calibration = None if settings.calibration_images is None else images[: settings.calibration_images]
         self.outputs: tuple[str, ...] = ()
         self._weights = WeightFile(folder / WEIGHTS) if settings.format == "onnx" else None
 
@@ -194,18 +206,25 @@ class _Exporter:
         """Export the graph of a stitch, and compare it; returns its file."""
         expected = graph(self.images)
         self.outputs = tuple(expected)
-        return self._write(graph, name, self.images, expected, self.settings.dynamic_size)
+        return self._write(graph, name, self.images, expected, self.settings.dynamic_size, self.settings.precision)
 
     def export_head(self, name: str, graph: Graph, shape: tuple[int, ...]) -> str:
         """Export a head behind RoIAlign; returns its file."""
         regions = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-        return self._write(graph, name, regions, graph(regions), False)[0]
+        precision = "fp16" if self.settings.precision == "fp16" else "fp32"  # few images have regions to calibrate on
+        return self._write(graph, name, regions, graph(regions), False, precision)[0]
 
     def _write(
-        self, graph: Graph, name: str, example: Tensor, expected: Mapping[str, Tensor], dynamic_size: bool
+        self,
+        graph: Graph,
+        name: str,
+        example: Tensor,
+        expected: Mapping[str, Tensor],
+        dynamic_size: bool,
+        precision: str,
     ) -> tuple[str, Difference]:
         file = f"{name}{FORMATS[self.settings.format]}"
-        half = self.settings.precision == "fp16"
+        half = precision == "fp16"
         # 0 and 1 are special sizes to torch.export.
         example = example if len(example) > 1 else example.repeat(2, 1, 1, 1)
         axes = (0, 2, 3) if dynamic_size else (0,)
@@ -218,7 +237,7 @@ class _Exporter:
                 program = torch.export.export(
                     graph, (example,), dynamic_shapes=({axis: torch.export.Dim.DYNAMIC for axis in axes},)
                 )
-                self._save(program, file, tuple(expected))
+                self._save(program, file, tuple(expected), precision)
             except (RuntimeError, ValueError, TypeError) as error:  # torch's errors for what it cannot export
                 raise ExportError(_reason(name, error, dynamic_size)) from error
             finally:
@@ -227,7 +246,7 @@ class _Exporter:
                     graph.float()
         return file, self._compare(graph, file, name, example, dynamic_size)
 
-    def _save(self, program: torch.export.ExportedProgram, file: str, outputs: Sequence[str]) -> None:
+    def _save(self, program: torch.export.ExportedProgram, file: str, outputs: Sequence[str], precision: str) -> None:
         if self._weights is None:
             torch.export.save(program, self.folder / file)
             return
@@ -239,6 +258,10 @@ class _Exporter:
         graph = converted.model
         for node in ir.traversal.RecursiveGraphIterator(graph.graph):
             node.metadata_props.clear()  # tracebacks with this machine's paths
+        if precision == "int8":
+            from mmsnnet.deployment.quantization import quantized
+
+            graph = quantized(graph, self._calibration)
         self._weights.take(graph)
         ir.save(graph, self.folder / file)
 

@@ -12,7 +12,7 @@ from mmsnnet.apis.publish import FRONT
 from mmsnnet.cli.arguments import add_config_arguments
 from mmsnnet.cli.console import import_toolbox, short_console
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
-from mmsnnet.deployment.export import FORMATS, TOLERANCES, ExportSettings, export_stitches
+from mmsnnet.deployment.export import FORMATS, ExportSettings, export_stitches
 from mmsnnet.deployment.manifest import ExportedStitch
 
 
@@ -40,7 +40,19 @@ def make_parser() -> argparse.ArgumentParser:
         help="the model's operating points, for STITCHES front and the manifest (default: those in the folder "
         "CHECKPOINT)",
     )
-    parser.add_argument("--precision", choices=TOLERANCES, default="fp32", help="of the weights (default: %(default)s)")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument(
+        "--precision", choices=("fp32", "fp16"), default="fp32", help="of the weights (default: %(default)s)"
+    )
+    precision.add_argument(
+        "--quantize",
+        choices=("int8",),
+        help="quantise matrix products with weights to 8-bit integers, for CPUs; ranges of activations are computed in "
+        "each run, or see --calibration-images",
+    )
+    parser.add_argument(
+        "--calibration-images", type=int, metavar="N", help="fix the ranges of activations on N images of --images"
+    )
     parser.add_argument(
         "--size",
         nargs=2,
@@ -56,7 +68,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="images on which each export is compared with PyTorch (default: the first of the test set)",
     )
     parser.add_argument(
-        "--tolerance", type=float, metavar="X", help="the largest difference from PyTorch (default: 1e-4; fp16: 0.02)"
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="largest difference from PyTorch, as a share of the largest output (default: 1e-4; fp16: 0.02; int8: 0.25)",
     )
     return parser
 
@@ -72,7 +87,8 @@ def main() -> None:
         points = args.points or (published if published.is_file() else None)
         settings = ExportSettings(
             format=args.format,
-            precision=args.precision,
+            precision=args.quantize or args.precision,
+            calibration_images=args.calibration_images,
             image_size=None if args.size is None else tuple(args.size),
             dynamic_size=args.dynamic_size,
             tolerance=args.tolerance,
