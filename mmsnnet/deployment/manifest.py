@@ -107,6 +107,7 @@ class Manifest:
             document["stitches"] = tuple(ExportedStitch(**stitch) for stitch in document["stitches"])
             for name in ("outputs", "classes", "palette", "image_size"):
                 document[name] = document[name] and tuple(document[name])
+            document["palette"] = tuple(map(tuple, document["palette"]))
             manifest = cls(**document)
         except (FileNotFoundError, NotADirectoryError):
             raise MissingFileError(

@@ -36,7 +36,7 @@ def export(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Callable[...
     def run(config: Config, stitches: Any = "anchors", **settings: Any) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp("export")
         checkpoint = random_checkpoint(config, folder / "model.pth")
-        images = data / "images/val"
+        images = data / "images"
         export_stitches(config, checkpoint, stitches, folder / "out", ExportSettings(**settings), images=images)
         return folder / "out", checkpoint
 

@@ -66,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         budget = f"{args.max_gflops:g} GFLOPs" if cost == "flops" else f"{args.max_latency_ms:g} ms"
         print(f"The best of {len(points)} stitches within {budget} is {best}; its neighbours on the front:")
         print_table(table)
+        if cost == "latency_ms":
+            print(
+                f"latencies of {points.benchmark.get('backend', 'torch')}, {points.benchmark.get('device', 'unknown')}"
+            )
         print(f"stitch='{best.name}'  # in model.backbone of the config")
         if args.out:
             compact.save(args.out)

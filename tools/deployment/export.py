@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--tolerance",
         type=float,
         metavar="X",
-        help="largest difference from PyTorch, as a share of the largest output (default: 1e-4; fp16: 0.02; int8: 0.25)",
+        help="largest difference from PyTorch, as a share of the largest output (1e-4; fp16: 0.02; int8: 0.25)",
     )
     return parser
 
