@@ -20,7 +20,7 @@ STITCHED = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.p
 # The arguments whose names are fixed, by tool.
 ARGUMENTS = {
     "train": ("config", "--work-dir", "--resume", "--amp", "--cfg-options", "--launcher"),
-    "test": ("config", "checkpoint", "--stitches", "--out"),
+    "test": ("config", "checkpoint", "--stitches", "--out", "--backend"),
     "analysis_tools/benchmark": (
         "config",
         "--checkpoint",
@@ -41,6 +41,8 @@ ARGUMENTS = {
     "analysis_tools/plot_pareto": ("FILE.json", "--out", "--metric", "--better", "--cost", "--reference"),
     "analysis_tools/plot_route": ("config", "STITCH", "--out", "--cfg-options"),
     "analysis_tools/select_stitch": ("FILE.json", "--max-gflops", "--max-latency-ms", "--metric", "--out"),
+    "deployment/export": ("config", "checkpoint", "STITCHES", "--format", "--out", "--points", "--quantize", "--images"),
+    "deployment/ort_predict": ("image", "DIR", "--out", "--stitch", "--max-gflops", "--max-latency-ms"),
     "deployment/extract_stitch": ("config", "checkpoint", "STITCH", "--out"),
     "misc/publish_model": ("config", "checkpoint", "OUT", "--points"),
     "dataset_converters/make_shapes": ("OUT", "--layout", "--train", "--val", "--size", "--seed"),
