@@ -75,21 +75,20 @@ def expected_of(config: Config, checkpoint: Path, stitch: str, images: Tensor) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["bias", "windows", "rotary", "eva"])
+@pytest.mark.parametrize("family", ["bias", "windows", "rotary"])
 def test_a_segmentor_of_each_plain_family(family: str, data: Path, export: Callable[..., Any]) -> None:
     """With learned relative positions, padded windows and rotary positions; for every batch size."""
     config = segmentor(data, family)
-    folder, checkpoint = export(config, ["S", "S0-L2"] if family == "bias" else ["S0-L2"])
-    for stitch in Manifest.load(folder).stitches:
-        for batch in (1, 3):
-            images = images_of(batch, 3, 64, 64)
-            expected = expected_of(config, checkpoint, stitch.name, images)
-            found = compare(outputs_of(folder / stitch.file, images), expected)
-            assert found.difference <= 1e-4 and found.agreement is not None and found.agreement >= 0.9999
+    folder, checkpoint = export(config, ["S0-L2"])
+    for batch in (1, 3):
+        images = images_of(batch, 3, 64, 64)
+        expected = expected_of(config, checkpoint, "S0-L2", images)
+        found = compare(outputs_of(folder / "S0-L2.onnx", images), expected)
+        assert found.difference <= 1e-4 and found.agreement is not None and found.agreement >= 0.9999
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["vit", "swin", "resnet", "mixed", "levit"])
+@pytest.mark.parametrize("family", ["swin", "mixed", "levit"])
 def test_a_classifier_of_each_family(family: str, export: Callable[..., Any]) -> None:
     """With shifted windows, batch norms and a change of the layout at the stitch."""
     config = classifier(family)
@@ -165,10 +164,9 @@ def test_a_one_stage_detector_up_to_nms(export: Callable[..., Any]) -> None:
 def test_each_weight_is_stored_once(data: Path, export: Callable[..., Any], tmp_path: Path) -> None:
     """Of all stitches together, little more than the checkpoint; and nothing of this machine."""
     config = segmentor(data)
-    folder, checkpoint = export(config, "all")
+    folder, checkpoint = export(config, ["S", "L", "S0-L2"])
     manifest = Manifest.load(folder)
-    space = find_stitched_backbone(build_model(config)).space
-    assert [stitch.id for stitch in manifest.stitches] == [stitch.id for stitch in space]
+    assert [stitch.name for stitch in manifest.stitches] == ["S", "L", "S0-L2"]
     weights = sum(tensor.nbytes for tensor in torch.load(checkpoint)["state_dict"].values())
     alignment = 4096 * 60  # tiny weights fill few pages
     assert (folder / manifest.weights).stat().st_size <= 1.1 * weights + alignment
@@ -193,17 +191,30 @@ def test_images_of_any_size(data: Path, export: Callable[..., Any]) -> None:
 @pytest.mark.slow
 def test_half_precision_halves_the_weights(data: Path, export: Callable[..., Any]) -> None:
     config = segmentor(data)
-    sizes = {}
-    for precision in ("fp32", "fp16"):
-        folder, checkpoint = export(config, ["L"], precision=precision)
-        graph = onnx.load(folder / "L.onnx", load_external_data=False)
-        sizes[precision] = sum(np.prod(one.dims) * (2 if one.data_type == 10 else 4) for one in graph.graph.initializer)
-        images = images_of(2, 3, 64, 64)
-        given = outputs_of(folder / "L.onnx", images)
-        assert given["logits"].dtype == torch.float32
-        limit = 1e-4 if precision == "fp32" else 2e-2
-        assert compare(given, expected_of(config, checkpoint, "L", images)).difference <= limit
-    assert sizes["fp16"] < 0.6 * sizes["fp32"]
+    folder, checkpoint = export(config, ["S"], precision="fp16")
+    graph = onnx.load(folder / "S.onnx", load_external_data=False).graph
+    weights = {one.name: one.data_type for one in graph.initializer if np.prod(one.dims) > 100}
+    assert weights and onnx.TensorProto.FLOAT not in weights.values()
+    images = images_of(2, 3, 64, 64)
+    given = outputs_of(folder / "S.onnx", images)
+    assert given["logits"].dtype == torch.float32
+    assert 1e-6 < compare(given, expected_of(config, checkpoint, "S", images)).difference <= 2e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("calibration", [None, 2])
+def test_weights_of_8_bits(calibration: int | None, data: Path, export: Callable[..., Any]) -> None:
+    """Ranges of activations are computed in each run, or fixed on images."""
+    config = segmentor(data)
+    folder, checkpoint = export(config, ["S"], precision="int8", calibration_images=calibration, tolerance=1.0)
+    graph = onnx.load(folder / "S.onnx", load_external_data=False).graph
+    bits = {one.name: one.data_type for one in graph.initializer}
+    kinds = {node.op_type for node in graph.node}
+    assert onnx.TensorProto.INT8 in bits.values()
+    assert ("DynamicQuantizeLinear" in kinds) is (calibration is None)
+    images = images_of(2, 3, 64, 64)
+    given = outputs_of(folder / "S.onnx", images)
+    assert 1e-6 < compare(given, expected_of(config, checkpoint, "S", images)).difference <= 0.5
 
 
 @pytest.mark.slow

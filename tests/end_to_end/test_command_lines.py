@@ -41,7 +41,7 @@ ARGUMENTS = {
     "analysis_tools/plot_pareto": ("FILE.json", "--out", "--metric", "--better", "--cost", "--reference"),
     "analysis_tools/plot_route": ("config", "STITCH", "--out", "--cfg-options"),
     "analysis_tools/select_stitch": ("FILE.json", "--max-gflops", "--max-latency-ms", "--metric", "--out"),
-    "deployment/export": ("config", "checkpoint", "STITCHES", "--format", "--out", "--points", "--quantize", "--images"),
+    "deployment/export": ("config", "checkpoint", "STITCHES", "--format", "--out", "--points", "--quantize"),
     "deployment/ort_predict": ("image", "DIR", "--out", "--stitch", "--max-gflops", "--max-latency-ms"),
     "deployment/extract_stitch": ("config", "checkpoint", "STITCH", "--out"),
     "misc/publish_model": ("config", "checkpoint", "OUT", "--points"),
