@@ -100,7 +100,7 @@ def benchmark(args: argparse.Namespace) -> None:
         conditions = benchmark_conditions(settings, args.device)
     else:
         with needs_extra("onnx"):
-            from mmsnnet.deployment.benchmark import benchmark_export, export_conditions
+            from mmsnnet.apis.export_benchmark import benchmark_export, export_conditions
             from mmsnnet.deployment.exported_model import ExportedGraphs
         graphs = ExportedGraphs(args.export)
         conditions = export_conditions(graphs, settings)

@@ -19,7 +19,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmsnnet.apis import build_model
+from mmsnnet.apis.model import build_model
 from mmsnnet.apis.publish import FRONT, published_config
 from mmsnnet.deployment.comparison import Difference, compare
 from mmsnnet.deployment.graphs import IMAGES, Graph, graph_class, roi_graphs, stitch_graph
@@ -30,6 +30,7 @@ from mmsnnet.evaluation import OperatingPoints, compact_front
 from mmsnnet.files.writing import new_folder, write_atomically
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.models.backbones.budget import check_points
+from mmsnnet.registry import DATASETS
 from mmsnnet.stitching import Stitch
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -348,8 +349,6 @@ def _inference(config: Config) -> dict[str, Any]:
 
 def _classes(config: Config) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """The names of the classes and their colours, as far as the data set's class or settings tell."""
-    from mmsnnet.registry import DATASETS
-
     dataset = config.test_dataloader.dataset
     type_ = dataset.get("type")
     if isinstance(type_, str):

@@ -14,9 +14,9 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmsnnet.apis import build_model
+from mmsnnet.apis.export import ExportError, ExportSettings, export_stitches
 from mmsnnet.datasets import write_shapes
 from mmsnnet.deployment.comparison import Difference, compare
-from mmsnnet.deployment.export import ExportError, ExportSettings, export_stitches
 from mmsnnet.deployment.manifest import Manifest
 from mmsnnet.errors import MissingFileError, SettingError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
