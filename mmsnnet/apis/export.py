@@ -124,7 +124,7 @@ def export_stitches(
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     with new_folder(out, "--out") as folder, torch.no_grad():
-        model = _deployed(build_model(config, checkpoint))
+        model = merge_layers(build_model(config, checkpoint))
         backbone = find_stitched_backbone(model)
         front = None if points is None else _front(points, model)
         chosen = _choose(stitches, front, model)
@@ -301,7 +301,7 @@ def loaded(path: Path, outputs: Sequence[str]) -> Callable[[Tensor], dict[str, T
     }
 
 
-def _deployed(model: BaseModel) -> BaseModel:
+def merge_layers(model: BaseModel) -> BaseModel:
     """Merge a model's low-rank updates, and replace what computes sizes in Python numbers."""
     backbone = find_stitched_backbone(model)
     for key in backbone.space.layers:
