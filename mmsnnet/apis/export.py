@@ -336,7 +336,7 @@ def _choose(stitches: str | Sequence[int | str], front: OperatingPoints | None, 
 
 def _window(config: Config) -> tuple[int, int] | None:
     inference = _inference(config)
-    if inference.get("mode") != "slide":
+    if inference.get("mode") not in ("slide", "slide_flip"):
         return None
     height, width = inference["crop_size"]
     return height, width
@@ -344,6 +344,8 @@ def _window(config: Config) -> tuple[int, int] | None:
 
 def _inference(config: Config) -> dict[str, Any]:
     settings = config.model.get("test_cfg") or {}
+    if settings.get("mode") == "slide" and "DepthEstimator" in str(config.model.type):
+        return dict(mode="whole")  # mmseg's depth estimators run whole images then
     return {key: settings[key] for key in ("mode", "crop_size", "stride") if key in settings}
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmsnnet.errors import SettingError
@@ -84,7 +83,7 @@ class OneStageGraph(Graph):
         flat = torch.cat([_flat(box, 4) for box in boxes], dim=1)
         channels = head.cls_out_channels
         points = priors[:, :2] if priors.shape[-1] == 2 else priors
-        decoded = head.bbox_coder.decode(points.expand(len(images), -1, -1), flat)
+        decoded = head.bbox_coder.decode(points.expand(images.shape[0], -1, -1), flat)
         probabilities = torch.cat([_flat(score, channels) for score in scores], dim=1)
         probabilities = probabilities.sigmoid() if head.use_sigmoid_cls else probabilities.softmax(-1)[..., :-1]
         return outputs | dict(boxes=decoded, scores=probabilities)
@@ -175,8 +174,8 @@ def roi_graphs(model: BaseModel) -> dict[str, tuple[RoIHeadGraph, tuple[int, ...
 
 
 def _meta(images: Tensor) -> dict[str, Any]:
-    shape = tuple(images.shape[-2:])
-    return BaseDataElement(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape)).metainfo
+    shape = images.shape[-2:]
+    return dict(img_shape=shape, ori_shape=shape, pad_shape=shape)
 
 
 def _numbered(name: str, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
@@ -185,4 +184,4 @@ def _numbered(name: str, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
 
 def _flat(maps: Tensor, channels: int) -> Tensor:
     """Maps (B, A * channels, h, w) as rows (B, h * w * A, channels)."""
-    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, channels)
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, channels)

@@ -62,7 +62,7 @@ def expected_of(config: Config, checkpoint: Path, stitch: str, images: Tensor) -
     with torch.no_grad():
         if hasattr(model, "encode_decode"):
             [name] = ["depth" if "Depth" in type(model).__name__ else "logits"]
-            return {name: model.inference(images, [meta] * len(images))}
+            return {name: model.encode_decode(images, [meta])}
         if hasattr(model, "roi_head"):
             maps = model.extract_feat(images)
             scores, boxes = model.rpn_head(maps)

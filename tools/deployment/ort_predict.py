@@ -176,7 +176,7 @@ class Graph:
     def maps(self, images: np.ndarray, name: str) -> np.ndarray:
         """An output (1, K, H, W) of a whole picture."""
         height, width = images.shape[-2:]
-        if self.inference.get("mode") == "slide":
+        if self.inference.get("mode") in ("slide", "slide_flip"):
             return self._slide(images, name)
         if self.size is None or list(self.size) == [height, width]:
             return self.run(images, [name])[0]
@@ -196,14 +196,20 @@ class Graph:
                 top, left = max(bottom - tall, 0), max(right - broad, 0)
                 window = images[:, :, top:bottom, left:right]
                 missing = [(0, 0), (0, 0), (0, tall - window.shape[2]), (0, broad - window.shape[3])]
-                result = self.run(np.pad(window, missing) if any(map(any, missing)) else window, [name])[0]
-                result = result[:, :, : window.shape[2], : window.shape[3]]
+                result = self._window(window, missing, name)
+                if self.inference["mode"] == "slide_flip":
+                    flipped = self._window(window[..., ::-1], missing, name)
+                    result = (result + flipped[..., ::-1]) / 2
                 if total is None:
                     total = np.zeros((1, result.shape[1], height, width), np.float32)
                 total[:, :, top:bottom, left:right] += result
                 count[:, :, top:bottom, left:right] += 1
         assert total is not None
         return total / count
+
+    def _window(self, window: np.ndarray, missing: list[tuple[int, int]], name: str) -> np.ndarray:
+        padded = np.pad(window, missing) if any(map(any, missing)) else np.ascontiguousarray(window)
+        return self.run(padded, [name])[0][:, :, : window.shape[2], : window.shape[3]]
 
 
 # Results to pictures
