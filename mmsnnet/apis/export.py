@@ -176,7 +176,7 @@ def export_stitches(
         write_atomically(folder / MANIFEST, manifest.to_json().encode())
         published_config(config).dump(str(folder / CONFIG))
         if front is not None:
-            front.save(folder / FRONT)
+            replace(front, config=CONFIG).save(folder / FRONT)
         return manifest
 
 

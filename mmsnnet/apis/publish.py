@@ -6,7 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,8 @@ def write_folder(
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
     (folder / CARD).write_text(card, encoding="utf-8")
     if front is not None:
-        front.save(folder / FRONT)
+        # Tools that add to these points compare the config's name.
+        replace(front, config=CONFIG, checkpoint=WEIGHTS).save(folder / FRONT)
     check_weights(build_without_weights(load_config(folder / CONFIG)), weights, out)
     with (folder / WEIGHTS).open("rb") as file:
         return Published(out / WEIGHTS, (folder / WEIGHTS).stat().st_size, sha_fileobj(file).hex())

@@ -25,7 +25,7 @@ def open_session(path: Path, threads: int | None = None, device: str = "cpu") ->
         DataError: the file, or the file of weights, is damaged.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, too
     options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS", "0"))
     providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
     try:

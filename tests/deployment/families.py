@@ -33,6 +33,7 @@ def vit(**settings: Any) -> list[dict[str, Any]]:
     return [VIT | size | settings for size in SIZES]
 
 
+MAPS = 16  # the channels of detectors' maps
 # The anchors of each family.
 ANCHORS: dict[str, list[dict[str, Any]]] = dict(
     vit=vit(),
@@ -77,8 +78,8 @@ def depth_estimator() -> Config:
     config.model.backbone.anchors = vit()
     config.model.backbone.img_size = (64, 96)
     config.model.backbone.out_indices = (0, 1, 2, 3)
-    head = config.model.decode_head
-    head.in_channels = [24] * 4 if isinstance(head.in_channels, list) else 24
+    config.model.test_cfg.update(crop_size=(64, 96), stride=(64, 96))
+    config.model.decode_head.update(in_channels=24, channels=8, post_process_channels=(4, 4, 8, 8))
     return config
 
 
@@ -91,7 +92,15 @@ def detector(name: str) -> Config:
     config.model.backbone.anchors = vit()
     config.model.backbone.img_size = 64
     config.model.backbone.out_indices = (3,)
-    config.model.neck.in_channels = 24
+    config.model.neck.update(in_channels=24, out_channels=MAPS)
+    if name == "rtmdet":
+        config.model.bbox_head.update(in_channels=MAPS, feat_channels=MAPS)
+    else:
+        config.model.rpn_head.update(in_channels=MAPS, feat_channels=MAPS)
+        for part in ("bbox", "mask"):
+            config.model.roi_head[f"{part}_roi_extractor"].out_channels = MAPS
+            config.model.roi_head[f"{part}_head"].update(in_channels=MAPS, conv_out_channels=MAPS)
+        config.model.roi_head.bbox_head.fc_out_channels = 16
     return config
 
 

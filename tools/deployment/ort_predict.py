@@ -85,7 +85,7 @@ def quality(stitch: dict[str, Any]) -> float:
 
 def read_image(path: Path) -> np.ndarray:
     """An image as (H, W, 3), red first, rotated by its EXIF orientation; of an animation, the first frame."""
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+    Image.MAX_IMAGE_PIXELS = None  # checked below
     try:
         with Image.open(path) as image:
             if image.width * image.height > MOST_PIXELS:
@@ -95,7 +95,7 @@ def read_image(path: Path) -> np.ndarray:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
         raise Mistake(f"there is no image {path}") from None
-    except (Image.DecompressionBombError, UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise Mistake(f"{path} is no image that can be decoded ({error})") from None
 
 
@@ -155,7 +155,7 @@ class Graph:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], stitch: dict[str, Any]) -> None:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised, too
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
         try:
             self.session = onnxruntime.InferenceSession(
