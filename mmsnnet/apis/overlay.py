@@ -14,7 +14,7 @@ from mmengine.visualization import Visualizer
 
 OPACITY = 0.6
 TOP = 5
-# Labels are legible on pictures of this size; smaller ones are enlarged for a list of classes.
+# The shortest side on which names are legible. Smaller pictures are enlarged for a list of classes.
 LEGIBLE = 224
 
 
@@ -68,7 +68,7 @@ class Overlay:
         # mmseg's SegLocalVisualizer sorts all pixels of a class in Python to place its label: seconds for a photograph.
         colors = self.colors(256)
         picture = cv2.addWeighted(image, 1 - OPACITY, colors[segments.astype(np.uint8)], OPACITY, 0)
-        if not labels:
+        if not labels or min(image.shape[:2]) < LEGIBLE:
             return picture
         texts, places = [], []
         for label in np.unique(segments):

@@ -61,6 +61,7 @@ class Predictor:
         space: its stitch space.
         task: ``'segmentation'``, ``'depth'``, ``'classification'`` or ``'detection'``.
         points: its operating points, or None.
+        metric: the metric that compares stitches; None for the task's main metric.
         device: where it runs.
         overlay: draws predictions.
 
@@ -90,7 +91,7 @@ class Predictor:
         self.device = checked_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
         self.batch_size = _checked_batch_size(batch_size)
         self.keep_logits = keep_logits
-        self._metric = metric
+        self.metric = metric
         self._load = ImageLoader(self.config, max_pixels)
         self._collate = _collate_function(self.config)
         self._lock = threading.RLock()
@@ -131,7 +132,7 @@ class Predictor:
         """
         with self._lock:
             return self._backbone.set_budget(
-                self.points, self._metric, max_gflops=max_gflops, max_latency_ms=max_latency_ms
+                self.points, self.metric, max_gflops=max_gflops, max_latency_ms=max_latency_ms
             )
 
     def __call__(
