@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -12,9 +12,9 @@ from mmsnnet.errors import SettingError
 
 # A decision to go down needs this many frames of a stitch, or this many seconds.
 FRAMES, SECONDS = 3, 0.4
-# The shares of a frame's time that a stitch may take when the choice goes down or up to it. Their distance is the
-# hysteresis: a stitch that was too slow is tried again only when there is clearly more time.
-DOWN, UP = 0.9, 0.8
+# The share of a frame's time that a stitch may take when the choice goes to it. A stitch that runs may take all of it:
+# the distance is the hysteresis.
+FITS = 0.9
 # Seconds for which there must have been time for a better stitch; it doubles with each failed attempt.
 PATIENCE, MOST_PATIENCE = 1.0, 16.0
 
@@ -78,7 +78,8 @@ class FrameRate:
     @property
     def measured_fps(self) -> float:
         """Frames per second over the last second; 0 before the first frame."""
-        return len(self._ends) / max(min(1.0, self._clock() - self._start), 1e-9)
+        now = self._clock()
+        return sum(end > now - 1 for end in self._ends) / max(min(1.0, now - self._start), 1e-9)
 
     def observe(self, model_ms: float, other_ms: float = 0.0) -> int:
         """Record the times of a frame that ends now; return the stitch for the next one.
@@ -115,19 +116,19 @@ class FrameRate:
         if self._climbed:
             self._patience = min(2 * self._patience, MOST_PATIENCE)
         frames = list(self._frames)[-FRAMES:]
-        self._move(min(self._best_that_fits(frames, DOWN), self.index - 1), now, climbed=False)
+        self._move(min(self._best_that_fits(frames), self.index - 1), now, climbed=False)
 
     def _go_up(self, now: float) -> None:
         if self._climbed and now - self._changed >= 2 * self._patience:  # the last attempt was right
             self._patience, self._climbed = PATIENCE, False
-        best = self._best_that_fits(list(self._frames), UP)
+        best = self._best_that_fits(self._frames)
         if best > self.index:
             self._move(best, now, climbed=True)
 
-    def _best_that_fits(self, frames: Sequence[_Frame], share: float) -> int:
+    def _best_that_fits(self, frames: Collection[_Frame]) -> int:
         slowness = sum(frame.slowness for frame in frames) / len(frames)
         other_ms = sum(frame.other_ms for frame in frames) / len(frames)
-        fitting = [i for i, cost in enumerate(self.costs) if other_ms + slowness * cost <= share * self.period_ms]
+        fitting = [i for i, cost in enumerate(self.costs) if other_ms + slowness * cost <= FITS * self.period_ms]
         return max(fitting, default=0)
 
     def _move(self, index: int, now: float, climbed: bool) -> None:
