@@ -246,7 +246,8 @@ class Predictor:
                 self._backbone.set_stitch(before)
         if not self.keep_logits:
             for sample in samples:
-                sample.pop("seg_logits", None)
+                if "_seg_logits" in sample:  # where mmseg's data sample stores them
+                    del sample.seg_logits
         return [sample.cpu() for sample in samples], name, ms
 
     def _now(self) -> float:
