@@ -3,6 +3,7 @@
 import re
 import shutil
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,6 +146,18 @@ def test_logits_are_kept_on_demand(predictor: Predictor, folder: Path, photo: Im
     assert "seg_logits" not in predictor(photo).data_sample and "_seg_logits" not in predictor(photo).data_sample
     kept = Predictor(folder, device="cpu", keep_logits=True)(photo).data_sample
     assert torch.equal(kept.seg_logits.data.argmax(0), kept.pred_sem_seg.data[0])
+
+
+def test_a_notebook_gets_a_figure(predictor: Predictor, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    prediction = predictor(photo)
+    monkeypatch.setattr("matplotlib.pyplot.get_backend", lambda: "agg")
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    with pytest.raises(SettingError, match=r"no window system to show the picture: write it with save\("):
+        prediction.show()
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    figure = prediction.show()
+    assert np.array_equal(figure.axes[0].images[0].get_array(), prediction.picture())
+    assert figure.axes[0].get_title().startswith("L, ")
 
 
 # Where images come from.
