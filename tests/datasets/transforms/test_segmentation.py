@@ -161,7 +161,7 @@ def test_images_cannot_be_skipped():
 
 
 def test_a_label_map_that_cannot_be_decoded_by_opencv_is_named(root):
-    (root / LABELS).write_bytes(b"")
+    (root / LABELS).write_bytes(b"no image")
     with pytest.raises(ValueError, match=rf"{re.escape(str(root / LABELS))} cannot be decoded by 'cv2'"):
         read(root, CHECKED[0], {**CHECKED[1], "imdecode_backend": "cv2"})
 
