@@ -8,7 +8,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
-MIM_FILES = ("configs", "tools", "model-index.yml")
+MIM_FILES = ("configs", "tools", "demo", "model-index.yml")
 
 
 def put_mim_files(mim: Path, link: bool = False) -> None:

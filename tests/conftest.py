@@ -57,7 +57,7 @@ def ending(job: Callable[[], object]) -> int:
 
 
 class Tool:
-    """Runs ``tools/<name>.py`` as a user does, in a process that forks from a server.
+    """Runs ``tools/<name>.py``, or a demo, as a user does, in a process that forks from a server.
 
     Args:
         make_folder: makes an empty folder for what a tool prints.
@@ -84,7 +84,7 @@ class Tool:
 
     def start(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> PythonProcess:
         """Start a tool without waiting for its end."""
-        script = REPOSITORY / "tools" / f"{name}.py"
+        script = REPOSITORY / ("" if name.startswith("demo/") else "tools") / f"{name}.py"
         return PythonProcess(script, *arguments, folder=cwd, output=self.make_folder("tool"), COLUMNS=120)
 
 

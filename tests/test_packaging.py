@@ -97,9 +97,9 @@ def test_the_wheel_has_the_package_and_nothing_else(build: Build) -> None:
 
 
 def test_the_wheel_has_the_files_for_mim(build: Build) -> None:
-    wanted = {**build.sources("configs", "tools"), "model-index.yml": build.before["model-index.yml"]}
+    wanted = {**build.sources("configs", "demo", "tools"), "model-index.yml": build.before["model-index.yml"]}
     configs = [name for name in wanted if name.startswith("configs/") and name.endswith(".py")]
-    assert len(configs) >= 12 and "tools/train.py" in wanted
+    assert len(configs) >= 12 and {"tools/train.py", "demo/image_demo.py"} <= wanted.keys()
     version = build.metadata["Version"]
     for mim in (MIM, f"mmsnnet-{version}.dist-info/.mim"):
         found = {name.removeprefix(f"{mim}/"): data for name, data in build.wheel.items() if name.startswith(f"{mim}/")}

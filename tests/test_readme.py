@@ -1,15 +1,19 @@
 """What the README shows must be true."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from PIL import Image
 
 from mmsnnet.apis import build_space, load_config
 from mmsnnet.models import StitchedDataParallel
 from mmsnnet.registry import HOOKS, MODEL_WRAPPERS
 from mmsnnet.stitching import StitchSpace
+from tests.apis.tiny_models import publish_tiny
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -39,6 +43,19 @@ def test_the_first_tensor_has_the_shape_that_its_comment_states() -> None:
         exec(block, names)
     assert [tuple(one.shape) for one in names["maps"]] == [(1, 1024, 14, 14)] and "one map (1, 1024, 14, 14)" in block
     assert names["net"].space["L7-S4-L20"].id == 57
+
+
+def test_the_three_lines_that_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = next(code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "Predictor(" in code)
+    assert len([line for line in block.splitlines() if line]) == 3
+    publish_tiny("segmentation", tmp_path).rename(tmp_path / "FOLDER")
+    shutil.copy(next((tmp_path / "data/images/validation").iterdir()), tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    with Image.open("prediction.png") as picture:
+        assert picture.size == (64, 64) and len(picture.getcolors(4096)) > 10
+    assert names["predict"].set_budget(max_gflops=0.1).flops <= 0.1e9
 
 
 def test_files_that_the_pages_name_exist() -> None:

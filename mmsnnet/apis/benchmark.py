@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import platform
-import re
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +17,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from mmsnnet.apis.devices import checked_device, device_name
+from mmsnnet.apis.model import deployed
 from mmsnnet.errors import SettingError
 from mmsnnet.evaluation.latencies import Benchmark, StitchLatency
 from mmsnnet.models import find_stitched_backbone
@@ -113,12 +111,12 @@ def benchmark_stitches(
         options: dict[str, Any] = dict(dtype=PRECISIONS[settings.precision])
         if settings.channels_last:
             options |= dict(memory_format=torch.channels_last)
-        deployed = _deployed(model).to(device=device, **options)
+        copied = deployed(model).to(device=device, **options)
         channels = backbone.network.anchor(0).in_chans
         images = torch.randn(settings.batch_size, channels, *shape, generator=torch.Generator().manual_seed(0))
         images = images.to(device=device, **options)
         with torch.inference_mode():
-            return _benchmark(deployed, images, chosen, settings, before, progress)
+            return _benchmark(copied, images, chosen, settings, before, progress)
 
 
 def _benchmark(
@@ -178,33 +176,11 @@ def benchmark_conditions(settings: BenchmarkSettings, device: str | torch.device
     }
 
 
-def device_name(device: torch.device) -> str:
-    """The model name of a device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
-    return match.group(1).strip() if match else platform.processor() or platform.machine()
-
-
 def _checked_device(device: str | torch.device, settings: BenchmarkSettings) -> torch.device:
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise SettingError(f"there is no device {device!r}: {str(error).splitlines()[0]}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise SettingError(f"device is a CPU or a CUDA device, got {str(device)!r}")
+    device = checked_device(device)
     if device.type == "cpu" and settings.cuda_graph:
         raise SettingError("a CUDA graph needs a GPU: leave out --cuda-graph, or set --device to a GPU")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingError(f"there is no device {str(device)!r}: PyTorch finds {torch.cuda.device_count()} GPUs")
     return device
-
-
-def _deployed(model: BaseModel) -> BaseModel:
-    """A copy of a model with its low-rank updates merged, in evaluation mode."""
-    network = find_stitched_backbone(model).network
-    return copy.deepcopy(model, {id(network): network.merged()}).eval()
 
 
 def _forward(model: BaseModel, images: Tensor) -> Callable[[Tensor], object]:

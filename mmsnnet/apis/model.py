@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +41,12 @@ def build_model(
     if checkpoint is not None:
         model.load_state_dict(read_weights(model, checkpoint))
     return model.to(device).eval()
+
+
+def deployed(model: BaseModel) -> BaseModel:
+    """A copy of a model for deployment: low-rank updates merged, evaluation mode."""
+    network = find_stitched_backbone(model).network
+    return copy.deepcopy(model, {id(network): network.merged()}).eval()
 
 
 def build_space(config: Config) -> StitchSpace:

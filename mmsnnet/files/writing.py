@@ -99,10 +99,27 @@ def new_folder(out: str | os.PathLike[str], option: str = "output") -> Iterator[
         temporary.replace(out)
 
 
+@contextmanager
+def new_file(out: str | os.PathLike[str], option: str = "output") -> Iterator[Path]:
+    """Yield a temporary path with the name of the file ``out``, which replaces that file at the end of the block.
+
+    For libraries that write a file by its name, and take its format from the suffix.
+
+    Raises:
+        OutputError: nothing can be written there; the message names the option to set.
+    """
+    check_output(out, option)
+    out = Path(os.path.realpath(out))
+    with _temporary(out) as folder:
+        folder.mkdir()
+        yield folder / out.name
+        rename_atomically(folder / out.name, out)
+
+
 def rename_atomically(temporary: Path, path: Path) -> None:
     """Flush a file or folder to the disk, then rename it.
 
-    Both must be in one folder. A file is replaced in one step; for a folder there is a moment without either.
+    Both must be on one file system. A file is replaced in one step; for a folder there is a moment without either.
     """
     contents = sorted(temporary.rglob("*")) if temporary.is_dir() else []
     for part in (*contents, temporary):

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import mmsnnet.apis.benchmark as module
 from mmsnnet.apis.benchmark import BenchmarkSettings, benchmark_conditions, benchmark_stitches
+from mmsnnet.apis.model import deployed
 from mmsnnet.evaluation.latencies import StitchLatency
 from mmsnnet.stitching import StitchSpace, UnknownStitchError
 from tests.conftest import gpu
@@ -164,7 +164,7 @@ def test_weights_and_images_are_channels_last(channels_last: bool, spy: Spy) -> 
 @pytest.mark.slow
 def test_compiled_stitches_give_the_same_results(make_segmentor: MakeSegmentor) -> None:
     """Code that is compiled for one stitch is not run for another."""
-    model = module._deployed(make_segmentor())
+    model = deployed(make_segmentor())
     images = torch.randn(1, 3, 32, 32)
     outputs: dict[str, list[Tensor]] = {}
 
@@ -214,19 +214,6 @@ def test_the_conditions(make_segmentor: MakeSegmentor) -> None:
         "repeats": 2,
     }
     assert result.input_shape == (32, 32)
-
-
-def test_the_model_name_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (
-        "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t: x\n\nprocessor\t: 1\nmodel name\t: Some CPU @ 2 GHz\n"
-    )
-    monkeypatch.setattr(Path, "read_text", lambda self: text)
-    monkeypatch.setattr(Path, "exists", lambda self: str(self) == "/proc/cpuinfo")
-    assert module.device_name(torch.device("cpu")) == "Some CPU @ 2 GHz"
-    monkeypatch.setattr(Path, "read_text", lambda self: "processor\t: 0\nBogoMIPS\t: 50\n")
-    monkeypatch.setattr(module.platform, "processor", lambda: "")
-    monkeypatch.setattr(module.platform, "machine", lambda: "aarch64")
-    assert module.device_name(torch.device("cpu")) == "aarch64"
 
 
 @pytest.mark.parametrize(
@@ -334,7 +321,7 @@ def test_on_a_gpu(cuda_graph: bool | None, make_segmentor: MakeSegmentor) -> Non
 
 @gpu
 def test_a_graph_computes_what_the_stitch_computes(make_segmentor: MakeSegmentor) -> None:
-    model = module._deployed(make_segmentor()).cuda()
+    model = deployed(make_segmentor()).cuda()
     images, out = torch.randn(1, 3, 32, 32, device="cuda"), {}
     with torch.inference_mode():
         shape = model(images, mode="tensor").shape

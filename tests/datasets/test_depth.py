@@ -79,7 +79,6 @@ def test_the_unit_and_the_range_are_settings(write_png: WritePng) -> None:
         (np.ones((2, 3, 3), np.uint16), r"16-bit PNG of one channel, found uint16 of shape \(2, 3, 3\)"),
         (np.ones((3, 2), np.uint16), r"the size of its image, found \(3, 2\) for .*kitchen_1\.jpg of \(2, 3\)"),
         (b"no image", r"\(a 16-bit PNG of one channel\); the file is damaged"),
-        (b"", r"\(a 16-bit PNG of one channel\); the file is damaged"),
     ],
 )
 def test_a_wrong_file_is_named_with_what_was_expected(
@@ -87,6 +86,11 @@ def test_a_wrong_file_is_named_with_what_was_expected(
 ) -> None:
     with pytest.raises(ValueError, match=rf"annotations/kitchen_1\.png.* a depth map .*{message}"):
         load(write_png(values))
+
+
+def test_an_empty_file_is_named(write_png: WritePng) -> None:
+    with pytest.raises(ValueError, match=r"depth map .*annotations/kitchen_1\.png is empty: it has 0 bytes"):
+        load(write_png(b""))
 
 
 @pytest.mark.parametrize(

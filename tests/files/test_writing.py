@@ -15,6 +15,7 @@ from mmsnnet.files.writing import (
     DISK_ERRORS,
     OutputError,
     check_output,
+    new_file,
     new_folder,
     output_errors,
     remove_path,
@@ -176,3 +177,18 @@ def test_an_error_without_a_path_names_its_own_file_and_a_cure_of_its_time() -> 
     with pytest.raises(OSError, match="lost") as found, output_errors(None, pytest.fail, DISK_ERRORS):
         raise OSError(errno.EIO, "lost")
     assert not isinstance(found.value, OutputError)
+
+
+def test_a_file_that_a_library_writes_by_name_appears_as_a_whole(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "a.mp4"
+    with new_file(out) as temporary:
+        assert temporary.suffix == ".mp4" and not out.exists()
+        temporary.write_bytes(b"first")
+        assert not out.exists()
+    assert out.read_bytes() == b"first"
+    with pytest.raises(RuntimeError, match="half way"), new_file(out) as temporary:
+        temporary.write_bytes(b"sec")
+        raise RuntimeError("half way")
+    assert out.read_bytes() == b"first" and list(out.parent.iterdir()) == [out]
+    with pytest.raises(OutputError, match=r"it is a folder.*set another --out"), new_file(tmp_path, "--out"):
+        pass

@@ -13,7 +13,7 @@ from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import Compose, RandomCrop, Resize
 
-from mmsnnet.datasets.transforms.headers import read_picture
+from mmsnnet.datasets.transforms.headers import check_pixels, read_image
 from mmsnnet.datasets.transforms.orientation import rotate_upright
 from mmsnnet.datasets.transforms.pixels import check_max_value, decode, to_byte_range
 from mmsnnet.errors import DataError, SettingError
@@ -33,11 +33,13 @@ EVALUATION_OPTIONS = ("crop_pct", "crop_mode", "crop_border_pixels", "interpolat
 class LoadPillowImage:
     """Read ``img_path`` into ``img``, an upright RGB image of Pillow.
 
-    The EXIF orientation is always applied, because a class label has no frame. Alpha is dropped.
+    The EXIF orientation is always applied, because a class label has no frame. Alpha is dropped. A sample may have its
+    image already, as for ``LoadImage``.
 
     Args:
         max_value: the value of white in images that do not have 8 bits, as in ``LoadImage``. They are scaled to 0..255
             and rounded. Without it, such images are errors.
+        max_pixels: as of ``LoadImage``.
 
     Raises:
         SettingError: ``max_value`` is not a finite number above 0.
@@ -45,22 +47,26 @@ class LoadPillowImage:
         DataError: the file cannot be decoded completely, or has values or bands without a clear meaning.
     """
 
-    def __init__(self, max_value: float | None = None) -> None:
+    def __init__(self, max_value: float | None = None, max_pixels: int | None = None) -> None:
         check_max_value(max_value, "LoadPillowImage")
         self.max_value = max_value
+        self.max_pixels = max_pixels
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         path = results["img_path"]
-        content, header = read_picture(path)
+        if "img" in results:
+            check_pixels(results["img"].shape[:2], path, self.max_pixels)
+            results["img"] = self._to_pillow(results["img"], path)
+            return results
+        content, header = read_image(results, max_pixels=self.max_pixels)
         tiff = header.tiff
         if header.has_unknown_band:
             raise DataError(f"{path} has bands that are neither colours nor alpha: LoadPillowImage reads three colours")
         if header.bits > 8 or (tiff is not None and (tiff.kind != "u" or tiff.extra_bands or tiff.pages > 1)):
             # Pillow keeps more than 8 bits in gray images only.
             backend = "pillow" if header.is_gray else "cv2"
-            values = to_byte_range(decode(content, header, path, backend, "color"), path, self.max_value, "color")
-            pixels = rotate_upright(np.rint(values).astype(np.uint8), header.orientation)
-            results["img"] = Image.fromarray(pixels[..., ::-1])
+            pixels = rotate_upright(decode(content, header, path, backend, "color"), header.orientation)
+            results["img"] = self._to_pillow(pixels, path)
             return results
         try:
             with Image.open(BytesIO(content)) as image:
@@ -71,8 +77,13 @@ class LoadPillowImage:
             raise DataError(f"{path}: expected an image, found a file that cannot be decoded ({error})") from error
         return results
 
+    def _to_pillow(self, pixels: np.ndarray, path: str) -> Image.Image:
+        """Convert decoded pixels, blue first, to an RGB image of Pillow."""
+        values = to_byte_range(pixels, path, self.max_value, "color")
+        return Image.fromarray(np.rint(values).astype(np.uint8)[..., ::-1])
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(max_value={self.max_value})"
+        return f"{type(self).__name__}(max_value={self.max_value}, max_pixels={self.max_pixels})"
 
 
 @TRANSFORMS.register_module()
@@ -153,9 +164,11 @@ def _check_options(options: Mapping[str, Any], is_training: bool, simple_crop: b
 class PackClsInputs:
     """Pack ``img`` as ``inputs``, and ``gt_label``, ``num_classes`` and ``img_path`` as ``data_samples``.
 
-    The label stays a Python number, so a model can read it without waiting for the GPU.
+    The label stays a Python number, so a model can read it without waiting for the GPU. Images for prediction have no
+    label.
     """
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         meta = {name: results[name] for name in ("img_path", "num_classes") if name in results}
-        return dict(inputs=results["img"], data_samples=BaseDataElement(metainfo=meta, gt_label=results["gt_label"]))
+        label = {name: results[name] for name in ("gt_label",) if name in results}
+        return dict(inputs=results["img"], data_samples=BaseDataElement(metainfo=meta, **label))

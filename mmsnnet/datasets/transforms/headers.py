@@ -103,7 +103,7 @@ def read_picture(
 
     Raises:
         MissingFileError: the file does not exist.
-        DataError: the file cannot be read, is a damaged TIFF, or larger than Pillow's limit.
+        DataError: the file cannot be read, is empty, a damaged TIFF, or larger than Pillow's limit.
     """
     try:
         content = fileio.get(path, backend_args=backend_args)
@@ -111,7 +111,44 @@ def read_picture(
         raise MissingFileError(f"no {kind} {path}{f' for the image {image}' if image else ''}") from None
     except OSError as error:
         raise DataError(f"{kind} {path} cannot be read: {error}") from error
+    if not content:
+        raise DataError(f"{kind} {path} is empty: it has 0 bytes")
     return content, read_header(content, path)
+
+
+def read_image(
+    results: dict[str, Any], backend_args: dict | None = None, max_pixels: int | None = None
+) -> tuple[bytes, Header]:
+    """Read the file of a sample's image, and its header.
+
+    Args:
+        results: a sample with ``img_path``. With ``img_bytes``, the contents of a file, nothing is read, and
+            ``img_path`` is a name for messages.
+        backend_args: as of :func:`read_picture`.
+        max_pixels: the most pixels that an image may have; None for no limit.
+
+    Raises:
+        MissingFileError, DataError: as of :func:`read_picture`, or the image has more pixels.
+    """
+    path = results["img_path"]
+    if "img_bytes" in results:
+        content = results.pop("img_bytes")
+        header = read_header(content, path)
+    else:
+        content, header = read_picture(path, backend_args)
+    if header.size is not None:
+        check_pixels(header.size, path, max_pixels)
+    return content, header
+
+
+def check_pixels(size: tuple[int, int], path: str, max_pixels: int | None) -> None:
+    """Raise DataError for an image of ``size`` (height, width) with more than ``max_pixels`` pixels."""
+    height, width = size
+    if max_pixels is not None and height * width > max_pixels:
+        raise DataError(
+            f"{path} has {width} x {height} pixels, and the limit is {max_pixels} in all: cut it into tiles, or raise "
+            "max_pixels"
+        )
 
 
 def read_header(content: bytes, path: str) -> Header:

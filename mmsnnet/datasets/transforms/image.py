@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
+from mmengine.config import ConfigDict
 
-from mmsnnet.datasets.transforms.headers import read_picture
+from mmsnnet.datasets.transforms.headers import check_pixels, read_image
 from mmsnnet.datasets.transforms.orientation import (
     PENDING_ORIENTATION,
     annotation_file,
@@ -23,12 +24,34 @@ _IGNORE = "_ignore_orientation"
 COLOR_TYPES = ("color", "grayscale", "unchanged", f"color{_IGNORE}", f"grayscale{_IGNORE}")
 
 
+def with_checked_loader(setting: Any) -> Any:
+    """A setting, such as a pipeline, with ``mmsnnet.LoadImage`` in the place of ``LoadImageFromFile``.
+
+    The errors of ``mmsnnet.LoadImage`` name the file. Configs name ``LoadImageFromFile`` in their test pipelines,
+    because the toolboxes' inferencers look for it there.
+    """
+    if isinstance(setting, dict):
+        inner = {key: with_checked_loader(value) for key, value in setting.items()}
+        type_ = setting.get("type")  # a name, or the class itself in a pure-Python config
+        name = type_.__name__ if isinstance(type_, type) else str(type_).rpartition(".")[2]
+        if name == "LoadImageFromFile":
+            inner["type"] = "mmsnnet.LoadImage"
+            for option, unset in (("ignore_empty", False), ("file_client_args", None)):  # LoadImage lacks these
+                if option in inner and inner[option] == unset:
+                    del inner[option]
+        return ConfigDict(inner)
+    return type(setting)(map(with_checked_loader, setting)) if isinstance(setting, list | tuple) else setting
+
+
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile``, which refuses values without a clear meaning.
 
     Adds ``img``, (H, W, C) or (H, W), blue first, and its ``img_shape`` and ``ori_shape``. 8-bit values stay uint8;
     others are scaled to 0..255 in float32. docs/datasets.md lists accepted files.
+
+    A sample may have its image already: ``img``, decoded pixels, blue first and upright, or ``img_bytes``, the contents
+    of a file. Then ``img_path`` is a name for messages.
 
     Use it in training pipelines, and in test pipelines that need ``exif`` or ``max_value``. The toolboxes' inferencers
     look for ``LoadImageFromFile`` in a test pipeline by its name.
@@ -41,6 +64,7 @@ class LoadImage(LoadImageFromFile):
             COCO file fits only the rotated image. If sizes cannot decide, that is an error.
         max_value: the value of white in images that do not have 8 bits: 4095 for 12 bits, 65535 for 16, 1.0 for
             floating-point values up to 1. Without it, such images are errors.
+        max_pixels: the most pixels that an image may have. Larger ones are refused before they are decoded.
 
     Raises:
         SettingError: a setting has an unknown value, or two contradict each other.
@@ -58,6 +82,7 @@ class LoadImage(LoadImageFromFile):
         backend_args: dict | None = None,
         exif: str | None = None,
         max_value: float | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         if color_type not in COLOR_TYPES:
@@ -72,14 +97,19 @@ class LoadImage(LoadImageFromFile):
         check_max_value(max_value, "LoadImage")
         self.exif = exif
         self.max_value = max_value
+        self.max_pixels = max_pixels
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         path = results["img_path"]
-        content, header = read_picture(path, self.backend_args)
         color = self.color_type.removesuffix(_IGNORE)
-        image = decode(content, header, path, self.imdecode_backend, color)
+        if "img" in results:
+            image, orientation = results["img"], 1
+            check_pixels(image.shape[:2], path, self.max_pixels)
+            _check_channels(image, path, color)
+        else:
+            content, header = read_image(results, self.backend_args, self.max_pixels)
+            image, orientation = decode(content, header, path, self.imdecode_backend, color), header.orientation
         image = to_byte_range(image, path, self.max_value, color)
-        orientation = header.orientation
         if orientation != 1 and (
             self.exif == "apply"
             or (self.exif is None and annotation_is_upright(results, orientation, image.shape[:2], self.backend_args))
@@ -101,5 +131,13 @@ class LoadImage(LoadImageFromFile):
         return (
             f"{type(self).__name__}(to_float32={self.to_float32}, color_type={self.color_type!r}, "
             f"imdecode_backend={self.imdecode_backend!r}, backend_args={self.backend_args}, exif={self.exif!r}, "
-            f"max_value={self.max_value})"
+            f"max_value={self.max_value}, max_pixels={self.max_pixels})"
+        )
+
+
+def _check_channels(image: np.ndarray, path: str, color: str) -> None:
+    if color != "unchanged" and image.ndim == 3 and image.shape[2] not in (3, 4):
+        raise DataError(
+            f"{path} has {image.shape[2]} channels: color_type={color!r} of LoadImage takes (height, width) or 3 or 4 "
+            "channels (blue, green, red, alpha)"
         )

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
@@ -25,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mmsnnet.datasets.transforms.image import with_checked_loader
 from mmsnnet.engine.agreement import check_loader
 from mmsnnet.engine.console import console_handlers
 from mmsnnet.engine.ranks import fail_together
@@ -45,28 +45,8 @@ from mmsnnet.stitching import LayerKey, Stitch, spread
 
 
 def use_checked_image_loader(dataloader: DataLoader | dict) -> DataLoader | dict:
-    """A data loader's config with ``mmsnnet.LoadImage`` in the place of ``LoadImageFromFile``.
-
-    The errors of ``mmsnnet.LoadImage`` name the file. Configs name ``LoadImageFromFile`` in their test pipelines,
-    because the toolboxes' inferencers look for it there.
-    """
-    if not isinstance(dataloader, dict):
-        return dataloader
-
-    def checked(setting: Any) -> Any:
-        if isinstance(setting, dict):
-            inner = {key: checked(value) for key, value in setting.items()}
-            type_ = setting.get("type")  # a name, or the class itself in a pure-Python config
-            name = type_.__name__ if isinstance(type_, type) else str(type_).rpartition(".")[2]
-            if name == "LoadImageFromFile":
-                inner["type"] = "mmsnnet.LoadImage"
-                for option, unset in (("ignore_empty", False), ("file_client_args", None)):  # LoadImage lacks these
-                    if option in inner and inner[option] == unset:
-                        del inner[option]
-            return ConfigDict(inner)
-        return type(setting)(map(checked, setting)) if isinstance(setting, list | tuple) else setting
-
-    return checked(dataloader)
+    """A data loader's config with ``mmsnnet.LoadImage`` in the place of ``LoadImageFromFile``."""
+    return with_checked_loader(dataloader) if isinstance(dataloader, dict) else dataloader
 
 
 class _StitchLoop(BaseLoop):

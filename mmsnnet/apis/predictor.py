@@ -1,0 +1,309 @@
+"""Prediction for images: one model, any stitch, any source of images."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.structures import BaseDataElement
+
+from mmsnnet.apis.config import load_config
+from mmsnnet.apis.devices import checked_device
+from mmsnnet.apis.images import ImageLike, ImageLoader, batches, inner_dataset, list_images, source_of
+from mmsnnet.apis.model import build_model, deployed
+from mmsnnet.apis.overlay import Overlay
+from mmsnnet.apis.prediction import FailedImage, Prediction
+from mmsnnet.apis.publish import CONFIG, FRONT
+from mmsnnet.errors import MissingFileError, SettingError, UserError
+from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from mmsnnet.models import find_stitched_backbone
+from mmsnnet.models.backbones.budget import check_points
+from mmsnnet.stitching import Stitch, StitchSpace
+
+MAX_PIXELS = 100_000_000
+
+StrPath = str | os.PathLike[str]
+
+
+class Predictor:
+    """Predicts for images with a stitched model: segmentation, depth, classification or detection.
+
+    ``Predictor("FOLDER")("image.jpg").save("out.png")`` is all that a folder of ``publish_model.py`` or
+    ``extract_stitch.py`` needs. Images are loaded and preprocessed as in the config's test pipeline, so a prediction
+    equals what ``tools/test.py`` evaluates. Low-rank updates are merged. Calls from several threads run in turn.
+
+    Args:
+        model: a folder with ``config.py`` and ``model.safetensors``, or the path of a config.
+        checkpoint: for a config: as for :func:`mmsnnet.apis.build_model`.
+        device: such as ``'cpu'`` or ``'cuda:1'``; by default a GPU if there is one.
+        stitch: the id or name of the stitch to run; by default the config's.
+        max_gflops, max_latency_ms: a budget, in place of ``stitch``, as for :meth:`set_budget`.
+        metric: compares stitches under a budget; by default the task's main metric.
+        batch_size: images in a batch.
+        points: a file of operating points; by default ``front.json`` in the folder, if it is there.
+        max_pixels: an image with more pixels is refused before it is decoded.
+        keep_logits: keep ``seg_logits`` in data samples of segmentation. They take as much memory as the image times
+            the number of classes.
+
+    Attributes:
+        model: the model, in evaluation mode.
+        config: its config.
+        space: its stitch space.
+        task: ``'segmentation'``, ``'depth'``, ``'classification'`` or ``'detection'``.
+        points: its operating points, or None.
+        metric: the metric that compares stitches; None for the task's main metric.
+        device: where it runs.
+        overlay: draws predictions.
+
+    Raises:
+        MissingFileError: there is no such folder, config, checkpoint or file of operating points.
+        ValueError: a file is damaged, the checkpoint does not fit the model, the space lacks the stitch, or the budget
+            is below the cheapest stitch.
+    """
+
+    def __init__(
+        self,
+        model: StrPath,
+        checkpoint: StrPath | None = None,
+        *,
+        device: str | torch.device | None = None,
+        stitch: int | str | None = None,
+        max_gflops: float | None = None,
+        max_latency_ms: float | None = None,
+        metric: str | None = None,
+        batch_size: int = 1,
+        points: StrPath | None = None,
+        max_pixels: int | None = MAX_PIXELS,
+        keep_logits: bool = False,
+    ) -> None:
+        config, checkpoint = _find_model(model, checkpoint)
+        self.config = load_config(config)
+        self.device = checked_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+        self.batch_size = _checked_batch_size(batch_size)
+        self.keep_logits = keep_logits
+        self.metric = metric
+        self._load = ImageLoader(self.config, max_pixels)
+        self._collate = _collate_function(self.config)
+        self._lock = threading.RLock()
+        self.task = self._load.task
+        self.points = _read_front(points, checkpoint)
+        self.model = _build_model(self.config, checkpoint, self.device)
+        self._backbone = find_stitched_backbone(self.model)
+        self.space: StitchSpace = self._backbone.space
+        if self.points is not None:
+            check_points(self.points, self.space)
+        self.overlay = _overlay(self.config, self.task)
+        chosen = self._choose(stitch, max_gflops, max_latency_ms)
+        if chosen is not None:
+            self.set_stitch(chosen)
+
+    @property
+    def stitch(self) -> Stitch:
+        """The stitch that runs."""
+        return self._backbone.stitch
+
+    def set_stitch(self, stitch: int | str | Stitch) -> None:
+        """Run this stitch from now on, by id or name.
+
+        Raises:
+            UnknownStitchError: the space has no such stitch.
+        """
+        with self._lock:
+            self._backbone.set_stitch(stitch)
+
+    def set_budget(self, *, max_gflops: float | None = None, max_latency_ms: float | None = None) -> OperatingPoint:
+        """Run the best stitch within a budget from now on, and return its operating point.
+
+        Args:
+            max_gflops, max_latency_ms: as for :func:`mmsnnet.evaluation.select_stitch`; set one of the two.
+
+        Raises:
+            ValueError: there are no operating points to choose from, or the budget is below the cheapest stitch.
+        """
+        with self._lock:
+            return self._backbone.set_budget(
+                self.points, self.metric, max_gflops=max_gflops, max_latency_ms=max_latency_ms
+            )
+
+    def __call__(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        stitch: int | str | None = None,
+        max_gflops: float | None = None,
+        max_latency_ms: float | None = None,
+        batch_size: int | None = None,
+    ) -> Any:
+        """Predict for images: a :class:`Prediction` for one image, a list of them for several.
+
+        Args:
+            images: one image, or a list, a folder or a glob pattern. An image is a path, an array (H, W, 3) uint8 in
+                OpenCV's order (blue, green, red) or (H, W), or an image of Pillow. Arrays of other types or numbers of
+                channels need a config whose ``LoadImage`` accepts them.
+            stitch, max_gflops, max_latency_ms: of this call alone.
+            batch_size: of this call alone.
+
+        Raises:
+            MissingFileError: a file does not exist, or a folder has no pictures.
+            DataError: an image cannot be read; the message names it.
+            ValueError: as of :meth:`set_budget`.
+        """
+        listed, is_single = list_images(images)
+        chosen = self._choose(stitch, max_gflops, max_latency_ms)
+        predictions = []
+        for _, result in self._run(listed, chosen, batch_size):
+            if isinstance(result, UserError):
+                raise result
+            predictions.append(result)
+        return predictions[0] if is_single else predictions
+
+    def stream(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        stitch: int | str | None = None,
+        max_gflops: float | None = None,
+        max_latency_ms: float | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Prediction | FailedImage]:
+        """Yield the prediction of each image in order, or a :class:`FailedImage` for one that cannot be read.
+
+        Images are loaded a batch at a time. Arguments and errors of the arguments are as of a call.
+        """
+        listed, _ = list_images(images)
+        chosen = self._choose(stitch, max_gflops, max_latency_ms)
+        results = self._run(listed, chosen, batch_size)
+        return (
+            FailedImage(source_of(image), str(result)) if isinstance(result, UserError) else result
+            for image, result in results
+        )
+
+    def _choose(
+        self, stitch: int | str | None, max_gflops: float | None, max_latency_ms: float | None
+    ) -> Stitch | None:
+        """The stitch of a call's arguments; None without any. The stitch that runs stays."""
+        given = dict(stitch=stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise SettingError(f"{' and '.join(names)} each choose the stitch: set one of them")
+        if stitch is not None:
+            return self.space[stitch]
+        if not names:
+            return None
+        with self._lock:
+            before = self.stitch
+            chosen = self.set_budget(max_gflops=max_gflops, max_latency_ms=max_latency_ms)
+            self.set_stitch(before)
+        return self.space[chosen.id]
+
+    def _run(
+        self, images: Iterable[ImageLike], stitch: Stitch | None, batch_size: int | None
+    ) -> Iterator[tuple[ImageLike, Prediction | UserError]]:
+        """Yield each image with its prediction, or with the error of reading it."""
+        size = self.batch_size if batch_size is None else _checked_batch_size(batch_size)
+        for batch in batches(images, size):
+            results: dict[int, Prediction | UserError] = {}
+            # Toolboxes refuse batches of different sizes, or pad them, which changes predictions.
+            groups: dict[Any, list[tuple[int, np.ndarray, dict[str, Any]]]] = {}
+            for number, image in batch:
+                try:
+                    shown, packed = self._load(image, number)
+                except UserError as error:
+                    results[number] = error
+                else:
+                    groups.setdefault(packed["inputs"].shape, []).append((number, shown, packed))
+            for group in groups.values():
+                numbers, pictures, inputs = zip(*group, strict=True)
+                samples, name, ms = self._forward(list(inputs), stitch)
+                for number, shown, sample in zip(numbers, pictures, samples, strict=True):
+                    source = source_of(dict(batch)[number])
+                    results[number] = Prediction(source, shown, sample, name, ms, self._gflops(name), self.overlay)
+            yield from ((image, results[number]) for number, image in batch)
+
+    def _forward(self, inputs: list[dict[str, Any]], stitch: Stitch | None) -> tuple[list[BaseDataElement], str, float]:
+        """The data samples of a batch, the name of the stitch that ran, and the milliseconds for each image."""
+        batch = self._collate(inputs)
+        with self._lock:
+            before = self.stitch
+            self._backbone.set_stitch(before if stitch is None else stitch)
+            try:
+                name = self.stitch.name
+                start = self._now()
+                with torch.no_grad():
+                    samples = self.model.test_step(batch)
+                ms = 1000 * (self._now() - start) / len(inputs)
+            finally:
+                self._backbone.set_stitch(before)
+        if not self.keep_logits:
+            for sample in samples:
+                if "_seg_logits" in sample:  # where mmseg's data sample stores them
+                    del sample.seg_logits
+        return [sample.cpu() for sample in samples], name, ms
+
+    def _now(self) -> float:
+        """The time when the device has done all work, in seconds."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _gflops(self, name: str) -> float | None:
+        return next((point.flops / 1e9 for point in self.points or () if point.name == name), None)
+
+
+def _find_model(model: StrPath, checkpoint: StrPath | None) -> tuple[Path, StrPath]:
+    """The config and the checkpoint of a folder, or of a config beside its checkpoint."""
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        if checkpoint is None and path.is_file():
+            raise SettingError(f"{str(path)!r} is a config: give its checkpoint too, or a published folder alone")
+        if checkpoint is None:
+            raise MissingFileError(f"there is no folder or config {str(path)!r} (working folder {Path.cwd()})")
+        return path, os.path.expanduser(os.fspath(checkpoint))
+    if not (path / CONFIG).is_file():
+        raise MissingFileError(
+            f"folder {str(path)!r} has no {CONFIG}: expected a folder of publish_model.py or extract_stitch.py"
+        )
+    return path / CONFIG, path if checkpoint is None else os.path.expanduser(os.fspath(checkpoint))
+
+
+def _read_front(points: StrPath | None, checkpoint: StrPath) -> OperatingPoints | None:
+    """The operating points of a file, or those in the folder of a model."""
+    front = Path(checkpoint, FRONT)
+    if points is None and not front.is_file():
+        return None
+    return OperatingPoints.load(front if points is None else os.path.expanduser(os.fspath(points)))
+
+
+def _build_model(config: Config, checkpoint: StrPath, device: torch.device) -> BaseModel:
+    """The model that predicts, on its device."""
+    return deployed(build_model(config, checkpoint)).to(device)
+
+
+def _collate_function(config: Config) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    setting = dict(config.test_dataloader.get("collate_fn") or dict(type="pseudo_collate"))
+    type_ = setting.pop("type")
+    return partial(FUNCTIONS.get(type_) if isinstance(type_, str) else type_, **setting)
+
+
+def _overlay(config: Config, task: str) -> Overlay:
+    """Classes and palette of the test data set, whose files need not exist."""
+    dataset = DATASETS.build({**inner_dataset(config), "pipeline": [], "lazy_init": True})
+    classes = tuple(dataset.metainfo.get("classes") or ())
+    palette = dataset.metainfo.get("palette") or ()
+    return Overlay(task, classes, tuple(tuple(color) for color in palette if not isinstance(palette, str)))
+
+
+def _checked_batch_size(batch_size: int) -> int:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise SettingError(f"batch_size is a whole number of at least 1, got {batch_size!r}")
+    return batch_size
