@@ -23,7 +23,8 @@ import torch  # noqa: E402
 
 import mmsnnet.safe_loading  # noqa: E402, F401
 from mmsnnet.apis import build_model, export_stitches, load_config  # noqa: E402
-from mmsnnet.apis.export import ExportSettings, merge_layers  # noqa: E402
+from mmsnnet.apis.export import ExportSettings  # noqa: E402
+from mmsnnet.apis.model import deployed  # noqa: E402
 from mmsnnet.deployment.graphs import IMAGES, stitch_graph  # noqa: E402
 from mmsnnet.deployment.manifest import Manifest  # noqa: E402
 from mmsnnet.deployment.sessions import open_session  # noqa: E402
@@ -72,7 +73,7 @@ def main() -> None:
     if not checkpoint.exists():
         torch.manual_seed(0)
         torch.save({"state_dict": build_model(config).state_dict()}, checkpoint)
-    model = merge_layers(build_model(config, checkpoint))
+    model = deployed(build_model(config, checkpoint))
     backbone = find_stitched_backbone(model)
     stitches = [stitch.name for stitch in backbone.space.select(args.stitches)]
     for precision in args.precision:

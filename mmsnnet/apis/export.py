@@ -19,18 +19,18 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmsnnet.apis.model import build_model
+from mmsnnet.apis.model import build_model, deployed
+from mmsnnet.apis.predictor import overlay_of
+from mmsnnet.apis.preprocessing import comparison_images, preprocessing
 from mmsnnet.apis.publish import FRONT, published_config
 from mmsnnet.deployment.comparison import Difference, compare
 from mmsnnet.deployment.graphs import IMAGES, Graph, graph_class, roi_graphs, stitch_graph
 from mmsnnet.deployment.manifest import MANIFEST, ExportedStitch, Manifest
-from mmsnnet.deployment.preprocessing import comparison_images, preprocessing
 from mmsnnet.errors import SettingError, needs_extra
 from mmsnnet.evaluation import OperatingPoints, compact_front
 from mmsnnet.files.writing import new_folder, write_atomically
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.models.backbones.budget import check_points
-from mmsnnet.registry import DATASETS
 from mmsnnet.stitching import Stitch
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -124,7 +124,7 @@ def export_stitches(
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     with new_folder(out, "--out") as folder, torch.no_grad():
-        model = merge_layers(build_model(config, checkpoint))
+        model = _let_sizes_vary(deployed(build_model(config, checkpoint)))
         backbone = find_stitched_backbone(model)
         front = None if points is None else _front(points, model)
         chosen = _choose(stitches, front, model)
@@ -156,8 +156,9 @@ def export_stitches(
                 done(exported[-1])
         finally:
             exporter.close()
+        overlay = overlay_of(config, graph_class(model).task)
         manifest = Manifest(
-            task=graph_class(model).task,
+            task=overlay.task,
             format=settings.format,
             precision=settings.precision,
             image_size=None if settings.dynamic_size else size,
@@ -165,8 +166,8 @@ def export_stitches(
             outputs=exporter.outputs,
             preprocessing=preprocessing(config),
             inference=_inference(config),
-            classes=_classes(config)[0],
-            palette=_classes(config)[1],
+            classes=overlay.classes,
+            palette=overlay.palette,
             weights=WEIGHTS if settings.format == "onnx" else None,
             heads=heads,
             config=str(config.filename),
@@ -301,18 +302,14 @@ def loaded(path: Path, outputs: Sequence[str]) -> Callable[[Tensor], dict[str, T
     }
 
 
-def merge_layers(model: BaseModel) -> BaseModel:
-    """Merge a model's low-rank updates, and replace what computes sizes in Python numbers."""
-    backbone = find_stitched_backbone(model)
-    for key in backbone.space.layers:
-        backbone.network.layers[str(key)] = backbone.network.layer(key).merged()
+def _let_sizes_vary(model: BaseModel) -> BaseModel:
+    """Replace mmseg's upsampling, which computes sizes in Python: an export would keep those of its example."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             scale = getattr(child, "scale_factor", None)
             if type(child).__module__.startswith("mmseg.") and type(child).__name__ == "Upsample" and scale:
-                # mmseg's computes a size, which an export for images of any size would keep.
                 setattr(module, name, nn.Upsample(None, scale, child.mode, child.align_corners))
-    return model.eval()
+    return model
 
 
 def _front(points: str | os.PathLike[str] | OperatingPoints, model: BaseModel) -> OperatingPoints:
@@ -347,18 +344,6 @@ def _inference(config: Config) -> dict[str, Any]:
     if settings.get("mode") == "slide" and "DepthEstimator" in str(config.model.type):
         return dict(mode="whole")  # mmseg's depth estimators run whole images then
     return {key: settings[key] for key in ("mode", "crop_size", "stride") if key in settings}
-
-
-def _classes(config: Config) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """The names of the classes and their colours, as far as the data set's class or settings tell."""
-    dataset = config.test_dataloader.dataset
-    type_ = dataset.get("type")
-    if isinstance(type_, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            type_ = registry.get(type_)
-    meta = {**getattr(type_, "METAINFO", {}), **(dataset.get("metainfo") or {})}
-    palette = tuple(tuple(int(value) for value in color) for color in meta.get("palette") or ())
-    return tuple(meta.get("classes") or ()), palette  # type: ignore[return-value]
 
 
 def _reason(name: str, error: Exception, dynamic_size: bool) -> str:

@@ -78,7 +78,7 @@ class ImageLoader:
     def __init__(self, config: Config, max_pixels: int | None = None) -> None:
         dataset = inner_dataset(config)
         steps = copy.deepcopy(with_checked_loader(dataset["pipeline"]))
-        names = [_name(step) for step in steps]
+        names = [transform_name(step) for step in steps]
         place = next((place for place, name in enumerate(names) if name in LOADERS), None)
         if place is None or names[-1] not in PACKERS:
             raise SettingError(
@@ -86,7 +86,7 @@ class ImageLoader:
                 f"ends in one of {', '.join(PACKERS)}; it has {', '.join(names)}"
             )
         self.task = PACKERS[names[-1]]
-        if self.task == "segmentation" and any("Depth" in name for name in (*names, _name(config.model))):
+        if self.task == "segmentation" and any("Depth" in name for name in (*names, transform_name(config.model))):
             self.task = "depth"
         steps[place]["max_pixels"] = max_pixels
         self._first = Compose(steps[: place + 1])
@@ -180,7 +180,7 @@ def _as_shown(image: np.ndarray | Image.Image) -> np.ndarray:
     return np.ascontiguousarray(values[..., 2::-1])
 
 
-def _name(setting: Mapping[str, Any]) -> str:
+def transform_name(setting: Mapping[str, Any]) -> str:
     """The name of a setting's class, without its scope."""
     type_ = setting["type"]
     return type_.__name__ if isinstance(type_, type) else str(type_).rpartition(".")[2]

@@ -24,7 +24,8 @@ from mmsnnet.apis.model import build_model, deployed
 from mmsnnet.apis.overlay import Overlay
 from mmsnnet.apis.prediction import FailedImage, Prediction
 from mmsnnet.apis.publish import CONFIG, FRONT
-from mmsnnet.errors import MissingFileError, SettingError, UserError
+from mmsnnet.deployment.manifest import MANIFEST
+from mmsnnet.errors import MissingFileError, SettingError, UserError, needs_extra
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.models.backbones.budget import check_points
@@ -43,9 +44,10 @@ class Predictor:
     equals what ``tools/test.py`` evaluates. Low-rank updates are merged. Calls from several threads run in turn.
 
     Args:
-        model: a folder with ``config.py`` and ``model.safetensors``, or the path of a config.
+        model: a folder with ``config.py`` and ``model.safetensors``, or the path of a config; or a folder of
+            ``export.py``, whose graphs then run in ONNX Runtime.
         checkpoint: for a config: as for :func:`mmsnnet.apis.build_model`.
-        device: such as ``'cpu'`` or ``'cuda:1'``; by default a GPU if there is one.
+        device: such as ``'cpu'`` or ``'cuda:1'``; by default a GPU if there is one. An export runs on the CPU.
         stitch: the id or name of the stitch to run; by default the config's.
         max_gflops, max_latency_ms: a budget, in place of ``stitch``, as for :meth:`set_budget`.
         metric: compares stitches under a budget; by default the task's main metric.
@@ -63,6 +65,7 @@ class Predictor:
         points: its operating points, or None.
         metric: the metric that compares stitches; None for the task's main metric.
         device: where it runs.
+        backend: ``'torch'`` or ``'onnxruntime'``.
         overlay: draws predictions.
 
     Raises:
@@ -88,7 +91,12 @@ class Predictor:
     ) -> None:
         config, checkpoint = _find_model(model, checkpoint)
         self.config = load_config(config)
-        self.device = checked_device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+        is_export = Path(checkpoint, MANIFEST).is_file()
+        self.backend = "onnxruntime" if is_export else "torch"
+        default = "cuda" if torch.cuda.is_available() and not is_export else "cpu"
+        self.device = checked_device(default if device is None else device)
+        if is_export and self.device.type != "cpu":
+            raise SettingError(f"{os.fspath(checkpoint)} is an export, which runs on the CPU: leave out device")
         self.batch_size = _checked_batch_size(batch_size)
         self.keep_logits = keep_logits
         self.metric = metric
@@ -97,12 +105,13 @@ class Predictor:
         self._lock = threading.RLock()
         self.task = self._load.task
         self.points = _read_front(points, checkpoint)
-        self.model = _build_model(self.config, checkpoint, self.device)
+        build = _build_exported_model if is_export else _build_model
+        self.model = build(self.config, checkpoint, self.device)
         self._backbone = find_stitched_backbone(self.model)
         self.space: StitchSpace = self._backbone.space
         if self.points is not None:
             check_points(self.points, self.space)
-        self.overlay = _overlay(self.config, self.task)
+        self.overlay = overlay_of(self.config, self.task)
         chosen = self._choose(stitch, max_gflops, max_latency_ms)
         if chosen is not None:
             self.set_stitch(chosen)
@@ -128,8 +137,15 @@ class Predictor:
             max_gflops, max_latency_ms: as for :func:`mmsnnet.evaluation.select_stitch`; set one of the two.
 
         Raises:
-            ValueError: there are no operating points to choose from, or the budget is below the cheapest stitch.
+            ValueError: there are no operating points to choose from, their latencies are of another backend, or the
+                budget is below the cheapest stitch.
         """
+        measured = (self.points.benchmark if self.points else {}).get("backend", "torch")
+        if max_latency_ms is not None and measured != self.backend:
+            raise SettingError(
+                f"the latencies of the operating points are of {measured}, and this model runs in {self.backend}: "
+                "measure them with tools/analysis_tools/benchmark.py, or set max_gflops"
+            )
         with self._lock:
             return self._backbone.set_budget(
                 self.points, self.metric, max_gflops=max_gflops, max_latency_ms=max_latency_ms
@@ -271,7 +287,7 @@ def _find_model(model: StrPath, checkpoint: StrPath | None) -> tuple[Path, StrPa
         return path, os.path.expanduser(os.fspath(checkpoint))
     if not (path / CONFIG).is_file():
         raise MissingFileError(
-            f"folder {str(path)!r} has no {CONFIG}: expected a folder of publish_model.py or extract_stitch.py"
+            f"folder {str(path)!r} has no {CONFIG}: expected one of publish_model.py, extract_stitch.py or export.py"
         )
     return path / CONFIG, path if checkpoint is None else os.path.expanduser(os.fspath(checkpoint))
 
@@ -289,13 +305,24 @@ def _build_model(config: Config, checkpoint: StrPath, device: torch.device) -> B
     return deployed(build_model(config, checkpoint)).to(device)
 
 
+def _build_exported_model(config: Config, folder: StrPath, device: torch.device) -> BaseModel:
+    """The model whose graphs an export has; its own weights are dropped."""
+    with needs_extra("onnx"):
+        from mmsnnet.deployment.exported_model import use_export
+    model = build_model(config, device=device)
+    use_export(model, Path(folder))
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0)
+    return model
+
+
 def _collate_function(config: Config) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     setting = dict(config.test_dataloader.get("collate_fn") or dict(type="pseudo_collate"))
     type_ = setting.pop("type")
     return partial(FUNCTIONS.get(type_) if isinstance(type_, str) else type_, **setting)
 
 
-def _overlay(config: Config, task: str) -> Overlay:
+def overlay_of(config: Config, task: str) -> Overlay:
     """Classes and palette of the test data set, whose files need not exist."""
     dataset = DATASETS.build({**inner_dataset(config), "pipeline": [], "lazy_init": True})
     classes = tuple(dataset.metainfo.get("classes") or ())

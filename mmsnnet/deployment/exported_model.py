@@ -79,7 +79,8 @@ class ExportedGraphs:
 def use_export(model: BaseModel, folder: Path, threads: int | None = None) -> ExportedGraphs:
     """Let a model compute its outputs with an export, for the stitch of evaluation mode.
 
-    What lies around the graphs stays the model's: windows, NMS, the RPN's proposals and RoIAlign.
+    If the export lacks this stitch, its costliest one is set. What lies around the graphs stays the model's: windows,
+    NMS, the RPN's proposals and RoIAlign.
 
     Args:
         model: of the export's config, in evaluation mode, on the CPU.
@@ -97,6 +98,9 @@ def use_export(model: BaseModel, folder: Path, threads: int | None = None) -> Ex
     for stitch in exported.manifest.stitches:
         if stitch.id not in backbone.space or backbone.space[stitch.id].name != stitch.name:
             raise SettingError(f"{folder} has stitch {stitch.name}, which the config's model lacks")
+
+    if backbone.stitch.name not in [stitch.name for stitch in exported.manifest.stitches]:
+        backbone.set_stitch(max(exported.manifest.stitches, key=lambda stitch: stitch.flops).name)
 
     def run(images: Tensor) -> dict[str, Tensor]:
         return exported.run(backbone.stitch.name, images)

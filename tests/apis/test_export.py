@@ -36,7 +36,7 @@ def export(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Callable[...
     def run(config: Config, stitches: Any = "anchors", **settings: Any) -> tuple[Path, Path]:
         folder = tmp_path_factory.mktemp("export")
         checkpoint = random_checkpoint(config, folder / "model.pth")
-        images = data / "images"
+        images = data / "images/validation"
         export_stitches(config, checkpoint, stitches, folder / "out", ExportSettings(**settings), images=images)
         return folder / "out", checkpoint
 
@@ -269,7 +269,7 @@ def test_mistakes_are_named_before_any_work(data: Path, tmp_path: Path) -> None:
     checkpoint = random_checkpoint(config, tmp_path / "model.pth")
     with pytest.raises(SettingError, match="'front' needs the operating points"):
         export_stitches(config, checkpoint, "front", tmp_path / "out")
-    with pytest.raises(MissingFileError, match=r"no image in .*: give a folder with images"):
+    with pytest.raises(MissingFileError, match=r"folder .* has no pictures"):
         export_stitches(config, checkpoint, ["S"], tmp_path / "out", images=tmp_path)
     with pytest.raises(SettingError, match="format is one of onnx, torch-export; got 'tflite'"):
         ExportSettings(format="tflite")

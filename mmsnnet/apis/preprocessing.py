@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmsnnet.datasets.folders import IMAGE_SUFFIXES
-from mmsnnet.engine.runner.stitch_loops import use_checked_image_loader
-from mmsnnet.errors import MissingFileError, SettingError
-from mmsnnet.registry import DATASETS, TRANSFORMS
+from mmsnnet.apis.images import ImageLike, ImageLoader, inner_dataset, list_images, transform_name
+from mmsnnet.apis.predictor import MAX_PIXELS
+from mmsnnet.errors import MissingFileError
+from mmsnnet.registry import DATASETS
 
 
 def preprocessing(config: Config) -> dict[str, Any]:
@@ -29,8 +28,8 @@ def preprocessing(config: Config) -> dict[str, Any]:
     toolbox can apply.
     """
     resize, crop, interpolation, others = None, None, "bilinear", []
-    for step in _pipeline(config):
-        name = _name(step)
+    for step in inner_dataset(config)["pipeline"]:
+        name = transform_name(step)
         if name == "Resize":
             scale = step["scale"]
             scale = [scale, scale] if isinstance(scale, int) else list(scale)
@@ -38,11 +37,11 @@ def preprocessing(config: Config) -> dict[str, Any]:
         elif name == "TimmTransform":
             crop, interpolation = step["input_size"], step.get("interpolation", "bilinear")
             resize = dict(short_side=int(crop / step.get("crop_pct", 0.875)))
-        elif not name.startswith(("Load", "Pack")) and name != "mmsnnet":
+        elif not name.startswith(("Load", "Pack")):
             others.append(name)
     settings = config.model.get("data_preprocessor") or {}
     mean, std = (list(map(float, settings.get(key) or default)) for key, default in (("mean", [0]), ("std", [1])))
-    pillow = any(_name(step) == "LoadPillowImage" for step in _pipeline(config))
+    pillow = any(transform_name(step) == "LoadPillowImage" for step in inner_dataset(config)["pipeline"])
     swapped = bool(settings.get("bgr_to_rgb") or settings.get("rgb_to_bgr"))
     channels: str | int = "rgb" if pillow != swapped else "bgr"
     number = config.model.backbone.anchors[0].get("in_chans", 3)
@@ -64,42 +63,22 @@ def comparison_images(
 
     Args:
         config, model: of the export.
-        source: a folder of images, or an image; None takes the first images of the test set.
+        source: an image, a folder or a glob pattern; None takes the first images of the test set.
         number: how many; fewer images are repeated.
 
     Raises:
         MissingFileError: there is no image.
         DataError: an image cannot be read.
     """
-    loader = next((step for step in _pipeline(config) if "Image" in _name(step)), None)
-    if loader is None:
-        raise SettingError("test_dataloader.dataset.pipeline loads no image: it needs LoadImageFromFile")
-    load = TRANSFORMS.build(use_checked_image_loader(dict(loader)))
-    paths = _test_images(config, number) if source is None else list_images(source)[:number]
+    load = ImageLoader(config, MAX_PIXELS)
+    listed: Iterable[ImageLike] = _test_images(config, number) if source is None else list_images(os.fspath(source))[0]
     images = []
-    for path in paths:
-        array = np.asarray(load(dict(img_path=str(path)))["img"])
-        array = array[..., None] if array.ndim == 2 else array
-        inputs = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-        inputs = model.data_preprocessor(dict(inputs=[inputs], data_samples=None))["inputs"]
+    for path in islice(listed, number):
+        _, packed = load(path)
+        inputs = model.data_preprocessor(dict(inputs=[packed["inputs"]], data_samples=None))["inputs"]
         inputs = inputs[0] if isinstance(inputs, list | tuple) else inputs.reshape(-1, *inputs.shape[-2:])
         images.append(F.interpolate(inputs[None].float(), size=size, mode="bilinear", antialias=True)[0])
     return torch.stack([images[index % len(images)] for index in range(number)])
-
-
-def list_images(source: str | os.PathLike[str]) -> list[Path]:
-    """The images in a folder, in the order of their names; or a file itself.
-
-    Raises:
-        MissingFileError: there is none.
-    """
-    path = Path(source)
-    if path.is_file():
-        return [path]
-    images = sorted(file for file in path.glob("**/*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise MissingFileError(f"there is no image in {path}: give a folder with images")
-    return images
 
 
 def _test_images(config: Config, number: int) -> list[str]:
@@ -111,15 +90,3 @@ def _test_images(config: Config, number: int) -> list[str]:
             f"the export is compared on images of the test set, which is missing ({error}): set --images to a folder "
             "of images, or data_root"
         ) from error
-
-
-def _pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
-    dataset = config.test_dataloader.dataset
-    while "pipeline" not in dataset and "dataset" in dataset:
-        dataset = dataset["dataset"]
-    return dataset.get("pipeline") or ()
-
-
-def _name(step: Mapping[str, Any]) -> str:
-    type_ = step.get("type")
-    return type_.__name__ if isinstance(type_, type) else str(type_).rpartition(".")[2]
