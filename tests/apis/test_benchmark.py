@@ -203,6 +203,7 @@ def test_the_conditions(make_segmentor: MakeSegmentor) -> None:
     conditions = dict(result.conditions)
     assert conditions.pop("date").endswith("+00:00") and conditions.pop("device")
     assert conditions == {
+        "backend": "torch",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "batch_size": 2,
