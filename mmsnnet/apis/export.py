@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmsnnet.apis.model import build_model, deployed
-from mmsnnet.apis.predictor import overlay_of
+from mmsnnet.apis.overlay import overlay_of
 from mmsnnet.apis.preprocessing import comparison_images, preprocessing
 from mmsnnet.apis.publish import FRONT, published_config
 from mmsnnet.deployment.comparison import Difference, compare

@@ -9,8 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
+
+from mmsnnet.apis.images import inner_dataset
 
 OPACITY = 0.6
 TOP = 5
@@ -99,6 +103,14 @@ class Overlay:
         )
         visualizer.add_datasample("prediction", image, sample, draw_gt=False)
         return visualizer.get_image()
+
+
+def overlay_of(config: Config, task: str) -> Overlay:
+    """Classes and palette of the test data set, whose files need not exist."""
+    dataset = DATASETS.build({**inner_dataset(config), "pipeline": [], "lazy_init": True})
+    classes = tuple(dataset.metainfo.get("classes") or ())
+    palette = dataset.metainfo.get("palette") or ()
+    return Overlay(task, classes, tuple(tuple(color) for color in palette if not isinstance(palette, str)))
 
 
 def _draw_depth(depth: np.ndarray) -> np.ndarray:

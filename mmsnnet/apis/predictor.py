@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.registry import FUNCTIONS
 from mmengine.structures import BaseDataElement
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.devices import checked_device
-from mmsnnet.apis.images import ImageLike, ImageLoader, batches, inner_dataset, list_images, source_of
+from mmsnnet.apis.images import ImageLike, ImageLoader, batches, list_images, source_of
 from mmsnnet.apis.model import build_model, deployed
-from mmsnnet.apis.overlay import Overlay
+from mmsnnet.apis.overlay import overlay_of
 from mmsnnet.apis.prediction import FailedImage, Prediction
 from mmsnnet.apis.publish import CONFIG, FRONT
 from mmsnnet.deployment.manifest import MANIFEST
@@ -320,14 +320,6 @@ def _collate_function(config: Config) -> Callable[[list[dict[str, Any]]], dict[s
     setting = dict(config.test_dataloader.get("collate_fn") or dict(type="pseudo_collate"))
     type_ = setting.pop("type")
     return partial(FUNCTIONS.get(type_) if isinstance(type_, str) else type_, **setting)
-
-
-def overlay_of(config: Config, task: str) -> Overlay:
-    """Classes and palette of the test data set, whose files need not exist."""
-    dataset = DATASETS.build({**inner_dataset(config), "pipeline": [], "lazy_init": True})
-    classes = tuple(dataset.metainfo.get("classes") or ())
-    palette = dataset.metainfo.get("palette") or ()
-    return Overlay(task, classes, tuple(tuple(color) for color in palette if not isinstance(palette, str)))
 
 
 def _checked_batch_size(batch_size: int) -> int:

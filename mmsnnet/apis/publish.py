@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
+from mmsnnet.apis.overlay import overlay_of
 from mmsnnet.evaluation import OperatingPoints, compact_front
 from mmsnnet.files.writing import new_folder
 from mmsnnet.models import StitchedBackbone, check_weights, find_stitched_backbone, read_weights
 from mmsnnet.models.backbones.budget import check_points
+from mmsnnet.models.checkpoint_reading import CLASSES
 from mmsnnet.models.model_weights import DRAWS
 from mmsnnet.version import __version__
 
@@ -67,7 +70,8 @@ def publish_model(
 ) -> Published:
     """Write a model as a folder in the Hugging Face hub's layout.
 
-    The folder has ``model.safetensors``, a self-contained ``config.py`` and a short ``README.md``; with ``points`` also
+    The folder has ``model.safetensors``, a self-contained ``config.py``, a short ``README.md``, and ``classes.json``
+    with the names and colours of the test set's classes, for the toolboxes' inferencers; with ``points`` also
     ``front.json``, for :meth:`StitchedBackbone.set_budget`. It is written as a whole or not at all.
 
     Args:
@@ -138,6 +142,9 @@ def write_folder(
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
     published_config(config).dump(str(folder / CONFIG))
+    if config.get("test_dataloader") and (overlay := overlay_of(config, "")).classes:
+        classes = dict(classes=overlay.classes, palette=overlay.palette or None)
+        (folder / CLASSES).write_text(json.dumps(classes) + "\n", encoding="utf-8")
     # safetensors writes files that only the owner can read; give this one the permissions of the others.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
     (folder / CARD).write_text(card, encoding="utf-8")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Iterable
 from inspect import getmembers, isfunction
+from pathlib import Path
 from typing import Any
 
 from mmengine.logging import HistoryBuffer
@@ -14,6 +16,8 @@ from torch import Tensor
 from mmsnnet.errors import DataError
 from mmsnnet.files.reading import SafeGlobal, extract_weights, read_checkpoint
 
+# The file of a published folder with its classes and their colours.
+CLASSES = "classes.json"
 # The methods whose names a pickled HistoryBuffer holds: those that compute its statistics.
 STATISTICS = {name for name, _ in getmembers(HistoryBuffer, isfunction) if not name.startswith("_")}
 
@@ -50,7 +54,8 @@ HISTORY_GLOBALS = (
 def read_model_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable[SafeGlobal] = ()) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, in the form that mmengine expects.
 
-    Bare weights come under ``state_dict``, because mmengine's hooks look for them there. Beside a ``state_dict`` there
+    Bare weights come under ``state_dict``, because mmengine's hooks look for them there. The classes of a published
+    folder come as ``dataset_meta``, which the toolboxes' inferencers draw with. Beside a ``state_dict`` there
     is always a ``meta``, because mmseg reads it. A config in ``meta`` is left out, because mmengine would run it as a
     program.
 
@@ -65,7 +70,7 @@ def read_model_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable
     where = f"checkpoint {os.fspath(source)!r}"
     checkpoint = read_checkpoint(source, (*HISTORY_GLOBALS, *safe_globals))
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
-        return {"state_dict": checkpoint, "meta": {}}
+        return {"state_dict": checkpoint, "meta": _dataset_meta(source)}
     if "state_dict" in checkpoint:
         extract_weights(checkpoint, where, ("state_dict",))
     meta = checkpoint.get("meta", {})
@@ -76,6 +81,19 @@ def read_model_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable
         checkpoint["meta"] = {key: value for key, value in meta.items() if key != "config"}
     _restore_histories(checkpoint)
     return checkpoint
+
+
+def _dataset_meta(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """The classes and colours beside the weights of a published model."""
+    path = Path(source)
+    file = (path if path.is_dir() else path.parent) / CLASSES
+    if not file.is_file() or not (path.is_dir() or path.suffix == ".safetensors"):
+        return {}
+    try:
+        classes, palette = map(json.loads(file.read_bytes()).get, ("classes", "palette"))
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{file} is no list of classes ({error}): publish the model again") from None
+    return {"dataset_meta": {"classes": classes, "palette": palette}}
 
 
 def _restore_histories(checkpoint: dict[str, Any]) -> None:

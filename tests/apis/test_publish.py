@@ -79,7 +79,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 def test_the_folder_has_weights_config_and_card(
     published: Published, folder: Path, checkpoint: Path, model: BaseModel
 ) -> None:
-    assert sorted(os.listdir(folder)) == ["README.md", "config.py", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["README.md", "classes.json", "config.py", "model.safetensors"]
     assert os.listdir(folder.parent) == ["snnet"]
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever may read one may read all
     data = (folder / "model.safetensors").read_bytes()
@@ -306,7 +306,7 @@ def test_the_front_is_published_with_the_model(
     path = measured(tmp_path / "points.json", some)
     out = tmp_path / "out"
     publish_model(config, checkpoint, out, path)
-    assert sorted(os.listdir(out)) == ["README.md", "config.py", "front.json", "model.safetensors"]
+    assert sorted(os.listdir(out)) == ["README.md", "classes.json", "config.py", "front.json", "model.safetensors"]
     front = OperatingPoints.load(out / "front.json")
     assert {point.id: point.metrics for point in front} == {id_: {"mIoU": 40.0 + n} for n, id_ in enumerate(some)}
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)

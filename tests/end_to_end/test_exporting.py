@@ -141,9 +141,7 @@ def test_a_predictor_runs_an_export(exported: Exported, data: Path) -> None:
         expected, given = (one(image, stitch=point.name).data_sample.pred_sem_seg.data for one in (whole, export))
         assert (expected == given).double().mean() >= 0.9999
     assert export(image, max_gflops=1e3).stitch == max(export.points or (), key=lambda p: p.metric("mIoU")).name
-    with pytest.raises(
-        SettingError, match="of the operating points are of torch, and this model runs in onnxruntime"
-    ):
+    with pytest.raises(SettingError, match="of the operating points are of torch, and this model runs in onnxruntime"):
         Predictor(exported.folder, points=exported.points).set_budget(max_latency_ms=5.0)
     with pytest.raises(MissingFileError, match="the export has no stitch 'L1-S1'"):
         export(image, stitch="L1-S1")

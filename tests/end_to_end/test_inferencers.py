@@ -28,8 +28,11 @@ def test_mmsegs_functions_load_a_published_folder(segmentation: Path, images: li
         prediction.data_sample.pred_sem_seg.data for prediction in Predictor(segmentation, device="cpu")(images)
     ]
     assert len({tensor.numpy().tobytes() for tensor in expected}) > 1
+    overlay = Predictor(segmentation, device="cpu").overlay
     for checkpoint in (segmentation, segmentation / "model.safetensors"):
         model = init_model(segmentation / "config.py", str(checkpoint), device="cpu")
+        assert model.dataset_meta["classes"] == list(overlay.classes)
+        assert model.dataset_meta["palette"] == [list(color) for color in overlay.palette]
         found = inference_model(model, images)
         for sample, tensor in zip(found, expected, strict=True):
             assert (sample.pred_sem_seg.data == tensor).float().mean() > 0.999
