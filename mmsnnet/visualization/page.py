@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ RUN_DASHES = ("solid", "dash", "dot", "dashdot")
 # Routes are drawn in characters, so the font must be monospaced.
 ROUTE_FONT = "Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
 METRICS_PER_LINE = 4
+RING_COLOURS = ("#D81B60", "#1E88E5")
 REPORTED_COLOUR = "#777777"
 REPORTED_DASHES = ("dash", "dot")
 
@@ -28,7 +29,7 @@ def render_page(chart: Chart) -> bytes:
     """Render a page that needs no network; the same chart gives the same bytes."""
     # showSendToCloud=False removes plotly's button that uploads the data.
     config = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
-    page = _figure(chart).to_html(config, include_plotlyjs=True, div_id="chart", default_height="93vh")
+    page = plotly_figure(chart).to_html(config, include_plotlyjs=True, div_id="chart", default_height="93vh")
     return page.encode()
 
 
@@ -37,7 +38,8 @@ def _escape(text: str) -> str:
     return escape(text, quote=False)
 
 
-def _figure(chart: Chart) -> Figure:
+def plotly_figure(chart: Chart, marked: Mapping[str, OperatingPoint] | None = None) -> Figure:
+    """The figure of a page, with a ring around each marked point, whose key is its name in the legend."""
     from plotly.graph_objects import Figure
 
     figure = Figure()
@@ -53,6 +55,8 @@ def _figure(chart: Chart) -> Figure:
             if points:
                 texts = [hovers[point.id] for point in points]
                 figure.add_scatter(**_stitch_trace(chart, index, kind, points, texts))
+    for number, (name, point) in enumerate((marked or {}).items()):
+        figure.add_scatter(**_ring_trace(chart, number, name, point))
     _show_once(figure)
     axis: dict[str, Any] = {"zeroline": False, "showline": True, "linecolor": "black", "ticks": "outside"}
     figure.update_layout(
@@ -98,6 +102,14 @@ def _stitch_trace(
         "hovertext": texts,
         "hoverinfo": "text",
     }
+
+
+def _ring_trace(chart: Chart, number: int, name: str, point: OperatingPoint) -> dict[str, Any]:
+    x, y = chart.place(point)
+    colour = RING_COLOURS[number % len(RING_COLOURS)]
+    marker = {"symbol": "circle-open", "size": 24 + 8 * number, "color": colour, "line": {"width": 4}}
+    name = _escape(f"{name}: {point.name}")
+    return {"x": [x], "y": [y], "mode": "markers", "marker": marker, "name": name, "hoverinfo": "skip"}
 
 
 def _front_trace(chart: Chart, index: int, name: str) -> dict[str, Any]:

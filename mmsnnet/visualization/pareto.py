@@ -13,13 +13,14 @@ from mmsnnet.evaluation.operating_points import CostName, OperatingPoint, Operat
 from mmsnnet.files.writing import write_atomically
 from mmsnnet.visualization.chart import Chart, make_chart
 from mmsnnet.visualization.figures import check_picture, render
-from mmsnnet.visualization.page import render_page
+from mmsnnet.visualization.page import plotly_figure, render_page
 from mmsnnet.visualization.references import SOURCE, Reference
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as PlotlyFigure
 
 LEGEND_COLUMNS = 7
 # Height in inches of a line above the axes, by which the picture grows.
@@ -83,6 +84,27 @@ def plot_pareto(
     chart = make_chart(runs, metric, cost, higher, reference)
     write_atomically(out, render_page(chart) if out.suffix.lower() == ".html" else render(_draw(chart), out))
     return out
+
+
+@needs_extra("viz")
+def pareto_figure(
+    runs: Sequence[OperatingPoints],
+    metric: str | None = None,
+    cost: CostName = "flops",
+    *,
+    higher: bool | None = None,
+    marked: Mapping[str, OperatingPoint] | None = None,
+) -> PlotlyFigure:
+    """The plot of :func:`plot_pareto` as a figure of plotly, for a notebook or a page of your own.
+
+    Args:
+        runs, metric, cost, higher: as of :func:`plot_pareto`.
+        marked: points of the runs to ring, by what the legend calls them.
+
+    Raises:
+        ValueError, MissingPackageError: as :func:`plot_pareto`.
+    """
+    return plotly_figure(make_chart(runs, metric, cost, higher, None), marked)
 
 
 def _draw(chart: Chart) -> Figure:

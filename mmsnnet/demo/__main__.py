@@ -1,0 +1,64 @@
+"""Serves a page for one model on this machine: an image in, the result of any stitch out.
+
+FOLDER is a model as ``tools/misc/publish_model.py ... --points FILE.json`` writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+
+from mmsnnet.apis import Predictor
+from mmsnnet.apis.images import list_images
+from mmsnnet.cli.console import short_console
+from mmsnnet.cli.errors import exit_on_user_error, user_errors
+from mmsnnet.demo.page import build_page
+from mmsnnet.demo.server import serve
+
+MOST_EXAMPLES = 8
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m mmsnnet.demo", description=__doc__)
+    parser.add_argument("folder", type=os.path.expanduser, metavar="FOLDER", help="a published model")
+    parser.add_argument(
+        "--points",
+        type=os.path.expanduser,
+        metavar="FILE.json",
+        help="operating points of the model, to show those off the front too (default: FOLDER/front.json)",
+    )
+    parser.add_argument("--metric", help="compares stitches (default: the task's own)")
+    parser.add_argument("--examples", type=os.path.expanduser, metavar="IMAGES", help="a folder of images to pick from")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to answer on (default: %(default)s, this machine)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument(
+        "--max-upload-mb", type=float, default=20, metavar="MB", help="largest image file (default: %(default)s)"
+    )
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    if not args.max_upload_mb > 0:
+        parser.error(f"--max-upload-mb is a positive number, got {args.max_upload_mb:g}")
+    with tempfile.TemporaryDirectory(prefix="mmsnnet-demo-") as uploads, exit_on_user_error(parser), short_console():
+        with user_errors(), redirect_stdout(io.StringIO()):  # toolboxes print that optional packages are missing
+            examples = [] if args.examples is None else list(list_images(args.examples)[0])[:MOST_EXAMPLES]
+            predictor = Predictor(args.folder, device=args.device, points=args.points)
+            predictor(np.zeros((64, 64, 3), np.uint8))  # the first call takes longer than others
+            os.environ["GRADIO_TEMP_DIR"] = uploads
+            title = Path(args.folder).resolve().name
+            page = build_page(predictor, title, args.metric, [str(path) for path in examples])
+        serve(page, args.host, args.port, args.max_upload_mb, lambda url: print(f"{title}: {url} (Ctrl-C ends it)"))
+
+
+if __name__ == "__main__":
+    main()
