@@ -21,10 +21,10 @@ CSS = """
 .gradio-container { max-width: 1200px !important; }
 #image img { width: 100%; height: 100%; object-fit: contain; }
 .message { margin: 0; padding: 0.6em 0.8em; border-left: 4px solid #c62828; background: #fdecea; color: #7f1d1d; }
-.route { overflow-x: auto; }
+.route { overflow-x: auto; padding-top: 0.8em; }
 .route svg { display: block; width: 100%; min-width: 460px; height: auto; background: white; }
 .figures { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-.figures th, .figures td { padding: 0.2em 0.6em; border: none !important; text-align: right; }
+.figures th, .figures td { padding: 0.2em 0.6em; text-align: right; white-space: nowrap; }
 .figures th[scope=row] { text-align: left; font-weight: normal; }
 """
 HALF = 50  # percent: where the wipe begins

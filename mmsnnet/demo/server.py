@@ -34,7 +34,7 @@ def serve(page: Blocks, host: str, port: int | None, max_upload_mb: float, annou
             share=False,
             quiet=True,
             prevent_thread_lock=True,
-            max_file_size=int(max_upload_mb * 1e6),
+            max_file_size=int(max_upload_mb * 2**20),
             allowed_paths=[],
             footer_links=[],
             run_history=False,

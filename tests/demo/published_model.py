@@ -15,12 +15,11 @@ CONFIG = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.py"
 def publish(folder: Path, timed: bool = False) -> OperatingPoints:
     """Write ``folder/model``, a published model, and ``folder/points.json``, all its points; return these."""
     config = load_config(CONFIG)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
         model = build_model(config)
-        generator = torch.Generator().manual_seed(0)
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.normal_(generator=generator, std=0.3)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
     torch.save(dict(state_dict=model.state_dict()), folder / "iter_8.pth")
     counted = count_stitches(config, model)
     points = replace(counted, dataset="shapes", points=())
