@@ -1,6 +1,7 @@
 """Builders that the tests share: tiny anchors of timm's families, networks of two of them, images."""
 
 import os
+import shutil
 import subprocess
 import time
 import traceback
@@ -24,13 +25,26 @@ except ImportError:  # the tests of mmsnnet.stitching run without OpenMMLab
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NO_BROWSER = "the tests of the page were left out: no Chromium found (apt-get install chromium)"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what is known from a test's folder and fixtures."""
+    """Marks what is known from a test's folder and fixtures, and leaves out what needs a browser that is missing."""
     for item in items:
+        # .ci/run installs one: there, its lack is a failure.
+        if CHROMIUM is None and "CI" not in os.environ and item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.skip(reason=NO_BROWSER))
         if item.path.is_relative_to(REPOSITORY / "tests/end_to_end"):
             item.add_marker("end_to_end")
         if isinstance(item, pytest.Function) and "run_ranks" in item.fixturenames:
             item.add_marker("distributed")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says in one line if tests were left out for want of a browser."""
+    if any(NO_BROWSER in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())):
+        terminalreporter.write_line(NO_BROWSER)
 
 
 class RunsCode:
