@@ -11,21 +11,28 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 # These folders need torch and timm, but not OpenMMLab.
 STITCHING := tests/stitching tests/files
 
-.PHONY: help quickstart check test test-stitching coverage setup setup-full lint clean
+.PHONY: help quickstart demo check test test-stitching coverage setup setup-full lint clean
 
 help:
 	@echo "make quickstart      set up without a compiler, then train, evaluate and plot stitched ViTs"
+	@echo "make demo            after it: a page on which any of these ViTs' stitches runs on your images"
 	@echo "make check           lint, types and the fast tests: before each commit, about two minutes on two cores"
 	@echo "make test            lint, types and all tests: what CI runs"
 	@echo "make coverage        all tests once more, slower, with a table of the lines that none of them runs"
 	@echo "make test-stitching  the tests of mmsnnet.stitching and mmsnnet.files without OpenMMLab"
-	@echo "All but quickstart set up everything first, detection's compiled operators included."
+	@echo "All but these two set up everything first, detection's compiled operators included."
 
 quickstart: setup
 	@PATH="$(abspath $(BIN)):$$PATH" bash configs/quickstart/run.sh
 
+QUICKSTART := work_dirs/quickstart
+demo: $(VENV)/.setup-demo
+	@test -d $(QUICKSTART)/stitched-vit-s-l || { echo "$(QUICKSTART) has no model yet: make quickstart"; exit 2; }
+	@$(BIN)/python -m mmsnnet.demo $(QUICKSTART)/stitched-vit-s-l --points $(QUICKSTART)/operating_points.json \
+		--examples $(QUICKSTART)/data/images/validation
+
 check: lint
-	$(PYTEST) -m "not (slow or distributed or end_to_end or detection)"
+	$(PYTEST) -m "not (slow or distributed or end_to_end or detection or browser)"
 
 test: lint test-stitching
 	$(PYTEST) $(STITCHING:%=--ignore=%)
@@ -51,6 +58,11 @@ $(VENV)/.setup: $(PACKAGING)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -U pip
 	$(PIP) -e '.[mminstall,viz]'
+	$(HEADLESS)
+	touch $@
+
+$(VENV)/.setup-demo: $(VENV)/.setup
+	$(PIP) -e '.[mminstall,viz,demo]'
 	$(HEADLESS)
 	touch $@
 

@@ -306,7 +306,7 @@ def test_the_script_fits_on_two_screens(script: subprocess.CompletedProcess[str]
 
 
 def test_the_script_shows_one_step_after_the_other(script: subprocess.CompletedProcess[str]) -> None:
-    assert re.findall(r"^(\d)/6 ", script.stdout, re.MULTILINE) == ["1", "2", "3", "4", "5", "6"]
+    assert re.findall(r"^(\d)/7 ", script.stdout, re.MULTILINE) == [str(step) for step in range(1, 8)]
     assert len(re.findall(r"^ +4/4  loss [\d.]+  mIoU .* in ", script.stdout, re.MULTILINE)) == 3
 
 
