@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from mmsnnet.errors import SettingError
 
 if TYPE_CHECKING:
     from gradio import Blocks
+
+PORTS = range(7860, 7960)
 
 
 def serve(page: Blocks, host: str, port: int | None, max_upload_mb: float, announce: Callable[[str], object]) -> None:
@@ -27,26 +30,39 @@ def serve(page: Blocks, host: str, port: int | None, max_upload_mb: float, annou
     """
     import gradio as gr
 
-    try:
-        _, url, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=int(max_upload_mb * 2**20),
-            allowed_paths=[],
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            app_kwargs=dict(docs_url=None, redoc_url=None, openapi_url=None),
-            css=CSS,
-            theme=gr.themes.Default(),
-        )
-    except (OSError, ValueError) as error:
-        raise SettingError(f"cannot serve on {host}{'' if port is None else f':{port}'}: {error}") from error
+    _, url, _ = page.launch(
+        server_name=host,
+        server_port=free_port(host, port),
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        max_file_size=int(max_upload_mb * 2**20),
+        allowed_paths=[],
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        app_kwargs=dict(docs_url=None, redoc_url=None, openapi_url=None),
+        css=CSS,
+        theme=gr.themes.Default(),
+    )
     announce(url)
     page.block_thread()
+
+
+def free_port(host: str, port: int | None) -> int:
+    """The port, or the first free one of ``PORTS``, if a server can answer on it.
+
+    Raises:
+        SettingError: none can; the message says why.
+    """
+    for candidate in PORTS if port is None else (port,):
+        try:
+            family, *_ = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0]
+            with socket.create_server((host, candidate), family=family):
+                return candidate
+        except (OSError, OverflowError) as error:
+            reason = error
+    raise SettingError(f"cannot serve on {host}:{candidate}: {reason}") from reason
