@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsnnet.apis import Predictor
 from mmsnnet.demo.budget import BudgetScale, scales
-from mmsnnet.demo.results import Results, figures, plot, route
+from mmsnnet.demo.results import Results, figures, legend, plot, route
 from mmsnnet.errors import SettingError, UserError, needs_extra
 from mmsnnet.evaluation import default_metric
 
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 CSS = """
 .gradio-container { max-width: 1200px !important; }
 #image img { width: 100%; height: 100%; object-fit: contain; }
+#message:not(:has(.message)) { display: none; }
 .message { margin: 0; padding: 0.6em 0.8em; border-left: 4px solid #c62828; background: #fdecea; color: #7f1d1d; }
 .route { overflow-x: auto; padding-top: 0.8em; }
-.route svg { display: block; width: 100%; min-width: 460px; height: auto; background: white; }
+.route svg { display: block; width: 100%; min-width: 340px; height: auto; background: white; }
+.classes { list-style: none; margin: 0.6em 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: 0.2em 1em; }
+.classes i { display: inline-block; width: 0.9em; height: 0.9em; margin-right: 0.4em; border: 1px solid #888; }
 .figures { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 .figures th, .figures td { padding: 0.2em 0.6em; text-align: right; white-space: nowrap; }
 .figures th[scope=row] { text-align: left; font-weight: normal; }
@@ -186,7 +189,7 @@ class Answers:
             text,
             pictures[0] if pictures else None,
             (pictures[0], pictures[1]) if compare and pictures else None,
-            f'<div aria-live="polite">{table}</div>',
+            f'<div aria-live="polite">{table}{legend(results.values())}</div>',
             plot(scale, points),
             routes,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mmsnnet.apis import Predictor
+from mmsnnet.apis import Prediction, Predictor
 from mmsnnet.demo.budget import BudgetScale
 from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.stitching import Stitch, StitchSpace
@@ -29,12 +29,17 @@ MOST_RESULTS = 16
 
 @dataclass(frozen=True)
 class Result:
-    """What a stitch predicts for an image: the picture, the image as it was read, the time, and GFLOPs if known."""
+    """What a stitch predicts for an image.
+
+    Attributes:
+        picture: (H, W, 3) uint8 in RGB, in a size for the page.
+        ms: the time of the model.
+        classes: of segmentation, the classes in the picture with their colours in RGB.
+    """
 
     picture: np.ndarray
-    image: np.ndarray
     ms: float
-    gflops: float | None
+    classes: Mapping[str, tuple[int, ...]]
 
 
 class Results:
@@ -58,12 +63,32 @@ class Results:
         if key not in self._kept:
             prediction = self.predictor(path, stitch=stitch)
             labels = min(prediction.image.shape[:2]) >= LEGIBLE
-            picture, image = fitted(prediction.picture(labels)), fitted(prediction.image)
-            self._kept[key] = Result(picture, image, prediction.ms, prediction.gflops)
+            self._kept[key] = Result(fitted(prediction.picture(labels)), prediction.ms, classes(prediction))
             if len(self._kept) > MOST_RESULTS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
+
+
+def classes(prediction: Prediction) -> dict[str, tuple[int, ...]]:
+    """The classes that a segmentation found, with their colours; of other tasks none."""
+    overlay = prediction.overlay
+    if overlay.task != "segmentation":
+        return {}
+    found = np.unique(prediction.data_sample.pred_sem_seg.data.numpy()).tolist()
+    colours = overlay.colors(max(found) + 1)
+    return {overlay.name(label): tuple(colours[label].tolist()) for label in found}
+
+
+def legend(results: Iterable[Result]) -> str:
+    """The classes in the shown pictures and their colours, as HTML; empty if there are none."""
+    shown: dict[str, tuple[int, ...]] = {}
+    for result in results:
+        shown |= result.classes
+    entries = [
+        f"<li><i style='background: rgb{colour}'></i>{escape(name)}</li>" for name, colour in sorted(shown.items())
+    ]
+    return f"<ul class='classes' aria-label='Classes and their colours'>{''.join(entries)}</ul>" if entries else ""
 
 
 def fitted(picture: np.ndarray) -> np.ndarray:

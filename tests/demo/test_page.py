@@ -107,6 +107,7 @@ def budget(page: Any) -> Any:
 
 def test_the_page_loads_from_this_machine_alone(page: Any, server: str) -> None:
     assert page.title() == "model" and page.locator("#result img").is_visible()
+    assert page.locator("#message").is_hidden()
     foreign = [url for url in page.requests if not url.startswith((server, "data:", "blob:"))]
     assert foreign == [] and page.mistakes == []
 
@@ -145,7 +146,7 @@ def test_an_upload_is_predicted(page: Any, tmp_path: Path) -> None:
     page.wait_for_function(
         "() => { const i = document.querySelector('#result img'); return i && i.complete && i.naturalWidth == 768 }"
     )
-    assert picture(page) != before and page.locator("#message").inner_text() == ""
+    assert picture(page) != before and page.locator("#message").is_hidden()
     assert re.search(r"time for this image\s+[\d.]+ ms", page.locator("#figures").inner_text())
 
 
@@ -193,7 +194,10 @@ def test_a_wipe_compares_two_stitches(page: Any, tmp_path: Path) -> None:
     page.locator("#wipe img").nth(1).wait_for()
     left, right = (image.get_attribute("src") for image in page.locator("#wipe img").all()[:2])
     assert left != right and page.locator("#route .route").count() == 2
+    line = page.locator("#wipe img").nth(1)
+    before = line.evaluate("image => image.style.clipPath")
     page.get_by_label("range slider for Place of the wipe").fill("10")
+    page.wait_for_function("before => document.querySelectorAll('#wipe img')[1].style.clipPath != before", arg=before)
     page.get_by_label("Compare two stitches").uncheck()
     shown(page, "L9-S5")
     assert page.locator("#result img").is_visible()

@@ -5,6 +5,7 @@ import os
 
 from mmsnnet.apis import load_config, publish_model
 from mmsnnet.cli.arguments import add_config_arguments
+from mmsnnet.cli.console import short_console
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
 
 
@@ -30,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
-    with exit_on_user_error(parser), user_errors():
+    with exit_on_user_error(parser), user_errors(), short_console():
         config = load_config(args.config, args.cfg_options)
         published = publish_model(config, args.checkpoint, args.out, args.points, args.metric)
     if os.path.isfile(args.checkpoint):
