@@ -40,7 +40,7 @@ echo "6/7  The Pareto front, as a picture"
 python "$TOOLS/analysis_tools/plot_pareto.py" $POINTS --out $WORK/pareto.png
 echo "7/7  The model and its front as a folder to publish"
 rm -rf $MODEL  # of an earlier run
-python "$TOOLS/misc/publish_model.py" "$CONFIG" $CHECKPOINT $MODEL --points $POINTS
+python "$TOOLS/misc/publish_model.py" "$CONFIG" $CHECKPOINT $MODEL --points $POINTS >/dev/null
 
 DEMO="make demo"
 [ "$PWD" = "$ROOT" ] || DEMO="$PYTHON -m mmsnnet.demo $MODEL --points $POINTS --examples $WORK/data/images/validation"

@@ -57,7 +57,13 @@ def main() -> None:
             os.environ["GRADIO_TEMP_DIR"] = uploads
             title = Path(args.folder).resolve().name
             page = build_page(predictor, title, args.metric, [str(path) for path in examples])
-        serve(page, args.host, args.port, args.max_upload_mb, lambda url: print(f"{title}: {url} (Ctrl-C ends it)"))
+        is_private = args.host in ("127.0.0.1", "::1", "localhost")
+        notice = "" if is_private else "; everyone who reaches this address can use the page"
+
+        def announce(url: str) -> None:
+            print(f"{title}: {url} (Ctrl-C ends it{notice})", flush=True)
+
+        serve(page, args.host, args.port, args.max_upload_mb, announce)
 
 
 if __name__ == "__main__":
