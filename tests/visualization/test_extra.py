@@ -8,13 +8,21 @@ import pytest
 from mmsnnet.errors import MissingPackageError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.stitching import StitchSpace
-from mmsnnet.visualization import draw_route, operating_points_table, plot_pareto, plot_routes, print_table
+from mmsnnet.visualization import (
+    draw_route,
+    operating_points_table,
+    pareto_figure,
+    plot_pareto,
+    plot_routes,
+    print_table,
+)
 
 SPACE = StitchSpace.two_way((2, 4))
 RUN = OperatingPoints(None, None, "d", (8, 8), None, (OperatingPoint(0, "S", "S", 1, 1, {"mIoU": 1.0}),))
 CALLS = {
     "picture": ("matplotlib", lambda folder: plot_pareto([RUN], "mIoU", folder / "a.png")),
     "page": ("plotly", lambda folder: plot_pareto([RUN], "mIoU", folder / "a.html")),
+    "figure": ("plotly", lambda folder: pareto_figure([RUN])),
     "route": ("matplotlib", lambda folder: draw_route(SPACE, SPACE[0])),
     "routes": ("matplotlib", lambda folder: plot_routes(SPACE, [0], folder / "a.png")),
     "table": ("rich", lambda folder: operating_points_table(RUN)),
