@@ -32,6 +32,7 @@ from mmsnnet.engine.recalibration import check_recalibration
 from mmsnnet.errors import MissingFileError, SettingError, needs_extra
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.files.writing import DISK_ERRORS, output_errors
+from mmsnnet.models.model_weights import read_weights, weights_digest
 from mmsnnet.visualization import operating_points_table, print_table
 
 
@@ -89,10 +90,10 @@ def build(args: argparse.Namespace) -> Runner:
     if args.stitches:
         config.test_cfg.stitches = args.stitches
     config.test_cfg.update(resume=args.resume, prefix_reuse=not args.no_prefix_reuse)
-    if args.export is not None:
-        read_export(args, config)
     if args.recalibrate is not None:
         config.test_cfg.recalibrate = args.recalibrate
+    if args.export is not None:
+        read_export(args, config)
     build_space(config).select(config.test_cfg.get("stitches", "all"))
     check_folders(config, ("test_dataloader",))
     if (number := config.test_cfg.get("recalibrate")) is not None:
@@ -112,9 +113,14 @@ def build(args: argparse.Namespace) -> Runner:
 
 def read_export(args: argparse.Namespace, config: Config) -> None:
     """Set the stitches of an export, and let the file of operating points tell that they are of an export."""
-    if args.recalibrate is not None or args.launcher != "none":
-        raise SettingError("--backend onnx runs in one process, with the statistics of the export: leave out the rest")
+    if args.launcher != "none":
+        raise SettingError("--backend onnx runs in one process: leave out --launcher")
+    if config.test_cfg.get("recalibrate") is not None:
+        raise SettingError("--backend onnx has the batch norms of the export: leave out --recalibrate (test_cfg)")
     manifest = Manifest.load(args.export)
+    model = build_without_weights(config)
+    if weights_digest({**model.state_dict(), **read_weights(model, args.checkpoint)}) != manifest.checkpoint:
+        raise SettingError(f"{args.export} was exported from another checkpoint than {args.checkpoint}: export again")
     if not args.stitches:
         config.test_cfg.stitches = [stitch.name for stitch in manifest.stitches]
     for stitch in build_space(config).select(config.test_cfg.stitches):

@@ -140,7 +140,8 @@ class Predictor:
             ValueError: there are no operating points to choose from, their latencies are of another backend, or the
                 budget is below the cheapest stitch.
         """
-        measured = (self.points.benchmark if self.points else {}).get("backend", "torch")
+        timed = self.points is not None and any(point.latency_ms is not None for point in self.points)
+        measured = self.points.benchmark.get("backend", "torch") if self.points and timed else self.backend
         if max_latency_ms is not None and measured != self.backend:
             raise SettingError(
                 f"the latencies of the operating points are of {measured}, and this model runs in {self.backend}: "

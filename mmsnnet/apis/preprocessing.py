@@ -11,12 +11,18 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from timm.data.constants import DEFAULT_CROP_PCT
 from torch import Tensor
 
 from mmsnnet.apis.images import ImageLike, ImageLoader, inner_dataset, list_images, transform_name
 from mmsnnet.apis.predictor import MAX_PIXELS
 from mmsnnet.errors import MissingFileError
 from mmsnnet.registry import DATASETS
+
+# Options of transforms that a program without torch does not know, with the values that change nothing.
+RESIZE = (("interpolation", "bilinear"), ("backend", "cv2"), ("scale_factor", None), ("clip_object_border", True))
+TIMM = (("crop_mode", "center"), ("is_training", False))
+LOAD = (("exif", "apply"), ("max_value", None))
 
 
 def preprocessing(config: Config) -> dict[str, Any]:
@@ -29,14 +35,17 @@ def preprocessing(config: Config) -> dict[str, Any]:
     """
     resize, crop, interpolation, others = None, None, "bilinear", []
     for step in inner_dataset(config)["pipeline"]:
-        name = transform_name(step)
-        if name == "Resize":
-            scale = step["scale"]
+        name, options = transform_name(step), {key: value for key, value in step.items() if key != "type"}
+        understood = {"Resize": RESIZE, "TimmTransform": TIMM, "LoadImageFromFile": LOAD, "LoadImage": LOAD}.get(name)
+        if understood is not None and not all(options.get(key, known) in (known, None) for key, known in understood):
+            others.append(f"{name}({', '.join(f'{key}={options[key]!r}' for key, _ in understood if key in options)})")
+        elif name == "Resize" and "scale" in options:
+            scale = options["scale"]
             scale = [scale, scale] if isinstance(scale, int) else list(scale)
-            resize = dict(scale=scale, keep_ratio=bool(step.get("keep_ratio", False)))
-        elif name == "TimmTransform":
-            crop, interpolation = step["input_size"], step.get("interpolation", "bilinear")
-            resize = dict(short_side=int(crop / step.get("crop_pct", 0.875)))
+            resize = dict(scale=scale, keep_ratio=bool(options.get("keep_ratio", False)))
+        elif name == "TimmTransform" and options.get("interpolation", "bilinear") in ("bilinear", "bicubic"):
+            crop, interpolation = options["input_size"], options.get("interpolation", "bilinear")
+            resize = dict(short_side=int(crop / (options.get("crop_pct") or DEFAULT_CROP_PCT)))
         elif not name.startswith(("Load", "Pack")):
             others.append(name)
     settings = config.model.get("data_preprocessor") or {}
@@ -59,12 +68,12 @@ def preprocessing(config: Config) -> dict[str, Any]:
 def comparison_images(
     config: Config, model: BaseModel, source: str | os.PathLike[str] | None, number: int, size: tuple[int, int]
 ) -> Tensor:
-    """Real images (number, C, H, W), normalised and resized to ``size`` (height, width).
+    """Up to ``number`` real images (N, C, H, W), normalised and resized to ``size`` (height, width).
 
     Args:
         config, model: of the export.
         source: an image, a folder or a glob pattern; None takes the first images of the test set.
-        number: how many; fewer images are repeated.
+        number: how many at most.
 
     Raises:
         MissingFileError: there is no image.
@@ -78,7 +87,7 @@ def comparison_images(
         inputs = model.data_preprocessor(dict(inputs=[packed["inputs"]], data_samples=None))["inputs"]
         inputs = inputs[0] if isinstance(inputs, list | tuple) else inputs.reshape(-1, *inputs.shape[-2:])
         images.append(F.interpolate(inputs[None].float(), size=size, mode="bilinear", antialias=True)[0])
-    return torch.stack([images[index % len(images)] for index in range(number)])
+    return torch.stack(images)
 
 
 def _test_images(config: Config, number: int) -> list[str]:

@@ -9,10 +9,15 @@ from torch import Tensor
 
 # Outputs whose second axis has classes; the class with the largest value is what a user sees.
 CLASS_OUTPUTS = ("logits",)
+# Boxes are in pixels, whatever the size of the image: so many count as 1.
+BOX_SCALE = 100.0
 
 
 class Difference(NamedTuple):
-    """The largest difference, as a share of the largest output where that exceeds 1, and the share of equal classes."""
+    """The largest difference, and the share of equal classes.
+
+    The difference is a share of the largest output where that exceeds 1. For boxes it is in units of 100 pixels.
+    """
 
     difference: float
     agreement: float | None = None
@@ -34,8 +39,8 @@ def compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Diff
             return Difference(float("inf"))
         if value.numel() == 0:
             continue
-        scale = max(1.0, float(wanted.abs().max()))
+        scale = BOX_SCALE if name == "boxes" else max(1.0, float(wanted.abs().max()))
         largest = max(largest, float((value - wanted).abs().max()) / scale)
-        if name in CLASS_OUTPUTS and wanted.ndim >= 2:
+        if name in CLASS_OUTPUTS and wanted.shape[1] > 1:
             agreements.append(float((value.argmax(dim=1) == wanted.argmax(dim=1)).double().mean()))
     return Difference(largest, min(agreements, default=None))

@@ -25,15 +25,15 @@ class ExportedGraphs:
 
     Args:
         folder: of the export.
-        threads, device: as of :func:`mmsnnet.deployment.sessions.open_session`.
+        threads: as of :func:`mmsnnet.deployment.sessions.open_session`. Sessions share the file of weights in memory.
 
     Raises:
         MissingFileError, DataError: the folder is no export, or damaged.
         SettingError: it has no ONNX graphs.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None, device: str = "cpu") -> None:
-        self.folder, self.threads, self.device = folder, threads, device
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self.folder, self.threads = folder, threads
         self.manifest = Manifest.load(folder)
         if self.manifest.format != "onnx":
             raise SettingError(f"{folder} has programs of {self.manifest.format}: export with --format onnx")
@@ -42,14 +42,16 @@ class ExportedGraphs:
     def run(self, stitch: str, images: Tensor) -> dict[str, Tensor]:
         """The outputs of a stitch for normalised images (B, C, H, W).
 
-        Images that are smaller than those of a graph of fixed size are padded with zeros, and maps cropped.
+        Detectors' images, and windows of slide inference, that are smaller than those of a graph of fixed size are
+        padded with zeros, and maps cropped.
 
         Raises:
-            SettingError: images are larger.
+            SettingError: images have another size.
         """
         size, (height, width) = self.manifest.image_size, images.shape[-2:]
         if size is not None and (height, width) != size:
-            if height > size[0] or width > size[1]:
+            slides = self.manifest.inference.get("mode") in ("slide", "slide_flip")
+            if height > size[0] or width > size[1] or not (slides or self.manifest.task == "detection"):
                 raise SettingError(
                     f"an image of {height} x {width}, and the graphs of {self.folder} take {size[0]} x {size[1]}: "
                     "export with --dynamic-size, or with --size"
@@ -67,7 +69,7 @@ class ExportedGraphs:
     def session(self, file: str) -> onnxruntime.InferenceSession:
         """The session of a graph."""
         if file not in self._sessions:
-            self._sessions[file] = open_session(self.folder / file, self.threads, self.device)
+            self._sessions[file] = open_session(self.folder / file, self.threads)
         return self._sessions[file]
 
     def _run(self, file: str, outputs: Sequence[str], images: Tensor) -> dict[str, Tensor]:

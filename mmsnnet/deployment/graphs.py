@@ -13,6 +13,8 @@ from mmsnnet.errors import SettingError
 from mmsnnet.models import find_stitched_backbone
 
 IMAGES = "images"
+# mmdet's heads whose boxes follow from priors and two tensors for each map alone. Others scale, refine or rate boxes.
+ONE_STAGE_HEADS = ("RTMDetHead", "RTMDetSepBNHead", "RetinaHead", "RetinaSepBNHead", "SSDHead")
 
 
 class Graph(nn.Module):
@@ -79,12 +81,11 @@ class OneStageGraph(Graph):
         scores, boxes = head(self.model.extract_feat(images))
         outputs = dict(_numbered("cls_score", scores)) | dict(_numbered("bbox_pred", boxes))
         grids = [score.shape[-2:] for score in scores]
-        priors = torch.cat(head.prior_generator.grid_priors(grids, dtype=images.dtype, device=images.device))
-        flat = torch.cat([_flat(box, 4) for box in boxes], dim=1)
-        channels = head.cls_out_channels
-        points = priors[:, :2] if priors.shape[-1] == 2 else priors
-        decoded = head.bbox_coder.decode(points.expand(images.shape[0], -1, -1), flat)
-        probabilities = torch.cat([_flat(score, channels) for score in scores], dim=1)
+        # In float32: halves of large coordinates are whole pixels.
+        priors = torch.cat(head.prior_generator.grid_priors(grids, dtype=torch.float32, device=images.device))
+        flat = torch.cat([_flat(box, 4) for box in boxes], dim=1).float()
+        decoded = head.bbox_coder.decode(priors.expand(images.shape[0], -1, -1), flat)
+        probabilities = torch.cat([_flat(score, head.cls_out_channels) for score in scores], dim=1).float()
         probabilities = probabilities.sigmoid() if head.use_sigmoid_cls else probabilities.softmax(-1)[..., :-1]
         return outputs | dict(boxes=decoded, scores=probabilities)
 
@@ -143,9 +144,12 @@ def graph_class(model: BaseModel) -> type[Graph]:
     if hasattr(model, "roi_head") and hasattr(model, "rpn_head"):
         return TwoStageGraph
     if hasattr(model, "bbox_head"):
-        head = model.bbox_head
-        if hasattr(head, "prior_generator") and hasattr(head, "bbox_coder"):
+        if type(model.bbox_head).__name__ in ONE_STAGE_HEADS:
             return OneStageGraph
+        raise SettingError(
+            f"a detector with a {type(model.bbox_head).__name__} cannot be exported: the graph decodes the boxes of "
+            f"{', '.join(ONE_STAGE_HEADS)}"
+        )
     if hasattr(model, "encode_decode"):
         is_depth = any(base.__name__ == "DepthEstimator" for base in type(model).__mro__)
         return DepthGraph if is_depth else SegmentorGraph
@@ -153,7 +157,7 @@ def graph_class(model: BaseModel) -> type[Graph]:
         return ClassifierGraph
     raise SettingError(
         f"a {type(model).__name__} cannot be exported: there are exports of mmseg's segmentors and depth estimators, "
-        "mmsnnet.StitchedClassifier, and mmdet's two-stage and one-stage detectors with a prior generator"
+        "mmsnnet.StitchedClassifier, and mmdet's Faster and Mask R-CNN and one-stage detectors"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from mmsnnet.errors import DataError, MissingFileError
 
-MANIFEST, FRONT = "manifest.json", "front.json"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,14 @@ class Manifest:
         stitches: the exported stitches.
         outputs: the names of the graphs' outputs.
         preprocessing: what turns a picture into the graphs' input (:func:`preprocessing`).
-        inference: mmseg's ``test_cfg``: whole images, or windows.
+        inference: what the toolbox does around a graph: ``mode``, ``crop_size`` and ``stride`` of mmseg's ``test_cfg``,
+            ``align_corners``, the ``threshold`` of a head with one output channel, ``iou_threshold`` and
+            ``most_boxes`` of NMS.
+        metric: the metric that compares stitches, None without operating points; ``higher``: whether more is better.
         classes: names of the classes; ``palette`` their colours (R, G, B).
         weights: the file of weights that all graphs share; None for ``'torch-export'``.
         heads: the graphs of heads behind RoIAlign, by name.
-        config, checkpoint: where the export came from.
+        checkpoint: the digest of the weights (:func:`mmsnnet.models.model_weights.weights_digest`).
         versions: of the packages that made it.
     """
 
@@ -70,7 +73,8 @@ class Manifest:
     palette: tuple[tuple[int, int, int], ...] = ()
     weights: str | None = None
     heads: Mapping[str, str] = field(default_factory=dict)
-    config: str = ""
+    metric: str | None = None
+    higher: bool = True
     checkpoint: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 

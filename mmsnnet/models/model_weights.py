@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from torch import nn
+from torch import Tensor, nn
 
 from mmsnnet.errors import DataError
 from mmsnnet.files.reading import describe_mismatch, extract_weights, join_names, nonfinite_names, tensor_shapes
@@ -49,6 +51,16 @@ def model_weights(checkpoint: Mapping[str, Any], source: str | os.PathLike[str])
             f"{join_names(nested)}. Re-save them: torch.save({{'state_dict': ...}}, ...)"
         )
     return {re.sub(r"^module\.", "", name): value for name, value in weights.items()}
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A digest of a model's weights, whatever their order, without the number of draws."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(name for name in weights if name.rpartition(".")[2] != DRAWS):
+        tensor = weights[name].detach().cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def unwrapped_model(model: nn.Module) -> nn.Module:

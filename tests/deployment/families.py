@@ -44,6 +44,10 @@ ANCHORS: dict[str, list[dict[str, Any]]] = dict(
     swin=[SWIN | dict(depths=(1, 1, 2, 1)), SWIN | dict(depths=(1, 1, 3, 1), embed_dim=16)],
     resnet=[RESNET, RESNET | dict(layers=(1, 1, 3, 1), channels=(16, 16, 24, 32))],
     mixed=[RESNET | dict(channels=(4, 8, 16, 24)), SWIN | dict(depths=(1, 1, 3, 1))],
+    convnext=[
+        dict(model="convnext_tiny", dims=(8, 8, 8, 8), depths=(1, 1, 2, 1)),
+        dict(model="convnext_tiny", dims=(8, 16, 16, 24), depths=(1, 1, 3, 1)),
+    ],
     levit=[
         LEVIT | dict(embed_dim=(8, 12, 16), depth=(1, 2, 1)),
         LEVIT | dict(embed_dim=(12, 16, 24), depth=(1, 3, 1)),
@@ -87,6 +91,8 @@ def detector(name: str) -> Config:
     """A detector of COCO around tiny anchors, for images of 64 x 64."""
     if name == "mask-rcnn":
         config = load_config(REPOSITORY / "configs/coco/stitched-vit-s-l_mask-rcnn_300_coco128-256x256.py")
+    elif name == "retinanet":
+        return _retinanet()
     else:
         config = load_config(REPOSITORY / f"configs/coco/stitched-deit3-s-l_{name}_8xb8-100e_coco-1024x1024.py")
     config.model.backbone.anchors = vit()
@@ -101,6 +107,15 @@ def detector(name: str) -> Config:
             config.model.roi_head[f"{part}_roi_extractor"].out_channels = MAPS
             config.model.roi_head[f"{part}_head"].update(in_channels=MAPS, conv_out_channels=MAPS)
         config.model.roi_head.bbox_head.fc_out_channels = 16
+    return config
+
+
+def _retinanet() -> Config:
+    config = load_config(REPOSITORY / "configs/coco/stitched-convnext-t-s_retinanet_8xb2-ms-crop-3x_coco.py")
+    config.model.backbone.anchors = ANCHORS["convnext"]
+    config.model.backbone.img_size = 64
+    config.model.neck.update(in_channels=[16, 16, 24], out_channels=MAPS)
+    config.model.bbox_head.update(in_channels=MAPS, feat_channels=MAPS, stacked_convs=1, num_classes=5)
     return config
 
 

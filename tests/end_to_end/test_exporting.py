@@ -79,6 +79,12 @@ def test_the_metrics_of_an_export_are_pytorchs(
     found = {point.name: point.metric("mIoU") for point in OperatingPoints.load(tmp_path / "onnx.json")}
     assert found and max(found.values()) > 5  # it has learned something
     assert all(abs(value - expected[name]) <= 0.05 for name, value in found.items())
+    another = tmp_path / "another.pth"
+    weights = torch.load(exported.published.parent / "run/iter_150.pth", weights_only=False)["state_dict"]
+    weights["decode_head.conv_seg.bias"] += 1
+    torch.save(dict(state_dict=weights), another)
+    error = tool.error("test", arguments[0], another, *arguments[2:], *outputs, *quickstart(1))
+    assert "was exported from another checkpoint than" in error
     # The file is of the export: PyTorch's run does not go on with it.
     error = tool.error("test", *arguments[:2], "--resume", *outputs, *quickstart(1))
     assert "export" in error
@@ -137,7 +143,8 @@ def test_a_predictor_runs_an_export(exported: Exported, data: Path) -> None:
     whole, export = Predictor(exported.published), Predictor(exported.folder)
     assert (whole.backend, export.backend) == ("torch", "onnxruntime")
     assert sum(parameter.numel() for parameter in export.model.parameters()) == 0
-    for point in export.points or ():
+    assert export.points is not None and [point.name for point in export.points] == STITCHES.split(",")
+    for point in export.points:
         expected, given = (one(image, stitch=point.name).data_sample.pred_sem_seg.data for one in (whole, export))
         assert (expected == given).double().mean() >= 0.9999
     assert export(image, max_gflops=1e3).stitch == max(export.points or (), key=lambda p: p.metric("mIoU")).name

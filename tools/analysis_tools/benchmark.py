@@ -25,12 +25,14 @@ from mmsnnet.apis.benchmark import benchmark_conditions
 from mmsnnet.apis.model import check_channels
 from mmsnnet.cli.arguments import add_backend_option, add_config_arguments
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
-from mmsnnet.errors import needs_extra
+from mmsnnet.errors import SettingError, needs_extra
 from mmsnnet.evaluation import OperatingPoints
 from mmsnnet.evaluation.latencies import Benchmark, check_conditions, points_to_time, with_latencies
 from mmsnnet.files.locking import locked
 from mmsnnet.models import find_stitched_backbone
 from mmsnnet.visualization import print_table
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -86,8 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, or a GPU by number, such as cuda:1 (default here: %(default)s)",
+        help=f"cpu, cuda, or a GPU by number, such as cuda:1 (default here: {DEVICE}; an export runs on the CPU)",
     )
     return parser
 
@@ -97,11 +98,15 @@ def benchmark(args: argparse.Namespace) -> None:
     settings = BenchmarkSettings(**{name: getattr(args, name) for name in names})
     graphs = None
     if args.export is None:
+        args.device = args.device or DEVICE
         conditions = benchmark_conditions(settings, args.device)
     else:
         with needs_extra("onnx"):
             from mmsnnet.apis.export_benchmark import benchmark_export, export_conditions
             from mmsnnet.deployment.exported_model import ExportedGraphs
+        if args.device not in (None, "cpu"):
+            raise SettingError(f"an export runs on the CPU: leave out --device {args.device}")
+        args.device = "cpu"
         graphs = ExportedGraphs(args.export)
         conditions = export_conditions(graphs, settings)
     config = load_config(args.config, args.cfg_options)

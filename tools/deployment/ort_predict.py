@@ -21,6 +21,8 @@ import onnxruntime
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 MOST_PIXELS = 100_000_000
+# Boxes of lower scores are not drawn.
+SHOWN_SCORE = 0.3
 
 
 class Mistake(Exception):
@@ -57,8 +59,8 @@ def choose(folder: Path, manifest: dict[str, Any], args: argparse.Namespace) -> 
         front = read_json(folder / "front.json")
         if front.get("benchmark", {}).get("backend") != "onnxruntime":
             raise Mistake(
-                f"{folder / 'front.json'} has no latencies of ONNX Runtime: tools/analysis_tools/benchmark.py CONFIG "
-                f"--backend onnx {folder} --out {folder / 'front.json'} measures them"
+                f"{folder / 'front.json'} has no latencies of ONNX Runtime: tools/analysis_tools/benchmark.py "
+                f"{folder / 'config.py'} --backend onnx {folder} --out {folder / 'front.json'} measures them"
             )
         timed = {point["name"]: point.get("latency_ms") for point in front["stitches"]}
         costs = {name: timed[name] for name in stitches if timed.get(name) is not None}
@@ -66,18 +68,17 @@ def choose(folder: Path, manifest: dict[str, Any], args: argparse.Namespace) -> 
     if not within:
         least = min(costs.values(), default=math.nan)
         raise Mistake(f"a budget of {budget:g} {unit} is below the cheapest stitch, which needs {least:g} {unit}")
-    best = max(within, key=lambda name: (quality(stitches[name]), costs[name]))
-    return stitches[best]
+    return stitches[best_of(within, stitches, manifest)]
 
 
-def quality(stitch: dict[str, Any]) -> float:
-    """The stitch's first metric, where higher is better; its FLOPs where there is none."""
-    metrics = stitch["metrics"]
-    if not metrics:
-        return stitch["flops"]
-    name, value = next(iter(metrics.items()))
-    lower = name.split("/")[-1] in ("abs_rel", "rmse", "rmse_log", "log10", "sq_rel", "silog")
-    return -math.inf if value is None else -value if lower else value
+def best_of(names: list[str], stitches: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """The stitch with the best metric, and the cheapest of equal ones; without metrics, the costliest."""
+    qualities = {name: stitches[name]["metrics"].get(manifest["metric"]) for name in names}
+    if all(value is None for value in qualities.values()):
+        return max(names, key=lambda name: stitches[name]["flops"])
+    sign = 1 if manifest["higher"] else -1
+    measured = [name for name in names if qualities[name] is not None]
+    return max(measured, key=lambda name: (sign * qualities[name], -stitches[name]["flops"]))
 
 
 # Pictures to inputs
@@ -99,13 +100,17 @@ def read_image(path: Path) -> np.ndarray:
         raise Mistake(f"{path} is no image that can be decoded ({error})") from None
 
 
-def bilinear(image: np.ndarray, height: int, width: int, rows: slice = slice(None)) -> np.ndarray:
+def bilinear(
+    image: np.ndarray, height: int, width: int, rows: slice = slice(None), align_corners: bool = False
+) -> np.ndarray:
     """Resize (H, W, C) without antialiasing, as OpenCV does; return some ``rows`` of the result."""
     if image.shape[:2] == (height, width):
         return image[rows].astype(np.float32)
 
     def places(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         where = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        if align_corners:
+            where = np.arange(new) * (old - 1) / max(new - 1, 1)
         first = np.floor(where).astype(int)
         return first, np.minimum(first + 1, old - 1), (where - first).astype(np.float32)
 
@@ -119,7 +124,9 @@ def bilinear(image: np.ndarray, height: int, width: int, rows: slice = slice(Non
 def prepare(image: np.ndarray, steps: dict[str, Any]) -> np.ndarray:
     """The resized, cropped and normalised picture (1, C, H, W)."""
     if steps["others"]:
-        raise Mistake(f"the test pipeline has {', '.join(steps['others'])}, which needs the toolbox")
+        raise Mistake(f"the test pipeline has {', '.join(steps['others'])}, which needs the toolbox: use Predictor")
+    if not isinstance(steps["channels"], str):
+        raise Mistake(f"the model takes images of {steps['channels']} bands, which need the toolbox: use Predictor")
     resize = steps["resize"] or {}
     height, width = image.shape[:2]
     if "short_side" in resize:  # timm's, by Pillow with antialiasing
@@ -151,12 +158,13 @@ def prepare(image: np.ndarray, steps: dict[str, Any]) -> np.ndarray:
 
 
 class Graph:
-    """An exported stitch; takes images of any size, by padding or windows if it was exported for one."""
+    """An exported stitch, and the windows of slide inference around it."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], stitch: dict[str, Any]) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised, too
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+        options.intra_op_num_threads = int(threads) if threads.isdigit() else 0  # 0: all cores
         try:
             self.session = onnxruntime.InferenceSession(
                 folder / stitch["file"],
@@ -223,18 +231,26 @@ def colours(manifest: dict[str, Any], number: int) -> np.ndarray:
 
 def segmentation(graph: Graph, image: np.ndarray, manifest: dict[str, Any]) -> tuple[np.ndarray, str]:
     logits = graph.maps(prepare(image, manifest["preprocessing"]), "logits")[0].transpose(1, 2, 0)
-    height, width = image.shape[:2]
-    parts = [slice(row, row + 64) for row in range(0, height, 64)]  # many classes take much memory
-    labels = np.concatenate([bilinear(logits, height, width, part).argmax(-1) for part in parts])
-    shares = np.bincount(labels.ravel(), minlength=logits.shape[-1]) / labels.size
-    names = manifest["classes"] or [str(index) for index in range(logits.shape[-1])]
+    (height, width), inference = image.shape[:2], manifest["inference"]
+
+    def classes_of(rows: slice) -> np.ndarray:  # of some rows: many classes take much memory
+        resized = bilinear(logits, height, width, rows, inference.get("align_corners", False))
+        if "threshold" in inference:  # one channel for two classes
+            return (resized[..., 0] > math.log(inference["threshold"] / (1 - inference["threshold"]))).astype(int)
+        return resized.argmax(-1)
+
+    labels = np.concatenate([classes_of(slice(row, row + 64)) for row in range(0, height, 64)])
+    number = max(logits.shape[-1], 2)
+    shares = np.bincount(labels.ravel(), minlength=number) / labels.size
+    names = manifest["classes"] or [str(index) for index in range(number)]
     found = [f"{names[index]} {shares[index]:.0%}" for index in np.argsort(-shares)[:5] if shares[index] >= 0.005]
-    return 0.5 * image + 0.5 * colours(manifest, logits.shape[-1])[labels], ", ".join(found)
+    return 0.5 * image + 0.5 * colours(manifest, number)[labels], ", ".join(found)
 
 
 def depth(graph: Graph, image: np.ndarray, manifest: dict[str, Any]) -> tuple[np.ndarray, str]:
     depths = graph.maps(prepare(image, manifest["preprocessing"]), "depth")[0].transpose(1, 2, 0)
-    depths = bilinear(depths, *image.shape[:2])[..., 0]
+    align_corners = manifest["inference"].get("align_corners", False)
+    depths = bilinear(depths, *image.shape[:2], align_corners=align_corners)[..., 0]
     nearness = 1 - (depths - depths.min()) / max(float(np.ptp(depths)), 1e-6)
     stops = np.float32([[0, 0, 64], [80, 0, 160], [220, 60, 60], [255, 230, 120]])  # dark to bright
     places = nearness * (len(stops) - 1)
@@ -268,16 +284,18 @@ def detection(graph: Graph, image: np.ndarray, manifest: dict[str, Any]) -> tupl
         images = np.pad(images, [(0, 0), (0, 0), (0, graph.size[0] - height), (0, graph.size[1] - width)])
     boxes, scores = (array[0] for array in graph.run(images, ["boxes", "scores"]))
     labels, best = scores.argmax(-1), scores.max(-1)
-    order = [index for index in np.argsort(-best)[:1000] if best[index] >= 0.3]
+    inference = manifest["inference"]
+    order = [index for index in np.argsort(-best)[:1000] if best[index] >= SHOWN_SCORE]
     kept: list[int] = []
     for index in order:
-        if all(labels[index] != labels[other] or overlap(boxes[index], boxes[other]) < 0.6 for other in kept):
+        rivals = [other for other in kept if labels[other] == labels[index]]
+        if all(overlap(boxes[index], boxes[other]) < inference["iou_threshold"] for other in rivals):
             kept.append(index)
     scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     picture = Image.fromarray(image)
     draw, palette = ImageDraw.Draw(picture), colours(manifest, scores.shape[-1]).astype(int)
     names = manifest["classes"] or [str(index) for index in range(scores.shape[-1])]
-    for index in kept[:100]:
+    for index in kept[: inference["most_boxes"]]:
         left, top, right, bottom = np.clip(boxes[index] * scale, 0, [*image.shape[1::-1]] * 2)
         color = tuple(palette[labels[index]])
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=2)
