@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -30,28 +31,31 @@ from mmsnnet.deployment.manifest import Manifest  # noqa: E402
 from mmsnnet.deployment.sessions import open_session  # noqa: E402
 from mmsnnet.models import find_stitched_backbone  # noqa: E402
 
-# Loads the graphs in a process without torch, runs each once, and prints its memory in bytes: all, and what no other
-# process shares.
+# Loads graphs in a process without torch, runs each once, and prints the memory that this takes, in bytes: pages that
+# sessions share count once.
 MEMORY = """
 import json, sys
 import numpy, onnxruntime
-shape, folding, files = json.loads(sys.argv[1]), sys.argv[2] == "folding", sys.argv[3:]
+shape, shared, files = json.loads(sys.argv[1]), sys.argv[2] == "shared", sys.argv[3:]
 def memory():
     fields = dict(line.split(":") for line in open("/proc/self/smaps_rollup").read().splitlines()[1:])
     return 1024 * int(fields["Pss"].split()[0])
 before = memory()
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
-off = [] if folding else ["ConstantFolding"]
+if shared:
+    options.add_session_config_entry("session.disable_prepacking", "1")
+off = ["ConstantFolding"]
 sessions = [onnxruntime.InferenceSession(f, options, ["CPUExecutionProvider"], disabled_optimizers=off) for f in files]
 for session in sessions:
     session.run(None, {"images": numpy.zeros(shape, numpy.float32)})
 print(memory() - before)
 """
+WAYS = ("shared", "packed")  # as open_session's ``shared``
 
 
-def memory(files: list[Path], shape: list[int], folding: bool = False) -> int:
-    arguments = [json.dumps(shape), "folding" if folding else "plain", *map(str, files)]
+def memory(files: list[Path], shape: list[int], way: str) -> int:
+    arguments = [json.dumps(shape), way, *map(str, files)]
     done = subprocess.run([sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, check=True)
     return int(done.stdout)
 
@@ -93,32 +97,34 @@ def main() -> None:
         share = disk / checkpoint.stat().st_size
         print(f"{precision}: {disk / 1e6:.0f} MB on disk, {share:.3f} of the checkpoint's")
         files = [folder / stitch.file for stitch in manifests[precision].stitches]
-        for folding in (False, True):
-            alone = {file: memory([file], list(images.shape), folding) for file in files}
-            together = memory(files, list(images.shape), folding)
+        for way in WAYS:
+            alone = max(memory([file], list(images.shape), way) for file in files)
+            together = memory(files, list(images.shape), way)
             print(
-                f"{precision}{', constants folded' if folding else ''}: {together / 1e6:.0f} MB together, "
-                f"{together / max(alone.values()):.2f} of the largest alone ({max(alone.values()) / 1e6:.0f} MB)"
+                f"{precision}, {way}: {len(files)} sessions {together / 1e6:.0f} MB together, {together / alone:.2f} of "
+                f"the largest alone ({alone / 1e6:.0f} MB)"
             )
-    print("\n| stitch | GFLOPs | PyTorch (ms) |", " | ".join(f"{p} (ms, ratio)" for p in args.precision), "|")
-    print("|---|---|---|" + "---|" * len(args.precision))
+    columns = [(precision, way) for precision in args.precision for way in WAYS]
+    print("\n| stitch | GFLOPs | PyTorch (ms) |", " | ".join(f"{p}, {way} (ms, ratio)" for p, way in columns), "|")
+    print("|---|---|---|" + "---|" * len(columns))
     for name in stitches:
         backbone.set_stitch(name)
-        graph = stitch_graph(model)
-        sessions = {p: open_session(args.folder / p / manifests[p][name].file, args.threads) for p in args.precision}
-        times: dict[str, list[float]] = {key: [] for key in ("torch", *args.precision)}
+        graph, array = stitch_graph(model), images.numpy()
+        runs = {"torch": partial(graph, images)}
+        for precision, way in columns:
+            path = args.folder / precision / manifests[precision][name].file
+            session = open_session(path, args.threads, shared=way == "shared")
+            runs[precision, way] = partial(session.run, None, {IMAGES: array})
+        times: dict[object, list[float]] = {key: [] for key in runs}
         with torch.inference_mode():
             for _ in range(args.rounds + 1):  # in turns; the first round warms up
-                start = time.perf_counter()
-                graph(images)
-                times["torch"].append(1000 * (time.perf_counter() - start))
-                for precision, session in sessions.items():
+                for key, run in runs.items():
                     start = time.perf_counter()
-                    session.run(None, {IMAGES: images.numpy()})
-                    times[precision].append(1000 * (time.perf_counter() - start))
+                    run()
+                    times[key].append(1000 * (time.perf_counter() - start))
         middle = {key: median(values[1:]) for key, values in times.items()}
         flops = next(iter(manifests.values()))[name].flops / 1e9
-        cells = [f"{middle[p]:.0f} ({middle['torch'] / middle[p]:.2f})" for p in args.precision]
+        cells = [f"{middle[column]:.0f} ({middle['torch'] / middle[column]:.2f})" for column in columns]
         print(f"| {name} | {flops:.3g} | {middle['torch']:.0f} |", " | ".join(cells), "|", flush=True)
 
 
