@@ -23,8 +23,12 @@ sys.path.insert(0, str(REPOSITORY))
 import torch  # noqa: E402
 
 import mmsnnet.safe_loading  # noqa: E402, F401
-from mmsnnet.apis import build_model, export_stitches, load_config  # noqa: E402
-from mmsnnet.apis.export import ExportSettings  # noqa: E402
+from mmsnnet.apis import (  # noqa: E402
+    ExportSettings,
+    build_model,
+    export_stitches,
+    load_config,
+)
 from mmsnnet.apis.model import deployed  # noqa: E402
 from mmsnnet.deployment.graphs import IMAGES, stitch_graph  # noqa: E402
 from mmsnnet.deployment.manifest import Manifest  # noqa: E402
@@ -101,7 +105,7 @@ def main() -> None:
             alone = max(memory([file], list(images.shape), way) for file in files)
             together = memory(files, list(images.shape), way)
             print(
-                f"{precision}, {way}: {len(files)} sessions {together / 1e6:.0f} MB together, {together / alone:.2f} of "
+                f"{precision}, {way}: {len(files)} sessions: {together / 1e6:.0f} MB, {together / alone:.2f} of "
                 f"the largest alone ({alone / 1e6:.0f} MB)"
             )
     columns = [(precision, way) for precision in args.precision for way in WAYS]

@@ -15,10 +15,10 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from mmsnnet.apis import build_model
-from mmsnnet.apis.export import ExportError, ExportSettings, export_stitches
+from mmsnnet.apis import ExportSettings, build_model, export_stitches
 from mmsnnet.datasets import write_shapes
 from mmsnnet.deployment.comparison import Difference, compare
+from mmsnnet.deployment.exporter import ExportError
 from mmsnnet.deployment.manifest import Manifest
 from mmsnnet.errors import MissingFileError, SettingError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints

@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.console import Console
 
 import mmsnnet.safe_loading  # noqa: F401  mmengine then runs no code in checkpoints
-from mmsnnet.apis import load_config
-from mmsnnet.apis.export import FORMATS, ExportSettings, export_stitches
+from mmsnnet.apis import ExportSettings, export_stitches, load_config
 from mmsnnet.apis.publish import FRONT
 from mmsnnet.cli.arguments import add_config_arguments
 from mmsnnet.cli.console import import_toolbox, short_console
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
+from mmsnnet.deployment.exporter import FORMATS
 from mmsnnet.deployment.manifest import ExportedStitch
 
 
