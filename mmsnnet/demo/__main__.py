@@ -20,6 +20,7 @@ from mmsnnet.cli.console import short_console
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
 from mmsnnet.demo.page import build_page
 from mmsnnet.demo.server import serve
+from mmsnnet.models import find_stitched_backbone
 
 MOST_EXAMPLES = 8
 
@@ -53,7 +54,8 @@ def main() -> None:
         with user_errors(), redirect_stdout(io.StringIO()):  # toolboxes print that optional packages are missing
             examples = [] if args.examples is None else list(list_images(args.examples)[0])[:MOST_EXAMPLES]
             predictor = Predictor(args.folder, device=args.device, points=args.points)
-            predictor(np.zeros((64, 64, 3), np.uint8))  # the first call takes longer than others
+            size = find_stitched_backbone(predictor.model).img_size
+            predictor(np.zeros((*size, 3), np.uint8))  # the first call takes longer than others
             os.environ["GRADIO_TEMP_DIR"] = uploads
             title = Path(args.folder).resolve().name
             page = build_page(predictor, title, args.metric, [str(path) for path in examples])
