@@ -37,12 +37,8 @@ MAPS = 16  # the channels of detectors' maps
 # The anchors of each family.
 ANCHORS: dict[str, list[dict[str, Any]]] = dict(
     vit=vit(),
-    bias=vit(rel_pos_bias=True),
-    windows=vit(window_size=3, global_blocks=(1,)),
+    bias=vit(rel_pos_bias=True, window_size=3, global_blocks=(1,)),  # one block of each anchor without windows
     rotary=vit(model="vit_small_patch16_dinov3"),
-    eva=vit(model="eva02_tiny_patch14_224"),
-    swin=[SWIN | dict(depths=(1, 1, 2, 1)), SWIN | dict(depths=(1, 1, 3, 1), embed_dim=16)],
-    resnet=[RESNET, RESNET | dict(layers=(1, 1, 3, 1), channels=(16, 16, 24, 32))],
     mixed=[RESNET | dict(channels=(4, 8, 16, 24)), SWIN | dict(depths=(1, 1, 3, 1))],
     convnext=[
         dict(model="convnext_tiny", dims=(8, 8, 8, 8), depths=(1, 1, 2, 1)),
