@@ -9,13 +9,16 @@ no rearrangement between them; ViTDet's own code rearranges twice in every block
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Callable, Hashable
+from functools import lru_cache, wraps
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
+TensorOrNone = TypeVar("TensorOrNone", Tensor, Tensor | None)
 
 
 def to_windows(tokens: Tensor, grid: Grid, window: int, prefix: int) -> Tensor:
@@ -48,7 +51,26 @@ def from_windows(tokens: Tensor, grid: Grid, window: int, prefix: int) -> Tensor
     return torch.cat([windows[:, :, :prefix].mean(dim=1), patches.flatten(1, 2)], dim=1)
 
 
-@lru_cache(maxsize=32)
+def cached_tensor(maxsize: int) -> Callable[[Callable[..., TensorOrNone]], Callable[..., TensorOrNone]]:
+    """An ``lru_cache`` of tensors that does not keep those of ``torch.export``, which have no values."""
+
+    def decorate(function: Callable[..., TensorOrNone]) -> Callable[..., TensorOrNone]:
+        cached = lru_cache(maxsize)(function)
+
+        @wraps(function)
+        def call(*arguments: Hashable) -> TensorOrNone:
+            result = cached(*arguments)
+            if result is not None and type(result) is not Tensor:
+                cached.cache_clear()
+            return result
+
+        call.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+@cached_tensor(maxsize=32)
 def window_mask(grid: Grid, window: int, prefix: int, device: torch.device) -> Tensor | None:
     """A mask of the tokens that are not padding, (n, 1, 1, P + window**2).
 

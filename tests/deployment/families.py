@@ -39,7 +39,7 @@ ANCHORS: dict[str, list[dict[str, Any]]] = dict(
     vit=vit(),
     bias=vit(rel_pos_bias=True, window_size=3, global_blocks=(1,)),  # one block of each anchor without windows
     rotary=vit(model="vit_small_patch16_dinov3"),
-    mixed=[RESNET | dict(channels=(4, 8, 16, 24)), SWIN | dict(depths=(1, 1, 3, 1))],
+    mixed=[RESNET | dict(channels=(4, 8, 16, 24)), SWIN | dict(depths=(2, 1, 3, 1))],
     convnext=[
         dict(model="convnext_tiny", dims=(8, 8, 8, 8), depths=(1, 1, 2, 1)),
         dict(model="convnext_tiny", dims=(8, 16, 16, 24), depths=(1, 1, 3, 1)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from mmsnnet.stitching.windows import Grid, window_mask
+from mmsnnet.stitching.windows import Grid, cached_tensor, window_mask
 
 BIAS_TABLE = "relative_position_bias_table"
 
@@ -98,7 +97,7 @@ def table_rows(grid: Grid, prefix: int) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + (3 if prefix else 0)
 
 
-@lru_cache(maxsize=4)
+@cached_tensor(maxsize=4)
 def position_index(grid: Grid, prefix: int, device: torch.device) -> Tensor:
     """The row of the bias table for each query and key, int32 (N, N) with N = prefix + h * w."""
     height, width = grid

@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.layers import RelPosBias
 from timm.layers.pos_embed_rel import gen_relative_position_index
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsnnet.stitching import Anchor, create_anchor
 from mmsnnet.stitching.anchors.attention import position_index, resize_table, table_rows
@@ -228,3 +228,23 @@ def test_which_blocks_are_global(depth: int, settings: dict, expected: list[int]
 def test_wrong_settings(settings: dict, says: str, make_anchor: MakeAnchor) -> None:
     with pytest.raises(ValueError, match=says):
         make_anchor(**settings)
+
+
+def test_an_export_leaves_no_tensors_without_values_behind(make_anchor: Callable[..., Anchor]) -> None:
+    """The first run of these sizes is the export's: what later runs read from caches must have values."""
+    settings = dict(depth=2, rel_pos_bias=True, window_size=3, global_blocks=(1,))
+    anchor, images = make_anchor(img_size=64, patch_size=8, **settings), torch.randn(2, 3, 40, 56)
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchor = anchor
+
+        def forward(self, images: Tensor) -> Tensor:
+            *_, (_, features) = self.anchor.run(self.anchor.stem(images))
+            return features.data
+
+    exported = torch.export.export(Blocks(), (images,)).module()(images)
+    later = Blocks()(images)
+    assert type(later) is Tensor
+    torch.testing.assert_close(exported, later)
