@@ -9,14 +9,15 @@ from torch import Tensor
 
 # Outputs whose second axis has classes; the class with the largest value is what a user sees.
 CLASS_OUTPUTS = ("logits",)
-# Boxes are in pixels, whatever the size of the image: so many count as 1.
-BOX_SCALE = 100.0
+# The difference of a box counts against its longer side, or so many pixels where it is shorter.
+LEAST_SIDE = 100.0
 
 
 class Difference(NamedTuple):
     """The largest difference, and the share of equal classes.
 
-    The difference is a share of the largest output where that exceeds 1. For boxes it is in units of 100 pixels.
+    The difference is a share of the largest output where that exceeds 1; of a box, a share of its longer side where
+    that exceeds 100 pixels, and else of 100 pixels.
     """
 
     difference: float
@@ -39,8 +40,11 @@ def compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Diff
             return Difference(float("inf"))
         if value.numel() == 0:
             continue
-        scale = BOX_SCALE if name == "boxes" else max(1.0, float(wanted.abs().max()))
-        largest = max(largest, float((value - wanted).abs().max()) / scale)
+        if name == "boxes":
+            scale = (wanted[..., 2:] - wanted[..., :2]).abs().amax(dim=-1, keepdim=True).clamp(min=LEAST_SIDE)
+        else:
+            scale = wanted.abs().max().clamp(min=1)
+        largest = max(largest, float(((value - wanted).abs() / scale).max()))
         if name in CLASS_OUTPUTS and wanted.shape[1] > 1:
             agreements.append(float((value.argmax(dim=1) == wanted.argmax(dim=1)).double().mean()))
     return Difference(largest, min(agreements, default=None))

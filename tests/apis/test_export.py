@@ -314,6 +314,9 @@ def test_what_counts_as_a_difference() -> None:
     other[0, 0, 1] = 6.0  # the second pixel changes its class
     assert compare({"logits": other}, {"logits": logits}) == Difference(6.0 / 4.0, 0.5)
     assert compare({"logits": logits * float("nan")}, {"logits": logits}).difference == float("inf")
-    boxes = torch.tensor([[[0.0, 0.0, 900.0, 900.0]]])  # 5 pixels are much, whatever the size of the image
-    assert compare({"boxes": boxes + 5}, {"boxes": boxes}) == Difference(0.05, None)
+    boxes = torch.tensor([[[900.0, 900.0, 950.0, 910.0], [0.0, 0.0, 500.0, 20.0]]])  # of 50 and of 500 pixels
+    for moved, difference in ((0, 0.05), (1, 0.01)):
+        other = boxes.clone()
+        other[0, moved] += 5.0
+        assert compare({"boxes": other}, {"boxes": boxes}).difference == pytest.approx(difference)
     assert compare({"depth": torch.tensor([0.5])}, {"depth": torch.tensor([0.25])}) == Difference(0.25, None)
