@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -91,7 +92,11 @@ class Header:
 
 
 def read_picture(
-    path: str, backend_args: dict | None = None, kind: str = "image", image: str | None = None
+    path: str,
+    backend_args: dict | None = None,
+    kind: str = "image",
+    image: str | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[bytes, Header]:
     """Read a file and its header.
 
@@ -100,10 +105,11 @@ def read_picture(
         backend_args: arguments of mmengine's file backend.
         kind: the kind of file, for messages.
         image: the image of a label map or depth map, for messages.
+        max_pixels: the most pixels that it may have; None for no limit but Pillow's.
 
     Raises:
         MissingFileError: the file does not exist.
-        DataError: the file cannot be read, is empty, a damaged TIFF, or larger than Pillow's limit.
+        DataError: the file cannot be read, is empty, a damaged TIFF, or larger than a limit.
     """
     try:
         content = fileio.get(path, backend_args=backend_args)
@@ -113,7 +119,7 @@ def read_picture(
         raise DataError(f"{kind} {path} cannot be read: {error}") from error
     if not content:
         raise DataError(f"{kind} {path} is empty: it has 0 bytes")
-    return content, read_header(content, path)
+    return content, read_header(content, path, max_pixels)
 
 
 def read_image(
@@ -125,20 +131,16 @@ def read_image(
         results: a sample with ``img_path``. With ``img_bytes``, the contents of a file, nothing is read, and
             ``img_path`` is a name for messages.
         backend_args: as of :func:`read_picture`.
-        max_pixels: the most pixels that an image may have; None for no limit.
+        max_pixels: as of :func:`read_picture`.
 
     Raises:
-        MissingFileError, DataError: as of :func:`read_picture`, or the image has more pixels.
+        MissingFileError, DataError: as of :func:`read_picture`.
     """
     path = results["img_path"]
     if "img_bytes" in results:
         content = results.pop("img_bytes")
-        header = read_header(content, path)
-    else:
-        content, header = read_picture(path, backend_args)
-    if header.size is not None:
-        check_pixels(header.size, path, max_pixels)
-    return content, header
+        return content, read_header(content, path, max_pixels)
+    return read_picture(path, backend_args, max_pixels=max_pixels)
 
 
 def check_pixels(size: tuple[int, int], path: str, max_pixels: int | None) -> None:
@@ -151,14 +153,19 @@ def check_pixels(size: tuple[int, int], path: str, max_pixels: int | None) -> No
         )
 
 
-def read_header(content: bytes, path: str) -> Header:
+def read_header(content: bytes, path: str, max_pixels: int | None = None) -> Header:
     """Read the header of a file.
 
     Raises:
-        DataError: the file is a damaged TIFF, or larger than Pillow's limit.
+        DataError: the file is a damaged TIFF, or it has more than ``max_pixels`` pixels, or more than Pillow's limit.
     """
-    if content.startswith(_TIFF):
-        return _tiff_header(content, path)
+    header = _tiff_header(content, path) if content.startswith(_TIFF) else _pillow_header(content, path, max_pixels)
+    if header.size is not None:
+        check_pixels(header.size, path, max_pixels)
+    return header
+
+
+def _pillow_header(content: bytes, path: str, max_pixels: int | None) -> Header:
     try:
         with Image.open(BytesIO(content)) as image:
             return Header(
@@ -170,11 +177,28 @@ def read_header(content: bytes, path: str) -> Header:
                 has_unknown_band=image.format == "JPEG2000" and image.mode == "RGBA" and b"cdef" not in content[:4096],
             )
     except Image.DecompressionBombError as error:
+        if max_pixels is not None and (size := _size_beyond_limit(content)) is not None:
+            check_pixels(size, path, max_pixels)
         raise DataError(
             f"{path} is larger than Pillow's limit ({error}): cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         return Header()  # a format without an orientation tag, or a damaged file, which its decoder reports
+
+
+def _size_beyond_limit(content: bytes) -> tuple[int, int] | None:
+    """(height, width) of a file that ``Image.open`` refuses because of its size; None if the file is damaged.
+
+    Pillow's limit is global, so it cannot be lifted while another thread decodes. Each format's class has none.
+    """
+    for open_format, accept in list(Image.OPEN.values()):
+        if accept is None or accept(content[:16]) is True:
+            with suppress(
+                UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error
+            ):
+                image = open_format(BytesIO(content), "")
+                return image.height, image.width
+    return None
 
 
 def _orientation(image: Image.Image, content: bytes) -> int:
