@@ -226,9 +226,13 @@ class Predictor:
     def _run(
         self, images: Iterable[ImageLike], stitch: Stitch | None, batch_size: int | None
     ) -> Iterator[tuple[ImageLike, Prediction | UserError]]:
-        """Yield each image with its prediction, or with the error of reading it."""
-        size = self.batch_size if batch_size is None else _checked_batch_size(batch_size)
-        for batch in batches(images, size):
+        """Each image with its prediction, or with the error of reading it; the batch size is checked at once."""
+        return self._results(images, stitch, self.batch_size if batch_size is None else _checked_batch_size(batch_size))
+
+    def _results(
+        self, images: Iterable[ImageLike], stitch: Stitch | None, batch_size: int
+    ) -> Iterator[tuple[ImageLike, Prediction | UserError]]:
+        for batch in batches(images, batch_size):
             results: dict[int, Prediction | UserError] = {}
             # Toolboxes refuse batches of different sizes, or pad them, which changes predictions.
             groups: dict[Any, list[tuple[int, np.ndarray, dict[str, Any]]]] = {}
