@@ -112,7 +112,7 @@ class Predictor:
         if self.points is not None:
             check_points(self.points, self.space)
         self.overlay = overlay_of(self.config, self.task)
-        chosen = self._choose(stitch, max_gflops, max_latency_ms)
+        chosen = self.choose(stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
         if chosen is not None:
             self.set_stitch(chosen)
 
@@ -176,7 +176,7 @@ class Predictor:
             ValueError: as of :meth:`set_budget`.
         """
         listed, is_single = list_images(images)
-        chosen = self._choose(stitch, max_gflops, max_latency_ms)
+        chosen = self.choose(stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
         predictions = []
         for _, result in self._run(listed, chosen, batch_size):
             if isinstance(result, UserError):
@@ -198,17 +198,25 @@ class Predictor:
         Images are loaded a batch at a time. Arguments and errors of the arguments are as of a call.
         """
         listed, _ = list_images(images)
-        chosen = self._choose(stitch, max_gflops, max_latency_ms)
+        chosen = self.choose(stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
         results = self._run(listed, chosen, batch_size)
         return (
             FailedImage(source_of(image), str(result)) if isinstance(result, UserError) else result
             for image, result in results
         )
 
-    def _choose(
-        self, stitch: int | str | None, max_gflops: float | None, max_latency_ms: float | None
+    def choose(
+        self,
+        stitch: int | str | None = None,
+        *,
+        max_gflops: float | None = None,
+        max_latency_ms: float | None = None,
     ) -> Stitch | None:
-        """The stitch of a call's arguments; None without any. The stitch that runs stays."""
+        """The stitch that a call with these arguments runs; None without any. The stitch that runs stays.
+
+        Raises:
+            ValueError: as of a call.
+        """
         given = dict(stitch=stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
