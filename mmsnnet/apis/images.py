@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from PIL import Image
 
-from mmsnnet.datasets.transforms.headers import ORIENTATION
+from mmsnnet.datasets.transforms.headers import ORIENTATION, exif_orientation
 from mmsnnet.datasets.transforms.image import with_checked_loader
 from mmsnnet.errors import DataError, MissingFileError, SettingError
 
@@ -166,7 +166,7 @@ def _file_of(image: Image.Image, name: str) -> bytes:
     try:
         image.load()  # rotates a TIFF, and removes its orientation
         exif = Image.Exif()  # without the tags of a TIFF, which are about the file that it was
-        exif[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+        exif[ORIENTATION] = exif_orientation(image.getexif)
         converted = image if image.mode in PNG_MODES + TIFF_MODES else image.convert("RGB")
         if image.mode in TIFF_MODES:
             converted.save(buffer, "TIFF", compression="raw", exif=exif)

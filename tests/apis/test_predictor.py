@@ -282,6 +282,20 @@ def test_an_exif_orientation_is_applied(predictor: Predictor, photo: Image.Image
     assert difference < (8 if suffix == "jpg" else 1e-9)
 
 
+def test_a_damaged_exif_block_of_an_opened_image_is_ignored(
+    predictor: Predictor, photo: Image.Image, tmp_path: Path
+) -> None:
+    exif, path = Image.Exif(), tmp_path / "a.webp"
+    exif[0x0112] = 6
+    photo.save(path, exif=exif, lossless=True)
+    whole, start = path.read_bytes(), exif.tobytes()[6:14]
+    assert whole.count(start) == 1
+    path.write_bytes(whole.replace(start, b"garbage!"))
+    with Image.open(path) as opened:
+        one, other = predictor([path, opened])
+    assert np.array_equal(one.image, other.image) and one.image.shape == (48, 64, 3)
+
+
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
 def test_of_an_animation_the_first_frame_is_taken(
     predictor: Predictor, photo: Image.Image, suffix: str, tmp_path: Path
@@ -496,7 +510,7 @@ def test_an_extracted_stitch_predicts_as_in_the_whole_model(
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no config": (lambda f: (f / "config.py").unlink(), "has no config.py: expected a folder of publish_model.py"),
+    "no config": (lambda f: (f / "config.py").unlink(), "has no config.py: expected one of publish_model.py"),
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),
         "' is a folder that has none of model.safetensors",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -201,14 +202,19 @@ def _size_beyond_limit(content: bytes) -> tuple[int, int] | None:
     return None
 
 
+def exif_orientation(read_exif: Callable[[], Image.Exif]) -> int:
+    """The orientation in an EXIF block; 1 if it has none, or cannot be read: viewers ignore such a block too."""
+    try:
+        return _defined(read_exif().get(ORIENTATION, 1))
+    except (SyntaxError, struct.error):
+        return 1
+
+
 def _orientation(image: Image.Image, content: bytes) -> int:
     exif_follows_pixels = image.format == "PNG" and "exif" not in image.info and _has_chunk(content, b"eXIf")
-    try:
-        # PngImageFile.getexif decodes all pixels to find an EXIF block after them, so it is called only for such files.
-        exif = image.getexif() if exif_follows_pixels or image.format != "PNG" else Image.Image.getexif(image)
-    except (SyntaxError, struct.error):  # viewers ignore an unreadable EXIF block too
-        return 1
-    return _defined(exif.get(ORIENTATION, 1))
+    # PngImageFile.getexif decodes all pixels to find an EXIF block after them, so it is called only for such files.
+    without_pixels = image.format == "PNG" and not exif_follows_pixels
+    return exif_orientation(partial(Image.Image.getexif, image) if without_pixels else image.getexif)
 
 
 def _has_chunk(png: bytes, name: bytes) -> bool:
