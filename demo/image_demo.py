@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mmsnnet.apis.images import list_images
 from mmsnnet.apis.prediction import PICTURES, check_picture_name
 from mmsnnet.cli.console import short_console
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
-from mmsnnet.cli.prediction import add_model_arguments, build_predictor
+from mmsnnet.cli.prediction import add_model_arguments, build_predictor, check_outputs
 from mmsnnet.files.writing import check_output
 
 
@@ -28,20 +29,27 @@ def make_parser() -> argparse.ArgumentParser:
         type=os.path.expanduser,
         required=True,
         metavar="OUT",
-        help=f"file for one image ({', '.join(PICTURES)}); folder for several, with pictures of the images' names",
+        help=f"file for one image ({', '.join(PICTURES)}); folder for several, with pictures of the images' paths",
     )
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images in a batch (default: 1)")
     return parser
 
 
-def outputs(images: Sequence[str], out: str, is_single: bool) -> list[Path]:
-    """The file for each image: in a folder, its name; if two images have one name, with their suffixes before .png."""
+def output_paths(images: Sequence[str], out: str, is_single: bool) -> list[Path]:
+    """The file for each image: OUT itself, or in the folder OUT, its path below the folder that all have in common.
+
+    The suffix becomes .png; images that differ by their suffixes alone keep them before it.
+    """
     if is_single and not Path(out).is_dir():
         check_picture_name(out)
         return [Path(out)]
-    paths = [Path(image) for image in images]
-    stems = [path.stem for path in paths]
-    return [Path(out, f"{path.stem if stems.count(path.stem) == 1 else path.name}.png") for path in paths]
+    paths = [Path(os.path.abspath(image)) for image in images]
+    common = os.path.commonpath([path.parent for path in paths])
+    relative = [path.relative_to(common) for path in paths]
+    count = Counter(path.with_suffix("") for path in relative)
+    return [
+        Path(out, path.with_suffix(".png") if count[path.with_suffix("")] == 1 else f"{path}.png") for path in relative
+    ]
 
 
 def main() -> None:
@@ -52,10 +60,9 @@ def main() -> None:
         with user_errors():
             listed, is_single = list_images(args.image)
             images = [str(image) for image in listed]
-            paths = outputs(images, args.out, is_single)
-            check_output(
-                args.out if paths[0] == Path(args.out) else paths[0].parent, "--out", paths[0] != Path(args.out)
-            )
+            paths = output_paths(images, args.out, is_single)
+            check_outputs(images, paths)
+            check_output(args.out, "--out", is_folder=paths != [Path(args.out)])
             predictor = build_predictor(args, batch_size=args.batch_size)
         results = zip(paths, predictor.stream(images), strict=True)
         failed = []

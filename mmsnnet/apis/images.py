@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from PIL import Image
 
+from mmsnnet.datasets.transforms.headers import ORIENTATION, exif_orientation
 from mmsnnet.datasets.transforms.image import with_checked_loader
 from mmsnnet.errors import DataError, MissingFileError, SettingError
 
@@ -23,8 +24,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", "
 LOADERS = ("LoadImage", "LoadPillowImage")
 # The tasks of the transforms that end a test pipeline.
 PACKERS = {"PackSegInputs": "segmentation", "PackDetInputs": "detection", "PackClsInputs": "classification"}
-# Pillow's modes that a PNG keeps as they are.
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")
+# Pillow's modes that a PNG keeps as they are, and those of more bits that only a TIFF keeps: a PNG would clip them.
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+TIFF_MODES = ("F", "I", "I;16B", "I;16L", "I;16N")
 
 # A path, an array (H, W, 3), blue first as in OpenCV, or (H, W), or an image of Pillow.
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
@@ -43,14 +45,15 @@ def list_images(images: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[Image
     if isinstance(images, np.ndarray | Image.Image):
         return [images], True
     if isinstance(images, str | os.PathLike):
+        images = os.path.expanduser(os.fspath(images))
         path = Path(images)
         if path.is_dir():
             if not (paths := sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)):
                 raise MissingFileError(f"folder {str(path)!r} has no pictures ({', '.join(SUFFIXES)})")
             return [str(child) for child in paths], False
-        if glob.has_magic(str(images)) and not path.exists():
-            if not (matches := sorted(glob.glob(str(images), recursive=True))):
-                raise MissingFileError(f"no file matches {str(images)!r} (working folder {Path.cwd()})")
+        if glob.has_magic(images) and not path.exists():
+            if not (matches := sorted(glob.glob(images, recursive=True))):
+                raise MissingFileError(f"no file matches {images!r} (working folder {Path.cwd()})")
             return matches, False
         return [images], True
     if isinstance(images, Iterable) and not isinstance(images, Mapping | bytes):
@@ -149,7 +152,7 @@ def _sample(image: ImageLike, name: str) -> dict[str, Any]:
         return dict(img_path=path)
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or name
-        return dict(img_path=name, img_bytes=_png(image, name))
+        return dict(img_path=name, img_bytes=_file_of(image, name))
     if isinstance(image, np.ndarray):
         if image.ndim not in (2, 3) or 0 in image.shape:
             raise DataError(f"{name} is an array of shape {image.shape}: expected (height, width, channels)")
@@ -157,13 +160,18 @@ def _sample(image: ImageLike, name: str) -> dict[str, Any]:
     raise TypeError(f"{name}: expected a path, an array or an image of Pillow; got {type(image).__name__}")
 
 
-def _png(image: Image.Image, name: str) -> bytes:
+def _file_of(image: Image.Image, name: str) -> bytes:
     """An image of Pillow as a file without loss, so that one loader decodes files and images alike."""
     buffer = BytesIO()
     try:
-        exif = image.getexif()
-        converted = image if image.mode in PNG_MODES else image.convert("RGB")
-        converted.save(buffer, "PNG", compress_level=0, exif=exif.tobytes() if len(exif) else None)
+        image.load()  # rotates a TIFF, and removes its orientation
+        exif = Image.Exif()  # without the tags of a TIFF, which are about the file that it was
+        exif[ORIENTATION] = exif_orientation(image.getexif)
+        converted = image if image.mode in PNG_MODES + TIFF_MODES else image.convert("RGB")
+        if image.mode in TIFF_MODES:
+            converted.save(buffer, "TIFF", compression="raw", exif=exif)
+        else:
+            converted.save(buffer, "PNG", compress_level=0, exif=exif)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes a file when its pixels are needed
         raise DataError(f"{name} cannot be decoded ({error}): the image is damaged or truncated") from error
     return buffer.getvalue()

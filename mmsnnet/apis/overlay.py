@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData
 from mmengine.visualization import Visualizer
 
 from mmsnnet.apis.images import inner_dataset
+from mmsnnet.datasets.folders import dataset_class
+from mmsnnet.errors import MissingFileError
+from mmsnnet.models.checkpoint_reading import read_classes
 
 OPACITY = 0.6
 TOP = 5
+# Boxes of lower scores are not drawn: mmdet's default.
+LEAST_SCORE = 0.3
 # The shortest side on which names are legible. Smaller pictures are enlarged for a list of classes.
 LEGIBLE = 224
 
@@ -40,20 +45,21 @@ class Overlay:
         """The picture of a prediction, (H, W, 3) uint8 in RGB.
 
         Segmentation shows the colour of each class over the image, depth a colour map (near is bright), classification
-        the most probable classes, and detection boxes and masks.
+        the most probable classes, and detection the boxes and masks with a score above ``LEAST_SCORE``.
 
         Args:
             image: (H, W, 3) uint8 in RGB.
             sample: the data sample with the prediction.
-            labels: write the names of classes; it takes most of the time.
+            labels: write the names of classes, which takes most of the time. Without them, classification shows the
+                image alone.
         """
         if self.task == "segmentation":
             return self._draw_segments(image, sample.pred_sem_seg.data[0].numpy(), labels)
         if self.task == "depth":
             return _draw_depth(sample.pred_depth_map.data.squeeze().numpy())
         if self.task == "classification":
-            return self._draw_classes(image, sample.logits)
-        return self._draw_instances(image, sample)
+            return self._draw_classes(image, sample.logits, labels)
+        return self._draw_instances(image, sample) if labels else self._draw_boxes(image, sample.pred_instances)
 
     def name(self, label: int) -> str:
         """The name of a class, or its number if names are unknown."""
@@ -70,8 +76,8 @@ class Overlay:
 
     def _draw_segments(self, image: np.ndarray, segments: np.ndarray, labels: bool) -> np.ndarray:
         # mmseg's SegLocalVisualizer sorts all pixels of a class in Python to place its label: seconds for a photograph.
-        colors = self.colors(256)
-        picture = cv2.addWeighted(image, 1 - OPACITY, colors[segments.astype(np.uint8)], OPACITY, 0)
+        colors = self.colors(int(segments.max()) + 1)
+        picture = cv2.addWeighted(image, 1 - OPACITY, colors[segments], OPACITY, 0)
         if not labels or min(image.shape[:2]) < LEGIBLE:
             return picture
         texts, places = [], []
@@ -83,9 +89,11 @@ class Overlay:
             places.append((x, y))
         return _write(picture, texts, np.array(places), centered=True)
 
-    def _draw_classes(self, image: np.ndarray, logits: torch.Tensor) -> np.ndarray:
+    def _draw_classes(self, image: np.ndarray, logits: torch.Tensor, labels: bool) -> np.ndarray:
         scale = max(1.0, LEGIBLE / min(image.shape[:2]))
         picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+        if not labels:
+            return picture
         scores, classes = logits.float().softmax(0).topk(min(TOP, len(logits)))
         lines = [
             f"{self.name(int(c))}: {score:.1%}" for score, c in zip(scores.tolist(), classes.tolist(), strict=True)
@@ -101,16 +109,61 @@ class Overlay:
             classes=[self.name(label) for label in range(number)],
             palette=[tuple(map(int, color)) for color in self.colors(number)],
         )
-        visualizer.add_datasample("prediction", image, sample, draw_gt=False)
+        visualizer.add_datasample("prediction", image, sample, draw_gt=False, pred_score_thr=LEAST_SCORE)
         return visualizer.get_image()
+
+    def _draw_boxes(self, image: np.ndarray, instances: InstanceData) -> np.ndarray:
+        """Boxes and masks by OpenCV, which is fast enough for videos; mmdet draws by matplotlib."""
+        picture, instances = image.copy(), instances[instances.scores > LEAST_SCORE]
+        labels = instances.labels.tolist()
+        colors = self.colors(1 + max([0, *labels]))[labels]
+        if "masks" in instances:
+            for color, mask in zip(colors, np.asarray(instances.masks, bool), strict=True):
+                picture[mask] = np.rint((1 - OPACITY) * picture[mask] + OPACITY * color)
+        width = max(1, round(min(image.shape[:2]) / 250))
+        for color, box in zip(colors.tolist(), instances.bboxes.round().int().tolist(), strict=True):
+            cv2.rectangle(picture, box[:2], box[2:], color, width)
+        return picture
 
 
 def overlay_of(config: Config, task: str) -> Overlay:
-    """Classes and palette of the test data set, whose files need not exist."""
-    dataset = DATASETS.build({**inner_dataset(config), "pipeline": [], "lazy_init": True})
-    classes = tuple(dataset.metainfo.get("classes") or ())
-    palette = dataset.metainfo.get("palette") or ()
-    return Overlay(task, classes, tuple(tuple(color) for color in palette if not isinstance(palette, str)))
+    """Classes and palette of the model's data set, which need not exist: its class is not instantiated.
+
+    They come from ``classes.json`` beside the config, as in a published folder, else from ``metainfo`` of the test data
+    set and from its class's ``METAINFO``.
+
+    Raises:
+        MissingFileError: ``metainfo`` names a file of classes that does not exist.
+        DataError: ``classes.json`` is damaged.
+    """
+    known = read_classes(Path(config.filename).parent) if config.filename else None
+    if known is None:
+        known = _stated_classes(inner_dataset(config))
+    return Overlay(task, tuple(known["classes"] or ()), tuple(tuple(color) for color in known["palette"] or ()))
+
+
+def _stated_classes(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Classes and palette of a data set's setting and class, merged as mmengine's ``BaseDataset`` merges them.
+
+    Names that the setting chooses from those of the class keep their colours.
+    """
+    cls, setting = dataset_class(dataset), dataset.get("metainfo") or {}
+    own = getattr(cls, "METAINFO", {})
+    merge = getattr(cls, "_load_metainfo", lambda setting: {**own, **setting})  # it reads files of names too
+    merged = merge(setting)
+    classes, palette = merged.get("classes") or (), merged.get("palette") or ()
+    if isinstance(classes, str):
+        raise MissingFileError(
+            f"no file {classes!r} (working folder {Path.cwd()}), from test_dataloader.dataset.metainfo.classes: "
+            "expected a list of names, or a file with a name in each line"
+        )
+    if isinstance(palette, str):  # one of mmdet's names for palettes
+        palette = ()
+    if "palette" not in setting and list(classes) != list(own.get("classes") or ()):
+        colors = dict(zip(own.get("classes") or (), palette, strict=False))
+        derived = Overlay("").colors(len(classes)).tolist()
+        palette = [colors.get(name, color) for name, color in zip(classes, derived, strict=True)] if colors else ()
+    return dict(classes=classes, palette=palette)
 
 
 def _draw_depth(depth: np.ndarray) -> np.ndarray:

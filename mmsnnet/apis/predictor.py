@@ -112,7 +112,7 @@ class Predictor:
         if self.points is not None:
             check_points(self.points, self.space)
         self.overlay = overlay_of(self.config, self.task)
-        chosen = self._choose(stitch, max_gflops, max_latency_ms)
+        chosen = self.choose(stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
         if chosen is not None:
             self.set_stitch(chosen)
 
@@ -176,7 +176,7 @@ class Predictor:
             ValueError: as of :meth:`set_budget`.
         """
         listed, is_single = list_images(images)
-        chosen = self._choose(stitch, max_gflops, max_latency_ms)
+        chosen = self.choose(stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
         predictions = []
         for _, result in self._run(listed, chosen, batch_size):
             if isinstance(result, UserError):
@@ -198,17 +198,25 @@ class Predictor:
         Images are loaded a batch at a time. Arguments and errors of the arguments are as of a call.
         """
         listed, _ = list_images(images)
-        chosen = self._choose(stitch, max_gflops, max_latency_ms)
+        chosen = self.choose(stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
         results = self._run(listed, chosen, batch_size)
         return (
             FailedImage(source_of(image), str(result)) if isinstance(result, UserError) else result
             for image, result in results
         )
 
-    def _choose(
-        self, stitch: int | str | None, max_gflops: float | None, max_latency_ms: float | None
+    def choose(
+        self,
+        stitch: int | str | None = None,
+        *,
+        max_gflops: float | None = None,
+        max_latency_ms: float | None = None,
     ) -> Stitch | None:
-        """The stitch of a call's arguments; None without any. The stitch that runs stays."""
+        """The stitch that a call with these arguments runs; None without any. The stitch that runs stays.
+
+        Raises:
+            ValueError: as of a call.
+        """
         given = dict(stitch=stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
@@ -226,9 +234,13 @@ class Predictor:
     def _run(
         self, images: Iterable[ImageLike], stitch: Stitch | None, batch_size: int | None
     ) -> Iterator[tuple[ImageLike, Prediction | UserError]]:
-        """Yield each image with its prediction, or with the error of reading it."""
-        size = self.batch_size if batch_size is None else _checked_batch_size(batch_size)
-        for batch in batches(images, size):
+        """Each image with its prediction, or with the error of reading it; the batch size is checked at once."""
+        return self._results(images, stitch, self.batch_size if batch_size is None else _checked_batch_size(batch_size))
+
+    def _results(
+        self, images: Iterable[ImageLike], stitch: Stitch | None, batch_size: int
+    ) -> Iterator[tuple[ImageLike, Prediction | UserError]]:
+        for batch in batches(images, batch_size):
             results: dict[int, Prediction | UserError] = {}
             # Toolboxes refuse batches of different sizes, or pad them, which changes predictions.
             groups: dict[Any, list[tuple[int, np.ndarray, dict[str, Any]]]] = {}

@@ -143,7 +143,8 @@ def write_folder(
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
     published_config(config).dump(str(folder / CONFIG))
     if config.get("test_dataloader") and (overlay := overlay_of(config, "")).classes:
-        classes = dict(classes=overlay.classes, palette=overlay.palette or None)
+        # The toolboxes' inferencers need a colour for every class.
+        classes = dict(classes=overlay.classes, palette=overlay.colors(len(overlay.classes)).tolist())
         (folder / CLASSES).write_text(json.dumps(classes) + "\n", encoding="utf-8")
     # safetensors writes files that only the owner can read; give this one the permissions of the others.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)

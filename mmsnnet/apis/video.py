@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,16 @@ from mmsnnet.files.writing import new_file
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov")
 CALIBRATION_ROUNDS = 3
+# A file with a smaller share of the frames that it states is cut short.
+LEAST_SHARE = 0.95
 
 StrPath = str | os.PathLike[str]
 
 
 class Video:
     """The frames of a video file or a camera, (H, W, 3) uint8, blue first.
+
+    Frames can be taken once. A file that is cut short gives the frames that it has, then a DataError.
 
     Args:
         source: the path of a file, or the number of a camera.
@@ -50,18 +54,42 @@ class Video:
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else self.name)
         self._first = self._read() if self._capture.isOpened() else None
         if self._first is None:
+            self._capture.release()
             expected = "no camera has this number" if self.is_camera else "expected a video (MP4, AVI, ...)"
             raise DataError(f"{self.name} cannot be decoded: {expected}, or it is damaged or cut short")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or None
         length = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.length = length if length > 0 and not self.is_camera else None
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        while self._first is not None:
-            frame, self._first = self._first, None
-            yield frame
-            self._first = self._read()
-        self._capture.release()
+    def __iter__(self) -> Generator[np.ndarray]:
+        frame, self._first = self._first, None
+        count, last = 0, 0.0
+        try:
+            while frame is not None:
+                yield frame
+                count += 1
+                last = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                frame = self._read()
+        finally:
+            self._capture.release()
+        if count:
+            self._check_end(count, last)
+
+    def _check_end(self, count: int, last: float) -> None:
+        """Raise DataError if the file ends early, after ``count`` frames, the last one at ``last`` seconds.
+
+        Many containers state a duration and no count. OpenCV then derives ``length``, which is wrong where the rate
+        varies, so that time decides too. Sound may last a little longer than the frames.
+        """
+        if self.length is None or self.fps is None:
+            return
+        least = min(self.length - 1, LEAST_SHARE * self.length)
+        end = last * count / max(1, count - 1)
+        if count < least and end * self.fps < least:
+            raise DataError(
+                f"{self.name} ends after {count} frames and states {self.length}: it is damaged or cut short; copy it "
+                "again"
+            )
 
     def _read(self) -> np.ndarray | None:
         ok, frame = self._capture.read()
@@ -86,7 +114,8 @@ class VideoFrame:
 
     def picture(self) -> np.ndarray:
         """The picture of the prediction, (H, W, 3) uint8, blue first, with the stitch, its cost and the rate."""
-        picture = cv2.cvtColor(self.prediction.picture(labels=False), cv2.COLOR_RGB2BGR)
+        names_only = self.prediction.overlay.task == "classification"
+        picture = cv2.cvtColor(self.prediction.picture(labels=names_only), cv2.COLOR_RGB2BGR)
         scale = max(0.4, min(picture.shape[:2]) / 700)
         place = (round(8 * scale), round(28 * scale))
         for color, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1)):
@@ -114,10 +143,11 @@ def front_of(predictor: Predictor, max_gflops: float | None, max_latency_ms: flo
         )
     cost: CostName = "flops" if max_latency_ms is None else "latency_ms"
     front = pareto_front(predictor.points, cost, predictor.metric)
-    if max_gflops is None and max_latency_ms is None:
+    best = predictor.choose(max_gflops=max_gflops, max_latency_ms=max_latency_ms)
+    if best is None:
         return list(front)
-    best = predictor.set_budget(max_gflops=max_gflops, max_latency_ms=max_latency_ms)
-    return [point for point in front if point.cost(cost) <= best.cost(cost)]
+    bound = next(point.cost(cost) for point in predictor.points if point.id == best.id)
+    return [point for point in front if point.cost(cost) <= bound]
 
 
 def measured_costs(predictor: Predictor, frame: np.ndarray, front: Sequence[OperatingPoint]) -> list[float]:
@@ -135,12 +165,12 @@ def predict_video(
     max_gflops: float | None = None,
     max_latency_ms: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[VideoFrame]:
+) -> Generator[VideoFrame]:
     """Yield each frame of a video with its prediction.
 
     With ``fps``, the stitch moves along the front, so that frames are processed at this rate
-    (:class:`mmsnnet.apis.frame_rate.FrameRate`); what the caller does with a frame counts. Without, the predictor's
-    stitch runs.
+    (:class:`mmsnnet.apis.frame_rate.FrameRate`); what the caller does with a frame counts. Without, the best
+    stitch within the budget runs, or the predictor's. The predictor's stitch stays as it is.
 
     Args:
         fps: frames per second to keep.
@@ -150,17 +180,29 @@ def predict_video(
     Raises:
         SettingError: there are no operating points to choose from, or ``fps`` is not positive.
         ValueError: the budget is below the cheapest stitch.
+        DataError: the video is cut short; all frames that it has came before.
     """
-    frames = iter(video)
+    with closing(iter(video)) as frames:
+        yield from _predict_frames(predictor, video, frames, fps, max_gflops, max_latency_ms, clock)
+
+
+def _predict_frames(
+    predictor: Predictor,
+    video: Video,
+    frames: Iterator[np.ndarray],
+    fps: float | None,
+    max_gflops: float | None,
+    max_latency_ms: float | None,
+    clock: Callable[[], float],
+) -> Iterator[VideoFrame]:
     frame = next(frames, None)
     front = [] if fps is None else front_of(predictor, max_gflops, max_latency_ms)
-    if fps is None and (max_gflops, max_latency_ms) != (None, None):
-        predictor.set_budget(max_gflops=max_gflops, max_latency_ms=max_latency_ms)
+    fixed = predictor.choose(max_gflops=max_gflops, max_latency_ms=max_latency_ms) if fps is None else None
     costs = [1.0] if frame is None or fps is None else measured_costs(predictor, frame, front)
     rate = FrameRate(costs, fps or 1, clock)
     number, before, start = 0, None, clock()
     while frame is not None:
-        prediction = predictor(frame, stitch=front[rate.index].id if front else None)
+        prediction = predictor(frame, stitch=front[rate.index].id if front else fixed.id if fixed else None)
         yield VideoFrame(number, prediction, rate.measured_fps, prediction.stitch != before)
         number, before = number + 1, prediction.stitch
         busy = clock() - start

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import io
 import os
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 
 import cv2
 
 from mmsnnet.apis.config import StrPath
 from mmsnnet.apis.predictor import Predictor
+from mmsnnet.errors import SettingError
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,3 +48,23 @@ def build_predictor(args: argparse.Namespace, **settings: object) -> Predictor:
     model: StrPath = args.config
     with redirect_stdout(io.StringIO()):  # the toolboxes print that an optional package is missing
         return Predictor(model, args.checkpoint, **(chosen | settings))  # type: ignore[arg-type]
+
+
+def check_outputs(inputs: Sequence[StrPath], outputs: Sequence[StrPath]) -> None:
+    """Check that each input has an output of its own, which is none of the inputs.
+
+    Raises:
+        SettingError: two outputs are one file, or an output would replace an input.
+    """
+    given = {os.path.realpath(os.path.expanduser(path)): path for path in inputs}
+    taken: dict[str, StrPath] = {}
+    for path, out in zip(inputs, outputs, strict=True):
+        real = os.path.realpath(out)
+        if real in given:
+            raise SettingError(f"{os.fspath(out)} would replace an input: set another --out")
+        if real in taken:
+            raise SettingError(
+                f"{os.fspath(taken[real])} and {os.fspath(path)} would both be written to {os.fspath(out)}: rename "
+                "one, or predict for them in two runs with two --out"
+            )
+        taken[real] = path

@@ -86,13 +86,7 @@ def _counts(suffixes: Sequence[tuple[str, int]]) -> str:
 
 def _image_suffix(dataset: Mapping[str, Any]) -> str | None:
     """Image suffix of a data set of mmseg, or None for classes that list files by other rules."""
-    cls = dataset.get("type")
-    if isinstance(cls, str):
-        from mmsnnet.registry import DATASETS  # make_shapes.py imports this package without OpenMMLab
-
-        with DATASETS.switch_scope_and_registry(None) as registry:  # the toolbox's, if the name has no scope
-            cls = registry.get(cls)
-    if not isinstance(cls, type):
+    if (cls := dataset_class(dataset)) is None:
         return None
     lister = next((base for base in cls.__mro__ if "load_data_list" in vars(base)), cls)
     if lister.__module__.partition(".")[0] != "mmseg":  # a user's class may list other files
@@ -101,6 +95,17 @@ def _image_suffix(dataset: Mapping[str, Any]) -> str | None:
         return dataset["img_suffix"]
     parameter = inspect.signature(cls).parameters.get("img_suffix")
     return parameter.default if parameter is not None and isinstance(parameter.default, str) else None
+
+
+def dataset_class(dataset: Mapping[str, Any]) -> type | None:
+    """The class of a data set's setting; None if no registry knows it."""
+    cls = dataset.get("type")
+    if isinstance(cls, str):
+        from mmsnnet.registry import DATASETS  # make_shapes.py imports this package without OpenMMLab
+
+        with DATASETS.switch_scope_and_registry(dataset.get("_scope_")) as registry:  # else the config's default scope
+            cls = registry.get(cls)
+    return cls if isinstance(cls, type) else None
 
 
 def _loads_labels(dataset: Mapping[str, Any]) -> bool:

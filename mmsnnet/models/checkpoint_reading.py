@@ -86,14 +86,30 @@ def read_model_checkpoint(source: str | os.PathLike[str], safe_globals: Iterable
 def _dataset_meta(source: str | os.PathLike[str]) -> dict[str, Any]:
     """The classes and colours beside the weights of a published model."""
     path = Path(source)
-    file = (path if path.is_dir() else path.parent) / CLASSES
-    if not file.is_file() or not (path.is_dir() or path.suffix == ".safetensors"):
+    if not (path.is_dir() or path.suffix == ".safetensors"):
         return {}
+    known = read_classes(path if path.is_dir() else path.parent)
+    return {} if known is None else {"dataset_meta": known}
+
+
+def read_classes(folder: Path) -> dict[str, Any] | None:
+    """The ``classes`` and the ``palette`` (or None) of a published folder; None if it has no file of classes.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    file = folder / CLASSES
+    if not file.is_file():
+        return None
     try:
         classes, palette = map(json.loads(file.read_bytes()).get, ("classes", "palette"))
-    except (ValueError, AttributeError) as error:
+        if not all(isinstance(name, str) for name in classes):
+            raise ValueError("a class is no name")
+        if palette is not None and not all(len(color) == 3 for color in palette):
+            raise ValueError("a colour has not three values")
+    except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is no list of classes ({error}): publish the model again") from None
-    return {"dataset_meta": {"classes": classes, "palette": palette}}
+    return {"classes": classes, "palette": palette}
 
 
 def _restore_histories(checkpoint: dict[str, Any]) -> None:

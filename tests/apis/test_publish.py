@@ -1,5 +1,6 @@
 """Published models: files, loading, and refused input."""
 
+import json
 import os
 import re
 import struct
@@ -7,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from mmsnnet import __version__
 from mmsnnet.apis import build_model, build_space, extract_stitch, load_config, publish_model
+from mmsnnet.apis.overlay import overlay_of
 from mmsnnet.apis.publish import Published, published_config
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints, select_stitch
 from mmsnnet.registry import MODELS
@@ -73,6 +76,31 @@ def folder(published: Published) -> Path:
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a if not name.endswith("draws"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names"),
+    [
+        (
+            dict(type="PascalVOCDataset", ann_file="nowhere.txt"),
+            ("background", "aeroplane"),
+        ),  # asserts that files exist
+        (dict(type="BaseSegDataset", metainfo=dict(classes=["one", "two"])), ("one", "two")),
+    ],
+)
+def test_a_folder_has_a_colour_for_every_class_without_the_data(
+    config: Config, checkpoint: Path, model: BaseModel, dataset: dict, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    pipeline = config.test_dataloader.dataset.pipeline
+    config.test_dataloader.dataset = dict(dataset, pipeline=pipeline, data_root="nowhere")
+    publish_model(config, checkpoint, tmp_path / "out")
+    classes = json.loads((tmp_path / "out/classes.json").read_text())
+    assert tuple(classes["classes"][:2]) == names
+    assert np.shape(classes["palette"]) == (len(classes["classes"]), 3)
+    overlay = overlay_of(load_config(tmp_path / "out/config.py"), "segmentation")
+    assert (
+        list(overlay.classes) == classes["classes"] and [list(color) for color in overlay.palette] == classes["palette"]
+    )
 
 
 @pytest.mark.slow

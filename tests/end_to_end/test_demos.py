@@ -1,8 +1,10 @@
 """The demos as a user runs them: pictures and videos written, one line for each mistake."""
 
+import itertools
 import re
+import runpy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import cv2
@@ -11,8 +13,10 @@ import pytest
 from PIL import Image
 
 from mmsnnet.apis import OperatingPoints, Predictor
+from mmsnnet.apis.video import Video
 from tests.apis.tiny_models import publish_tiny
 from tests.conftest import Tool
+from tests.python_processes import REPOSITORY
 
 FRAMES = 12
 
@@ -73,6 +77,34 @@ def test_of_a_folder_all_are_done_but_broken_ones(tool: Tool, folder: Path, imag
     assert [path.name for path in (tmp_path / "pattern").iterdir()] == ["c.png"]
 
 
+def test_images_of_one_name_keep_their_folders(tool: Tool, folder: Path, image: Path, tmp_path: Path) -> None:
+    for place in ("a", "b", "b/c"):
+        (tmp_path / "p" / place).mkdir(parents=True)
+        shutil.copy(image, tmp_path / "p" / place / "x.jpg")
+    out = tmp_path / "out"
+    tool("demo/image_demo", tmp_path / "p/**/x.jpg", folder, "--out", out)
+    found = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
+    assert found == ["a/x.png", "b/c/x.png", "b/x.png"]
+
+
+def test_pictures_replace_no_image_and_each_other(tool: Tool, folder: Path, image: Path, tmp_path: Path) -> None:
+    photos, link = tmp_path / "photos", tmp_path / "link"
+    photos.mkdir()
+    link.symlink_to(photos)
+    Image.open(image).save(photos / "a.png")
+    before = (photos / "a.png").read_bytes()
+    for given, out in ((photos, photos), (photos, link), (photos / "a.png", link / "a.png"), (photos / "a.png", link)):
+        message = tool.error("demo/image_demo", given, folder, "--out", out)
+        assert message.endswith("/a.png would replace an input: set another --out")
+    for name in ("b.jpg", "b.png", "b.jpg.bmp"):
+        Image.open(image).save(photos / name)
+    message = tool.error("demo/image_demo", photos, folder, "--out", tmp_path / "out")
+    assert re.search(
+        r"error: .*photos/b\.jpg and .*photos/b\.jpg\.bmp would both be written to .*out/b\.jpg\.png: ", message
+    )
+    assert (photos / "a.png").read_bytes() == before and not (tmp_path / "out").exists()
+
+
 def test_a_video_gets_its_pictures(tool: Tool, folder: Path, video: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     done = tool("demo/video_demo", video, folder, "--stitch", "S", "--out", out)
@@ -99,6 +131,52 @@ def test_a_rate_that_cannot_be_kept_leads_to_the_cheapest_stitch(
     [stitch] = re.findall(r"^frame \d+: (\S+)", done.stderr, re.M)
     assert stitch == Predictor(folder, max_gflops=bound).stitch.name != "L"
     assert len(frames(out)) == 3
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mkv"])
+def test_of_a_video_that_is_cut_short_the_frames_that_it_has_are_kept(
+    tool: Tool, folder: Path, suffix: str, tmp_path: Path
+) -> None:
+    source, out = tmp_path / f"in.{suffix}", tmp_path / "out.mp4"
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        writer.write(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    writer.release()
+    done = tool.attempt("demo/video_demo", cut(source), folder, "--stitch", "S", "--out", out)
+    number = len(frames(out))
+    assert done.returncode == 1 and 5 < number < 25 and done.stdout == f"{out}: {number} frames\n"
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {source} ends after {number} frames and states 40: it is damaged or cut short; copy it again"
+    )
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_ctrl_c_ends_the_video_of_a_camera(
+    folder: Path, video: Path, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames that were written are kept."""
+
+    class Camera(Video):
+        def __init__(self, source: int) -> None:
+            super().__init__(video)
+            self.is_camera, self.length = True, None
+
+        def __iter__(self) -> Generator[np.ndarray]:
+            yield from itertools.islice(super().__iter__(), after)
+            raise KeyboardInterrupt
+
+    demo = runpy.run_path(str(REPOSITORY / "demo/video_demo.py"))
+    monkeypatch.setitem(demo["main"].__globals__, "Video", Camera)
+    out = tmp_path / "out.mp4"
+    monkeypatch.setattr("sys.argv", ["video_demo", "0", str(folder), "--device", "cpu", "--out", str(out)])
+    if after:
+        demo["main"]()
+        assert len(frames(out)) == after
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            demo["main"]()
+    assert list(tmp_path.iterdir()) == [out] * (after > 0)
 
 
 def cut(path: Path) -> Path:
@@ -147,6 +225,20 @@ MISTAKES: dict[str, tuple[Callable[[Path, Path, Path, Path], tuple[object, ...]]
     "an unknown container": (
         lambda folder, image, video, new: ("video_demo", video, folder, "--out", new / "a.txt"),
         "the name of a video ends in .mp4, .avi, .mkv, .mov",
+    ),
+    "its own video": (
+        lambda folder, image, video, new: (
+            *("video_demo", copied := shutil.copy(video, new), folder),
+            *("--out", copied),
+        ),
+        "would replace an input",
+    ),
+    "no frames": (
+        lambda folder, image, video, new: (
+            *("video_demo", video, folder, "--max-frames", 0),
+            *("--out", new / "a.mp4"),
+        ),
+        "--max-frames is a number of at least 1, got 0",
     ),
     "a rate and a stitch": (
         lambda folder, image, video, new: (

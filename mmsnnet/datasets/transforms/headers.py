@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -91,7 +93,11 @@ class Header:
 
 
 def read_picture(
-    path: str, backend_args: dict | None = None, kind: str = "image", image: str | None = None
+    path: str,
+    backend_args: dict | None = None,
+    kind: str = "image",
+    image: str | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[bytes, Header]:
     """Read a file and its header.
 
@@ -100,10 +106,11 @@ def read_picture(
         backend_args: arguments of mmengine's file backend.
         kind: the kind of file, for messages.
         image: the image of a label map or depth map, for messages.
+        max_pixels: the most pixels that it may have; None for no limit but Pillow's.
 
     Raises:
         MissingFileError: the file does not exist.
-        DataError: the file cannot be read, is empty, a damaged TIFF, or larger than Pillow's limit.
+        DataError: the file cannot be read, is empty, a damaged TIFF, or larger than a limit.
     """
     try:
         content = fileio.get(path, backend_args=backend_args)
@@ -113,7 +120,7 @@ def read_picture(
         raise DataError(f"{kind} {path} cannot be read: {error}") from error
     if not content:
         raise DataError(f"{kind} {path} is empty: it has 0 bytes")
-    return content, read_header(content, path)
+    return content, read_header(content, path, max_pixels)
 
 
 def read_image(
@@ -125,20 +132,16 @@ def read_image(
         results: a sample with ``img_path``. With ``img_bytes``, the contents of a file, nothing is read, and
             ``img_path`` is a name for messages.
         backend_args: as of :func:`read_picture`.
-        max_pixels: the most pixels that an image may have; None for no limit.
+        max_pixels: as of :func:`read_picture`.
 
     Raises:
-        MissingFileError, DataError: as of :func:`read_picture`, or the image has more pixels.
+        MissingFileError, DataError: as of :func:`read_picture`.
     """
     path = results["img_path"]
     if "img_bytes" in results:
         content = results.pop("img_bytes")
-        header = read_header(content, path)
-    else:
-        content, header = read_picture(path, backend_args)
-    if header.size is not None:
-        check_pixels(header.size, path, max_pixels)
-    return content, header
+        return content, read_header(content, path, max_pixels)
+    return read_picture(path, backend_args, max_pixels=max_pixels)
 
 
 def check_pixels(size: tuple[int, int], path: str, max_pixels: int | None) -> None:
@@ -151,14 +154,19 @@ def check_pixels(size: tuple[int, int], path: str, max_pixels: int | None) -> No
         )
 
 
-def read_header(content: bytes, path: str) -> Header:
+def read_header(content: bytes, path: str, max_pixels: int | None = None) -> Header:
     """Read the header of a file.
 
     Raises:
-        DataError: the file is a damaged TIFF, or larger than Pillow's limit.
+        DataError: the file is a damaged TIFF, or it has more than ``max_pixels`` pixels, or more than Pillow's limit.
     """
-    if content.startswith(_TIFF):
-        return _tiff_header(content, path)
+    header = _tiff_header(content, path) if content.startswith(_TIFF) else _pillow_header(content, path, max_pixels)
+    if header.size is not None:
+        check_pixels(header.size, path, max_pixels)
+    return header
+
+
+def _pillow_header(content: bytes, path: str, max_pixels: int | None) -> Header:
     try:
         with Image.open(BytesIO(content)) as image:
             return Header(
@@ -170,6 +178,8 @@ def read_header(content: bytes, path: str) -> Header:
                 has_unknown_band=image.format == "JPEG2000" and image.mode == "RGBA" and b"cdef" not in content[:4096],
             )
     except Image.DecompressionBombError as error:
+        if max_pixels is not None and (size := _size_beyond_limit(content)) is not None:
+            check_pixels(size, path, max_pixels)
         raise DataError(
             f"{path} is larger than Pillow's limit ({error}): cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
@@ -177,14 +187,34 @@ def read_header(content: bytes, path: str) -> Header:
         return Header()  # a format without an orientation tag, or a damaged file, which its decoder reports
 
 
+def _size_beyond_limit(content: bytes) -> tuple[int, int] | None:
+    """(height, width) of a file that ``Image.open`` refuses because of its size; None if the file is damaged.
+
+    Pillow's limit is global, so it cannot be lifted while another thread decodes. Each format's class has none.
+    """
+    for open_format, accept in list(Image.OPEN.values()):
+        if accept is None or accept(content[:16]) is True:
+            with suppress(
+                UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error
+            ):
+                image = open_format(BytesIO(content), "")
+                return image.height, image.width
+    return None
+
+
+def exif_orientation(read_exif: Callable[[], Image.Exif]) -> int:
+    """The orientation in an EXIF block; 1 if it has none, or cannot be read: viewers ignore such a block too."""
+    try:
+        return _defined(read_exif().get(ORIENTATION, 1))
+    except (SyntaxError, struct.error):
+        return 1
+
+
 def _orientation(image: Image.Image, content: bytes) -> int:
     exif_follows_pixels = image.format == "PNG" and "exif" not in image.info and _has_chunk(content, b"eXIf")
-    try:
-        # PngImageFile.getexif decodes all pixels to find an EXIF block after them, so it is called only for such files.
-        exif = image.getexif() if exif_follows_pixels or image.format != "PNG" else Image.Image.getexif(image)
-    except (SyntaxError, struct.error):  # viewers ignore an unreadable EXIF block too
-        return 1
-    return _defined(exif.get(ORIENTATION, 1))
+    # PngImageFile.getexif decodes all pixels to find an EXIF block after them, so it is called only for such files.
+    without_pixels = image.format == "PNG" and not exif_follows_pixels
+    return exif_orientation(partial(Image.Image.getexif, image) if without_pixels else image.getexif)
 
 
 def _has_chunk(png: bytes, name: bytes) -> bool:

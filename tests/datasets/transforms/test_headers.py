@@ -1,6 +1,8 @@
 """What a file states before its pixels are decoded."""
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -120,3 +122,46 @@ def test_directories_in_a_circle_end() -> None:
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff"])
 def test_a_file_that_is_no_picture_states_nothing(content: bytes) -> None:
     assert read_header(content, "a").size is None
+
+
+def resized(format: str, width: int, height: int) -> bytes:
+    """A file whose header states this size."""
+    if format == "PPM":
+        return f"P6 {width} {height} 255\n".encode()
+    content = tiff(np.zeros((32, 48), np.uint8)) if format == "TIFF" else encoded(format)
+
+    def replace(layout: str, *sizes: tuple[int, int]) -> None:
+        nonlocal content
+        old, new = (struct.pack(layout, *numbers) for numbers in zip(*sizes, strict=True))
+        assert old in content
+        content = content.replace(old, new)
+
+    columns, rows = (48, width), (32, height)
+    if format == "TIFF":
+        replace("<HHII", (256, 256), (4, 4), (1, 1), columns)
+        replace("<HHII", (257, 257), (4, 4), (1, 1), rows)
+    elif format == "JPEG":
+        replace(">HH", rows, columns)
+    else:
+        replace(dict(PNG=">II", GIF="<HH", BMP="<ii", WEBP="<HH")[format], columns, rows)
+    if format == "WEBP":  # the canvas, by numbers of three bytes, one less than the size
+        replace("<HBHB", (47, width - 1), (0, 0), (31, height - 1), (0, 0))
+    if format == "PNG":
+        content = content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:]
+    return content
+
+
+FORMATS = ["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_limit_of_pixels_comes_before_that_of_pillow(format: str) -> None:
+    width, height = (16_000, 15_000) if format == "WEBP" else (20_000, 19_000)
+    content = resized(format, width, height)
+    with pytest.raises(
+        DataError, match=rf"^a has {width} x {height} pixels, and the limit is 1000 in all: .*max_pixels$"
+    ):
+        read_header(content, "a", max_pixels=1000)
+    if format != "TIFF":
+        with pytest.raises(DataError, match=r"^a is larger than Pillow's limit .*MAX_IMAGE_PIXELS$"):
+            read_header(content, "a", max_pixels=width * height)
