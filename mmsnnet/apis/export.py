@@ -17,7 +17,7 @@ from torch import nn
 from mmsnnet.apis.model import build_model, deployed
 from mmsnnet.apis.overlay import overlay_of
 from mmsnnet.apis.preprocessing import comparison_images, preprocessing
-from mmsnnet.apis.publish import CONFIG, FRONT, published_config
+from mmsnnet.apis.publish import CONFIG, FRONT, published_config, write_classes
 from mmsnnet.deployment.exporter import WEIGHTS, Exporter, ExportSettings
 from mmsnnet.deployment.graphs import graph_class, roi_graphs, stitch_graph
 from mmsnnet.deployment.manifest import MANIFEST, ExportedStitch, Manifest
@@ -88,7 +88,7 @@ def export_stitches(
             preprocessing=preprocessing(config),
             inference=_inference(config),
             classes=overlay.classes,
-            palette=overlay.palette,
+            palette=tuple(map(tuple, overlay.colors(len(overlay.classes)).tolist())),
             weights=WEIGHTS if settings.format == "onnx" else None,
             checkpoint=digest,
             versions={"mmsnnet": __version__}
@@ -130,6 +130,8 @@ def export_stitches(
         manifest = replace(manifest, stitches=tuple(exported), outputs=exporter.outputs, heads=heads)
         write_atomically(folder / MANIFEST, manifest.to_json().encode())
         published_config(config).dump(str(folder / CONFIG))
+        if overlay.classes:
+            write_classes(folder, overlay)
         if measured is not None:
             ids = {stitch.id for stitch in exported}
             kept = tuple(point for point in measured if point.id in ids)

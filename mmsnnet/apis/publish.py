@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.model import build_without_weights
-from mmsnnet.apis.overlay import overlay_of
+from mmsnnet.apis.overlay import Overlay, overlay_of
 from mmsnnet.evaluation import OperatingPoints, compact_front
 from mmsnnet.files.writing import new_folder
 from mmsnnet.models import StitchedBackbone, check_weights, find_stitched_backbone, read_weights
@@ -143,9 +143,7 @@ def write_folder(
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
     published_config(config).dump(str(folder / CONFIG))
     if config.get("test_dataloader") and (overlay := overlay_of(config, "")).classes:
-        # The toolboxes' inferencers need a colour for every class.
-        classes = dict(classes=overlay.classes, palette=overlay.colors(len(overlay.classes)).tolist())
-        (folder / CLASSES).write_text(json.dumps(classes) + "\n", encoding="utf-8")
+        write_classes(folder, overlay)
     # safetensors writes files that only the owner can read; give this one the permissions of the others.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -155,6 +153,12 @@ def write_folder(
     check_weights(build_without_weights(load_config(folder / CONFIG)), weights, out)
     with (folder / WEIGHTS).open("rb") as file:
         return Published(out / WEIGHTS, (folder / WEIGHTS).stat().st_size, sha_fileobj(file).hex())
+
+
+def write_classes(folder: Path, overlay: Overlay) -> None:
+    """Write the names of the classes, and a colour for each, as the toolboxes' inferencers need them."""
+    classes = dict(classes=overlay.classes, palette=overlay.colors(len(overlay.classes)).tolist())
+    (folder / CLASSES).write_text(json.dumps(classes) + "\n", encoding="utf-8")
 
 
 def published_config(config: Config) -> Config:
