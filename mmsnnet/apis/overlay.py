@@ -69,7 +69,7 @@ class Overlay:
         """Colours (number, 3) uint8 in RGB: the palette's, and derived ones for further classes."""
         hues = (np.arange(number) * 0.618034 % 1 * 179).astype(np.uint8)  # neighbours differ by the golden ratio
         hsv = np.stack([hues, np.full_like(hues, 180), np.full_like(hues, 230)], axis=-1)
-        colors = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
+        colors = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0] if number else hsv  # OpenCV takes no empty images
         known = np.asarray(self.palette[:number], np.uint8).reshape(-1, 3)
         colors[: len(known)] = known
         return colors

@@ -132,3 +132,7 @@ def test_a_classification_without_labels_is_its_image() -> None:
     overlay, sample = Overlay("classification"), BaseDataElement(logits=torch.arange(8.0))
     plain, named = overlay.draw(IMAGE, sample, labels=False), overlay.draw(IMAGE, sample)
     assert plain.shape == named.shape and (plain == 100).all() and (named != plain).any()
+
+
+def test_no_classes_have_no_colours() -> None:
+    assert Overlay("classification").colors(0).shape == (0, 3)
