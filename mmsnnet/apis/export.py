@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from mmsnnet.apis.preprocessing import comparison_images, preprocessing
 from mmsnnet.apis.publish import CONFIG, FRONT, published_config, write_classes
 from mmsnnet.deployment.exporter import WEIGHTS, Exporter, ExportSettings
 from mmsnnet.deployment.graphs import graph_class, roi_graphs, stitch_graph
-from mmsnnet.deployment.manifest import MANIFEST, ExportedStitch, Manifest
+from mmsnnet.deployment.manifest import MANIFEST, ExportedStitch, Manifest, file_digest
 from mmsnnet.errors import SettingError, needs_extra
 from mmsnnet.evaluation import OperatingPoints, compact_front, default_metric
 from mmsnnet.evaluation.metric_names import higher_is_better
@@ -28,7 +28,7 @@ from mmsnnet.files.writing import new_folder, write_atomically
 from mmsnnet.models import find_stitched_backbone, model_costs
 from mmsnnet.models.backbones.budget import check_points
 from mmsnnet.models.model_weights import weights_digest
-from mmsnnet.stitching import Stitch
+from mmsnnet.stitching import Cost, Stitch
 from mmsnnet.version import __version__
 
 
@@ -74,7 +74,8 @@ def export_stitches(
         digest = weights_digest(model.state_dict())
         model = _let_sizes_vary(deployed(model))
         backbone = find_stitched_backbone(model)
-        measured = None if points is None else _read_points(points, model)
+        costs = model_costs(model)
+        measured = None if points is None else _read_points(points, model, costs)
         chosen = _choose(stitches, measured, model)
         size = settings.image_size or _window(config) or backbone.img_size
         overlay = overlay_of(config, graph_class(model).task)
@@ -102,7 +103,6 @@ def export_stitches(
                 f"there are {len(compared)} images to calibrate on, and calibration_images is "
                 f"{settings.calibration_images}: set images to a folder with more"
             )
-        costs = model_costs(model)
         exporter = Exporter(settings, compared, folder)
         exported = []
         try:
@@ -127,7 +127,10 @@ def export_stitches(
                 done(exported[-1])
         finally:
             exporter.close()
-        manifest = replace(manifest, stitches=tuple(exported), outputs=exporter.outputs, heads=heads)
+        digest = "" if manifest.weights is None else file_digest(folder / manifest.weights)
+        manifest = replace(
+            manifest, weights_digest=digest, stitches=tuple(exported), outputs=exporter.outputs, heads=heads
+        )
         write_atomically(folder / MANIFEST, manifest.to_json().encode())
         published_config(config).dump(str(folder / CONFIG))
         if overlay.classes:
@@ -149,10 +152,19 @@ def _let_sizes_vary(model: BaseModel) -> BaseModel:
     return model
 
 
-def _read_points(points: str | os.PathLike[str] | OperatingPoints, model: BaseModel) -> OperatingPoints:
+def _read_points(
+    points: str | os.PathLike[str] | OperatingPoints, model: BaseModel, costs: Mapping[int, Cost]
+) -> OperatingPoints:
     """Operating points of a model, without latencies: those of PyTorch are not the export's."""
     read = points if isinstance(points, OperatingPoints) else OperatingPoints.load(points)
     check_points(read, find_stitched_backbone(model).space)
+    for point in read:
+        if (point.flops, point.params) != costs[point.id]:
+            cost = costs[point.id]
+            raise SettingError(
+                f"the operating points are of another model: stitch {point} has {point.flops} FLOPs and {point.params} "
+                f"parameters there, and {cost.flops} and {cost.params} here; set --points to this model's"
+            )
     untimed = (replace(point, latency_ms=None, throughput=None, peak_memory=None) for point in read)
     return replace(read, points=tuple(untimed), benchmark={}, fingerprint={})
 

@@ -142,6 +142,12 @@ class Predictor:
         """
         timed = self.points is not None and any(point.latency_ms is not None for point in self.points)
         measured = self.points.benchmark.get("backend", "torch") if self.points and timed else self.backend
+        if max_latency_ms is not None and self.points is not None and not timed and self.backend != "torch":
+            folder = Path(self.config.filename).parent
+            raise SettingError(
+                f"the export has no latencies: tools/analysis_tools/benchmark.py {folder / 'config.py'} --backend onnx "
+                f"{folder} --out {folder / FRONT} measures them"
+            )
         if max_latency_ms is not None and measured != self.backend:
             raise SettingError(
                 f"the latencies of the operating points are of {measured}, and this model runs in {self.backend}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -55,7 +56,8 @@ class Manifest:
             ``most_boxes`` of NMS.
         metric: the metric that compares stitches, None without operating points; ``higher``: whether more is better.
         classes: names of the classes; ``palette`` their colours (R, G, B).
-        weights: the file of weights that all graphs share; None for ``'torch-export'``.
+        weights: the file of weights that all graphs share; None for ``'torch-export'``. ``weights_digest``: its
+            BLAKE2b digest.
         heads: the graphs of heads behind RoIAlign, by name.
         checkpoint: the digest of the weights (:func:`mmsnnet.models.model_weights.weights_digest`).
         versions: of the packages that made it.
@@ -72,6 +74,7 @@ class Manifest:
     classes: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     weights: str | None = None
+    weights_digest: str = ""
     heads: Mapping[str, str] = field(default_factory=dict)
     metric: str | None = None
     higher: bool = True
@@ -92,6 +95,12 @@ class Manifest:
         names = ", ".join(exported.name for exported in self.stitches)
         raise MissingFileError(f"the export has no stitch {stitch!r}; it has {names}")
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that the manifest names."""
+        graphs = (stitch.file for stitch in self.stitches)
+        return (*graphs, *self.heads.values(), *filter(None, [self.weights]))
+
     def to_json(self) -> str:
         return json.dumps(dict(schema=self.schema) | asdict(self), indent=1) + "\n"
 
@@ -101,26 +110,41 @@ class Manifest:
 
         Raises:
             MissingFileError: the folder has no manifest, or lacks a file that it names.
-            DataError: the manifest cannot be read.
+            DataError: the manifest cannot be read, or the file of weights is another.
         """
         path = folder / MANIFEST
         try:
             document = json.loads(path.read_bytes())
-            if document.pop("schema") != cls.schema:
-                raise ValueError(f"expected schema {cls.schema}")
+            if not isinstance(document, dict) or document.pop("schema", None) != cls.schema:
+                raise ValueError(f"expected an object of schema {cls.schema}")
             document["stitches"] = tuple(ExportedStitch(**stitch) for stitch in document["stitches"])
             for name in ("outputs", "classes", "palette", "image_size"):
                 document[name] = document[name] and tuple(document[name])
             document["palette"] = tuple(map(tuple, document["palette"]))
             manifest = cls(**document)
+            if not manifest.stitches:
+                raise ValueError("it has no stitches")
+            for file in manifest.files:
+                if not isinstance(file, str) or Path(file).name != file:
+                    raise ValueError(f"{file!r} is not the name of a file in the folder")
         except (FileNotFoundError, NotADirectoryError):
             raise MissingFileError(
                 f"{folder} is no export: it has no {MANIFEST}; tools/deployment/export.py writes one"
             ) from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path} is no manifest of an export: {error}; export again") from None
-        files = [stitch.file for stitch in manifest.stitches] + list(manifest.heads.values())
-        for file in (*files, *filter(None, [manifest.weights])):
+        for file in manifest.files:
             if not (folder / file).is_file():
                 raise MissingFileError(f"{folder} lacks {file}, which its {MANIFEST} names: export again")
+        if manifest.weights is not None and file_digest(folder / manifest.weights) != manifest.weights_digest:
+            raise DataError(f"{folder / manifest.weights} is not the file that was exported: export again")
         return manifest
+
+
+def file_digest(path: Path) -> str:
+    """The BLAKE2b digest of a file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()

@@ -20,9 +20,9 @@ from mmsnnet.datasets import write_shapes
 from mmsnnet.deployment.comparison import Difference, compare
 from mmsnnet.deployment.exporter import ExportError
 from mmsnnet.deployment.manifest import Manifest
-from mmsnnet.errors import MissingFileError, SettingError
+from mmsnnet.errors import DataError, MissingFileError, SettingError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
-from mmsnnet.models import find_stitched_backbone
+from mmsnnet.models import find_stitched_backbone, model_costs
 from tests.deployment.families import (
     REPOSITORY,
     classifier,
@@ -269,7 +269,8 @@ def test_the_front_and_its_figures(data: Path, tmp_path: Path) -> None:
     space = find_stitched_backbone(model).space
     points = OperatingPoints(str(config.filename), None, None, (64, 64), None, benchmark={"backend": "torch"})
     for stitch, quality in ((space["S"], 30.0), (space["S0-L2"], 20.0), (space["L"], 40.0)):
-        point = OperatingPoint(stitch.id, stitch.name, stitch.kind, 10 + stitch.id, 5, {"mIoU": quality}, 7.0)
+        cost = model_costs(model)[stitch.id]
+        point = OperatingPoint(stitch.id, stitch.name, stitch.kind, *cost, {"mIoU": quality}, 7.0)
         points = points.add(point)
     points.save(tmp_path / "points.json")
     manifest = export_stitches(config, checkpoint, "front", tmp_path / "out", points=tmp_path / "points.json")
@@ -282,10 +283,24 @@ def test_the_front_and_its_figures(data: Path, tmp_path: Path) -> None:
     assert [point.name for point in front] == ["S", "L"]
     assert (manifest.metric, manifest.higher) == ("mIoU", True)
     assert Manifest.load(tmp_path / "out") == manifest
-    (tmp_path / "out/weights.bin").unlink()
+    weights = tmp_path / "out/weights.bin"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    with pytest.raises(DataError, match=r"weights\.bin is not the file that was exported"):
+        Manifest.load(tmp_path / "out")
+    weights.unlink()
     with pytest.raises(MissingFileError, match=r"lacks weights\.bin, which its manifest\.json names"):
         Manifest.load(tmp_path / "out")
     document = json.loads((tmp_path / "out/manifest.json").read_text())
+    for wrong in (
+        [],
+        {},
+        document | dict(schema=99),
+        document | dict(stitches=[]),
+        document | dict(weights="../w.bin"),
+    ):
+        (tmp_path / "out/manifest.json").write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match=r"manifest\.json is no manifest of an export"):
+            Manifest.load(tmp_path / "out")
     assert document["classes"][0] == "background" and len(document["palette"]) == len(document["classes"])
 
 
@@ -299,6 +314,17 @@ def test_mistakes_are_named_before_any_work(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="there are 3 images to calibrate on, and calibration_images is 9"):
         settings = ExportSettings(precision="int8", calibration_images=9)
         export_stitches(config, checkpoint, ["S"], tmp_path / "out", settings)
+    S = find_stitched_backbone(build_model(config)).space["S"]
+    points = OperatingPoints("a.py", None, None, (64, 64), None, (OperatingPoint(S.id, "S", "S", 1, 2, {"mIoU": 3.0}),))
+    with pytest.raises(SettingError, match=r"operating points are of another model: stitch 0 \(S\) has 1 FLOPs"):
+        export_stitches(config, checkpoint, ["S"], tmp_path / "out", points=points)
+    for wrong, message in (
+        (dict(image_size=(0, 8)), "positive height and width"),
+        (dict(tolerance=-1.0), "at least 0"),
+        (dict(tolerance=float("nan")), "at least 0"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            ExportSettings(**wrong)
     with pytest.raises(SettingError, match="format is one of onnx, torch-export; got 'tflite'"):
         ExportSettings(format="tflite")
     with pytest.raises(MissingFileError, match=r"is no export: it has no manifest\.json"):

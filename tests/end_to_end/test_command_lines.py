@@ -183,7 +183,8 @@ def test_the_quickstart_runs_tools_and_configs_that_exist_from_anywhere(folder: 
     done = subprocess.run(["bash", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split() for line in calls.read_text().splitlines()]
-    assert [Path(line[1]).stem for line in lines] == ["make_shapes", *["train"] * 3, "test", "plot_pareto"]
+    tools = ["make_shapes", *["train"] * 3, "test", "plot_pareto", "publish_model"]
+    assert [Path(line[1]).stem for line in lines] == tools
     assert {line[0] for line in lines} == {str(folder)}
     sources = [word for line in lines for word in line[1:] if word.endswith(".py")]
     assert len(sources) == 10 and [name for name in sources if not Path(name).is_file()] == []

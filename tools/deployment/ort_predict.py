@@ -8,6 +8,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import onnxruntime
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 MOST_PIXELS = 100_000_000
+OPACITY = 0.6  # of classes over the image
 # Boxes of lower scores are not drawn.
 SHOWN_SCORE = 0.3
 
@@ -39,6 +41,29 @@ def read_json(path: Path) -> Any:
         raise Mistake(f"there is no {path}: give a folder that tools/deployment/export.py wrote") from None
     except ValueError as error:
         raise Mistake(f"{path} cannot be read ({error}): export again") from None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an export, whose files are there and unchanged."""
+    path = folder / "manifest.json"
+    manifest = read_json(path)
+    keys = ("task", "format", "stitches", "image_size", "outputs", "preprocessing", "inference", "classes", "palette")
+    known = isinstance(manifest, dict) and manifest.get("schema") == 1 and all(key in manifest for key in keys)
+    files = [stitch.get("file") for stitch in manifest["stitches"] if isinstance(stitch, dict)] if known else []
+    if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise Mistake(f"{path} is no manifest of an export of schema 1: export again")
+    if manifest["format"] != "onnx":
+        raise Mistake(f"{folder} has programs of {manifest['format']}: export with --format onnx")
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with (folder / Path(manifest["weights"]).name).open("rb") as file:
+            while block := file.read(2**24):
+                digest.update(block)
+    except OSError:
+        raise Mistake(f"{folder} lacks {manifest['weights']}, which its manifest names: export again") from None
+    if digest.hexdigest() != manifest["weights_digest"]:
+        raise Mistake(f"{folder / manifest['weights']} is not the file that was exported: export again")
+    return manifest
 
 
 def choose(folder: Path, manifest: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -64,6 +89,8 @@ def choose(folder: Path, manifest: dict[str, Any], args: argparse.Namespace) -> 
             )
         timed = {point["name"]: point.get("latency_ms") for point in front["stitches"]}
         costs = {name: timed[name] for name in stitches if timed.get(name) is not None}
+    if not budget > 0:
+        raise Mistake(f"a budget is a positive number of {unit}, got {budget:g}")
     within = [name for name, cost in costs.items() if cost <= budget]
     if not within:
         least = min(costs.values(), default=math.nan)
@@ -244,7 +271,7 @@ def segmentation(graph: Graph, image: np.ndarray, manifest: dict[str, Any]) -> t
     shares = np.bincount(labels.ravel(), minlength=number) / labels.size
     names = manifest["classes"] or [str(index) for index in range(number)]
     found = [f"{names[index]} {shares[index]:.0%}" for index in np.argsort(-shares)[:5] if shares[index] >= 0.005]
-    return 0.5 * image + 0.5 * colours(manifest, number)[labels], ", ".join(found)
+    return (1 - OPACITY) * image + OPACITY * colours(manifest, number)[labels], ", ".join(found)
 
 
 def depth(graph: Graph, image: np.ndarray, manifest: dict[str, Any]) -> tuple[np.ndarray, str]:
@@ -316,9 +343,7 @@ TASKS = dict(segmentation=segmentation, depth=depth, classification=classificati
 
 
 def predict(args: argparse.Namespace) -> None:
-    manifest = read_json(args.folder / "manifest.json")
-    if manifest["format"] != "onnx":
-        raise Mistake(f"{args.folder} has programs of {manifest['format']}: export with --format onnx")
+    manifest = read_manifest(args.folder)
     stitch = choose(args.folder, manifest, args)
     image = read_image(args.image)
     graph = Graph(args.folder, manifest, stitch)
@@ -326,7 +351,12 @@ def predict(args: argparse.Namespace) -> None:
     picture, text = TASKS[manifest["task"]](graph, image, manifest)
     seconds = time.perf_counter() - start
     try:
-        Image.fromarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8)).save(args.out)
+        temporary = args.out.with_name(f".{os.getpid()}-{args.out.name}")  # an old picture stays if there is no room
+        try:
+            Image.fromarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8)).save(temporary)
+            temporary.replace(args.out)
+        finally:
+            temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise Mistake(f"--out {args.out} cannot be written ({error})") from None
     print(f"{args.out}: stitch {stitch['name']}, {stitch['flops'] / 1e9:.3g} GFLOPs, {1000 * seconds:.0f} ms: {text}")
