@@ -159,8 +159,8 @@ def _read_points(
     read = points if isinstance(points, OperatingPoints) else OperatingPoints.load(points)
     check_points(read, find_stitched_backbone(model).space)
     for point in read:
-        if (point.flops, point.params) != costs[point.id]:
-            cost = costs[point.id]
+        cost = costs[point.id]
+        if (point.flops, point.params) != (cost.flops, cost.params):
             raise SettingError(
                 f"the operating points are of another model: stitch {point} has {point.flops} FLOPs and {point.params} "
                 f"parameters there, and {cost.flops} and {cost.params} here; set --points to this model's"

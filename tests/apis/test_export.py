@@ -270,7 +270,7 @@ def test_the_front_and_its_figures(data: Path, tmp_path: Path) -> None:
     points = OperatingPoints(str(config.filename), None, None, (64, 64), None, benchmark={"backend": "torch"})
     for stitch, quality in ((space["S"], 30.0), (space["S0-L2"], 20.0), (space["L"], 40.0)):
         cost = model_costs(model)[stitch.id]
-        point = OperatingPoint(stitch.id, stitch.name, stitch.kind, *cost, {"mIoU": quality}, 7.0)
+        point = OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params, {"mIoU": quality}, 7.0)
         points = points.add(point)
     points.save(tmp_path / "points.json")
     manifest = export_stitches(config, checkpoint, "front", tmp_path / "out", points=tmp_path / "points.json")
