@@ -49,6 +49,7 @@ options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 if shared:
     options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = False
 off = ["ConstantFolding"]
 sessions = [onnxruntime.InferenceSession(f, options, ["CPUExecutionProvider"], disabled_optimizers=off) for f in files]
 for session in sessions:

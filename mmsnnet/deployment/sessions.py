@@ -30,6 +30,7 @@ def open_session(path: Path, threads: int | None = None, shared: bool = True) ->
     options.intra_op_num_threads = threads or torch.get_num_threads()
     if shared:
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False  # each session would keep the memory of its activations
     try:
         return onnxruntime.InferenceSession(
             path, options, ["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
