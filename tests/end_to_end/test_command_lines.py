@@ -187,8 +187,8 @@ def test_the_quickstart_runs_tools_and_configs_that_exist_from_anywhere(folder: 
     assert [Path(line[1]).stem for line in lines] == tools
     assert {line[0] for line in lines} == {str(folder)}
     sources = [word for line in lines for word in line[1:] if word.endswith(".py")]
-    assert len(sources) == 10 and [name for name in sources if not Path(name).is_file()] == []
+    assert len(sources) == 12 and [name for name in sources if not Path(name).is_file()] == []
     outputs = [word for line in lines for word in line[1:] if "work_dirs" in word]
     heads = [word for word in outputs if word.startswith("model.")]  # which begin with the large anchor's weights
-    assert len(outputs) == 7 and len(heads) == 2
+    assert len(outputs) == 10 and len(heads) == 2
     assert all(word.rpartition("=")[2].startswith("work_dirs/quickstart/") for word in outputs)
