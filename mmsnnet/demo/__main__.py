@@ -1,6 +1,6 @@
 """Serves a page for one model on this machine: an image in, the result of any stitch out.
 
-FOLDER is a model as ``tools/misc/publish_model.py ... --points FILE.json`` writes it.
+FOLDER is a model as ``tools/misc/publish_model.py ... --points FILE.json`` or ``tools/deployment/export.py`` writes it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_EXAMPLES = 8
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m mmsnnet.demo", description=__doc__)
-    parser.add_argument("folder", type=os.path.expanduser, metavar="FOLDER", help="a published model")
+    parser.add_argument("folder", type=os.path.expanduser, metavar="FOLDER", help="a published model, or an export")
     parser.add_argument(
         "--points",
         type=os.path.expanduser,

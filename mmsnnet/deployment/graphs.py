@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ IMAGES = "images"
 ONE_STAGE_HEADS = ("RTMDetHead", "RTMDetSepBNHead", "RetinaHead", "RetinaSepBNHead", "SSDHead")
 
 
-class Graph(nn.Module):
+class Graph(nn.Module, ABC):
     """A model at its present stitch: normalised images (B, C, H, W) give a dict of tensors by name.
 
     Weights have ``precision``, while images and outputs are always float32.
@@ -37,9 +38,9 @@ class Graph(nn.Module):
         outputs = self.run(images.to(weight.dtype))
         return {name: output.float() for name, output in outputs.items()}
 
+    @abstractmethod
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs, of the weights' type."""
-        raise NotImplementedError
 
 
 class SegmentorGraph(Graph):

@@ -193,6 +193,7 @@ def test_bad_input_is_one_line(exported: Exported, data: Path, tmp_path: Path) -
         [],
         {},
         manifest | dict(schema=2),
+        {key: value for key, value in manifest.items() if key != "metric"},
         manifest | dict(stitches=[dict(manifest["stitches"][0], file="/x")]),
     ):
         (damaged / "manifest.json").write_text(json.dumps(wrong))

@@ -22,6 +22,11 @@ import onnxruntime
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 MOST_PIXELS = 100_000_000
+# What a manifest has.
+KEYS = (
+    *("task", "format", "stitches", "image_size", "outputs", "preprocessing", "inference", "classes", "palette"),
+    *("weights", "weights_digest", "metric", "higher"),
+)
 OPACITY = 0.6  # of classes over the image
 # Boxes of lower scores are not drawn.
 SHOWN_SCORE = 0.3
@@ -47,8 +52,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an export, whose files are there and unchanged."""
     path = folder / "manifest.json"
     manifest = read_json(path)
-    keys = ("task", "format", "stitches", "image_size", "outputs", "preprocessing", "inference", "classes", "palette")
-    known = isinstance(manifest, dict) and manifest.get("schema") == 1 and all(key in manifest for key in keys)
+    known = isinstance(manifest, dict) and manifest.get("schema") == 1 and all(key in manifest for key in KEYS)
     files = [stitch.get("file") for stitch in manifest["stitches"] if isinstance(stitch, dict)] if known else []
     if not files or not all(isinstance(file, str) and Path(file).name == file for file in files):
         raise Mistake(f"{path} is no manifest of an export of schema 1: export again")
@@ -82,7 +86,7 @@ def choose(folder: Path, manifest: dict[str, Any], args: argparse.Namespace) -> 
     else:
         unit, budget = "ms", args.max_latency_ms
         front = read_json(folder / "front.json")
-        if front.get("benchmark", {}).get("backend") != "onnxruntime":
+        if not isinstance(front, dict) or front.get("benchmark", {}).get("backend") != "onnxruntime":
             raise Mistake(
                 f"{folder / 'front.json'} has no latencies of ONNX Runtime: tools/analysis_tools/benchmark.py "
                 f"{folder / 'config.py'} --backend onnx {folder} --out {folder / 'front.json'} measures them"
