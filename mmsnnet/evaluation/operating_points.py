@@ -1,4 +1,4 @@
-"""The file of operating points and their Pareto front: data only, no tensors.
+"""The file of operating points: data only, no tensors.
 
 An operating point is a stitch with its cost and its measured quality. Tools that measure write a file of them; tools
 that choose or draw read it.
@@ -15,7 +15,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mmsnnet.evaluation.metric_names import higher_is_better, main_metric
 from mmsnnet.files.writing import write_atomically
 
 CostName = Literal["flops", "latency_ms"]
@@ -280,71 +279,6 @@ class OperatingPoints:
         header |= {key: document.get(key) or {} for key in ("fingerprint", "benchmark")}
         header |= {key: document.get(key) for key in ("depths", "recalibrated")}
         return cls(**header, points=tuple(points))
-
-
-def default_metric(points: Iterable[OperatingPoint]) -> str:
-    """The only metric that all points have, or else the main metric of their task.
-
-    Raises:
-        ValueError: there are no points, they have no metric in common, or several without the main metric of a task;
-            the message lists them.
-    """
-    points = tuple(points)
-    if not points:
-        raise ValueError("expected operating points, found none")
-    common = [name for name in points[0].metrics if all(name in point.metrics for point in points)]
-    main = main_metric(common)
-    if len(common) == 1 or main is not None:
-        return main or common[0]
-    if common:
-        names = ", ".join(common)
-        raise ValueError(f"which metric? The points have {len(common)} in common: {names}; say which (--metric)")
-    some = dict.fromkeys(name for point in points for name in point.metrics)
-    if not some:
-        raise ValueError(
-            "expected points with metrics, found none: tools/test.py CONFIG CHECKPOINT --out FILE.json measures them"
-        )
-    raise ValueError(f"expected a metric that all points have, found {', '.join(some)} in some of them only")
-
-
-def pareto_front(
-    points: Iterable[OperatingPoint],
-    cost: CostName = "flops",
-    metric: str | None = None,
-    *,
-    higher: bool | None = None,
-) -> tuple[OperatingPoint, ...]:
-    """The points that no other point dominates, by ascending cost.
-
-    A point dominates another if it is no worse in cost and in ``metric``, and better in one of them. Points that are
-    equal in both all stay, in the order of ``points``. A point whose metric is NaN is never on the front.
-
-    Args:
-        points: any number.
-        cost: ``flops`` or ``latency_ms``.
-        metric: by name; None for :func:`default_metric`.
-        higher: whether higher values of the metric are better; None for :func:`higher_is_better` of its name.
-
-    Raises:
-        ValueError: a point lacks the cost or the metric, ``metric`` is None and there is no default, or ``higher`` is
-            None and the metric's name is not known.
-    """
-    points = tuple(points)
-    if not points:
-        return ()
-    name = default_metric(points) if metric is None else metric
-    measured = [(point.cost(cost), point.metric(name), point) for point in points]
-    sign = 1 if (higher_is_better(name) if higher is None else higher) else -1
-    measured = [(price, sign * quality, point) for price, quality, point in measured]
-    measured = [entry for entry in measured if not math.isnan(entry[1])]
-    measured.sort(key=lambda entry: (entry[0], -entry[1]))
-    front: list[OperatingPoint] = []
-    last: tuple[float, float] | None = None
-    for price, quality, point in measured:
-        if last is None or quality > last[1] or (price, quality) == last:
-            front.append(point)
-            last = price, quality
-    return tuple(front)
 
 
 def _require(entry: Mapping[str, Any], keys: Iterable[str]) -> None:

@@ -1,23 +1,87 @@
-"""The best stitch under a budget, and the few points that suffice for every budget: data only, no tensors."""
+"""The Pareto front, the best stitch under a budget, and the few points that suffice for every budget.
+
+Data only, no tensors.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from numbers import Real
 from typing import Any
 
-from mmsnnet.evaluation.operating_points import (
-    CostName,
-    OperatingPoint,
-    OperatingPoints,
-    default_metric,
-    pareto_front,
-)
+from mmsnnet.evaluation.metric_names import higher_is_better, main_metric
+from mmsnnet.evaluation.operating_points import CostName, OperatingPoint, OperatingPoints
 
 # The path of a file, or points, which may be entries of "stitches" in such a file.
 Points = str | os.PathLike[str] | Iterable[OperatingPoint | Mapping[str, Any]]
+
+
+def default_metric(points: Iterable[OperatingPoint]) -> str:
+    """The only metric that all points have, or else the main metric of their task.
+
+    Raises:
+        ValueError: there are no points, they have no metric in common, or several without the main metric of a task;
+            the message lists them.
+    """
+    points = tuple(points)
+    if not points:
+        raise ValueError("expected operating points, found none")
+    common = [name for name in points[0].metrics if all(name in point.metrics for point in points)]
+    main = main_metric(common)
+    if len(common) == 1 or main is not None:
+        return main or common[0]
+    if common:
+        names = ", ".join(common)
+        raise ValueError(f"which metric? The points have {len(common)} in common: {names}; say which (--metric)")
+    some = dict.fromkeys(name for point in points for name in point.metrics)
+    if not some:
+        raise ValueError(
+            "expected points with metrics, found none: tools/test.py CONFIG CHECKPOINT --out FILE.json measures them"
+        )
+    raise ValueError(f"expected a metric that all points have, found {', '.join(some)} in some of them only")
+
+
+def pareto_front(
+    points: Iterable[OperatingPoint],
+    cost: CostName = "flops",
+    metric: str | None = None,
+    *,
+    higher: bool | None = None,
+) -> tuple[OperatingPoint, ...]:
+    """The points that no other point dominates, by ascending cost.
+
+    A point dominates another if it is no worse in cost and in ``metric``, and better in one of them. Points that are
+    equal in both all stay, in the order of ``points``. A point whose metric is NaN is never on the front.
+
+    Args:
+        points: any number.
+        cost: ``flops`` or ``latency_ms``.
+        metric: by name; None for :func:`default_metric`.
+        higher: whether higher values of the metric are better; None for :func:`higher_is_better` of its name.
+
+    Raises:
+        ValueError: a point lacks the cost or the metric, ``metric`` is None and there is no default, or ``higher`` is
+            None and the metric's name is not known.
+    """
+    points = tuple(points)
+    if not points:
+        return ()
+    name = default_metric(points) if metric is None else metric
+    measured = [(point.cost(cost), point.metric(name), point) for point in points]
+    sign = 1 if (higher_is_better(name) if higher is None else higher) else -1
+    measured = [(price, sign * quality, point) for price, quality, point in measured]
+    measured = [entry for entry in measured if not math.isnan(entry[1])]
+    measured.sort(key=lambda entry: (entry[0], -entry[1]))
+    front: list[OperatingPoint] = []
+    last: tuple[float, float] | None = None
+    for price, quality, point in measured:
+        if last is None or quality > last[1] or (price, quality) == last:
+            front.append(point)
+            last = price, quality
+    return tuple(front)
 
 
 def select_stitch(

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmsnnet.evaluation.operating_points import (
-    CostName,
-    OperatingPoint,
-    OperatingPoints,
-    default_metric,
-    higher_is_better,
-    pareto_front,
-)
+from mmsnnet.evaluation.metric_names import higher_is_better
+from mmsnnet.evaluation.operating_points import CostName, OperatingPoint, OperatingPoints
+from mmsnnet.evaluation.selection import default_metric, pareto_front
 from mmsnnet.visualization.references import REFERENCES, Reference
 
 MOST_RUNS = 8

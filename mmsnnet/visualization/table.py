@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmsnnet.errors import needs_extra
-from mmsnnet.evaluation.operating_points import CostName, OperatingPoints, pareto_front
+from mmsnnet.evaluation.operating_points import CostName, OperatingPoints
+from mmsnnet.evaluation.selection import pareto_front
 from mmsnnet.visualization.chart import flops_unit
 
 if TYPE_CHECKING:
