@@ -56,9 +56,9 @@ def exported(tool: Tool, quickstart: Options, data: Path, tmp_path_factory: pyte
     tool("test", config, checkpoint, "--out", points, "--work-dir", run, *quickstart(1))
     tool("misc/publish_model", config, checkpoint, folder / "published", "--points", points)
     published = folder / "published"
-    done = tool(
-        "deployment/export", published / "config.py", published, STITCHES, "--out", folder / "onnx", *quickstart(1)
-    )
+    # With the points of all stitches: which of them are on the published front depends on the training.
+    arguments = (published / "config.py", published, STITCHES, "--points", points, "--out", folder / "onnx")
+    done = tool("deployment/export", *arguments, *quickstart(1))
     assert f"{folder / 'onnx'}: " in done.stdout and ".onnx: difference" in done.stderr
     return Exported(published, points, folder / "onnx")
 
