@@ -28,6 +28,8 @@ from mmsnnet.stitching import Stitch
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 Run = Callable[[], object]
+# A stitch and a batch size: what one run is of.
+Case = tuple[Stitch, int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class BenchmarkSettings:
     """How stitches are timed.
 
     Args:
-        batch_size: images in a batch.
+        batch_sizes: the numbers of images in a batch, each once; they are sorted.
         precision: ``'fp32'``, ``'fp16'`` or ``'bf16'``: weights and images are cast, as for deployment, without
             autocast.
         channels_last: use this memory format for weights and images.
@@ -48,7 +50,7 @@ class BenchmarkSettings:
         SettingError: a number is too small, or there is no such precision or backend.
     """
 
-    batch_size: int = 1
+    batch_sizes: tuple[int, ...] = (1,)
     precision: str = "fp32"
     channels_last: bool = False
     compile: str | None = None
@@ -57,13 +59,26 @@ class BenchmarkSettings:
     repeats: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "warmup", "repeats"):
+        sizes = tuple(sorted(self.batch_sizes))
+        if not sizes or sizes[0] < 1 or len(set(sizes)) < len(sizes):
+            listed = ",".join(map(str, self.batch_sizes)) or "none"
+            raise SettingError(f"batch sizes are numbers of at least 1, each once, such as 1,2,4,8; got {listed}")
+        object.__setattr__(self, "batch_sizes", sizes)
+        for name in ("warmup", "repeats"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is at least 1, got {getattr(self, name)}")
         if self.precision not in PRECISIONS:
             raise SettingError(f"precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         if self.compile is not None and self.compile not in (backends := torch.compiler.list_backends(exclude_tags=())):
             raise SettingError(f"torch.compile has no backend {self.compile!r}; it has {', '.join(backends)}")
+
+    @property
+    def conditions(self) -> dict[str, str | int | bool | None]:
+        """The settings as a file of operating points has them: ``batch_sizes``, a text, only if there are several."""
+        settings = asdict(self)
+        sizes = settings.pop("batch_sizes")
+        several = {"batch_sizes": ",".join(map(str, sizes))} if len(sizes) > 1 else {}
+        return {"batch_size": sizes[0]} | several | settings
 
 
 def benchmark_stitches(
@@ -82,9 +97,9 @@ def benchmark_stitches(
     included. For a two-stage detector the run includes decoding and NMS of the RPN, RoIAlign, the box head on the RPN's
     proposals (their number depends on weights and images) and the mask head on the first 100.
 
-    Each round runs every stitch once, so that a drift of the machine affects all stitches alike. A run is timed from an
-    idle device until it is done, on a GPU with CUDA events. There all stitches are replayed as CUDA graphs by default,
-    or none of them if one cannot be captured.
+    Each round runs every stitch once with a batch of each size, so that a drift of the machine affects all alike. A run
+    is timed from an idle device until it is done, on a GPU with CUDA events. There all runs are replayed as CUDA graphs
+    by default, or none of them if one cannot be captured. The peak of memory is that of the largest batch.
 
     Args:
         model: a copy of it is measured.
@@ -97,7 +112,7 @@ def benchmark_stitches(
 
     Raises:
         SettingError: there is no such device, it does not support a setting, or the model does not run in the
-            precision.
+            precision, or with the largest batch in the device's memory.
         UnknownStitchError: the space lacks one of the stitches.
     """
     settings = settings or BenchmarkSettings()
@@ -113,7 +128,7 @@ def benchmark_stitches(
             options |= dict(memory_format=torch.channels_last)
         copied = deployed(model).to(device=device, **options)
         channels = backbone.network.anchor(0).in_chans
-        images = torch.randn(settings.batch_size, channels, *shape, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(max(settings.batch_sizes), channels, *shape, generator=torch.Generator().manual_seed(0))
         images = images.to(device=device, **options)
         with torch.inference_mode():
             return _benchmark(copied, images, chosen, settings, before, progress)
@@ -129,14 +144,22 @@ def _benchmark(
 ) -> Benchmark:
     device, shape = images.device, (images.shape[-2], images.shape[-1])
     backbone = find_stitched_backbone(deployed)
-    forward = _forward(deployed, images)
-    runs = {stitch: _run(forward, images, settings.compile) for stitch in stitches}
+    # Smaller batches are views of the largest one, so that they add nothing to its peak of memory.
+    batches = {size: images[:size] for size in settings.batch_sizes}
+    forwards = {size: _forward(deployed, batch) for size, batch in batches.items()}
+    # A stitch follows another one, not itself at another size: its weights are not in a cache from the last run.
+    runs = {
+        (stitch, size): _run(forwards[size], batch, settings.compile)
+        for size, batch in batches.items()
+        for stitch in stitches
+    }
+    largest = settings.batch_sizes[-1]
     peaks, notes = {}, []
     for stitch in stitches:
         backbone.set_stitch(stitch)
-        with _precision_errors(settings.precision, device):
-            forward(images)
-        peaks[stitch] = _peak_memory(runs[stitch], device, before)
+        with _errors_of_settings(settings, device):
+            forwards[largest](images)
+        peaks[stitch] = _peak_memory(runs[stitch, largest], device, before)
     conditions = benchmark_conditions(settings, device)
     timed = runs
     if conditions["cuda_graph"]:
@@ -153,7 +176,7 @@ def _benchmark(
     return Benchmark(
         input_shape=shape,
         conditions=conditions,
-        latencies=tuple(StitchLatency(s, tuple(times[s]), settings.batch_size, peaks[s]) for s in stitches),
+        latencies=tuple(StitchLatency(s, times[s], peaks[s]) for s in stitches),
         notes=tuple(notes),
     )
 
@@ -170,7 +193,7 @@ def benchmark_conditions(settings: BenchmarkSettings, device: str | torch.device
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        **asdict(settings),
+        **settings.conditions,
         "cuda_graph": device.type == "cuda" and settings.cuda_graph is not False,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -208,12 +231,15 @@ def _run(forward: Callable[[Tensor], object], images: Tensor, backend: str | Non
 
 
 @contextmanager
-def _precision_errors(precision: str, device: torch.device) -> Iterator[None]:
-    """Name the precision in errors: not all operators of the toolboxes have half precision."""
+def _errors_of_settings(settings: BenchmarkSettings, device: torch.device) -> Iterator[None]:
+    """Name the setting in errors: a batch may be too large, and not all operators have half precision."""
+    largest, precision = settings.batch_sizes[-1], settings.precision
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
+    except torch.OutOfMemoryError as error:
+        raise SettingError(
+            f"a batch of {largest} images does not fit in the memory of {device}: set smaller --batch-sizes"
+        ) from error
     except RuntimeError as error:
         if precision == "fp32":
             raise
@@ -234,20 +260,20 @@ def _peak_memory(run: Run, device: torch.device, before: int) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _captured(backbone: StitchedBackbone, runs: Mapping[Stitch, Run]) -> tuple[dict[Stitch, Run], str | None]:
+def _captured(backbone: StitchedBackbone, runs: Mapping[Case, Run]) -> tuple[dict[Case, Run], str | None]:
     """The replay of a CUDA graph for each run, and None.
 
     If one run cannot be captured, all stay as they are, so that all are measured alike; the second value tells why.
     """
-    replays: dict[Stitch, Run] = {}
+    replays: dict[Case, Run] = {}
     # After a failed capture its stream would stay the current one.
     with torch.cuda.stream(torch.cuda.current_stream()):
         # Graphs can share memory: they never run at the same time, and nothing reads their outputs.
         pool = torch.cuda.graph_pool_handle()
-        for stitch, run in runs.items():
+        for (stitch, size), run in runs.items():
             backbone.set_stitch(stitch)
             try:
-                replays[stitch] = _capture(run, pool)
+                replays[stitch, size] = _capture(run, pool)
             except RuntimeError as error:
                 cause: BaseException = error
                 while isinstance(cause.__context__, RuntimeError):  # the first error
@@ -280,29 +306,32 @@ def _capture(run: Run, pool: Any) -> Run:
 
 def time_rounds(
     set_stitch: Callable[[Stitch], object],
-    runs: Mapping[Stitch, Run],
+    runs: Mapping[Case, Run],
     settings: BenchmarkSettings,
     time_ms: Callable[[Run], float],
     progress: bool,
-) -> dict[Stitch, list[float]]:
-    """The times of each stitch in milliseconds, one for each measured round.
+) -> dict[Stitch, dict[int, tuple[float, ...]]]:
+    """The times of each stitch in milliseconds, one for each measured round; by batch size.
 
     Args:
         set_stitch: called before each run.
-        runs: by stitch.
+        runs: by stitch and batch size. Each round runs all of them, in this order.
         settings: the numbers of rounds.
         time_ms: runs and times.
         progress: show a progress bar.
     """
-    times: dict[Stitch, list[float]] = {stitch: [] for stitch in runs}
-    rounds = [(index, stitch) for index in range(settings.warmup + settings.repeats) for stitch in runs]
-    console = Console(stderr=True)
-    for index, stitch in track(rounds, f"{len(runs)} stitches", console=console, transient=True, disable=not progress):
-        set_stitch(stitch)
-        elapsed = time_ms(runs[stitch])
+    times: dict[Case, list[float]] = {case: [] for case in runs}
+    by_stitch: dict[Stitch, dict[int, tuple[float, ...]]] = {stitch: {} for stitch, _ in runs}
+    rounds = [(index, case) for index in range(settings.warmup + settings.repeats) for case in runs]
+    title, console = f"{len(by_stitch)} stitches", Console(stderr=True)
+    for index, case in track(rounds, title, console=console, transient=True, disable=not progress):
+        set_stitch(case[0])
+        elapsed = time_ms(runs[case])
         if index >= settings.warmup:
-            times[stitch].append(elapsed)
-    return times
+            times[case].append(elapsed)
+    for (stitch, size), elapsed_ms in times.items():
+        by_stitch[stitch][size] = tuple(elapsed_ms)
+    return by_stitch
 
 
 def clock_ms(run: Run) -> float:

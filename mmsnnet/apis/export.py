@@ -165,7 +165,7 @@ def _read_points(
                 f"the operating points are of another model: stitch {point} has {point.flops} FLOPs and {point.params} "
                 f"parameters there, and {cost.flops} and {cost.params} here; set --points to this model's"
             )
-    untimed = (replace(point, latency_ms=None, throughput=None, peak_memory=None) for point in read)
+    untimed = (replace(point, latency_ms=None, throughput=None, peak_memory=None, latencies_ms={}) for point in read)
     return replace(read, points=tuple(untimed), benchmark={}, fingerprint={})
 
 

@@ -29,13 +29,13 @@ def benchmark_export(
     Args:
         graphs: of the export.
         stitches: to time.
-        settings: the batch size and the numbers of rounds; all else is as exported.
+        settings: the batch sizes and the numbers of rounds; all else is as exported.
         input_shape: height and width of the images, which are random with a fixed seed.
         channels: of the images.
         progress: show a progress bar.
 
     Raises:
-        SettingError: a setting is PyTorch's, or the export takes images of another size.
+        SettingError: a setting is PyTorch's, or the export takes images of another size or batches of another size.
         MissingFileError, DataError: the export lacks a stitch, or a file is damaged.
     """
     conditions = export_conditions(graphs, settings)
@@ -45,17 +45,29 @@ def benchmark_export(
             f"the graphs of {graphs.folder} take images of {size[0]} x {size[1]}: set --shape {size[0]} {size[1]}"
         )
     images = torch.randn(
-        settings.batch_size, channels, *input_shape, generator=torch.Generator().manual_seed(0)
+        max(settings.batch_sizes), channels, *input_shape, generator=torch.Generator().manual_seed(0)
     ).numpy()
 
-    def run_of(stitch: Stitch) -> Callable[[], object]:
-        session = graphs.session(graphs.manifest[stitch.name].file)
-        return lambda: session.run(None, {IMAGES: images})
+    def run_of(stitch: Stitch, size: int) -> Callable[[], object]:
+        session, batch = graphs.session(graphs.manifest[stitch.name].file), images[:size]
+        return lambda: session.run(None, {IMAGES: batch})
 
-    runs = {stitch: run_of(stitch) for stitch in stitches}
+    for stitch in stitches:
+        _check_batch_sizes(graphs, graphs.manifest[stitch.name].file, settings)
+    runs = {(stitch, size): run_of(stitch, size) for size in settings.batch_sizes for stitch in stitches}
     times = time_rounds(lambda stitch: None, runs, settings, clock_ms, progress)
-    latencies = tuple(StitchLatency(stitch, tuple(times[stitch]), settings.batch_size) for stitch in stitches)
+    latencies = tuple(StitchLatency(stitch, times[stitch]) for stitch in stitches)
     return Benchmark(input_shape=input_shape, conditions=conditions, latencies=latencies)
+
+
+def _check_batch_sizes(graphs: ExportedGraphs, file: str, settings: BenchmarkSettings) -> None:
+    """Check that a graph takes the batches. ONNX has the size as a number only if it is fixed."""
+    fixed = next(one.shape[0] for one in graphs.session(file).get_inputs() if one.name == IMAGES)
+    if isinstance(fixed, int) and settings.batch_sizes != (fixed,):
+        raise SettingError(
+            f"{graphs.folder / file} takes batches of {fixed} alone: set --batch-sizes {fixed}, or export again with "
+            "tools/deployment/export.py, whose graphs take batches of any size"
+        )
 
 
 def export_conditions(graphs: ExportedGraphs, settings: BenchmarkSettings) -> Conditions:
@@ -64,20 +76,19 @@ def export_conditions(graphs: ExportedGraphs, settings: BenchmarkSettings) -> Co
     Raises:
         SettingError: a setting is PyTorch's.
     """
-    ours = BenchmarkSettings(batch_size=settings.batch_size, warmup=settings.warmup, repeats=settings.repeats)
+    ours = BenchmarkSettings(settings.batch_sizes, warmup=settings.warmup, repeats=settings.repeats)
     if settings != ours:
         raise SettingError(
             "an export has the precision and the memory format that it was exported with: leave out --precision, "
             "--channels-last, --compile and --cuda-graph"
         )
+    of_settings = settings.conditions
     return {
         "backend": "onnxruntime",
         "device": device_name(torch.device("cpu")),
         "threads": graphs.threads or torch.get_num_threads(),
         "onnxruntime": onnxruntime.__version__,
         "precision": graphs.manifest.precision,
-        "batch_size": settings.batch_size,
-        "warmup": settings.warmup,
-        "repeats": settings.repeats,
+        **{key: of_settings[key] for key in ("batch_size", "batch_sizes", "warmup", "repeats") if key in of_settings},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

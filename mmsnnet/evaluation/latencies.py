@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from mmsnnet.errors import SettingError
-from mmsnnet.evaluation.operating_points import OperatingPoints
+from mmsnnet.evaluation.operating_points import OperatingPoint, OperatingPoints
 from mmsnnet.files.writing import check_output
 from mmsnnet.stitching import Stitch
 
@@ -25,32 +25,41 @@ class StitchLatency:
 
     Args:
         stitch: the stitch.
-        times_ms: of a batch, in milliseconds, one for each repeat.
-        batch_size: images in the batch.
-        peak_memory: bytes of GPU memory in use at most; None on a CPU. It counts the batch, the activations and the
-            weights of all stitches: a model that can change its stitch at any time.
+        times_ms: of a batch, in milliseconds, one for each repeat; by batch size, ascending.
+        peak_memory: bytes of GPU memory in use at most with the largest batch, which has to fit; None on a CPU. It
+            counts the batch, the activations and the weights of all stitches: a model that can change its stitch at any
+            time.
     """
 
     stitch: Stitch
-    times_ms: tuple[float, ...]
-    batch_size: int = 1
+    times_ms: Mapping[int, tuple[float, ...]] = field(hash=False)
     peak_memory: int | None = None
 
     @property
+    def latencies_ms(self) -> dict[int, float]:
+        """The median time of a batch in milliseconds, by batch size."""
+        return {size: float(np.median(times)) for size, times in self.times_ms.items()}
+
+    @property
     def latency_ms(self) -> float:
-        """The median time of a batch, in milliseconds."""
-        return float(np.median(self.times_ms))
+        """The median time of the smallest batch, in milliseconds."""
+        return next(iter(self.latencies_ms.values()))
 
     @property
     def quartiles_ms(self) -> tuple[float, float]:
-        """The first and the third quartile of the times."""
-        first, third = np.quantile(self.times_ms, (0.25, 0.75))
+        """The first and the third quartile of the times of the smallest batch."""
+        first, third = np.quantile(next(iter(self.times_ms.values())), (0.25, 0.75))
         return float(first), float(third)
 
     @property
+    def throughputs(self) -> dict[int, float]:
+        """Images per second, one batch after the other; by batch size."""
+        return {size: 1000 * size / latency for size, latency in self.latencies_ms.items()}
+
+    @property
     def throughput(self) -> float:
-        """Images per second, one batch after the other."""
-        return 1000 * self.batch_size / self.latency_ms
+        """Images per second in batches of the smallest size."""
+        return next(iter(self.throughputs.values()))
 
 
 @dataclass(frozen=True)
@@ -113,8 +122,8 @@ def check_conditions(points: OperatingPoints, measured: Iterable[int], condition
     """
     measured = set(measured)
     kept = [point for point in points if point.latency_ms is not None and point.id not in measured]
-    relevant = {key: value for key, value in conditions.items() if key not in INCIDENTAL}
-    known = {"backend": "torch", **points.benchmark}  # older files name no backend
+    relevant = _relevant(conditions)
+    known = {"backend": "torch", **_relevant(points.benchmark)}  # older files name no backend
     different = [k for k, value in relevant.items() if k not in known or known[k] != value]
     if kept and different:
         details = ", ".join(f"{k} {known.get(k, 'unknown')} instead of {relevant[k]}" for k in different)
@@ -142,6 +151,39 @@ def with_latencies(points: OperatingPoints, counted: OperatingPoints, benchmark:
             latency_ms=latency.latency_ms,
             throughput=latency.throughput,
             peak_memory=latency.peak_memory,
+            latencies_ms=latency.latencies_ms if len(latency.times_ms) > 1 else {},
         )
     ordered = tuple(merged[id_] for id_ in sorted(merged))
     return replace(points, points=ordered, benchmark=dict(benchmark.conditions))
+
+
+def batch_latencies(points: OperatingPoints) -> dict[int, Mapping[int, float]]:
+    """The milliseconds for a batch by its number of images, ascending, for each stitch by its id.
+
+    A point without ``latencies_ms`` was measured at one size: ``batch_size`` of the points' ``benchmark``.
+
+    Raises:
+        ValueError: a point has no latency, or the file does not record the batch size.
+    """
+    latencies: dict[int, Mapping[int, float]] = {}
+    for point in points:
+        latency = point.cost("latency_ms")
+        latencies[point.id] = point.latencies_ms or {_only_size(points, point): latency}
+    return latencies
+
+
+def _only_size(points: OperatingPoints, point: OperatingPoint) -> int:
+    size = points.benchmark.get("batch_size")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(
+            f"the batch size of the latency of stitch {point} is unknown (benchmark: batch_size is {size!r}): "
+            "tools/analysis_tools/benchmark.py CONFIG --out FILE.json measures it again"
+        )
+    return size
+
+
+def _relevant(conditions: Conditions) -> Conditions:
+    """The conditions that two measurements have to share, with all batch sizes under ``batch_size``."""
+    relevant = {key: value for key, value in conditions.items() if key not in INCIDENTAL}
+    sizes = relevant.pop("batch_sizes", None)
+    return relevant if sizes is None else relevant | {"batch_size": sizes}

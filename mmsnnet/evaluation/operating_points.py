@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
@@ -29,9 +30,13 @@ class OperatingPoint:
     the stitch uses, ``latency_ms`` the milliseconds for one batch, ``throughput`` images per second, ``peak_memory``
     bytes; the last three are None if they were not measured. A metric without a finite result is NaN.
 
+    If several batch sizes were measured, ``latencies_ms`` has the milliseconds for a batch by its number of images,
+    ascending; ``latency_ms`` and ``throughput`` are those of the smallest batch, ``peak_memory`` that of the largest.
+    :func:`mmsnnet.evaluation.latencies.batch_latencies` reads files with one size and with several.
+
     Raises:
         TypeError: a value has a wrong type.
-        ValueError: a cost is negative or not finite, or the name or kind is empty.
+        ValueError: a cost is negative or not finite, a batch has no images, or the name or kind is empty.
     """
 
     id: int
@@ -43,6 +48,7 @@ class OperatingPoint:
     latency_ms: float | None = None
     throughput: float | None = None
     peak_memory: int | None = None
+    latencies_ms: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         values: dict[str, Any] = {key: _whole_number(key, getattr(self, key)) for key in ("id", "flops", "params")}
@@ -51,11 +57,16 @@ class OperatingPoint:
                 raise ValueError(f"{key}: expected a string that is not empty, found ''")
         for key, unit in (("latency_ms", "a time in ms"), ("throughput", "images per second")):
             if getattr(self, key) is not None:
-                values[key] = _number(key, getattr(self, key))
-                if not 0 <= values[key] < math.inf:
-                    raise ValueError(f"{key}: expected {unit}, finite and not negative, found {values[key]}")
+                values[key] = _finite(key, getattr(self, key), unit)
         if self.peak_memory is not None:
             values["peak_memory"] = _whole_number("peak_memory", self.peak_memory)
+        values["latencies_ms"] = {}
+        latencies = _of_type("latencies_ms", self.latencies_ms, Mapping, "a mapping of batch sizes to times in ms")
+        for size in latencies:
+            if _of_type("latencies_ms", size, Integral, "batch sizes, which are positive whole numbers") < 1:
+                raise ValueError(f"latencies_ms: expected batch sizes, which are positive whole numbers, found {size}")
+        for size in sorted(latencies):
+            values["latencies_ms"][int(size)] = _finite(f"latencies_ms: {size}", latencies[size], "a time in ms")
         values["metrics"] = {}
         for name, value in _of_type("metrics", self.metrics, Mapping, "a mapping of names to numbers").items():
             _of_type("metrics", name, str, "names that are strings")
@@ -109,7 +120,10 @@ class OperatingPoint:
             "metrics": {name: None if math.isnan(value) else value for name, value in self.metrics.items()},
         }
         measured = {key: getattr(self, key) for key in MEASURED_COSTS}
-        return entry | {key: value for key, value in measured.items() if value is not None}
+        entry |= {key: value for key, value in measured.items() if value is not None}
+        if self.latencies_ms:
+            entry["latencies_ms"] = {str(size): latency for size, latency in self.latencies_ms.items()}
+        return entry
 
     @classmethod
     def from_json(cls, entry: Any) -> OperatingPoint:
@@ -126,9 +140,14 @@ class OperatingPoint:
         metrics = entry["metrics"]
         if isinstance(metrics, Mapping):
             metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
+        latencies = entry.get("latencies_ms")
+        if latencies is None:
+            latencies = {}
+        elif isinstance(latencies, Mapping):
+            latencies = {_batch_size(size): latency for size, latency in latencies.items()}
         values: dict[str, Any] = {key: entry.get(key) for key in keys + MEASURED_COSTS}
         try:
-            return cls(metrics=metrics, **values)
+            return cls(metrics=metrics, latencies_ms=latencies, **values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}, in stitch {_shortened(entry['name'])}") from None
 
@@ -305,6 +324,18 @@ def _whole_number(key: str, value: Any) -> int:
 
 def _number(key: str, value: Any) -> float:
     return float(_of_type(key, value, Real, "a number"))
+
+
+def _finite(key: str, value: Any, unit: str) -> float:
+    number = _number(key, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{key}: expected {unit}, finite and not negative, found {number}")
+    return number
+
+
+def _batch_size(key: Any) -> Any:
+    """The number that a key in JSON stands for; any other key stays, and the check of batch sizes refuses it."""
+    return int(key) if isinstance(key, str) and re.fullmatch("[1-9][0-9]{0,8}", key) else key
 
 
 def _parse(text: str) -> int | float | str:

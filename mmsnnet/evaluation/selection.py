@@ -146,7 +146,7 @@ def compact_front(points: OperatingPoints, metric: str | None = None, *, higher:
         raise ValueError(f"no stitch has a finite {name}" if len(points) else "expected operating points, found none")
     front = (replace(point, metrics={name: point.metric(name)}) for point in points if point.id in chosen)
     if not timed:  # the latencies of some points give no front
-        front = (replace(point, latency_ms=None) for point in front)
+        front = (replace(point, latency_ms=None, latencies_ms={}) for point in front)
     # Without a fingerprint no run can resume from these points, which lack most stitches.
     return replace(points, points=tuple(front), fingerprint={})
 

@@ -88,7 +88,9 @@ class Chart:
         If runs differ in the input size or, for latencies, in the settings of the measurement, the name includes them.
         """
         names = self._configs_and_checkpoints()
-        settings = dict.fromkeys(key for run in self.runs for key in run.benchmark if key != "date")
+        # The plot shows the latencies of `batch_size`, the first of `batch_sizes`.
+        hidden = ("date", "batch_sizes")
+        settings = dict.fromkeys(key for run in self.runs for key in run.benchmark if key not in hidden)
         differing = [key for key in settings if len({run.benchmark.get(key) for run in self.runs}) > 1]
         for index, run in enumerate(self.runs):
             names[index] += self.size_note(run)

@@ -82,10 +82,10 @@ def test_latency_is_the_median_of_the_rounds_after_the_warm_up(spy: Spy, monkeyp
     # Seconds: at first one run that shows whether the model runs at all, then a round to warm up, then four that count.
     costs = {"S": iter([9.0, 9.0, 0.004, 0.001, 0.002, 0.005]), "L": iter([9.0, 9.0, 0.010, 0.030, 0.020, 0.090])}
     monkeypatch.setattr(time, "perf_counter", Clock(spy, costs))
-    result = benchmark_stitches(spy, "anchors", BenchmarkSettings(batch_size=3, warmup=1, repeats=4))
+    result = benchmark_stitches(spy, "anchors", BenchmarkSettings((3,), warmup=1, repeats=4))
     small, large = result.latencies
     assert (small.stitch.name, large.stitch.name) == ("S", "L")
-    assert small.times_ms == pytest.approx([4, 1, 2, 5]) and large.times_ms == pytest.approx([10, 30, 20, 90])
+    assert small.times_ms[3] == pytest.approx([4, 1, 2, 5]) and large.times_ms[3] == pytest.approx([10, 30, 20, 90])
     assert small.latency_ms == pytest.approx(3) and large.latency_ms == pytest.approx(25)
     assert small.quartiles_ms == pytest.approx((1.75, 4.25))
     assert small.throughput == pytest.approx(1000) and large.throughput == pytest.approx(120)
@@ -93,8 +93,16 @@ def test_latency_is_the_median_of_the_rounds_after_the_warm_up(spy: Spy, monkeyp
 
 
 def test_one_repeat_is_its_own_median_and_quartiles() -> None:
-    latency = StitchLatency(SPACE[0], (2.5,))
+    latency = StitchLatency(SPACE[0], {1: (2.5,)})
     assert (latency.latency_ms, latency.quartiles_ms, latency.throughput) == (2.5, (2.5, 2.5), 400.0)
+    assert (latency.latencies_ms, latency.throughputs) == ({1: 2.5}, {1: 400.0})
+
+
+def test_the_figures_of_several_batch_sizes() -> None:
+    latency = StitchLatency(SPACE[0], {2: (4.0, 6.0, 5.0), 8: (10.0, 10.0, 10.0)})
+    assert latency.latencies_ms == {2: 5.0, 8: 10.0} and latency.throughputs == {2: 400.0, 8: 800.0}
+    assert (latency.latency_ms, latency.quartiles_ms, latency.throughput) == (5.0, (4.5, 5.5), 400.0)
+    assert hash(latency) == hash(StitchLatency(SPACE[0], {1: (2.5,)}))
 
 
 def test_stitches_take_turns(spy: Spy) -> None:
@@ -104,9 +112,23 @@ def test_stitches_take_turns(spy: Spy) -> None:
     assert names == everyone * (1 + 2 + 3)
 
 
+def test_each_round_runs_every_stitch_at_every_batch_size(spy: Spy) -> None:
+    result = benchmark_stitches(spy, "all", BenchmarkSettings((4, 1), warmup=1, repeats=2))
+    calls = [(call["stitch"].name, len(call["images"])) for call in spy.calls]
+    everyone = [stitch.name for stitch in spy.backbone.space]
+    # At first one run of the largest batch, which shows whether the model runs at all.
+    assert calls[: len(everyone)] == [(name, 4) for name in everyone]
+    assert calls[len(everyone) :] == [(name, size) for size in (1, 4) for name in everyone] * 3
+    for latency in result.latencies:
+        assert {size: len(times) for size, times in latency.times_ms.items()} == {1: 2, 4: 2}
+    for call in spy.calls:
+        assert len(call["samples"]) == len(call["images"])
+        assert torch.equal(call["images"], spy.calls[0]["images"][: len(call["images"])])
+
+
 def test_the_deployed_model_runs_on_the_same_images(spy: Spy) -> None:
     spy.train()
-    settings = BenchmarkSettings(batch_size=3, warmup=1, repeats=1)
+    settings = BenchmarkSettings((3,), warmup=1, repeats=1)
     for _ in range(2):
         benchmark_stitches(spy, "all", settings, input_shape=(32, 48))
     first, *rest = spy.calls
@@ -154,7 +176,7 @@ def test_weights_images_and_results_have_the_precision(precision: str, dtype: to
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_weights_and_images_are_channels_last(channels_last: bool, spy: Spy) -> None:
-    benchmark_stitches(spy, "anchors", replace(QUICK, batch_size=2, channels_last=channels_last))
+    benchmark_stitches(spy, "anchors", replace(QUICK, batch_sizes=(1, 2), channels_last=channels_last))
     for call in spy.calls:
         weight = call["model"].backbone.network.anchor(0).model.patch_embed.proj.weight
         for tensor in (call["images"], weight):
@@ -192,14 +214,15 @@ def test_compiled_stitches_give_the_same_results(make_segmentor: MakeSegmentor) 
 @pytest.mark.slow
 def test_a_benchmark_of_compiled_stitches(make_segmentor: MakeSegmentor) -> None:
     torch._dynamo.utils.counters.clear()
-    result = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, compile="aot_eager"))
+    result = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, batch_sizes=(1, 2), compile="aot_eager"))
     assert result.conditions["compile"] == "aot_eager"
-    assert all(len(latency.times_ms) == 2 for latency in result.latencies)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one graph for each stitch, and no breaks"
+    assert all(len(times) == 2 for latency in result.latencies for times in latency.times_ms.values())
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == 4, "one graph for each stitch and batch size, and no breaks"
 
 
 def test_the_conditions(make_segmentor: MakeSegmentor) -> None:
-    result = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, batch_size=2, precision="bf16"))
+    result = benchmark_stitches(make_segmentor(), "anchors", replace(QUICK, batch_sizes=(2,), precision="bf16"))
     conditions = dict(result.conditions)
     assert conditions.pop("date").endswith("+00:00") and conditions.pop("device")
     assert conditions == {
@@ -215,12 +238,16 @@ def test_the_conditions(make_segmentor: MakeSegmentor) -> None:
         "repeats": 2,
     }
     assert result.input_shape == (32, 32)
+    several = benchmark_conditions(replace(QUICK, batch_sizes=(8, 2)), "cpu")
+    assert (several["batch_size"], several["batch_sizes"]) == (2, "2,8")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(batch_size=0), "batch_size is at least 1, got 0"),
+        (dict(batch_sizes=(0,)), "batch sizes are numbers of at least 1, each once, such as 1,2,4,8; got 0"),
+        (dict(batch_sizes=(4, 1, 4)), "batch sizes are .*; got 4,1,4"),
+        (dict(batch_sizes=()), "batch sizes are .*; got none"),
         (dict(warmup=0), "warmup is at least 1"),
         (dict(repeats=0), "repeats is at least 1"),
         (dict(precision="int8"), "fp32, fp16, bf16; got 'int8'"),
@@ -265,6 +292,15 @@ def test_an_operator_without_half_precision_is_named(spy: Spy, monkeypatch: pyte
         benchmark_stitches(spy, "anchors", QUICK)
 
 
+def test_a_batch_that_does_not_fit_is_named(spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Spy, images: Tensor, *_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Spy, "forward", forward)
+    with pytest.raises(ValueError, match=r"a batch of 8 images does not fit in the memory of cpu: .* --batch-sizes"):
+        benchmark_stitches(spy, "anchors", replace(QUICK, batch_sizes=(1, 8)))
+
+
 class TestGraphs:
     """CUDA graphs, with stand-ins for the GPU."""
 
@@ -282,9 +318,9 @@ class TestGraphs:
             return lambda: "replay"
 
         monkeypatch.setattr(module, "_capture", capture)
-        runs = {stitch: (lambda stitch=stitch: stitch.name) for stitch in spy.backbone.space}
+        runs = {(s, size): (lambda s=s: s.name) for size in (1, 4) for s in spy.backbone.space}
         replays, failure = module._captured(spy.backbone, runs)
-        assert captured == [(stitch.name, stitch.name, "pool") for stitch in spy.backbone.space]
+        assert captured == [(stitch.name, stitch.name, "pool") for stitch in spy.backbone.space] * 2
         assert failure is None and list(replays) == list(runs)
         assert {replay() for replay in replays.values()} == {"replay"}
 
@@ -300,7 +336,7 @@ class TestGraphs:
             return lambda: "replay"
 
         monkeypatch.setattr(module, "_capture", capture)
-        runs = {stitch: (lambda stitch=stitch: stitch.name) for stitch in spy.backbone.space}
+        runs = {(stitch, 1): (lambda stitch=stitch: stitch.name) for stitch in spy.backbone.space}
         remaining, failure = module._captured(spy.backbone, runs)
         assert remaining == runs
         assert failure == (
@@ -311,32 +347,33 @@ class TestGraphs:
 @gpu
 @pytest.mark.parametrize("cuda_graph", [None, False])
 def test_on_a_gpu(cuda_graph: bool | None, make_segmentor: MakeSegmentor) -> None:
-    settings = BenchmarkSettings(precision="fp16", cuda_graph=cuda_graph, warmup=2, repeats=5)
+    settings = BenchmarkSettings((1, 2), precision="fp16", cuda_graph=cuda_graph, warmup=2, repeats=5)
     result = benchmark_stitches(make_segmentor(), "all", settings, device="cuda")
     assert result.notes == () and result.conditions["cuda_graph"] is (cuda_graph is None)
     assert result.conditions["device"] == torch.cuda.get_device_name()
     for latency in result.latencies:
-        assert all(0 < elapsed < 1000 for elapsed in latency.times_ms)
+        assert list(latency.times_ms) == [1, 2]
+        assert all(0 < elapsed < 1000 for times in latency.times_ms.values() for elapsed in times)
         assert latency.peak_memory is not None and latency.peak_memory > 1e5
 
 
 @gpu
 def test_a_graph_computes_what_the_stitch_computes(make_segmentor: MakeSegmentor) -> None:
     model = deployed(make_segmentor()).cuda()
-    images, out = torch.randn(1, 3, 32, 32, device="cuda"), {}
+    images, out = torch.randn(2, 3, 32, 32, device="cuda"), {}
+    cases = [(stitch, size) for size in (1, 2) for stitch in model.backbone.space]
     with torch.inference_mode():
-        shape = model(images, mode="tensor").shape
-        for stitch in model.backbone.space:
-            out[stitch] = torch.zeros(shape, device="cuda")
-        runs = {s: (lambda s=s: out[s].copy_(model(images, mode="tensor"))) for s in model.backbone.space}
+        for stitch, size in cases:
+            out[stitch, size] = torch.zeros_like(model(images[:size], mode="tensor"))
+        runs = {(s, n): (lambda s=s, n=n: out[s, n].copy_(model(images[:n], mode="tensor"))) for s, n in cases}
         replays, failure = module._captured(model.backbone, runs)
         assert failure is None
-        for stitch, replay in reversed(list(replays.items())):
+        for (stitch, size), replay in reversed(list(replays.items())):
             model.backbone.set_stitch(stitch)
-            expected = model(images, mode="tensor")
-            out[stitch].zero_()
+            expected = model(images[:size], mode="tensor")
+            out[stitch, size].zero_()
             replay()
-            torch.testing.assert_close(out[stitch], expected)
+            torch.testing.assert_close(out[stitch, size], expected)
 
 
 @gpu
@@ -346,4 +383,4 @@ def test_a_model_that_waits_for_the_gpu_is_measured_without_graphs(spy: Spy, mon
     result = benchmark_stitches(spy, "anchors", QUICK, device="cuda")
     assert result.conditions["cuda_graph"] is False
     assert [note.partition(":")[0] for note in result.notes] == ["measured without CUDA graphs"]
-    assert all(len(latency.times_ms) == 2 for latency in result.latencies)
+    assert all(len(latency.times_ms[1]) == 2 for latency in result.latencies)

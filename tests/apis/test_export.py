@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -271,7 +272,7 @@ def test_the_front_and_its_figures(data: Path, tmp_path: Path) -> None:
     for stitch, quality in ((space["S"], 30.0), (space["S0-L2"], 20.0), (space["L"], 40.0)):
         cost = model_costs(model)[stitch.id]
         point = OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params, {"mIoU": quality}, 7.0)
-        points = points.add(point)
+        points = points.add(replace(point, latencies_ms={1: 7.0, 4: 20.0}))
     points.save(tmp_path / "points.json")
     manifest = export_stitches(config, checkpoint, "front", tmp_path / "out", points=tmp_path / "points.json")
     assert [(stitch.name, stitch.metrics) for stitch in manifest.stitches] == [
@@ -279,7 +280,7 @@ def test_the_front_and_its_figures(data: Path, tmp_path: Path) -> None:
         ("L", {"mIoU": 40.0}),
     ]
     front = OperatingPoints.load(tmp_path / "out/front.json")
-    assert [point.latency_ms for point in front] == [None, None] and not front.benchmark
+    assert [(p.latency_ms, p.latencies_ms) for p in front] == [(None, {})] * 2 and not front.benchmark
     assert [point.name for point in front] == ["S", "L"]
     assert (manifest.metric, manifest.higher) == ("mIoU", True)
     assert Manifest.load(tmp_path / "out") == manifest

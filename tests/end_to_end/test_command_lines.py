@@ -27,7 +27,7 @@ ARGUMENTS = {
         "--stitches",
         "--out",
         "--shape",
-        "--batch-size",
+        "--batch-sizes",
         "--precision",
         "--channels-last",
         "--compile",

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
-from mmsnnet.evaluation.latencies import Benchmark, StitchLatency, check_conditions, points_to_time, with_latencies
+from mmsnnet.evaluation.latencies import (
+    Benchmark,
+    StitchLatency,
+    batch_latencies,
+    check_conditions,
+    points_to_time,
+    with_latencies,
+)
 from mmsnnet.stitching import Stitch, StitchSpace
 
 SPACE = StitchSpace.two_way((2, 4))
@@ -31,7 +38,9 @@ def evaluated(*stitches: Stitch, **kwargs: Any) -> OperatingPoints:
 
 def measured(*stitches: Stitch, milliseconds: float = 10.0, **conditions: Any) -> Benchmark:
     values = {"device": "CPU", "threads": 1, "batch_size": 2, "warmup": 1, "repeats": 2, "date": "today"} | conditions
-    latencies = (StitchLatency(s, (milliseconds + s.id,), batch_size=2, peak_memory=7) for s in stitches)
+    sizes = map(int, str(values.get("batch_sizes", values["batch_size"])).split(","))
+    times = {size: milliseconds * size / 2 for size in sizes}
+    latencies = (StitchLatency(s, {n: (ms + s.id,) for n, ms in times.items()}, peak_memory=7) for s in stitches)
     return Benchmark((32, 32), values, tuple(latencies))
 
 
@@ -76,6 +85,7 @@ def test_measuring_again_replaces(tmp_path: Path) -> None:
     ("conditions", "message"),
     [
         (dict(batch_size=8), "batch_size 2 instead of 8"),
+        (dict(batch_sizes="2,8"), "batch_size 2 instead of 2,8"),
         (dict(device="GPU", threads=3), "device CPU instead of GPU, threads 1 instead of 3"),
         (dict(precision="fp16"), "precision unknown instead of fp16"),
     ],
@@ -88,6 +98,51 @@ def test_one_file_has_latencies_of_one_kind_of_conditions(conditions: dict[str, 
     with pytest.raises(ValueError, match=message):
         check_conditions(points, [0], benchmark.conditions)
     check_conditions(points, [0, 1], benchmark.conditions)
+
+
+@pytest.mark.parametrize("conditions", [dict(), dict(batch_size=8), dict(batch_sizes="2,4"), dict(batch_size=1)])
+def test_all_stitches_of_a_file_have_the_same_batch_sizes(conditions: dict[str, Any]) -> None:
+    several = dict(batch_sizes="2,4,8")
+    points = with_latencies(evaluated(SMALL, LARGE), counted(), measured(SMALL, LARGE, **several))
+    with pytest.raises(ValueError, match=r"batch_size 2,4,8 instead of \d.*--stitches"):
+        with_latencies(points, counted(), measured(SMALL, **conditions))
+    again = with_latencies(points, counted(), measured(SMALL, milliseconds=20.0, **several))
+    assert [list(point.latencies_ms) for point in again] == [[2, 4, 8]] * 2
+    # All stitches again, under any conditions.
+    other = with_latencies(points, counted(), measured(SMALL, LARGE, **conditions))
+    assert other.benchmark == measured(**conditions).conditions
+
+
+def test_several_batch_sizes_add_a_latency_for_each(tmp_path: Path) -> None:
+    path = tmp_path / "points.json"
+    points = with_latencies(evaluated(SMALL, LARGE), counted(), measured(SMALL, LARGE, batch_sizes="2,4,8"))
+    points.save(path)
+    loaded = OperatingPoints.load(path)
+    assert loaded == points and loaded.benchmark["batch_sizes"] == "2,4,8"
+    small, large = loaded
+    assert small.latencies_ms == {2: 10.0, 4: 20.0, 8: 40.0} and large.latencies_ms == {2: 11.0, 4: 21.0, 8: 41.0}
+    assert (large.latency_ms, large.throughput, large.peak_memory) == (11.0, 2000 / 11.0, 7)
+    assert batch_latencies(loaded) == {0: small.latencies_ms, 1: large.latencies_ms}
+    # One size again: nothing of the others stays.
+    one = with_latencies(loaded, counted(), measured(SMALL, LARGE))
+    assert one == with_latencies(evaluated(SMALL, LARGE), counted(), measured(SMALL, LARGE))
+    assert not any("latencies_ms" in point.to_json() for point in one) and "batch_sizes" not in one.benchmark
+
+
+def test_the_latencies_of_a_file_with_one_batch_size() -> None:
+    points = with_latencies(evaluated(SMALL, LARGE), counted(), measured(SMALL, LARGE))
+    assert batch_latencies(points) == {0: {2: 10.0}, 1: {2: 11.0}}
+    assert batch_latencies(counted(points=())) == {}
+
+
+def test_latencies_that_were_not_measured_are_named() -> None:
+    points = with_latencies(evaluated(SMALL, LARGE), counted(), measured(SMALL))
+    with pytest.raises(ValueError, match=r"stitch 1 \(L\) has no latency_ms: .*benchmark\.py"):
+        batch_latencies(points)
+    for size in (None, "2", True, 0):
+        unknown = replace(points, points=points.points[:1], benchmark=dict(batch_size=size))
+        with pytest.raises(ValueError, match=r"batch size of the latency of stitch 0 \(S\) is unknown.*benchmark\.py"):
+            batch_latencies(unknown)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,13 @@ def test_save_and_load_give_the_same_points(tmp_path: Path) -> None:
         rng = random.Random(seed)
         saved = run(
             *(
-                point(i, 10**11 + i, rng.random(), latency_ms=rng.choice([None, rng.random()]))
+                point(
+                    i,
+                    10**11 + i,
+                    rng.random(),
+                    latency_ms=rng.choice([None, rng.random()]),
+                    latencies_ms={size: rng.random() for size in rng.sample(range(1, 65), rng.randint(0, 5))},
+                )
                 for i in rng.sample(range(200), rng.randint(0, 30))
             )
         )
@@ -308,8 +314,23 @@ def test_every_cut_is_found(tmp_path: Path) -> None:
             OperatingPoints.load(path)
 
 
+def test_the_latencies_of_batches_are_sorted_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "points.json"
+    saved = run(point(0, 1, 1.0, latency_ms=2, latencies_ms={8: 9, np.int64(1): np.float64(2), 4: 5.5}), point(1, 2))
+    saved.save(path)
+    first, second = json.loads(path.read_text())["stitches"]
+    assert first["latencies_ms"] == {"1": 2.0, "4": 5.5, "8": 9.0} and "latencies_ms" not in second
+    loaded = OperatingPoints.load(path)
+    assert loaded == saved and list(loaded.points[0].latencies_ms.items()) == [(1, 2.0), (4, 5.5), (8, 9.0)]
+    assert all(type(size) is int for size in saved.points[0].latencies_ms)
+    assert OperatingPoint.from_json(first) == OperatingPoint.from_json(saved.points[0].to_json()) == saved.points[0]
+    assert hash(saved.points[0]) == hash(replace(saved.points[0], latencies_ms={}))
+    assert saved.merged_with(saved) == replace(saved, points=()).merged_with(saved) == saved
+
+
 def document(**changes: object) -> dict[str, object]:
-    stitch = {"id": 0, "name": "S", "kind": "S", "flops": 5, "params": 6, "metrics": {"mIoU": 1.5}, "latency_ms": 2}
+    stitch: dict[str, object] = {"id": 0, "name": "S", "kind": "S", "flops": 5, "params": 6, "metrics": {"mIoU": 1.5}}
+    stitch |= {"latency_ms": 2, "latencies_ms": None}
     head = {"schema": 1, "config": "c", "checkpoint": "k", "dataset": "d", "input_shape": [4, 6], "device": "cpu"}
     result = {**head, "stitches": [stitch]}
     for key, value in changes.items():
@@ -360,6 +381,14 @@ def test_the_document_to_be_spoilt_is_sound(tmp_path: Path) -> None:
         ({"metrics": {"mIoU": "46"}}, r"stitches\[0\]: metrics: mIoU: expected a number, found '46'"),
         ({"metrics": {"mIoU": False}}, r"stitches\[0\]: metrics: mIoU: expected a number, found False"),
         ({"latency_ms": "fast"}, r"stitches\[0\]: latency_ms: expected a number, found 'fast'"),
+        ({"latencies_ms": [1]}, r"stitches\[0\]: latencies_ms: expected a mapping of batch sizes to times in ms"),
+        *(
+            ({"latencies_ms": {size: 1}}, r"stitches\[0\]: latencies_ms: expected batch sizes, .* found '?" + size[:20])
+            for size in ("0", "-1", "01", "1.5", "many", "9" * 5000)
+        ),
+        ({"latencies_ms": {"4": "fast"}}, r"stitches\[0\]: latencies_ms: 4: expected a number, found 'fast'"),
+        ({"latencies_ms": {"4": -1}}, r"stitches\[0\]: latencies_ms: 4: expected a time in ms, finite and not neg"),
+        ({"latencies_ms": {"4": None}}, r"stitches\[0\]: latencies_ms: 4: expected a number, found None"),
         ({"latency_ms": -1}, r"stitches\[0\]: latency_ms: expected a time in ms, finite and not negative, found -1.0"),
     ],
 )
@@ -375,11 +404,23 @@ HUGE = ["1" + "0" * 400, "-" + "9" * 5000, "1e999"]
 
 @pytest.mark.parametrize("number", HUGE, ids=["400", "5000", "1e999"])
 @pytest.mark.parametrize(
-    "key", ["id", "flops", "params", "peak_memory", "latency_ms", "throughput", "metrics", "input_shape", "depths"]
+    "key",
+    [
+        "id",
+        "flops",
+        "params",
+        "peak_memory",
+        "latency_ms",
+        "latencies_ms",
+        "throughput",
+        "metrics",
+        "input_shape",
+        "depths",
+    ],
 )
 def test_a_number_that_no_float_holds_is_refused(key: str, number: str, tmp_path: Path) -> None:
     path = tmp_path / "points.json"
-    values = {"metrics": {"mIoU": "?"}, "input_shape": ["?", 4], "depths": ["?"]}
+    values = {"metrics": {"mIoU": "?"}, "latencies_ms": {"4": "?"}, "input_shape": ["?", 4], "depths": ["?"]}
     spoilt: dict[str, Any] = document(**({} if key in ("peak_memory", "throughput") else {key: values.get(key, "?")}))
     if key in ("peak_memory", "throughput"):
         spoilt["stitches"][0][key] = "?"

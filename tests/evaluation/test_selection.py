@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,13 @@ def test_the_front_has_both_costs_where_all_points_have_both() -> None:
     assert [(p.id, p.latency_ms) for p in front] == [(0, None), (2, None)]
     with pytest.raises(ValueError, match=r"benchmark\.py"):
         select_stitch(front, max_latency_ms=9)
+
+
+def test_the_front_keeps_the_latencies_of_batches_or_drops_all_latencies() -> None:
+    points = [replace(point(i, 1 + i, 40 + i, 3.0 + i), latencies_ms={1: 3.0 + i, 4: 9.0 + i}) for i in range(3)]
+    assert compact_front(run(*points)).points == tuple(points)
+    front = compact_front(run(*points, point(3, 9, 50)))
+    assert [(p.latency_ms, p.latencies_ms) for p in front] == [(None, {})] * 4
 
 
 def test_there_is_no_front_of_nothing() -> None:

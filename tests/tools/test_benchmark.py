@@ -14,6 +14,7 @@ import torch
 
 from mmsnnet.apis import build_model, load_config
 from mmsnnet.evaluation import OperatingPoints
+from mmsnnet.evaluation.latencies import batch_latencies
 
 REPOSITORY = Path(__file__).parents[2]
 Done = subprocess.CompletedProcess[str]
@@ -62,7 +63,7 @@ def test_latencies_are_added_to_the_file_of_get_flops(config: Path, here: Callab
     assert len(before["stitches"]) == 4
     torch.save({"state_dict": build_model(load_config(config)).state_dict()}, checkpoint)
     options = ("--checkpoint", checkpoint, "--out", path, "--device", "cpu", "--warmup", 1, "--repeats", 3)
-    options += ("--batch-size", 2, "--precision", "bf16", "--channels-last", *shape)
+    options += ("--batch-sizes", 2, "--precision", "bf16", "--channels-last", *shape)
 
     done = subprocess.run(
         [sys.executable, REPOSITORY / "tools" / "analysis_tools" / "benchmark.py", config, *map(str, options)],
@@ -87,6 +88,7 @@ def test_latencies_are_added_to_the_file_of_get_flops(config: Path, here: Callab
         "warmup": 1,
         "repeats": 3,
     }
+    assert "batch_sizes" not in how
     del before["stitches"], after["stitches"]
     assert after == before
 
@@ -117,7 +119,7 @@ def test_by_default_the_stitches_of_the_file_are_measured(
     path, quick = tmp_path / "points.json", ("--device", "cpu", "--warmup", 1, "--repeats", 1)
     assert here("benchmark", config, "--stitches", "anchors", "--out", path, *quick).returncode == 0
     assert [point.name for point in OperatingPoints.load(path)] == ["S", "L"]
-    # Another batch size is allowed, because all latencies are replaced.
+    # Another batch size is allowed, because all latencies are replaced. The option's name of before works.
     assert here("benchmark", config, "--out", path, "--batch-size", 2, *quick).returncode == 0
     points = OperatingPoints.load(path)
     assert [point.name for point in points] == ["S", "L"] and points.benchmark["batch_size"] == 2
@@ -125,11 +127,50 @@ def test_by_default_the_stitches_of_the_file_are_measured(
     assert nothing.returncode == 0 and "written" not in nothing.stdout and "L1-S1" in nothing.stdout
 
 
+@pytest.mark.slow
+def test_several_batch_sizes(config: Path, here: Callable[..., Done], tmp_path: Path) -> None:
+    """Each has a column of the table and a latency in the file; stitches of one file are measured at the same sizes."""
+    path = tmp_path / "points.json"
+    quick = ("--device", "cpu", "--warmup", 1, "--repeats", 2, "--out", path)
+    done = here("benchmark", config, "--stitches", "anchors", "--batch-sizes", "4,1,2", *quick)
+    assert done.returncode == 0, done.stderr
+    points = OperatingPoints.load(path)
+    assert (points.benchmark["batch_size"], points.benchmark["batch_sizes"]) == (1, "1,2,4")
+    for point in points:
+        assert list(point.latencies_ms) == [1, 2, 4] and point.latencies_ms[1] == point.latency_ms
+        assert point.throughput == pytest.approx(1000 / point.latency_ms)
+    assert batch_latencies(points) == {point.id: point.latencies_ms for point in points}
+
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    words = " ".join(lines)
+    assert "batch sizes 1,2,4" in words and "batch size 1," not in words
+    header = lines.index("latency (ms) quartiles (ms) images/s")
+    assert lines[header + 1] == "id name kind GFLOPs batch 1 batch 2 batch 4 batch 1 at batch"
+    (small,) = (line.split() for line in lines if line.startswith("0 S S "))
+    assert small[4:7] == [f"{latency:.2f}" for latency in points.points[0].latencies_ms.values()]
+    best = max((1000 * size / latency, size) for size, latency in points.points[0].latencies_ms.items())
+    assert small[-2:] == [f"{best[0]:.4g}", f"({best[1]})"]
+
+    content = path.read_bytes()
+    is_refused(here("benchmark", config, "--stitches", "S", *quick), "batch_size 1,2,4 instead of 1")
+    is_refused(
+        here("benchmark", config, "--stitches", "S", "--batch-sizes", "1,4", *quick), "batch_size 1,2,4 instead of 1,4"
+    )
+    assert path.read_bytes() == content
+    assert here("benchmark", config, "--stitches", "S", "--batch-sizes", "1,2,4", *quick).returncode == 0
+    assert here("benchmark", config, *quick).returncode == 0
+    assert not any(point.latencies_ms for point in OperatingPoints.load(path))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--stitches", "X9"), "no stitch 'X9'"),
         (("--repeats", "0"), "repeats is at least 1, got 0"),
+        (("--batch-sizes", "1,0"), "batch sizes are numbers of at least 1, each once, such as 1,2,4,8; got 1,0"),
+        (("--batch-sizes", "4,2,4"), "batch sizes are numbers of at least 1, each once, such as 1,2,4,8; got 4,2,4"),
+        (("--batch-sizes", "1,two"), "expected numbers of images, such as 1,2,4,8; got '1,two'"),
+        (("--batch-size", "1.5"), "expected numbers of images, such as 1,2,4,8; got '1.5'"),
         (("--checkpoint", "nowhere.pth"), "nowhere.pth"),
         (("--cuda-graph",), "a CUDA graph needs a GPU"),
         (("--shape", "0", "32"), "both positive"),

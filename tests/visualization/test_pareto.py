@@ -197,6 +197,9 @@ def test_runs_timed_otherwise_are_told_apart(tmp_path: Path, monkeypatch: pytest
     axes = drawn(runs, tmp_path, monkeypatch, cost="latency_ms")
     assert header(axes) == ["1: run0, device Toaster 3, batch_size 1", "2: run0, device cpu, batch_size 8"]
     assert axes.get_xlabel() == "latency (ms)"
+    # The latencies are those of `batch_size`; the other sizes of one run are not drawn.
+    runs[1] = replace(runs[0], benchmark=settings | {"batch_sizes": "1,4"})
+    assert header(drawn(runs, tmp_path, monkeypatch, cost="latency_ms")) == ["1: run0", "2: run0"]
     # FLOPs do not depend on it.
     assert header(drawn(runs, tmp_path, monkeypatch)) == ["1: run0", "2: run0"]
 

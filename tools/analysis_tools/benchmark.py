@@ -61,7 +61,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--shape", nargs=2, type=int, metavar=("H", "W"), help="input size (default: the backbone's img_size)"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=defaults.batch_size, metavar="N", help="images (default: %(default)s)"
+        "--batch-sizes",
+        type=_batch_sizes,
+        default=defaults.batch_sizes,
+        metavar="N[,N...]",
+        help="images in a batch, such as 1,2,4,8 (default: 1)",
     )
     parser.add_argument(
         "--precision",
@@ -93,8 +97,15 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers of images, such as 1,2,4,8; got {text!r}") from None
+
+
 def benchmark(args: argparse.Namespace) -> None:
-    names = ("batch_size", "precision", "channels_last", "compile", "cuda_graph", "warmup", "repeats")
+    names = ("batch_sizes", "precision", "channels_last", "compile", "cuda_graph", "warmup", "repeats")
     settings = BenchmarkSettings(**{name: getattr(args, name) for name in names})
     graphs = None
     if args.export is None:
@@ -139,27 +150,38 @@ def benchmark(args: argparse.Namespace) -> None:
 
 
 def latency_table(measured: Benchmark, counted: OperatingPoints) -> Table:
-    """One row for each stitch, fastest first, below the conditions."""
+    """One row for each stitch, fastest first, below the conditions.
+
+    With several batch sizes there is a column of latencies for each, with the quartiles of the smallest size, the
+    throughput of the best one, and the peak of memory of the largest one.
+    """
     height, width = measured.input_shape
-    shown = {key: value for key, value in measured.conditions.items() if key != "date" and value not in (False, None)}
+    hidden = ("date", "batch_size") if "batch_sizes" in measured.conditions else ("date",)
+    shown = {k: value for k, value in measured.conditions.items() if k not in hidden and value not in (False, None)}
     title = ", ".join(key if value is True else f"{key} {value}" for key, value in shown.items())
     table = Table(title=Text(f"{height} x {width}, {title.replace('_', ' ')}"), box=SIMPLE_HEAD)
     flops = {point.id: point.flops for point in counted}
     memory = any(latency.peak_memory is not None for latency in measured.latencies)
-    for header in ("id", "name", "kind", "GFLOPs", "latency (ms)", "quartiles (ms)", "images/s"):
+    sizes = list(measured.latencies[0].times_ms)
+    headers = ["id", "name", "kind", "GFLOPs", "latency (ms)", "quartiles (ms)", "images/s"]
+    headers += ["peak (MiB)"] if memory else []
+    if len(sizes) > 1:
+        peak = [f"peak (MiB)\nbatch {sizes[-1]}"] if memory else []
+        latencies = [f"latency (ms)\nbatch {sizes[0]}", *(f"\nbatch {size}" for size in sizes[1:])]
+        headers[4:] = [*latencies, f"quartiles (ms)\nbatch {sizes[0]}", "images/s\nat batch", *peak]
+    for header in headers:
         table.add_column(header, justify="left" if header in ("name", "kind") else "right", no_wrap=True)
-    if memory:
-        table.add_column("peak (MiB)", justify="right", no_wrap=True)
     for latency in sorted(measured.latencies, key=lambda latency: latency.latency_ms):
         stitch = latency.stitch
+        throughput, size = max((images, size) for size, images in latency.throughputs.items())
         table.add_row(
             str(stitch.id),
             stitch.name,
             stitch.kind,
             f"{flops[stitch.id] / 1e9:.4g}",
-            f"{latency.latency_ms:.2f}",
+            *(f"{one:.2f}" for one in latency.latencies_ms.values()),
             " - ".join(f"{quartile:.2f}" for quartile in latency.quartiles_ms),
-            f"{latency.throughput:.4g}",
+            f"{throughput:.4g}" + (f" ({size})" if len(sizes) > 1 else ""),
             *([f"{latency.peak_memory / 2**20:.0f}"] if memory else []),
         )
     return table
