@@ -74,7 +74,7 @@ $(VENV)/.setup-full: $(VENV)/.setup
 	$(BIN)/python -c 'import mmcv._ext' 2>/dev/null || \
 		$(PIP) --no-build-isolation --no-cache-dir --force-reinstall --no-deps onedl-mmcv
 	$(BIN)/python -c 'import mmcv._ext'
-	$(PIP) -e '.[mminstall,det,viz,onnx,demo,dev]'
+	$(PIP) -e '.[mminstall,det,viz,onnx,demo,serve,dev]'
 	$(HEADLESS)
 	touch $@
 

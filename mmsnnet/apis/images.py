@@ -6,6 +6,7 @@ import copy
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,28 @@ PACKERS = {"PackSegInputs": "segmentation", "PackDetInputs": "detection", "PackC
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 TIFF_MODES = ("F", "I", "I;16B", "I;16L", "I;16N")
 
-# A path, an array (H, W, 3), blue first as in OpenCV, or (H, W), or an image of Pillow.
-ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
+# A path, an array (H, W, 3), blue first as in OpenCV, or (H, W), an image of Pillow, or the content of a file.
+ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image | bytes
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """An image, ready for a model.
+
+    Attributes:
+        source: the path of the image; None for an image in memory.
+        image: as shown, (H, W, 3) uint8 in RGB, rotated by its EXIF orientation.
+        packed: what the test pipeline packs.
+    """
+
+    source: str | None
+    image: np.ndarray
+    packed: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the model's input (C, H, W). Images of one shape can share a batch."""
+        return tuple(self.packed["inputs"].shape)
 
 
 def list_images(images: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[ImageLike], bool]:
@@ -42,7 +63,7 @@ def list_images(images: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[Image
         MissingFileError: a folder has no pictures, or a pattern matches nothing.
         TypeError: the argument is no image, path or iterable.
     """
-    if isinstance(images, np.ndarray | Image.Image):
+    if isinstance(images, np.ndarray | Image.Image | bytes):
         return [images], True
     if isinstance(images, str | os.PathLike):
         images = os.path.expanduser(os.fspath(images))
@@ -56,7 +77,7 @@ def list_images(images: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[Image
                 raise MissingFileError(f"no file matches {images!r} (working folder {Path.cwd()})")
             return matches, False
         return [images], True
-    if isinstance(images, Iterable) and not isinstance(images, Mapping | bytes):
+    if isinstance(images, Iterable) and not isinstance(images, Mapping):
         return images, False
     raise TypeError(f"expected a path, an array, an image of Pillow, or several of them; got {type(images).__name__}")
 
@@ -150,6 +171,8 @@ def _sample(image: ImageLike, name: str) -> dict[str, Any]:
         if os.path.isdir(path):
             raise DataError(f"{path} is a folder: expected an image")
         return dict(img_path=path)
+    if isinstance(image, bytes):
+        return dict(img_path=name, img_bytes=image)
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "") or name
         return dict(img_path=name, img_bytes=_file_of(image, name))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
@@ -19,7 +18,7 @@ from mmengine.structures import BaseDataElement
 
 from mmsnnet.apis.config import load_config
 from mmsnnet.apis.devices import checked_device
-from mmsnnet.apis.images import ImageLike, ImageLoader, batches, list_images, source_of
+from mmsnnet.apis.images import ImageLike, ImageLoader, LoadedImage, batches, list_images, source_of
 from mmsnnet.apis.model import build_model, deployed
 from mmsnnet.apis.overlay import overlay_of
 from mmsnnet.apis.prediction import FailedImage, Prediction
@@ -237,6 +236,32 @@ class Predictor:
             self.set_stitch(before)
         return self.space[chosen.id]
 
+    def load(self, image: ImageLike, number: int = 0) -> LoadedImage:
+        """Read and preprocess an image, as the config's test pipeline does. Several threads can do so at the same time.
+
+        Args:
+            image: as of a call.
+            number: of the image, for messages.
+
+        Raises:
+            MissingFileError, DataError, TypeError: as of a call.
+        """
+        shown, packed = self._load(image, number)
+        return LoadedImage(source_of(image), shown, packed)
+
+    def predict(self, images: Sequence[LoadedImage], stitch: Stitch | None = None) -> list[Prediction]:
+        """The predictions for a batch of loaded images of one shape.
+
+        Args:
+            images: at least one.
+            stitch: to run; by default the current one.
+        """
+        samples, name, ms = self._forward([image.packed for image in images], stitch)
+        return [
+            Prediction(image.source, image.image, sample, name, ms, self._gflops(name), self.overlay)
+            for image, sample in zip(images, samples, strict=True)
+        ]
+
     def _run(
         self, images: Iterable[ImageLike], stitch: Stitch | None, batch_size: int | None
     ) -> Iterator[tuple[ImageLike, Prediction | UserError]]:
@@ -249,20 +274,17 @@ class Predictor:
         for batch in batches(images, batch_size):
             results: dict[int, Prediction | UserError] = {}
             # Toolboxes refuse batches of different sizes, or pad them, which changes predictions.
-            groups: dict[Any, list[tuple[int, np.ndarray, dict[str, Any]]]] = {}
+            groups: dict[tuple[int, ...], list[tuple[int, LoadedImage]]] = {}
             for number, image in batch:
                 try:
-                    shown, packed = self._load(image, number)
+                    loaded = self.load(image, number)
                 except UserError as error:
                     results[number] = error
                 else:
-                    groups.setdefault(packed["inputs"].shape, []).append((number, shown, packed))
+                    groups.setdefault(loaded.shape, []).append((number, loaded))
             for group in groups.values():
-                numbers, pictures, inputs = zip(*group, strict=True)
-                samples, name, ms = self._forward(list(inputs), stitch)
-                for number, shown, sample in zip(numbers, pictures, samples, strict=True):
-                    source = source_of(dict(batch)[number])
-                    results[number] = Prediction(source, shown, sample, name, ms, self._gflops(name), self.overlay)
+                numbers, inputs = zip(*group, strict=True)
+                results |= zip(numbers, self.predict(inputs, stitch), strict=True)
             yield from ((image, results[number]) for number, image in batch)
 
     def _forward(self, inputs: list[dict[str, Any]], stitch: Stitch | None) -> tuple[list[BaseDataElement], str, float]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mmsnnet.cli.ports import free_port
 from mmsnnet.demo.page import CSS
-from mmsnnet.errors import SettingError
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -32,7 +31,7 @@ def serve(page: Blocks, host: str, port: int | None, max_upload_mb: float, annou
 
     _, url, _ = page.launch(
         server_name=host,
-        server_port=free_port(host, port),
+        server_port=free_port(host, PORTS if port is None else (port,)),
         share=False,
         quiet=True,
         prevent_thread_lock=True,
@@ -50,19 +49,3 @@ def serve(page: Blocks, host: str, port: int | None, max_upload_mb: float, annou
     )
     announce(url)
     page.block_thread()
-
-
-def free_port(host: str, port: int | None) -> int:
-    """The port, or the first free one of ``PORTS``, if a server can answer on it.
-
-    Raises:
-        SettingError: none can; the message says why.
-    """
-    for candidate in PORTS if port is None else (port,):
-        try:
-            family, *_ = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0]
-            with socket.create_server((host, candidate), family=family):
-                return candidate
-        except (OSError, OverflowError) as error:
-            reason = error
-    raise SettingError(f"cannot serve on {host}:{candidate}: {reason}") from reason

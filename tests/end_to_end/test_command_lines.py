@@ -21,6 +21,19 @@ STITCHED = REPOSITORY / "configs/quickstart/stitched-vit-s-l_setr_shapes-64x64.p
 ARGUMENTS = {
     "train": ("config", "--work-dir", "--resume", "--amp", "--cfg-options", "--launcher"),
     "test": ("config", "checkpoint", "--stitches", "--out", "--backend"),
+    "serve": (
+        "FOLDER",
+        "--deadline-ms",
+        "--policy",
+        "--points",
+        "--metric",
+        "--replicas",
+        "--threads",
+        "--device",
+        "--host",
+        "--port",
+        "--address",
+    ),
     "analysis_tools/benchmark": (
         "config",
         "--checkpoint",

@@ -1,24 +1,23 @@
-"""Addresses of the page's server."""
+"""Ports that servers answer on."""
 
 import socket
 
 import pytest
 
-from mmsnnet.demo.server import PORTS, free_port
+from mmsnnet.cli.ports import free_port
 from mmsnnet.errors import SettingError
 
 
-def test_a_port_that_is_taken_is_an_error_or_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken_is_an_error_or_passed_over() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingError, match=f"^cannot serve on 127.0.0.1:{port}: .*in use"):
-            free_port("127.0.0.1", port)
-        monkeypatch.setattr("mmsnnet.demo.server.PORTS", (port, 0))
-        assert free_port("127.0.0.1", None) == 0
-    assert free_port("127.0.0.1", port) == port and PORTS[0] == 7860
+            free_port("127.0.0.1", [port])
+        assert free_port("127.0.0.1", [port, 0]) == 0
+    assert free_port("127.0.0.1", [port]) == port
 
 
 @pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 7860), ("no host", 7860), ("127.0.0.1", 70_000)])
 def test_an_address_that_is_none_is_an_error(host: str, port: int) -> None:
     with pytest.raises(SettingError, match=f"^cannot serve on {host}:{port}: "):
-        free_port(host, port)
+        free_port(host, [port])

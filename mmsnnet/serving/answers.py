@@ -1,0 +1,21 @@
+"""What a replica says to a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a request, before it becomes HTTP.
+
+    Attributes:
+        status: of HTTP: 200; 400 for an image that cannot be read; 503 if the deadline cannot be met.
+        content: for JSON.
+        retry_after_s: with 503, when to try again.
+    """
+
+    status: int
+    content: dict[str, Any]
+    retry_after_s: float | None = None

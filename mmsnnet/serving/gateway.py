@@ -1,0 +1,266 @@
+"""The HTTP side of the server: limits, the token, retries after a lost replica, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import Metric
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mmsnnet.serving.answers import Answer
+
+# A client has this long to send its image.
+UPLOAD_S = 10.0
+LONGEST_DEADLINE_MS = 600_000
+ATTEMPTS = 3
+# The weight of the last request in the mean time between gateway and replica.
+RECENT = 0.1
+
+
+class ReplicaLostError(Exception):
+    """The replica ended before it answered."""
+
+
+class NoReplicaError(Exception):
+    """No replica can take the request now."""
+
+
+class Backend(Protocol):
+    """The replicas of the model, as the gateway sees them."""
+
+    async def answer(self, body: bytes, left_ms: float, masks: bool) -> Answer:
+        """As :meth:`mmsnnet.serving.engine.Engine.answer`, by any replica.
+
+        Raises:
+            ReplicaLostError, NoReplicaError: the request got no answer.
+        """
+
+    async def states(self) -> list[dict[str, Any]]:
+        """The state of each replica that answers at once."""
+
+    async def metrics(self) -> list[Sequence[Metric]]:
+        """The metrics of each process of the server, of this one too."""
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """What a gateway allows.
+
+    Attributes:
+        deadline_ms: from the last byte of a request to its answer, if the request names no other.
+        max_upload_bytes: the largest image file.
+        token: that requests must carry as ``Authorization: Bearer TOKEN``; None for none.
+        front: what ``/front`` returns.
+    """
+
+    deadline_ms: float
+    max_upload_bytes: int
+    token: str | None
+    front: dict[str, Any]
+
+
+class RefusedError(Exception):
+    """A request that gets a status other than 200, and why."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Gateway:
+    """The application that answers HTTP requests.
+
+    Args:
+        backend: the replicas.
+        settings: what is allowed.
+        registry: of its metrics.
+
+    Attributes:
+        app: for an ASGI server.
+    """
+
+    def __init__(self, backend: Backend, settings: GatewaySettings, registry: CollectorRegistry) -> None:
+        self.backend, self.settings = backend, settings
+        self._hop_ms = 0.0
+        self._outcomes = Counter("mmsnnet_requests", "Requests for a prediction", ["outcome"], registry=registry)
+        for outcome in ("met", "missed", "rejected", "refused", "failed"):
+            self._outcomes.labels(outcome)
+        self._seconds = Histogram(
+            "mmsnnet_request_seconds",
+            "From the last byte of a request to its answer, of answered requests",
+            buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+            registry=registry,
+        )
+        self.app = Starlette(
+            routes=[
+                Route("/predict", self._predict, methods=["POST"]),
+                Route("/health", self._health),
+                Route("/metrics", self._metrics),
+                Route("/front", self._front),
+            ]
+        )
+
+    async def _predict(self, request: Request) -> Response:
+        try:
+            self._authorize(request)
+            deadline_ms, masks = _parameters(request, self.settings.deadline_ms)
+            body = await _read(request, self.settings.max_upload_bytes)
+        except RefusedError as error:
+            self._outcomes.labels("refused").inc()
+            # The rest of the request stays unread.
+            headers = {"Connection": "close"} | ({"WWW-Authenticate": "Bearer"} if error.status == 401 else {})
+            return JSONResponse(dict(error=str(error)), error.status, headers)
+        except ClientDisconnect:
+            self._outcomes.labels("refused").inc()
+            return Response(status_code=400)
+        start = time.monotonic()
+        try:
+            answer = await self._answer(body, start, deadline_ms, masks)
+        except asyncio.CancelledError:  # the client has gone
+            self._outcomes.labels("refused").inc()
+            raise
+        total_ms = 1000 * (time.monotonic() - start)
+        content, headers = dict(answer.content), {}
+        if answer.status == 200:
+            times = content["times_ms"]
+            self._hop_ms += RECENT * (total_ms - times["total"] - self._hop_ms)
+            met = total_ms <= deadline_ms
+            content |= dict(times_ms=times | dict(total=round(total_ms, 3)), deadline=dict(ms=deadline_ms, met=met))
+            self._outcomes.labels("met" if met else "missed").inc()
+            self._seconds.observe(total_ms / 1000)
+        elif answer.status == 503:
+            headers["Retry-After"] = str(max(1, math.ceil(answer.retry_after_s or 0)))
+            self._outcomes.labels("rejected").inc()
+        else:
+            self._outcomes.labels("refused" if answer.status < 500 else "failed").inc()
+        return JSONResponse(content, answer.status, headers)
+
+    async def _answer(self, body: bytes, start: float, deadline_ms: float, masks: bool) -> Answer:
+        """The answer of a replica; in time, or none."""
+        most_s = max(2.0, 5 * deadline_ms / 1000)
+        try:
+            return await asyncio.wait_for(self._attempts(body, start, deadline_ms, masks), most_s)
+        except asyncio.TimeoutError:
+            return Answer(504, dict(error=f"no answer within {most_s:g} s"))
+        except NoReplicaError as error:
+            return Answer(503, dict(error=str(error)), 1.0)
+
+    async def _attempts(self, body: bytes, start: float, deadline_ms: float, masks: bool) -> Answer:
+        """The answer of a replica, or of another one if it is lost."""
+        for _ in range(ATTEMPTS):
+            left_ms = deadline_ms - 1000 * (time.monotonic() - start) - self._hop_ms
+            try:
+                return await self.backend.answer(body, left_ms, masks)
+            except ReplicaLostError:
+                continue
+        raise NoReplicaError("the replicas that had the request ended before they answered")
+
+    async def _health(self, request: Request) -> Response:
+        states = await self.backend.states()
+        return JSONResponse(dict(status="ok" if states else "no replica", replicas=states), 200 if states else 503)
+
+    async def _front(self, request: Request) -> Response:
+        try:
+            self._authorize(request)
+        except RefusedError as error:
+            return JSONResponse(dict(error=str(error)), error.status, {"WWW-Authenticate": "Bearer"})
+        return JSONResponse(self.settings.front)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(exposition(await self.backend.metrics()), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    def _authorize(self, request: Request) -> None:
+        if self.settings.token is None:
+            return
+        given = request.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {self.settings.token}".encode()):
+            raise RefusedError(401, "this server needs a token: send the header 'Authorization: Bearer TOKEN'")
+
+
+def _parameters(request: Request, deadline_ms: float) -> tuple[float, bool]:
+    """The deadline in ms, and whether masks are wanted, from the query."""
+    given = dict(request.query_params)
+    text, masks = given.pop("deadline_ms", str(deadline_ms)), given.pop("masks", "false").lower()
+    if given:
+        raise RefusedError(400, f"unknown parameter {next(iter(given))!r}: there are deadline_ms and masks")
+    if masks not in ("true", "false"):
+        raise RefusedError(400, f"masks is true or false, got {masks!r}")
+    try:
+        deadline_ms = float(text)
+    except ValueError:
+        deadline_ms = math.nan
+    if not 0 < deadline_ms <= LONGEST_DEADLINE_MS:
+        raise RefusedError(400, f"deadline_ms is a number of ms up to {LONGEST_DEADLINE_MS}, got {text!r}")
+    return deadline_ms, masks == "true"
+
+
+async def _read(request: Request, most: int) -> bytes:
+    """The body of a request of up to ``most`` bytes."""
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise RefusedError(415, "send the file itself as the body (curl --data-binary @image.jpg), not a form")
+    too_large = RefusedError(413, f"the image has more than {most} bytes")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > most:
+        raise too_large
+
+    async def read() -> bytes:
+        chunks, size = [], 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > most:
+                raise too_large
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    try:
+        body = await asyncio.wait_for(read(), UPLOAD_S)
+    except asyncio.TimeoutError:
+        raise RefusedError(408, f"the image did not arrive within {UPLOAD_S:g} s") from None
+    if not body:
+        raise RefusedError(400, "the body is empty: expected an image file")
+    return body
+
+
+class _Families:
+    """Metrics of several processes, as a collector."""
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Sequence[Metric]:
+        return self._metrics
+
+
+def labelled(registry: CollectorRegistry, process: str) -> list[Metric]:
+    """The metrics of a process, with its name as the label ``process`` of each sample."""
+    families = []
+    for family in registry.collect():
+        copied = Metric(family.name, family.documentation, family.type)
+        for sample in family.samples:
+            if sample.name.endswith("_created"):  # OpenMetrics' own; Prometheus would store it as one more series
+                continue
+            copied.add_sample(sample.name, {**sample.labels, "process": process}, sample.value)
+        families.append(copied)
+    return families
+
+
+def exposition(processes: Sequence[Sequence[Metric]]) -> bytes:
+    """The metrics of all processes as Prometheus reads them: each family once, with the samples of all."""
+    merged: dict[str, Metric] = {}
+    for family in (family for metrics in processes for family in metrics):
+        known = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+        known.samples.extend(family.samples)
+    registry = CollectorRegistry()
+    registry.register(_Families(list(merged.values())))
+    return generate_latest(registry)

@@ -1,0 +1,178 @@
+"""The server on Ray Serve: gateways that speak HTTP, and replicas of the model."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+from starlette.applications import Starlette
+
+from mmsnnet.errors import SettingError
+from mmsnnet.serving.answers import Answer
+from mmsnnet.serving.gateway import Gateway, GatewaySettings, NoReplicaError, ReplicaLostError, labelled
+
+if TYPE_CHECKING:
+    from mmsnnet.serving.replica import ReplicaSettings
+
+APPLICATION, REPLICAS = "mmsnnet", "Replica"
+# How long a question to all replicas may take.
+BROADCAST_S = 2.0
+
+
+class ReplicaHandle:
+    """The replicas, through Ray Serve's handle: the gateway's backend.
+
+    Args:
+        replicas: the handle of the replicas' deployment.
+        registry: the gateway's own metrics.
+        name: of the gateway.
+    """
+
+    def __init__(self, replicas: DeploymentHandle, registry: CollectorRegistry, name: str) -> None:
+        self.replicas, self.registry, self.name = replicas, registry, name
+
+    async def answer(self, body: bytes, left_ms: float, masks: bool) -> Answer:
+        try:
+            return await self.replicas.answer.remote(body, left_ms, masks)
+        except (RayActorError, ReplicaUnavailableError) as error:
+            raise ReplicaLostError(str(error)) from error
+        except BackPressureError as error:
+            raise NoReplicaError("all replicas are busy") from error
+        except DeploymentUnavailableError as error:
+            raise NoReplicaError("no replica runs") from error
+        except RayTaskError as error:
+            logging.getLogger("ray.serve").exception("a replica failed")
+            return Answer(500, dict(error=f"the model failed: {str(error).splitlines()[-1]}"))
+
+    async def states(self) -> list[dict[str, Any]]:
+        return await self._ask_all("state")
+
+    async def metrics(self) -> list[Sequence[Metric]]:
+        return [labelled(self.registry, self.name), *await self._ask_all("metrics")]
+
+    async def _ask_all(self, method: str) -> list[Any]:
+        """What each replica returns; nothing of replicas that do not answer in time."""
+        try:
+            answers = self.replicas.broadcast(method)
+            results = await answers.results_async(timeout_s=BROADCAST_S, return_exceptions=True)
+        except (TimeoutError, DeploymentUnavailableError):
+            return []
+        return [result for result in results if not isinstance(result, Exception)]
+
+
+def gateway_app(settings: GatewaySettings) -> Starlette:
+    """The application of a gateway, in its process."""
+    registry = CollectorRegistry()
+    name = f"gateway-{serve.get_replica_context().replica_id.unique_id}"
+    replicas = serve.get_deployment_handle(REPLICAS, app_name=APPLICATION)
+    return Gateway(ReplicaHandle(replicas, registry, name), settings, registry).app
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """How the server runs on Ray.
+
+    Attributes:
+        host, port: to answer on.
+        replicas: how many models.
+        cpus, gpus: that Ray reserves for each.
+        address: of a running Ray cluster; None starts Ray on this machine.
+    """
+
+    host: str
+    port: int
+    replicas: int
+    cpus: float
+    gpus: float
+    address: str | None = None
+
+
+def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySettings) -> None:
+    """Start the server and wait until it answers.
+
+    Raises:
+        SettingError: the cluster has too few CPUs or GPUs, the port is taken, or a replica cannot start; the message
+            says why.
+    """
+    # The gateway's process does without torch and mmengine.
+    from mmsnnet.cli.ports import free_port
+    from mmsnnet.serving.replica import Replica
+
+    if service.address is None:
+        free_port(service.host, (service.port,))
+        ray.init(
+            include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _node_ip_address="127.0.0.1"
+        )
+    else:
+        ray.init(service.address, log_to_driver=False, logging_level=logging.ERROR)
+    _check_resources(service)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    logs = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    replicas = serve.deployment(
+        name=REPLICAS,
+        num_replicas=service.replicas,
+        ray_actor_options=dict(num_cpus=service.cpus, num_gpus=service.gpus),
+        # The replicas' own queues know deadlines; Ray Serve's does not, so it should stay empty.
+        max_ongoing_requests=2 * replica.max_waiting,
+        max_queued_requests=replica.max_waiting,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=10,
+        logging_config=logs,
+    )(Replica).bind(replica)
+
+    def build() -> Starlette:
+        return gateway_app(gateway)
+
+    gateways = serve.deployment(
+        name="Gateway",
+        ray_actor_options=dict(num_cpus=0),
+        max_ongoing_requests=1000,
+        logging_config=logs,
+    )(serve.ingress(build)()).bind(replicas)
+    options = dict(host=service.host, port=service.port, location="EveryNode" if service.address else "HeadOnly")
+    try:
+        serve.start(http_options=options, logging_config=logs)
+        serve.run(gateways, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise SettingError(_reason(str(error))) from error
+
+
+def stop(service: ServiceSettings) -> None:
+    """End the server: requests that run are answered. Other applications of a cluster go on."""
+    if not ray.is_initialized():
+        return
+    if service.address is None:
+        serve.shutdown()
+    else:
+        serve.delete(APPLICATION)
+    ray.shutdown()
+
+
+def _check_resources(service: ServiceSettings) -> None:
+    """Check that the cluster has room for the replicas, for which Ray would wait."""
+    cluster = ray.cluster_resources()
+    for name, each in (("CPU", service.cpus), ("GPU", service.gpus)):
+        if service.replicas * each > cluster.get(name, 0):
+            raise SettingError(
+                f"{service.replicas} replicas need {service.replicas * each:g} {name}s, and Ray has "
+                f"{cluster.get(name, 0):g}: lower --replicas or --threads"
+            )
+
+
+def _reason(text: str) -> str:
+    """The error of a replica that could not start, from Ray Serve's report, which holds a traceback."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(mmsnnet\.errors\.)?\w+Error: ", line)]
+    return re.sub(r"^mmsnnet\.errors\.\w+: ", "", errors[-1] if errors else lines[-1])

@@ -1,0 +1,77 @@
+"""How long batches take now, over what the latency table says. Pure arithmetic, as the scheduler."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+
+# Slowness is a high quantile over the last batches, so that most batches take no longer than predicted. An old
+# measurement says nothing about now: without a new one, both slowness and costs are forgotten, so that a request is let
+# in again to measure them.
+QUANTILE, BATCHES, MEMORY_MS = 0.9, 32, 10_000.0
+KINDS = 256
+# The least weight of a new measurement in the cost of a kind.
+LEAST_WEIGHT = 0.1
+
+
+@dataclass
+class _Cost:
+    value: float
+    batches: int
+    measured: float
+
+
+class Speed:
+    """Learns the slowness of a device, and the costs of kinds of images.
+
+    A batch takes ``slowness * cost * table``. The slowness is that of the device, for all images alike. The cost is
+    that of images of one kind, such as one size, over those that the table was measured with.
+
+    Args:
+        base: the kind whose cost is 1.
+    """
+
+    def __init__(self, base: Hashable = None) -> None:
+        self.base = base
+        self._ratios: deque[tuple[float, float]] = deque(maxlen=BATCHES)
+        self._costs: OrderedDict[Hashable, _Cost] = OrderedDict()
+
+    def slowness(self, now: float) -> tuple[float, float]:
+        """A high quantile and the mean over recent batches; 1 before anything was measured lately."""
+        recent = [value for time, value in self._ratios if time > now - MEMORY_MS]
+        return (float(np.quantile(recent, QUANTILE)), float(np.mean(recent))) if recent else (1.0, 1.0)
+
+    def cost(self, kind: Hashable, now: float) -> float | None:
+        """The cost of a kind; None if it was not measured lately."""
+        if kind == self.base:
+            return 1.0
+        known = self._costs.get(kind)
+        return None if known is None or known.measured <= now - MEMORY_MS else known.value
+
+    def observe(self, kind: Hashable, ratio: float, now: float) -> None:
+        """Learn from a batch of one kind.
+
+        Args:
+            kind: of its images.
+            ratio: its time over that of the table.
+            now: the time when it ended.
+        """
+        cost = self.cost(kind, now)
+        if cost is not None:
+            self._ratios.append((now, ratio / cost))
+        if kind == self.base:
+            return
+        measured = ratio / self.slowness(now)[1]
+        if cost is None:
+            self._costs[kind] = _Cost(measured, 1, now)
+        else:
+            known = self._costs[kind]
+            known.batches += 1
+            known.value += max(LEAST_WEIGHT, 1 / known.batches) * (measured - known.value)
+            known.measured = now
+        self._costs.move_to_end(kind)
+        if len(self._costs) > KINDS:
+            self._costs.popitem(last=False)

@@ -1,0 +1,176 @@
+"""Serves a model over HTTP on Ray Serve: the stitch follows the load.
+
+FOLDER is a model as ``tools/misc/publish_model.py ... --points FILE.json`` or ``tools/deployment/export.py`` writes it.
+Each request has a deadline. A replica runs the best stitch that lets all its requests meet theirs.
+"""
+
+import argparse
+import io
+import os
+import secrets
+import signal
+import threading
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+
+from mmsnnet.apis.publish import CONFIG, FRONT
+from mmsnnet.cli.errors import exit_on_user_error, user_errors
+from mmsnnet.deployment.manifest import MANIFEST
+from mmsnnet.errors import MissingFileError, SettingError, needs_extra
+from mmsnnet.evaluation import OperatingPoints, default_metric
+
+TOKEN = "MMSNNET_TOKEN"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=os.path.expanduser, metavar="FOLDER", help="a published model, or an export")
+    parser.add_argument(
+        "--deadline-ms", type=float, default=100, metavar="MS", help="for an answer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--points", type=os.path.expanduser, metavar="FILE.json", help="operating points (default: FOLDER/front.json)"
+    )
+    parser.add_argument("--metric", help="compares stitches (default: the task's own)")
+    parser.add_argument(
+        "--policy",
+        default="look-ahead",
+        help="look-ahead, slackfit, greedy, or a stitch that always runs (%(default)s)",
+    )
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="models that run (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="of each replica on a CPU (default: all CPUs, divided)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU for each replica if there is one")
+    parser.add_argument(
+        "--max-waiting", type=int, default=128, metavar="N", help="longest queue of a replica (%(default)s)"
+    )
+    parser.add_argument("--max-upload-mb", type=float, default=20, metavar="MB", help="largest file (%(default)s)")
+    parser.add_argument("--max-megapixels", type=float, default=25, metavar="MP", help="largest image (%(default)s)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help=f"address to answer on; others than this machine's need ${TOKEN} (%(default)s)",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--address", help="of a running Ray cluster, such as auto (default: start Ray on this machine)")
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    for name in ("deadline_ms", "replicas", "threads", "max_waiting", "max_upload_mb", "max_megapixels"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise SettingError(f"--{name.replace('_', '-')} is positive, got {value:g}")
+    if args.host not in LOOPBACK and not os.environ.get(TOKEN):
+        raise SettingError(
+            f"--host {args.host} can be reached from other machines: set the environment variable {TOKEN}, which "
+            "requests then send as 'Authorization: Bearer TOKEN'"
+        )
+
+
+def prepare_ray(address: str | None) -> None:
+    """Set what Ray reads when it is imported: no telemetry, and for a Ray of our own a token.
+
+    Ray's ports, some of which other machines can reach, run what they are sent. With the token they take it from the
+    processes of this server alone.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+
+def read_points(args: argparse.Namespace) -> OperatingPoints:
+    """The operating points that the server chooses from; checks the folder."""
+    folder = Path(args.folder)
+    if not (folder / CONFIG).is_file():
+        raise MissingFileError(f"{folder} has no {CONFIG}: expected a folder of publish_model.py or export.py")
+    path = Path(args.points or folder / FRONT)
+    if not path.is_file():
+        raise MissingFileError(
+            f"{path} does not exist, and a server chooses among operating points: publish_model.py ... --points "
+            "FILE.json writes it, or set --points"
+        )
+    points = OperatingPoints.load(path)
+    metric = args.metric or default_metric(points)
+    for point in points:
+        point.metric(metric)
+    return points
+
+
+def serve(args: argparse.Namespace) -> None:
+    check_arguments(args)
+    prepare_ray(args.address)
+    with needs_extra("serve"), redirect_stdout(io.StringIO()):  # toolboxes print that optional packages are missing
+        from mmsnnet.serving.calibration import servable
+        from mmsnnet.serving.gateway import GatewaySettings
+        from mmsnnet.serving.policy import POLICIES
+        from mmsnnet.serving.replica import ReplicaSettings
+        from mmsnnet.serving.service import ServiceSettings, start, stop
+    with user_errors():
+        points = read_points(args)
+        front = servable(points, args.metric)
+        names = [point.name for point in points]
+        if args.policy not in POLICIES and args.policy not in names:
+            raise SettingError(
+                f"--policy is one of {', '.join(POLICIES)}, or a stitch, such as {names[0]}; got {args.policy!r}"
+            )
+    is_export = Path(args.folder, MANIFEST).is_file()
+    device = args.device or ("cuda" if torch.cuda.is_available() and not is_export else "cpu")
+    threads = args.threads or max(1, (os.cpu_count() or 1) // args.replicas)
+    title = Path(args.folder).resolve().name
+    replica = ReplicaSettings(
+        folder=Path(args.folder).resolve(),
+        points=Path(args.points).resolve() if args.points else None,
+        device=device,
+        threads=threads if device == "cpu" else None,
+        metric=args.metric,
+        policy=args.policy,
+        deadline_ms=args.deadline_ms,
+        max_waiting=args.max_waiting,
+        max_pixels=int(args.max_megapixels * 1e6),
+    )
+    gateway = GatewaySettings(
+        deadline_ms=args.deadline_ms,
+        max_upload_bytes=int(args.max_upload_mb * 2**20),
+        token=os.environ.get(TOKEN) or None,
+        front=dict(
+            model=title,
+            task_metric=args.metric or default_metric(points),
+            deadline_ms=args.deadline_ms,
+            policy=args.policy,
+            stitches=[point.to_json() for point in front],
+        ),
+    )
+    service = ServiceSettings(
+        host=args.host,
+        port=args.port,
+        replicas=args.replicas,
+        cpus=threads if device == "cpu" else 1,
+        gpus=1 if device == "cuda" else 0,
+        address=args.address,
+    )
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    print(f"{title}: starting {args.replicas} replica{'s' * (args.replicas > 1)} ...", flush=True)
+    try:
+        start(service, replica, gateway)
+        print(f"{title}: http://{args.host}:{args.port} (POST an image to /predict; Ctrl-C ends it)", flush=True)
+        ended.wait()
+    finally:
+        stop(service)
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    with exit_on_user_error(parser):
+        serve(args)
+
+
+if __name__ == "__main__":
+    main()
