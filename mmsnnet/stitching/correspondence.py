@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from mmsnnet.stitching.stitch import LayerKey
 
@@ -34,7 +35,8 @@ class Pair:
                 f"got depths {sum(small)} and {sum(large)}"
             )
 
-    def ends(self) -> list[tuple[int, int]]:
+    @cached_property
+    def ends(self) -> tuple[tuple[int, int], ...]:
         """The first block after each group, in the small and in the large anchor.
 
         In a stage where one anchor has ``few`` blocks and the other ``n``, block ``f`` of the former corresponds to the
@@ -47,7 +49,7 @@ class Pair:
                 small, large = (start - (-(f + 1) * n // few) for start, n in zip(before, blocks, strict=True))
                 ends.append((small, large))
             before = ends[-1]
-        return ends
+        return tuple(ends)
 
     def windows(self, stage: int) -> Iterator[list[LayerKey]]:
         """The crossings of SN-Net's sliding window in a stage, those that share a layer together."""
@@ -70,11 +72,11 @@ class Pair:
 
     def small_to_large(self) -> list[LayerKey]:
         """One layer at the end of each group."""
-        return [LayerKey(self.small, small - 1, self.small + 1, large) for small, large in self.ends()]
+        return [LayerKey(self.small, small - 1, self.small + 1, large) for small, large in self.ends]
 
     def large_to_small(self) -> list[LayerKey]:
         """One layer at the end of each group but the last."""
-        return [LayerKey(self.small + 1, large - 1, self.small, small) for small, large in self.ends()[:-1]]
+        return [LayerKey(self.small + 1, large - 1, self.small, small) for small, large in self.ends[:-1]]
 
     def routes(self) -> list[tuple[LayerKey, ...]]:
         """The layers of each route in published order (SL, LS, LSL, SLS).

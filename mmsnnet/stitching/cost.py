@@ -2,14 +2,12 @@
 
 FLOPs are multiply-accumulates for one image, as fvcore counts them and as the papers print them. fvcore alone counts
 fused attention as 0, so this file registers a counting function for it. The sum equals a direct count of the merged
-network, without a trace for each stitch. Parts are counted on the meta device, where nothing is computed, but for those
-with convolutions, which fvcore cannot trace there. Stitching layers are counted with their low-rank update merged,
-because the merged network is deployed.
+network, without a trace for each stitch. Parts are counted on the meta device, where nothing is computed. Stitching
+layers are counted with their low-rank update merged, because the merged network is deployed.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,9 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from mmsnnet.stitching.anchors.base import CLASSIFIER, NORM, SHARED, STEM, Anchor, Component
 from mmsnnet.stitching.features import Features
@@ -115,17 +115,12 @@ def _anchor_costs(anchor: Anchor, input_shape: tuple[int, int]) -> dict[Componen
     geometry, outline = anchor.geometry(input_shape), anchor.outline()
     flops: dict[Component, int] = {SHARED: 0, NORM: 0}
     by_kind: dict[Hashable, int] = {}
-    with_memory: Anchor | None = None
     for component in anchor.components:
         if component == SHARED:
             continue
         kind: Hashable = anchor.kind(component.block) if component.role == "block" else component
         if kind not in by_kind:
-            counted = outline
-            if component == STEM or any(p.ndim == 4 for p in outline.parameters_of(component)):
-                with_memory = with_memory or _with_zeros(outline)
-                counted = with_memory
-            by_kind[kind] = _component_flops(counted, component, geometry, input_shape)
+            by_kind[kind] = _component_flops(outline, component, geometry, input_shape)
         flops[component] = by_kind[kind]
     return {component: Cost(number, _numel(anchor.parameters_of(component))) for component, number in flops.items()}
 
@@ -148,23 +143,19 @@ def _component_flops(
     return count_flops(_Call(anchor, function, entering), data)
 
 
-def _with_zeros(outline: Anchor) -> Anchor:
-    """A copy on the CPU whose tensors are zero: fvcore cannot trace a convolution on the meta device."""
-    zeros = copy.deepcopy(outline).to_empty(device="cpu")
-    for tensor in (*zeros.parameters(), *zeros.buffers()):
-        tensor.zero_()
-    return zeros
-
-
 def count_flops(module: nn.Module, *inputs: Any) -> int:
-    """Count the FLOPs of ``module(*inputs)`` with fvcore, fused attention included."""
+    """Count the FLOPs of ``module(*inputs)`` with fvcore, fused attention included.
+
+    Convolutions are not computed: their outputs are zero.
+    """
     from fvcore.nn import FlopCountAnalysis
 
     analysis = FlopCountAnalysis(module, inputs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
+    analysis.set_op_handle("mmsnnet::uncomputed_convolution", _convolution_flops)
     # Tracing fails on the casts of a surrounding autocast: they become constants that require a gradient.
-    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False), _UncomputedConvolutions():
         return int(analysis.total())
 
 
@@ -172,6 +163,84 @@ def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """Multiply-accumulates of softmax(Q K^T) V with Q (..., N, D), K (..., M, D), V (..., M, E)."""
     query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _convolution_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    from fvcore.nn.jit_handles import conv_flop_count, get_shape
+
+    images, weight, *_, transposed, _, _ = inputs
+    return conv_flop_count(get_shape(images), get_shape(weight), get_shape(outputs[0]), transposed.toIValue())
+
+
+@torch.library.custom_op("mmsnnet::uncomputed_convolution", mutates_args=())
+def _uncomputed_convolution(
+    images: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Zeros of the shape of a convolution's output.
+
+    A trace records this operator on every device. It would not record a convolution on the meta device.
+    """
+    settings = (stride, padding, dilation, transposed, output_padding, groups)
+    return images.new_zeros(torch.convolution(images.to("meta"), weight.to("meta"), None, *settings).shape)
+
+
+@_uncomputed_convolution.register_fake
+def _(images: Tensor, weight: Tensor, *settings: Any) -> Tensor:
+    return torch.convolution(images, weight, None, *settings)
+
+
+class _UncomputedConvolutions(TorchFunctionMode):
+    """Replace 2D convolutions, most of the time of a count, by :func:`_uncomputed_convolution`."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        replacements: dict[Any, Callable[..., Any]] = {
+            functional.conv2d: _conv2d,
+            functional.conv_transpose2d: _conv_transpose2d,
+        }
+        return replacements.get(func, func)(*args, **(kwargs or {}))
+
+
+# Their arguments are those of torch.nn.functional.
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    if isinstance(padding, str):  # "same" may pad one side more than the other
+        return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return _uncomputed_convolution(input, weight, *map(_pair, (stride, padding, dilation)), False, (0, 0), groups)
+
+
+def _conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    settings = (*map(_pair, (stride, padding, dilation)), True, _pair(output_padding), groups)
+    return _uncomputed_convolution(input, weight, *settings)
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
+    """The two numbers that a setting of a convolution stands for."""
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 class _Call(nn.Module):
@@ -186,7 +255,7 @@ class _Call(nn.Module):
         self.function = function
         self.features = features
 
-    def forward(self, data: torch.Tensor) -> torch.Tensor:
+    def forward(self, data: Tensor) -> Tensor:
         result = self.function(data if self.features is None else self.features.with_data(data))
         return result.data if isinstance(result, Features) else result
 

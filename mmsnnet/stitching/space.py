@@ -278,8 +278,9 @@ class StitchSpace:
         """
         # Not in one step: at depths 8, 12, 24 floor(index * 8 / 24) can name a block that a route does not run.
         for smaller in range(len(self.depths) - 2, anchor - 1, -1):
-            ends = Pair(smaller, self.stages[smaller : smaller + 2]).ends()
-            index = next((end - 1 for end, larger_end in ends if larger_end > index), self.depths[smaller])
+            index = next(
+                (end - 1 for end, larger_end in self._pairs[smaller].ends if larger_end > index), self.depths[smaller]
+            )
         return index
 
     def _tap(self, stitch: Stitch, index: int) -> Tap:
@@ -304,6 +305,10 @@ class StitchSpace:
             path.append(self._layer_leaving[anchor, block])
             anchor, block = path[-1].target, path[-1].target_block - 1
         return tuple(path)
+
+    @cached_property
+    def _pairs(self) -> tuple[Pair, ...]:
+        return tuple(Pair(small, of_pair) for small, of_pair in enumerate(pairwise(self.stages)))
 
     @cached_property
     def _by_key(self) -> dict[int | str, Stitch]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from mmsnnet.stitching import (
@@ -244,3 +245,27 @@ def test_the_cost_of_a_tree_is_the_count_of_a_shared_run(make_network: MakeNetwo
     assert max(cost.flops for cost in alone.values()) < everything.flops < sum(cost.flops for cost in alone.values())
     for stitch in network.space:
         assert model.tree([stitch, stitch], (3, 7)) == alone[stitch.id]
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(4, 6, 3),
+        nn.Conv2d(4, 6, (3, 1), stride=(2, 1), padding=(1, 0), dilation=(2, 1), bias=False),
+        nn.Conv2d(4, 8, 3, padding=1, groups=4),
+        nn.Conv2d(4, 6, 3, padding="same"),
+        nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(4, 6, 2, stride=2),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=2),
+    ],
+    ids=str,
+)
+def test_convolutions_that_are_not_computed_count(convolution: nn.Module, make_images: Callable[..., Tensor]) -> None:
+    """They and what follows them cost the same as in fvcore alone, which computes them."""
+    channels = convolution.out_channels
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), convolution, nn.BatchNorm2d(channels), nn.Conv2d(channels, 2, 1))
+    images = make_images(2, 12, 10)
+    computed = FlopCountAnalysis(model.eval(), images)
+    assert count_flops(model, images) == computed.total() > 0
+    if convolution.padding != "same":
+        assert count_flops(model.to("meta"), images.to("meta")) == computed.total()
