@@ -17,7 +17,7 @@ TOOLBOXES = {"mmengine", "mmcv", "mmseg", "mmdet"}
 # Each part may import those named here; the root and the registry import no part, but for what the root registers.
 ORDER = (
     *("files", "stitching", "evaluation", "datasets", "models", "engine", "visualization", "deployment", "apis"),
-    *("converters", "cli", "demo"),
+    *("converters", "cli", "demo", "serving"),
 )
 MAY_IMPORT = {part: {*ORDER[:place], "registry"} for place, part in enumerate(ORDER)}
 MAY_IMPORT["files"] = set()
