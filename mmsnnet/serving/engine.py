@@ -18,6 +18,7 @@ from mmsnnet.apis.predictor import Predictor
 from mmsnnet.errors import UserError
 from mmsnnet.serving.answers import Answer
 from mmsnnet.serving.policy import Policy
+from mmsnnet.serving.recent import Recent
 from mmsnnet.serving.replies import describe
 from mmsnnet.serving.scheduler import Batch, Request, Scheduler
 
@@ -25,8 +26,6 @@ T = TypeVar("T")
 
 # Images are decoded, and answers written, beside the model.
 WORKERS = 2
-# The weight of the last answer in the mean time that writing an answer takes.
-RECENT = 0.1
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Engine:
         self._model = ThreadPoolExecutor(1, "model")
         self._workers = ThreadPoolExecutor(WORKERS, "images")
         self._decoding = 0
-        self._reply_ms = 0.0
+        self._reply_ms = Recent(0.0)
         self._runs: asyncio.Task[None] | None = None
         self._images = Counter("mmsnnet_images", "Images that the model has answered", ["stitch"], registry=registry)
         sizes = [1, 2, 4, 8, 16, 32, 64]
@@ -88,7 +87,7 @@ class Engine:
         arrival = _now()
         self.scheduler.arrived(arrival)
         # Decoding takes time of the same machine: refuse before it what will be refused after it.
-        deadline = arrival + left_ms - self._reply_ms
+        deadline = arrival + left_ms - self._reply_ms.high(arrival)
         if not self.scheduler.accepts(arrival, deadline, beside=self._decoding):
             return self._refusal(arrival, self.scheduler.least_ms(arrival, self.scheduler.speed.base, 1.0), left_ms)
         self._decoding += 1
@@ -136,7 +135,7 @@ class Engine:
         ended = _now()
         content = await self._in(self._workers, lambda: describe(prediction, masks))
         now = _now()
-        self._reply_ms += RECENT * (now - ended - self._reply_ms)
+        self._reply_ms.add(now - ended, now)
         content |= dict(
             batch_size=len(batch.requests),
             times_ms=dict(

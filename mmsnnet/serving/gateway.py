@@ -19,13 +19,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mmsnnet.serving.answers import Answer
+from mmsnnet.serving.recent import Recent
 
 # A client has this long to send its image.
 UPLOAD_S = 10.0
 LONGEST_DEADLINE_MS = 600_000
 ATTEMPTS = 3
-# The weight of the last request in the mean time between gateway and replica.
-RECENT = 0.1
 
 
 class ReplicaLostError(Exception):
@@ -92,7 +91,7 @@ class Gateway:
 
     def __init__(self, backend: Backend, settings: GatewaySettings, registry: CollectorRegistry) -> None:
         self.backend, self.settings = backend, settings
-        self._hop_ms = 0.0
+        self._hop_ms = Recent(0.0)
         self._outcomes = Counter("mmsnnet_requests", "Requests for a prediction", ["outcome"], registry=registry)
         for outcome in ("met", "missed", "rejected", "refused", "failed"):
             self._outcomes.labels(outcome)
@@ -134,7 +133,7 @@ class Gateway:
         content, headers = dict(answer.content), {}
         if answer.status == 200:
             times = content["times_ms"]
-            self._hop_ms += RECENT * (total_ms - times["total"] - self._hop_ms)
+            self._hop_ms.add(total_ms - times["total"], 1000 * time.monotonic())
             met = total_ms <= deadline_ms
             content |= dict(times_ms=times | dict(total=round(total_ms, 3)), deadline=dict(ms=deadline_ms, met=met))
             self._outcomes.labels("met" if met else "missed").inc()
@@ -159,7 +158,8 @@ class Gateway:
     async def _attempts(self, body: bytes, start: float, deadline_ms: float, masks: bool) -> Answer:
         """The answer of a replica, or of another one if it is lost."""
         for _ in range(ATTEMPTS):
-            left_ms = deadline_ms - 1000 * (time.monotonic() - start) - self._hop_ms
+            now = time.monotonic()
+            left_ms = deadline_ms - 1000 * (now - start) - self._hop_ms.high(1000 * now)
             try:
                 return await self.backend.answer(body, left_ms, masks)
             except ReplicaLostError:
