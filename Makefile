@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 # opencv-python needs a desktop's libraries; where they are missing, its headless build takes its place.
 HEADLESS := $(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-python-headless
 PACKAGING := constraints.txt pyproject.toml setup.py
-# A worker of pytest runs whole files: they share fixtures that are expensive.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+# A worker of pytest runs whole files: they share fixtures that are expensive. Their order is that of their names, which
+# ends with quick ones: xdist's own order ends with those of few tests, and one worker would wait for the slow among them.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # These folders need torch and timm, but not OpenMMLab.
 STITCHING := tests/stitching tests/files
 

@@ -86,9 +86,11 @@ class Tool:
         assert done.returncode == 0, done.stderr
         return done
 
-    def attempt(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-        """Run a tool that succeeds or fails."""
-        return self.start(name, *arguments, cwd=cwd).wait()
+    def attempt(
+        self, name: str, *arguments: object, cwd: Path = REPOSITORY, columns: int = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a tool that succeeds or fails, in a terminal of so many columns."""
+        return self.start(name, *arguments, cwd=cwd, columns=columns).wait()
 
     def error(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> str:
         """Run a tool that rejects its arguments; return the last line that it prints."""
@@ -96,10 +98,10 @@ class Tool:
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         return done.stderr.splitlines()[-1]
 
-    def start(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> PythonProcess:
+    def start(self, name: str, *arguments: object, cwd: Path = REPOSITORY, columns: int = 120) -> PythonProcess:
         """Start a tool without waiting for its end."""
         script = REPOSITORY / ("" if name.startswith("demo/") else "tools") / f"{name}.py"
-        return PythonProcess(script, *arguments, folder=cwd, output=self.make_folder("tool"), COLUMNS=120)
+        return PythonProcess(script, *arguments, folder=cwd, output=self.make_folder("tool"), COLUMNS=columns)
 
 
 @pytest.fixture(scope="session")

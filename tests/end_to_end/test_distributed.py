@@ -5,10 +5,12 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 import torch
 
 from mmsnnet.apis import build_model, load_config
+from tests.python_processes import PythonProcess
 
 pytestmark = pytest.mark.distributed
 REPOSITORY = Path(__file__).parents[2]
@@ -78,6 +81,15 @@ while (ended := [process.poll() for process in started]) != [0] * tasks:
         sys.exit(f"srun: error: tasks ended with {ended}")
     time.sleep(0.1)
 """
+# Stands for torchrun where how a tool is launched is beside the point: a rank of two, with its imports done.
+RANK = """
+import os, runpy, sys
+
+port, *sys.argv, rank = sys.argv[1:]
+os.environ |= dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="-1")
+os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 NOTES = '#!/bin/sh\necho "${0##*/}" "$@"\n'  # a program that says how it is called
 
 
@@ -99,7 +111,7 @@ class Ended:
 
 class Runs:
     """``runs("dist_train.sh", *arguments, NAME=value)`` runs a tool to its end, with environment variables in addition;
-    ``srun`` and ``scontrol`` are stand-ins.
+    ``srun`` and ``scontrol`` are stand-ins. A script in Python, which no launcher starts, starts with its imports done.
 
     Args:
         folder: for them.
@@ -116,12 +128,20 @@ class Runs:
             (folder / "bin" / name).chmod(0o755)
 
     def __call__(self, tool: str, *arguments: object, **variables: object) -> Ended:
+        if tool.endswith(".py"):
+            output = Path(tempfile.mkdtemp(dir=self.folder))
+            variables |= dict(CUDA_VISIBLE_DEVICES="-1")
+            script = PythonProcess(
+                REPOSITORY / "tools" / tool, *arguments, folder=self.folder, output=output, **variables
+            )
+            done = script.wait(timeout=200)
+            return Ended(done.returncode, done.stdout + done.stderr, time.time())
         others = ("SLURM_", "MASTER_", "OMP_", "MKL_")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         environment |= dict(PATH=f"{self.folder / 'bin'}:{os.environ['PATH']}", COLUMNS="120")
         environment |= dict(PYTHONPATH=f"{REPOSITORY}:{self.folder}", CUDA_VISIBLE_DEVICES="-1")
         environment |= {name: str(value) for name, value in variables.items()}
-        command = ["bash" if tool.endswith(".sh") else "python", str(REPOSITORY / "tools" / tool), *map(str, arguments)]
+        command = ["bash", str(REPOSITORY / "tools" / tool), *map(str, arguments)]
         with subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
@@ -133,6 +153,18 @@ class Runs:
                 process.communicate(timeout=60)
                 raise
         return Ended(process.returncode, said, time.time())
+
+
+@pytest.fixture(scope="module")
+def run_two(run_ranks: Callable[..., None]) -> Callable[..., None]:
+    """``run_two("train.py", *arguments)``: two processes of a tool that succeed, without a launcher."""
+
+    def run(tool: str, *arguments: object) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        run_ranks("-c", RANK, port, REPOSITORY / "tools" / tool, *arguments, "--launcher", "pytorch")
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +264,7 @@ def test_two_processes_evaluate_as_one_does(
 
 
 @pytest.fixture(scope="module")
-def staged(data: Path, runs: Runs) -> dict[int, Path]:
+def staged(data: Path, runs: Runs, run_two: Callable[..., None]) -> dict[int, Path]:
     """Work folders of a run of one process, and of one of two that get the same images each; by their number.
 
     A ResNet is joined to a Swin: batch norms, whose statistics are a rank's own, and windows. All images differ, but in
@@ -274,11 +306,9 @@ def staged(data: Path, runs: Runs) -> dict[int, Path]:
     torch.save(dict(meta={}, state_dict=model.state_dict()), runs.folder / "start.pth")
     work = {number: runs.folder / f"staged {number}" for number in (1, 2)}
     twice = ("--cfg-options", f"train_dataloader.dataset.data_root={runs.folder / 'twice'}")
-    for ended in (
-        runs("train.py", path, "--work-dir", work[1], OMP_NUM_THREADS=1),  # sums in the same order
-        runs("dist_train.sh", path, 2, "--work-dir", work[2], *twice),
-    ):
-        assert ended.status == 0, ended.said
+    ended = runs("train.py", path, "--work-dir", work[1])
+    assert ended.status == 0, ended.said
+    run_two("train.py", path, "--work-dir", work[2], *twice)
     return work
 
 
@@ -295,15 +325,13 @@ def test_two_processes_train_hierarchical_anchors_as_one_does(staged: dict[int, 
 
 
 def test_two_processes_evaluate_hierarchical_anchors_as_one_does(
-    staged: dict[int, Path], runs: Runs, tmp_path: Path
+    staged: dict[int, Path], runs: Runs, run_two: Callable[..., None], tmp_path: Path
 ) -> None:
     model = (runs.folder / "staged.py", staged[2] / f"iter_{EVERY}.pth")
     options = ("--stitches", "S,L,S2.0-L2.3,L1.1-S2.0", "--work-dir", tmp_path, "--out")
-    for ended in (
-        runs("test.py", *model, *options, tmp_path / "one.json"),
-        runs("dist_test.sh", *model, 2, *options, tmp_path / "two.json"),
-    ):
-        assert ended.status == 0, ended.said
+    ended = runs("test.py", *model, *options, tmp_path / "one.json")
+    assert ended.status == 0, ended.said
+    run_two("test.py", *model, *options, tmp_path / "two.json")
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert one == two and len(one["stitches"]) == 4
 

@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -10,20 +8,11 @@ import pytest
 from PIL import Image
 
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from tests.conftest import Tool
 
 Main = Callable[[list[str]], int]
 REPOSITORY = Path(__file__).parents[2]
-
-
-def plot_pareto(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, REPOSITORY / "tools" / "analysis_tools" / "plot_pareto.py", *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "40"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+TOOL = "analysis_tools/plot_pareto"
 
 
 @pytest.fixture
@@ -45,8 +34,8 @@ def points(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_writes_the_picture_and_prints_the_table(points: Path, tmp_path: Path) -> None:
-    done = plot_pareto(points, "--out", "plots/pareto.png", "--table", cwd=tmp_path)
+def test_writes_the_picture_and_prints_the_table(points: Path, tool: Tool, tmp_path: Path) -> None:
+    done = tool.attempt(TOOL, points, "--out", "plots/pareto.png", "--table", cwd=tmp_path, columns=40)
     assert (done.returncode, done.stderr) == (0, "")
     first, *table = done.stdout.splitlines()
     assert first == os.path.join("plots", "pareto.png")
@@ -59,8 +48,8 @@ def test_writes_the_picture_and_prints_the_table(points: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_help(tmp_path: Path) -> None:
-    done = plot_pareto("--help", cwd=tmp_path)
+def test_help(tool: Tool, tmp_path: Path) -> None:
+    done = tool.attempt(TOOL, "--help", cwd=tmp_path, columns=40)
     assert done.returncode == 0
     assert all(
         option in done.stdout for option in ("--out", "--metric", "--table", "--cost", "--better", "--reference")
@@ -68,11 +57,11 @@ def test_help(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_broken_file_is_an_error_and_overwrites_nothing(points: Path, tmp_path: Path) -> None:
+def test_a_broken_file_is_an_error_and_overwrites_nothing(points: Path, tool: Tool, tmp_path: Path) -> None:
     out = tmp_path / "pareto.png"
     out.write_bytes(b"old")
     points.write_bytes(points.read_bytes()[:-20])
-    done = plot_pareto(points, "--out", out, cwd=tmp_path)
+    done = tool.attempt(TOOL, points, "--out", out, cwd=tmp_path, columns=40)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {points}: expected operating points in JSON, found no valid JSON")
     assert len(done.stderr.splitlines()) == 1 and out.read_bytes() == b"old"

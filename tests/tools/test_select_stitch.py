@@ -1,7 +1,5 @@
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
+from tests.conftest import Tool
 
 Main = Callable[[list[str]], int]
 REPOSITORY = Path(__file__).parents[2]
+TOOL = "analysis_tools/select_stitch"
 POINTS = (
     OperatingPoint(0, "S", "S", 32_500_000_000, 23_000_000, {"aAcc": 80.5, "mIoU": 45.5}, 9.0),
     OperatingPoint(1, "L", "L", 363_000_000_000, 307_000_000, {"aAcc": 82.5, "mIoU": 51.5}, 40.0),
@@ -21,17 +21,6 @@ POINTS = (
 )
 
 
-def select_stitch(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, REPOSITORY / "tools" / "analysis_tools" / "select_stitch.py", *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "40"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 @pytest.fixture
 def points(tmp_path: Path) -> Path:
     path = tmp_path / "points.json"
@@ -39,9 +28,11 @@ def points(tmp_path: Path) -> Path:
     return path
 
 
-def test_prints_the_stitch_its_neighbours_and_the_line_for_a_config(points: Path) -> None:
+def test_prints_the_stitch_its_neighbours_and_the_line_for_a_config(points: Path, tool: Tool) -> None:
     """Over FLOPs the front is S, L5-S3-L12, L5-S4-L18, L."""
-    done = select_stitch(points.name, "--max-gflops", 240, "--out", "fronts/front.json", cwd=points.parent)
+    done = tool.attempt(
+        TOOL, points.name, "--max-gflops", 240, "--out", "fronts/front.json", cwd=points.parent, columns=40
+    )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0] == "The best of 5 stitches within 240 GFLOPs is 57 (L5-S3-L12); its neighbours on the front:"
@@ -60,9 +51,9 @@ def test_prints_the_stitch_its_neighbours_and_the_line_for_a_config(points: Path
 
 
 @pytest.mark.slow
-def test_a_budget_below_the_cheapest_is_an_error_and_writes_nothing(points: Path) -> None:
+def test_a_budget_below_the_cheapest_is_an_error_and_writes_nothing(points: Path, tool: Tool) -> None:
     before = points.read_bytes()
-    done = select_stitch(points, "--max-gflops", 30, "--out", "front.json", cwd=points.parent)
+    done = tool.attempt(TOOL, points, "--max-gflops", 30, "--out", "front.json", cwd=points.parent, columns=40)
     message = "error: a budget of 30.0 GFLOPs is below the cheapest stitch, 0 (S), which needs 32.5 GFLOPs\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
     assert os.listdir(points.parent) == [points.name] and points.read_bytes() == before
