@@ -58,4 +58,5 @@ Next, for example:
   $PYTHON $TOOLS/analysis_tools/benchmark.py $CONFIG --checkpoint $CHECKPOINT --out $POINTS
   $PYTHON $TOOLS/analysis_tools/select_stitch.py $POINTS --max-latency-ms 4
   $PYTHON $TOOLS/deployment/extract_stitch.py $CONFIG $CHECKPOINT S2-L6 --out small_model
+  $PYTHON $TOOLS/serve.py $MODEL --deadline-ms 100
 END

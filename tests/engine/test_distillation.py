@@ -120,6 +120,38 @@ def test_a_frozen_copy_teaches_nothing_at_first(
     assert not distillation.teacher.training
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["in place", "frozen teacher"])
+def test_losses_and_gradients_are_those_of_full_precision_under_autocast(
+    frozen: bool, make_segmentor: Make, make_images: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    """But for the rounding of bfloat16; the weights and their gradients stay in float32."""
+    model = make_segmentor()
+    teacher = None
+    if frozen:
+        other = make_segmentor(number=1)
+        torch.save(dict(state_dict=other.state_dict()), tmp_path / "teacher.pth")
+        teacher = dict(model=make_segmentor.config(number=1), checkpoint=str(tmp_path / "teacher.pth"))
+    names = ("distill.loss_features", "distill.loss_outputs")
+    draws, results = model.backbone.draws, []
+    for autocast in (False, True):
+        model.backbone.draws = draws
+        distillation = Distillation(model, features=1.0, outputs=1.0, teacher=teacher)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            passes = step(model, make_images(2), label_maps(), distillation)
+        taught = [losses for losses in passes if names[0] in losses]
+        assert len(taught) == (2 if frozen else 1)
+        changed = gradients(model, sum(losses[name] for losses in taught for name in names))
+        results.append((torch.stack([losses[name].detach() for losses in taught for name in names]), changed))
+    (exact, exact_gradients), (mixed, mixed_gradients) = results
+    assert mixed.dtype == torch.float32 and exact.min() > 1e-3
+    torch.testing.assert_close(mixed, exact, rtol=0.05, atol=1e-4)
+    assert exact_gradients.keys() == mixed_gradients.keys()
+    flat, other_flat = (
+        torch.cat([gradient.flatten() for gradient in found.values()]) for found in (exact_gradients, mixed_gradients)
+    )
+    assert other_flat.dtype == torch.float32 and (flat - other_flat).norm() < 0.05 * flat.norm()
+
+
 def test_a_stock_backbone_teaches(make_segmentor: Make, make_images: Callable[..., Tensor], tmp_path: Path) -> None:
     """mmseg's own model gives logits, and maps if their shapes agree."""
     config = make_segmentor.config(number=1)

@@ -102,7 +102,9 @@ def train(name, model="plain", counts=1, val=None, **settings):
             sampler=dict(type="InfiniteSampler"),
         ),
         train_cfg=dict(
-            type="mmsnnet.StitchIterBasedTrainLoop", max_iters=4, val_interval=4, stitches_per_step=counts
+            type="mmsnnet.StitchIterBasedTrainLoop", max_iters=4, val_interval=4, stitches_per_step=counts,
+            # Where several stitches run, the costliest teaches the others.
+            distill=dict(features=1.0, outputs=1.0) if counts > 1 else None,
         ),
         optim_wrapper=dict(
             constructor="mmsnnet.StitchOptimWrapperConstructor",

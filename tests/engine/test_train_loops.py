@@ -270,6 +270,16 @@ RESNETS = dict(
 )
 
 
+def frozen_teacher(backbone: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The setting of a teacher with weights of its own: the large anchor alone."""
+    model = dict(type="mmsnnet.StitchedClassifier", backbone=backbone, num_classes=4)
+    model["backbone"] = backbone | dict(anchors=backbone["anchors"][-1:])
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        torch.save(dict(state_dict=MODELS.build(model).state_dict()), folder / "teacher.pth")
+    return dict(model=model, checkpoint=str(folder / "teacher.pth"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("loop", "at", "workers", "kwargs"),
@@ -280,6 +290,7 @@ RESNETS = dict(
         ("iterations", 5, (0, 0), dict(stitches_per_step=3)),
         ("iterations", 6, (0, 0), dict(stitches_per_step=3, accumulative_counts=2, **EMA)),
         ("iterations", 5, (0, 0), dict(stitches_per_step=3, distill=dict(outputs=1.0, warmup_iters=7))),
+        ("iterations", 5, (0, 0), dict(stitches_per_step=3, distill=dict(outputs=1.0, teacher="frozen"))),
         ("iterations", 6, (0, 0), dict(accumulative_counts=3)),
         ("iterations", 5, (0, 0), dict(randomness=dict(seed=None))),
         ("iterations", 5, (0, 0), dict(stitches_per_step=3, **RESNETS)),  # with running statistics
@@ -292,9 +303,17 @@ RESNETS = dict(
     ids=lambda value: str(value).replace(" ", "") if isinstance(value, str | int | tuple) else "-".join(value),
 )
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(
-    loop: str, at: int, workers: tuple[int, int], kwargs: dict[str, Any], train: Train, tmp_path: Path
+    loop: str,
+    at: int,
+    workers: tuple[int, int],
+    kwargs: dict[str, Any],
+    train: Train,
+    backbone_config: Callable[..., dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     config = LOOPS[loop] | {key: kwargs.pop(key) for key in list(kwargs) if key in ("stitches_per_step", "distill")}
+    if "teacher" in config.get("distill", {}):
+        config["distill"] = config["distill"] | dict(teacher=frozen_teacher(backbone_config(), tmp_path))
     hooks = dict(checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=at, save_last=False))
     kwargs = dict(noise=0.1, default_hooks=hooks) | kwargs
     by_epoch = kwargs["default_hooks"]["checkpoint"]["by_epoch"]
@@ -358,6 +377,11 @@ DOUBLED = dict(
 )
 
 
+def taught_loop(backbone: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The loop of ``DOUBLED`` with a frozen teacher."""
+    return DOUBLED["loop"] | dict(distill=dict(outputs=1.0, teacher=frozen_teacher(backbone, folder)))
+
+
 @pytest.fixture(scope="module")
 def two_ranks(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two ranks saw, rank by rank."""
@@ -372,8 +396,10 @@ def two_ranks(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
     shared = dict(launcher="pytorch", cfg=dict(model_wrapper_cfg=dict(type="mmsnnet.StitchedDataParallel")))
     randomness = dict(seed=None, diff_rank_seed=True)  # then it takes most to find the order of samples again
     noisy = dict(loop=LOOPS["iterations"], noise=0.1, default_hooks=hooks, randomness=randomness, **shared, **EMA)
+    taught = dict(loop=taught_loop(backbone({}, {}), folder))
     configs = dict(
         doubled=make_config(backbone, folder / "doubled", **DOUBLED, **shared),
+        taught=make_config(backbone, folder / "taught", **(DOUBLED | taught), **shared),
         whole=make_config(backbone, folder / "whole", **noisy),
         resumed=make_config(
             backbone, folder / "resumed", load_from=str(folder / "whole" / "iter_5.pth"), resume=True, **noisy
@@ -397,14 +423,20 @@ def two_ranks(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.parametrize("name", ["doubled", "taught"])
 def test_two_ranks_train_as_one_process_with_the_doubled_batch(
-    two_ranks: list[dict[str, Any]], make_runner: Callable[..., Runner]
+    name: str,
+    two_ranks: list[dict[str, Any]],
+    make_runner: Callable[..., Runner],
+    backbone_config: Callable[..., dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
-    """Three stitches a step, gradients of two steps added up, samples augmented at random."""
+    """Three stitches a step, gradients of two steps added up, samples augmented at random, with a teacher."""
     recorder = Recorder()
-    one = make_runner(recorder=recorder, batch_size=4, **DOUBLED)
+    settings = DOUBLED if name == "doubled" else DOUBLED | dict(loop=taught_loop(backbone_config(), tmp_path))
+    one = make_runner(recorder=recorder, batch_size=4, **settings)
     one.train()
-    first, second = (rank["doubled"] for rank in two_ranks)
+    first, second = (rank[name] for rank in two_ranks)
     assert first["drawn"] == second["drawn"] == [step[1] for step in recorder.seen]
     for both in zip(first["inputs"], second["inputs"], [step[3] for step in recorder.seen], strict=True):
         assert_equal(torch.stack(both[:2], 1).flatten(0, 1), both[2])

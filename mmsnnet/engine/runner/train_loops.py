@@ -52,6 +52,7 @@ class _StitchTrainLoop(BaseLoop):
     dataloader: DataLoader
     batch_sampler: SeededBatchSampler  # the data loader's
     stitches_per_step: int
+    distillation: Distillation | None
     _iter: int
     _epoch: int
     _max_iters: int
@@ -68,17 +69,16 @@ class _StitchTrainLoop(BaseLoop):
         if stitches_per_step < 1:
             raise ValueError(f"train_cfg.stitches_per_step must be at least 1, got {stitches_per_step}")
         self.stitches_per_step = stitches_per_step
-        self.distillation = None
+        self.distill, self.distillation = distill, None
         if distill is not None:
             if not isinstance(distill, Mapping):
                 raise SettingError(f"train_cfg.distill is a dict of its settings, got {distill!r}")
             check_keys("train_cfg.distill", distill, tuple(signature(Distillation).parameters)[1:])
-            self.distillation = Distillation(unwrapped_model(runner.model), **distill)
-        if self.distillation is not None and self.distillation.teacher is None and stitches_per_step == 1:
-            raise SettingError(
-                "train_cfg.distill without a teacher lets the costliest stitch of a step teach the others: set "
-                "train_cfg.stitches_per_step to 2 or more, or train_cfg.distill.teacher"
-            )
+            if distill.get("teacher") is None and stitches_per_step == 1:
+                raise SettingError(
+                    "train_cfg.distill without a teacher lets the costliest stitch of a step teach the others: set "
+                    "train_cfg.stitches_per_step to 2 or more, or train_cfg.distill.teacher"
+                )
         refuse_stock_sharding(runner)
         for kind in (ResumeHook, ValidationHook):
             if not any(isinstance(hook, kind) for hook in runner.hooks):
@@ -109,7 +109,8 @@ class _StitchTrainLoop(BaseLoop):
                 "The resumed run had narrowed its draws. Without NarrowDrawsHook in custom_hooks, this one draws all "
                 "stitches that draw_from chooses."
             )
-        if self.distillation is not None:
+        if self.distill is not None:  # FlexibleRunner builds its loop before its model
+            self.distillation = Distillation(unwrapped_model(self.runner.model), **self.distill)
             self.distillation.to(next(self.runner.model.parameters()).device)
         return super().run()
 
