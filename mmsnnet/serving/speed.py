@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-import numpy as np
+from mmsnnet.serving.recent import MEMORY_MS, Recent
 
-# Slowness is a high quantile over the last batches, so that most batches take no longer than predicted. An old
-# measurement says nothing about now: without a new one, both slowness and costs are forgotten, so that a request is let
-# in again to measure them.
-QUANTILE, BATCHES, MEMORY_MS = 0.9, 32, 10_000.0
+# Without a new measurement both slowness and costs are forgotten, so that a request is let in again to measure them.
 KINDS = 256
 # The least weight of a new measurement in the cost of a kind.
 LEAST_WEIGHT = 0.1
@@ -36,13 +33,12 @@ class Speed:
 
     def __init__(self, base: Hashable = None) -> None:
         self.base = base
-        self._ratios: deque[tuple[float, float]] = deque(maxlen=BATCHES)
+        self._ratios = Recent(1.0)
         self._costs: OrderedDict[Hashable, _Cost] = OrderedDict()
 
     def slowness(self, now: float) -> tuple[float, float]:
         """A high quantile and the mean over recent batches; 1 before anything was measured lately."""
-        recent = [value for time, value in self._ratios if time > now - MEMORY_MS]
-        return (float(np.quantile(recent, QUANTILE)), float(np.mean(recent))) if recent else (1.0, 1.0)
+        return self._ratios.high(now), self._ratios.mean(now)
 
     def cost(self, kind: Hashable, now: float) -> float | None:
         """The cost of a kind; None if it was not measured lately."""
@@ -61,7 +57,7 @@ class Speed:
         """
         cost = self.cost(kind, now)
         if cost is not None:
-            self._ratios.append((now, ratio / cost))
+            self._ratios.add(ratio / cost, now)
         if kind == self.base:
             return
         measured = ratio / self.slowness(now)[1]
