@@ -6,6 +6,7 @@ A device runs batches one after the other, without interrupting them. When it is
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class LatencyTable:
         ms: by stitch and batch size; the time of an empty batch is 0.
 
     Raises:
-        SettingError: there are no latencies, one is not positive, or stitches have different batch sizes.
+        SettingError: there are no latencies, one is not positive and finite, or stitches have different batch sizes.
     """
 
     def __init__(self, latencies: Mapping[str, Mapping[int, float]]) -> None:
@@ -80,9 +81,12 @@ class LatencyTable:
                 "serving needs the latency of each stitch at the same batch sizes: "
                 "tools/analysis_tools/benchmark.py CONFIG --batch-sizes 1,2,4,8 --out FILE.json measures them"
             )
+        if sizes[0] < 1:
+            raise SettingError(f"batch sizes are positive, got {sizes[0]}")
+        for ms in (of[size] for of in latencies.values() for size in sizes):
+            if not 0 < ms < math.inf:
+                raise SettingError(f"latencies are positive, got {ms} ms")
         times = np.array([[of[size] for size in sizes] for of in latencies.values()], dtype=float)
-        if not (times > 0).all():
-            raise SettingError(f"latencies are positive, got {times.min()} ms")
         times = np.maximum.accumulate(np.maximum.accumulate(times, axis=0), axis=1)
         self.max_batch = sizes[-1]
         # Below the smallest measured size a batch takes as long as one of that size.
@@ -155,7 +159,7 @@ class LookAhead:
 
     1. the batch ends before the first deadline,
     2. the cheapest stitch could then meet all other deadlines, and
-    3. the stitch's throughput covers the demand.
+    3. the stitch's throughput covers the demand. The cheapest stitch need not: nothing is faster.
 
     The best possible stitch runs, with its largest possible batch. Where nothing is possible, the cheapest stitch
     empties the queue. A longer slack never leads to a worse stitch, and a single request without others gets the best
@@ -169,8 +173,8 @@ class LookAhead:
     cheapest: int = 0
 
     def choose(self, load: Load) -> Choice:
-        for stitch in reversed(range(1, len(self.table))):
-            if load.mean_slowness * load.demand > self.table.throughput(stitch):
+        for stitch in reversed(range(len(self.table))):
+            if stitch > 0 and load.mean_slowness * load.demand > self.table.throughput(stitch):
                 continue
             for batch in range(_largest_batch(self.table, load, stitch), 0, -1):
                 choice = _choice(self.table, load, stitch, batch)
