@@ -85,6 +85,7 @@ class Scheduler(Generic[T]):
     def arrived(self, now: float) -> None:
         """Count a request in the demand, whether it will be accepted or not."""
         self._arrivals.append(now)
+        self._forget_arrivals(now)
 
     def offer(
         self, item: T, now: float, deadline: float, kind: Hashable = None, guess: float = 1.0
@@ -179,13 +180,18 @@ class Scheduler(Generic[T]):
         return request.guess if known is None else known
 
     def _load(self, now: float) -> Load:
-        while self._arrivals and self._arrivals[0] <= now - self.deadline_ms:
-            self._arrivals.popleft()
-        cost = sum(self._cost(request, now) for request in self._waiting) / len(self._waiting)
+        self._forget_arrivals(now)
+        costs = [self._cost(request, now) for request in self._waiting]
+        mean_cost = sum(costs) / len(costs)
         slacks = [request.due - now for request in self._waiting]
         demand = (len(self._arrivals) + len(slacks) - 1) / self.deadline_ms
         slowness, mean_slowness = self.speed.slowness(now)
-        return Load(slacks, demand, cost * slowness, cost * mean_slowness)
+        # The next batch has the kind of the first request, which may cost more than the others.
+        return Load(slacks, demand, max(costs[0], mean_cost) * slowness, mean_cost * mean_slowness)
+
+    def _forget_arrivals(self, now: float) -> None:
+        while self._arrivals and self._arrivals[0] <= now - self.deadline_ms:
+            self._arrivals.popleft()
 
     def _postpone_late(self, now: float) -> None:
         """Let requests whose deadline cannot be met wait for those whose deadline can, but only once.
