@@ -1,6 +1,7 @@
 """Exports compute what PyTorch computes, for every family and task, and store each weight once."""
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -172,11 +173,27 @@ def test_a_one_stage_detector_up_to_nms(name: str, export: Callable[..., Any]) -
     assert compare(raw, {f"cls_score_{i}": s for i, s in enumerate(scores)}).difference <= 1e-4
 
 
+@pytest.fixture(scope="module")
+def front(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """The folder of an exported front, and what the export returned."""
+    folder, config = tmp_path_factory.mktemp("front"), segmentor(data)
+    checkpoint = random_checkpoint(config, folder / "model.pth")
+    model = build_model(config)
+    space, costs = find_stitched_backbone(model).space, model_costs(model)
+    points = OperatingPoints(str(config.filename), None, None, (64, 64), None, benchmark={"backend": "torch"})
+    # One is worse than S, which is cheaper.
+    for name, quality in (("S", 30.0), ("L1-S1", 20.0), ("S0-L2", 35.0), ("L", 40.0)):
+        stitch, cost = space[name], costs[space[name].id]
+        point = OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params, {"mIoU": quality}, 7.0)
+        points = points.add(replace(point, latencies_ms={1: 7.0, 4: 20.0}))
+    points.save(folder / "points.json")
+    return folder, export_stitches(config, checkpoint, "front", folder / "out", points=folder / "points.json")
+
+
 @pytest.mark.slow
-def test_each_weight_is_stored_once(data: Path, export: Callable[..., Any], tmp_path: Path) -> None:
+def test_each_weight_is_stored_once(front: tuple[Path, Manifest]) -> None:
     """Of all stitches together, little more than the checkpoint; and nothing of this machine."""
-    config = segmentor(data)
-    folder, checkpoint = export(config, ["S", "L", "S0-L2"])
+    folder, checkpoint = front[0] / "out", front[0] / "model.pth"
     manifest = Manifest.load(folder)
     assert [stitch.name for stitch in manifest.stitches] == ["S", "L", "S0-L2"]
     weights = sum(tensor.nbytes for tensor in torch.load(checkpoint)["state_dict"].values())
@@ -262,26 +279,19 @@ def test_an_export_that_differs_leaves_nothing_behind(data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_front_and_its_figures(data: Path, tmp_path: Path) -> None:
+def test_the_front_and_its_figures(front: tuple[Path, Manifest], tmp_path: Path) -> None:
     """They go into the manifest; latencies of PyTorch, and stitches that are not exported, do not go along."""
-    config = segmentor(data)
-    checkpoint = random_checkpoint(config, tmp_path / "model.pth")
-    model = build_model(config)
-    space = find_stitched_backbone(model).space
-    points = OperatingPoints(str(config.filename), None, None, (64, 64), None, benchmark={"backend": "torch"})
-    for stitch, quality in ((space["S"], 30.0), (space["S0-L2"], 20.0), (space["L"], 40.0)):
-        cost = model_costs(model)[stitch.id]
-        point = OperatingPoint(stitch.id, stitch.name, stitch.kind, cost.flops, cost.params, {"mIoU": quality}, 7.0)
-        points = points.add(replace(point, latencies_ms={1: 7.0, 4: 20.0}))
-    points.save(tmp_path / "points.json")
-    manifest = export_stitches(config, checkpoint, "front", tmp_path / "out", points=tmp_path / "points.json")
+    folder, manifest = front
+    shutil.copytree(folder / "out", tmp_path / "out")
     assert [(stitch.name, stitch.metrics) for stitch in manifest.stitches] == [
         ("S", {"mIoU": 30.0}),
         ("L", {"mIoU": 40.0}),
+        ("S0-L2", {"mIoU": 35.0}),
     ]
-    front = OperatingPoints.load(tmp_path / "out/front.json")
-    assert [(p.latency_ms, p.latencies_ms) for p in front] == [(None, {})] * 2 and not front.benchmark
-    assert [point.name for point in front] == ["S", "L"]
+    front_of_export = OperatingPoints.load(tmp_path / "out/front.json")
+    assert [(p.latency_ms, p.latencies_ms) for p in front_of_export] == [(None, {})] * 3
+    assert not front_of_export.benchmark
+    assert [point.name for point in front_of_export] == ["S", "S0-L2", "L"]  # by their costs
     assert (manifest.metric, manifest.higher) == ("mIoU", True)
     assert Manifest.load(tmp_path / "out") == manifest
     weights = tmp_path / "out/weights.bin"

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmsnnet.apis import build_space, build_uninitialized, load_config
 from mmsnnet.errors import SettingError
 from mmsnnet.models import model_costs
-from mmsnnet.stitching import create_anchor
+from mmsnnet.stitching import Anchor, create_anchor
 
 FOLDER = Path(__file__).parents[2] / "configs/ade20k"
 
@@ -51,7 +51,13 @@ def test_deit_becomes_swin_by_anchors_stages_and_channels() -> None:
         assert model(torch.zeros(1, 3, 64, 64), mode="tensor").shape == (1, 150, 16, 16)
 
 
-def test_no_pixel_of_a_crop_is_padding(config: Config) -> None:
+@pytest.fixture(scope="module")
+def built() -> dict[str, Anchor]:
+    """Anchors on the meta device by their settings, which configs of several heads share."""
+    return {}
+
+
+def test_no_pixel_of_a_crop_is_padding(config: Config, built: dict[str, Anchor]) -> None:
     """The crop, the preprocessor, the window that slides and the backbone agree, on whole patches."""
     crop = next(step for step in config.train_dataloader.dataset.pipeline if step.type == "RandomCrop").crop_size
     side = config.model.backbone.img_size
@@ -61,6 +67,8 @@ def test_no_pixel_of_a_crop_is_padding(config: Config) -> None:
     assert sizes == {(side, side)}
     with torch.device("meta"):
         for anchor in config.model.backbone.anchors:
-            settings = {name: value for name, value in anchor.items() if name != "pretrained"}
-            built = create_anchor(**(settings | dict(img_size=side)))
-            assert built.img_size == built.padded_size((side, side)) == (side, side)
+            settings = {name: value for name, value in anchor.items() if name != "pretrained"} | dict(img_size=side)
+            key = str(settings)
+            if key not in built:
+                built[key] = create_anchor(**settings)
+            assert built[key].img_size == built[key].padded_size((side, side)) == (side, side)
