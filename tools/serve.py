@@ -9,7 +9,6 @@ import io
 import os
 import secrets
 import signal
-import threading
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -17,9 +16,11 @@ import torch
 
 from mmsnnet.apis.publish import CONFIG, FRONT
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
+from mmsnnet.cli.ports import free_port
 from mmsnnet.deployment.manifest import MANIFEST
 from mmsnnet.errors import MissingFileError, SettingError, needs_extra
 from mmsnnet.evaluation import OperatingPoints, default_metric
+from mmsnnet.serving.policy import POLICIES
 
 TOKEN = "MMSNNET_TOKEN"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -70,6 +71,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--host {args.host} can be reached from other machines: set the environment variable {TOKEN}, which "
             "requests then send as 'Authorization: Bearer TOKEN'"
         )
+    if args.address is None:
+        free_port(args.host, (args.port,))
 
 
 def prepare_ray(address: str | None) -> None:
@@ -98,26 +101,35 @@ def read_points(args: argparse.Namespace) -> OperatingPoints:
     metric = args.metric or default_metric(points)
     for point in points:
         point.metric(metric)
+    names = [point.name for point in points]
+    if args.policy not in POLICIES and args.policy not in names:
+        raise SettingError(
+            f"--policy is one of {', '.join(POLICIES)}, or a stitch, such as {names[0]}; got {args.policy!r}"
+        )
     return points
+
+
+def end_by_signals() -> None:
+    """Let SIGTERM end the server as Ctrl-C does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
+def ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def serve(args: argparse.Namespace) -> None:
     check_arguments(args)
+    with user_errors():
+        points = read_points(args)
     prepare_ray(args.address)
     with needs_extra("serve"), redirect_stdout(io.StringIO()):  # toolboxes print that optional packages are missing
         from mmsnnet.serving.calibration import servable
         from mmsnnet.serving.gateway import GatewaySettings
-        from mmsnnet.serving.policy import POLICIES
         from mmsnnet.serving.replica import ReplicaSettings
-        from mmsnnet.serving.service import ServiceSettings, start, stop
-    with user_errors():
-        points = read_points(args)
-        front = servable(points, args.metric)
-        names = [point.name for point in points]
-        if args.policy not in POLICIES and args.policy not in names:
-            raise SettingError(
-                f"--policy is one of {', '.join(POLICIES)}, or a stitch, such as {names[0]}; got {args.policy!r}"
-            )
+        from mmsnnet.serving.service import ServiceSettings, connect, start, stop
     is_export = Path(args.folder, MANIFEST).is_file()
     device = args.device or ("cuda" if torch.cuda.is_available() and not is_export else "cpu")
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.replicas)
@@ -142,7 +154,7 @@ def serve(args: argparse.Namespace) -> None:
             task_metric=args.metric or default_metric(points),
             deadline_ms=args.deadline_ms,
             policy=args.policy,
-            stitches=[point.to_json() for point in front],
+            stitches=[point.to_json() for point in servable(points, args.metric)],
         ),
     )
     service = ServiceSettings(
@@ -153,16 +165,19 @@ def serve(args: argparse.Namespace) -> None:
         gpus=1 if device == "cuda" else 0,
         address=args.address,
     )
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
     print(f"{title}: starting {args.replicas} replica{'s' * (args.replicas > 1)} ...", flush=True)
     try:
+        end_by_signals()
+        connect(service)
+        end_by_signals()  # Ray has set its own handler of SIGTERM
         start(service, replica, gateway)
         print(f"{title}: http://{args.host}:{args.port} (POST an image to /predict; Ctrl-C ends it)", flush=True)
-        ended.wait()
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
     finally:
-        stop(service)
+        ignore_signals()  # ending takes seconds
+        stop()
 
 
 def main() -> None:

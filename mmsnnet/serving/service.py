@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
@@ -98,27 +104,33 @@ class ServiceSettings:
     address: str | None = None
 
 
+def connect(service: ServiceSettings) -> None:
+    """Start Ray, or connect to a cluster.
+
+    Raises:
+        SettingError: it has too few CPUs or GPUs.
+    """
+    quiet: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
+    if service.address is None:
+        # "local" starts a Ray even if this machine is in a cluster.
+        ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    else:
+        ray.init(service.address, **quiet)
+    _check_resources(service)
+
+
 def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySettings) -> None:
     """Start the server and wait until it answers.
 
     Raises:
-        SettingError: the cluster has too few CPUs or GPUs, the port is taken, or a replica cannot start; the message
-            says why.
+        SettingError: a replica cannot start; the message says why.
     """
     # The gateway's process does without torch and mmengine.
-    from mmsnnet.cli.ports import free_port
     from mmsnnet.serving.replica import Replica
 
-    if service.address is None:
-        free_port(service.host, (service.port,))
-        ray.init(
-            include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _node_ip_address="127.0.0.1"
-        )
-    else:
-        ray.init(service.address, log_to_driver=False, logging_level=logging.ERROR)
-    _check_resources(service)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     logs = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    ending: dict[str, Any] = dict(graceful_shutdown_wait_loop_s=0.2, graceful_shutdown_timeout_s=10)
     replicas = serve.deployment(
         name=REPLICAS,
         num_replicas=service.replicas,
@@ -128,8 +140,10 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
         max_queued_requests=replica.max_waiting,
         health_check_period_s=5,
         health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=10,
+        # A replica that cannot start will not do so at the second attempt. One that ran is always started again.
+        max_constructor_retry_count=1,
         logging_config=logs,
+        **ending,
     )(Replica).bind(replica)
 
     def build() -> Starlette:
@@ -140,24 +154,26 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
         ray_actor_options=dict(num_cpus=0),
         max_ongoing_requests=1000,
         logging_config=logs,
+        **ending,
     )(serve.ingress(build)()).bind(replicas)
     options = dict(host=service.host, port=service.port, location="EveryNode" if service.address else "HeadOnly")
     try:
         serve.start(http_options=options, logging_config=logs)
         serve.run(gateways, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
-        raise SettingError(_reason(str(error))) from error
+        application = serve.status().applications.get(APPLICATION)
+        deployments = application.deployments.values() if application else ()
+        messages = [deployment.message for deployment in deployments if deployment.status == "DEPLOY_FAILED"]
+        raise SettingError(_reason("\n".join(messages) or str(error))) from error
 
 
-def stop(service: ServiceSettings) -> None:
+def stop() -> None:
     """End the server: requests that run are answered. Other applications of a cluster go on."""
     if not ray.is_initialized():
         return
-    if service.address is None:
-        serve.shutdown()
-    else:
+    with suppress(RayServeException):  # Ray Serve does not run
         serve.delete(APPLICATION)
-    ray.shutdown()
+    ray.shutdown()  # ends a Ray of our own
 
 
 def _check_resources(service: ServiceSettings) -> None:
