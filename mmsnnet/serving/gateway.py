@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from mmsnnet.serving.recent import Recent
 
 # A client has this long to send its image.
 UPLOAD_S = 10.0
+# A replica has this long to answer, or this many deadlines.
+ANSWER_S, ANSWER_DEADLINES = 2.0, 5
 LONGEST_DEADLINE_MS = 600_000
 ATTEMPTS = 3
 
@@ -147,13 +150,16 @@ class Gateway:
 
     async def _answer(self, body: bytes, start: float, deadline_ms: float, masks: bool) -> Answer:
         """The answer of a replica; in time, or none."""
-        most_s = max(2.0, 5 * deadline_ms / 1000)
+        most_s = max(ANSWER_S, ANSWER_DEADLINES * deadline_ms / 1000)
         try:
             return await asyncio.wait_for(self._attempts(body, start, deadline_ms, masks), most_s)
         except asyncio.TimeoutError:
             return Answer(504, dict(error=f"no answer within {most_s:g} s"))
         except NoReplicaError as error:
             return Answer(503, dict(error=str(error)), 1.0)
+        except Exception:
+            logging.getLogger("ray.serve").exception("a request got no answer")
+            return Answer(500, dict(error="the server failed: its log says why"))
 
     async def _attempts(self, body: bytes, start: float, deadline_ms: float, masks: bool) -> Answer:
         """The answer of a replica, or of another one if it is lost."""
@@ -183,8 +189,8 @@ class Gateway:
     def _authorize(self, request: Request) -> None:
         if self.settings.token is None:
             return
-        given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {self.settings.token}".encode()):
+        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes that were sent
+        if not hmac.compare_digest(given, f"Bearer {self.settings.token}".encode()):
             raise RefusedError(401, "this server needs a token: send the header 'Authorization: Bearer TOKEN'")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from mmsnnet.apis.overlay import TOP
 from mmsnnet.apis.prediction import Prediction
@@ -22,6 +23,9 @@ def describe(prediction: Prediction, masks: bool = False) -> dict[str, Any]:
         prediction: of one image.
         masks: add pictures, as PNG in base64: of segmentation the class of each pixel (8 bits; 16 from class 256 on),
             of depth millimetres (16 bits), of detection the mask of each instance (0 and 255).
+
+    Raises:
+        ArithmeticError: the model predicts NaN or infinity, which JSON lacks.
     """
     overlay, sample = prediction.overlay, prediction.data_sample
     height, width = prediction.image.shape[:2]
@@ -37,17 +41,21 @@ def describe(prediction: Prediction, masks: bool = False) -> dict[str, Any]:
             described["mask_png"] = _png(segments.astype(np.uint8 if segments.max() < 256 else np.uint16))
     elif overlay.task == "depth":
         depth = sample.pred_depth_map.data.squeeze().numpy()
+        _check_finite(depth)
         described["depth_m"] = {name: float(getattr(depth, name)()) for name in ("min", "mean", "max")}
         if masks:
             described["depth_mm_png"] = _png(np.rint(1000 * depth).clip(0, 65535).astype(np.uint16))
     elif overlay.task == "classification":
         scores, labels = sample.logits.float().softmax(0).topk(min(TOP, len(sample.logits)))
+        _check_finite(scores)
         described["classes"] = [
             dict(label=label, name=overlay.name(label), score=score)
             for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
         ]
     else:
         found = sample.pred_instances
+        _check_finite(found.scores)
+        _check_finite(found.bboxes)
         described["instances"] = [
             dict(label=label, name=overlay.name(label), score=score, box=box)
             for label, score, box in zip(
@@ -58,6 +66,11 @@ def describe(prediction: Prediction, masks: bool = False) -> dict[str, Any]:
             for instance, mask in zip(described["instances"], np.asarray(found.masks, np.uint8), strict=True):
                 instance["mask_png"] = _png(255 * mask)
     return described
+
+
+def _check_finite(values: np.ndarray | torch.Tensor) -> None:
+    if not np.isfinite(values).all():
+        raise ArithmeticError("the model predicts NaN or infinity")
 
 
 def _png(picture: np.ndarray) -> str:

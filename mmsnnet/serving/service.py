@@ -13,7 +13,7 @@ import ray
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -51,8 +51,6 @@ class ReplicaHandle:
     async def answer(self, body: bytes, left_ms: float, masks: bool) -> Answer:
         try:
             return await self.replicas.answer.remote(body, left_ms, masks)
-        except (RayActorError, ReplicaUnavailableError) as error:
-            raise ReplicaLostError(str(error)) from error
         except BackPressureError as error:
             raise NoReplicaError("all replicas are busy") from error
         except DeploymentUnavailableError as error:
@@ -60,6 +58,8 @@ class ReplicaHandle:
         except RayTaskError as error:
             logging.getLogger("ray.serve").exception("a replica failed")
             return Answer(500, dict(error=f"the model failed: {str(error).splitlines()[-1]}"))
+        except (RayError, ReplicaUnavailableError) as error:  # of the replica's process, machine or connection
+            raise ReplicaLostError(str(error)) from error
 
     async def states(self) -> list[dict[str, Any]]:
         return await self._ask_all("state")
