@@ -10,28 +10,35 @@ from statistics import mean, quantiles
 from mmsnnet.serving.policy import Policy
 from mmsnnet.serving.scheduler import Batch, Scheduler
 
-# Rates of arrivals over a trace, as shares of what replicas can answer: 0 is nothing, `top` what the costliest stitch
-# can answer, 1 what the cheapest can.
+# The rate of arrivals at a part of a trace, from 0 to 1, as a share of what the cheapest stitch can answer on all
+# replicas in its best batches. ``top`` is what the costliest stitch can answer, as the same share.
 Rate = Callable[[float, float], float]
 
 
 def steady(part: float, top: float) -> float:
-    """Twice what the costliest stitch can answer, or half-way to the cheapest."""
+    """The same load all the time: twice what the costliest stitch can answer, or half-way to the cheapest if less."""
     return min(2 * top, (1 + top) / 2)
 
 
 def ramp(part: float, top: float) -> float:
-    """From nothing to nine tenths, and back."""
+    """From nothing to 0.9 of what the cheapest stitch can answer, and back."""
     return 0.9 * (1 - abs(2 * part - 1))
 
 
 def burst(part: float, top: float) -> float:
-    """Half of what the costliest stitch can answer, and three bursts near the limit of the cheapest, a tenth in all."""
+    """Half of what the costliest stitch can answer, but in three bursts 0.85 of what the cheapest can.
+
+    Each burst takes a thirtieth of the trace: two seconds of a minute.
+    """
     return 0.85 if part * 3 % 1 > 0.9 else top / 2
 
 
 def day(part: float, top: float) -> float:
-    """A quiet night, a rise in the morning, two peaks, and a burst in the evening."""
+    """A day in fast motion.
+
+    The night has a tenth of what the costliest stitch can answer. The load rises from 6:00, to 0.6 of what the cheapest
+    stitch can answer at 13:00, and falls until 20:00. From 18:00 to 18:30 a burst adds 0.25.
+    """
     light = max(0.0, math.sin(math.pi * (part * 24 - 6) / 14)) if 6 < part * 24 < 20 else 0.0
     return 0.1 * top + 0.6 * light**2 + (0.25 if 18 < part * 24 < 18.5 else 0.0)
 
