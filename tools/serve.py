@@ -17,7 +17,7 @@ import torch
 from mmsnnet.apis.publish import CONFIG, FRONT
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
 from mmsnnet.cli.ports import free_port
-from mmsnnet.deployment.manifest import MANIFEST
+from mmsnnet.deployment.manifest import MANIFEST, Manifest
 from mmsnnet.errors import MissingFileError, SettingError, needs_extra
 from mmsnnet.evaluation import OperatingPoints, default_metric
 from mmsnnet.serving.policy import POLICIES
@@ -102,6 +102,9 @@ def read_points(args: argparse.Namespace) -> OperatingPoints:
     for point in points:
         point.metric(metric)
     names = [point.name for point in points]
+    exported = [stitch.name for stitch in Manifest.load(folder).stitches] if (folder / MANIFEST).is_file() else names
+    if missing := [name for name in names if name not in exported]:
+        raise SettingError(f"{path} has stitch {missing[0]}, which the export lacks: it has {', '.join(exported)}")
     if args.policy not in POLICIES and args.policy not in names:
         raise SettingError(
             f"--policy is one of {', '.join(POLICIES)}, or a stitch, such as {names[0]}; got {args.policy!r}"

@@ -36,7 +36,7 @@ def calibrate(
 
     Latencies of the file of operating points, if they are of this device and backend, are those of the network alone.
     The worst and the best stitch are then timed here, and give the time of all else. Without such latencies all
-    stitches are timed. Batches that take longer than the deadline are left out.
+    stitches are timed. Sizes after the first at which the worst stitch misses the deadline are left out.
 
     Args:
         predictor: of the server.
@@ -92,7 +92,8 @@ def _measured_on(
     """The latencies of a file by stitch name, if they were measured as the server runs."""
     here = dict(backend=predictor.backend, device=device_name(predictor.device), threads=threads)
     there = {"backend": "torch", **points.benchmark}
-    if any(there.get(name) != value for name, value in here.items()):
+    timed = all(point.latency_ms is not None for point in points)
+    if not timed or any(there.get(name) != value for name, value in here.items()):
         return None
     by_id = batch_latencies(points)
     return {point.name: by_id[point.id] for point in points}
@@ -101,7 +102,7 @@ def _measured_on(
 def _time_batches(
     predictor: Predictor, image: LoadedImage, stitches: Sequence[str], sizes: Sequence[int], deadline_ms: float
 ) -> Latencies:
-    """The median time of a few batches, for the sizes at which the worst stitch meets the deadline."""
+    """The median time of a few batches; the last size is the first at which the first stitch misses the deadline."""
     times: Latencies = {name: {} for name in stitches}
     for size in sizes:
         for name in stitches:
