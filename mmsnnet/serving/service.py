@@ -108,14 +108,18 @@ def connect(service: ServiceSettings) -> None:
     """Start Ray, or connect to a cluster.
 
     Raises:
-        SettingError: it has too few CPUs or GPUs.
+        SettingError: there is no such cluster, Ray does not start, or it has too few CPUs or GPUs.
     """
     quiet: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
-    if service.address is None:
-        # "local" starts a Ray even if this machine is in a cluster.
-        ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-    else:
-        ray.init(service.address, **quiet)
+    try:
+        if service.address is None:
+            # "local" starts a Ray even if this machine is in a cluster.
+            ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        else:
+            ray.init(service.address, **quiet)
+    except Exception as error:  # Ray's errors of this have no common class
+        place = "on this machine" if service.address is None else f"at {service.address}"
+        raise SettingError(f"there is no Ray {place}: {error}") from error
     _check_resources(service)
 
 
