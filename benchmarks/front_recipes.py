@@ -70,6 +70,7 @@ RECIPES: dict[str, Recipe] = {
     "half-equal-flops": Recipe(drawn(equal_flops=0.5)),
     "narrowed": Recipe(narrow=1.0),
     "equal-flops-narrowed": Recipe(drawn(equal_flops=True), narrow=1.0),
+    "half-equal-flops-narrowed": Recipe(drawn(equal_flops=0.5), narrow=1.0),
     "three-anchors": Recipe(anchors="sml"),
     "polished-s": Recipe(weights_of="published", polish="S", budget=0.25),
     "longer-s": Recipe(anchors="s", budget=1.25),

@@ -4,12 +4,20 @@
 stitch of the front. Latencies and qualities are those of a file of operating points, which
 ``tools/analysis_tools/benchmark.py --batch-sizes 1,2,4,8`` measures.
 
+``real`` starts ``tools/serve.py`` for each policy, on this machine, and replays one trace with a client that has its
+own clock. Images may be larger than those of the operating points; qualities stay those of the file.
+
     python benchmarks/serving.py simulate [--points FILE.json] [--deadline-ms 100] [--replicas 1,4,16,64]
         [--traces steady,ramp,burst,day] [--out FILE.json] [--picture FILE.png]
+    python benchmarks/serving.py real FOLDER --images IMAGES --peak R [--trace burst] [--seconds 30] [--deadline-ms 100]
+        [--policies look-ahead,S,L] [--replicas 1] [--threads 1] [--out FILE.json]
 """
 
 import argparse
 import json
+import math
+import os
+import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,6 +32,8 @@ sys.path.insert(0, str(REPOSITORY))
 from serving_figures import as_json, draw, report  # noqa: E402
 from serving_simulation import TRACES, arrivals, simulate  # noqa: E402
 
+from mmsnnet.apis.images import list_images  # noqa: E402
+from mmsnnet.apis.publish import FRONT  # noqa: E402
 from mmsnnet.errors import SettingError  # noqa: E402
 from mmsnnet.evaluation import OperatingPoints, default_metric  # noqa: E402
 from mmsnnet.evaluation.latencies import batch_latencies  # noqa: E402
@@ -126,6 +136,39 @@ def simulate_all(args: argparse.Namespace) -> None:
             draw(results, path)
 
 
+def measure_all(args: argparse.Namespace) -> None:
+    """Run one trace against a real server with each policy; print a table, and write results."""
+    from serving_client import measure  # needs the extra `serve`
+
+    if args.out is not None:
+        check_output(args.out, "--out")
+    front = read_front(args.folder / FRONT, args.metric, math.inf)
+    table, qualities = front.table, dict(zip(front.table.names, front.qualities, strict=True))
+    top = table.throughput(len(table) - 1) / table.throughput(0)
+    times = list(arrivals(TRACES[args.trace], top, args.peak / 1000, 1000 * args.seconds, args.seed))
+    images = [Path(path).read_bytes() for path in list_images(args.images)[0]]
+    options = ["--replicas", str(args.replicas), "--threads", str(args.threads)]
+    results: dict[str, Any] = dict(
+        command=shlex.join(["python", *sys.argv]),
+        date=str(date.today()),
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, client and server on the same",
+        metric=front.metric,
+        higher_is_better=higher_is_better(front.metric),
+        deadline_ms=args.deadline_ms,
+        seconds=args.seconds,
+        peak_per_s=args.peak,
+        runs=[],
+    )
+    for policy in args.policies or [*POLICIES, *table.names]:
+        outcome, statuses = measure(args.folder, policy, images, times, qualities, args.deadline_ms, options)
+        settings = dict(trace=args.trace, replicas=args.replicas, policy=policy, adaptive=policy in POLICIES)
+        results["runs"].append(as_json(outcome, **settings))
+        print(f"{policy}: {dict(statuses)}", file=sys.stderr, flush=True)
+    print(report(results))
+    if args.out is not None:
+        store(args.out, results)
+
+
 def store(path: Path, results: dict[str, Any]) -> None:
     """Write results atomically, a run a line."""
     runs = ",\n    ".join(json.dumps(run) for run in results["runs"])
@@ -168,6 +211,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     simulation.add_argument("--noise", type=float, default=0.05, help="relative, of a batch's time (default: 0.05)")
     simulation.add_argument("--out", type=Path, metavar="FILE.json", help="results")
     simulation.add_argument("--picture", type=Path, metavar="FILE.png", help="attainment against quality")
+    real = commands.add_parser("real", help="replay a trace against tools/serve.py on this machine")
+    real.set_defaults(run=measure_all)
+    real.add_argument("folder", type=Path, metavar="FOLDER", help="a published model, with latencies in its front.json")
+    real.add_argument("--images", required=True, help="a folder of images to send")
+    real.add_argument("--peak", type=positive, required=True, metavar="R", help="requests a second at full load")
+    real.add_argument("--trace", choices=TRACES, default="burst", help="default: burst")
+    real.add_argument("--seconds", type=positive, default=30.0, help="length of the trace (default: 30)")
+    real.add_argument("--deadline-ms", type=positive, default=100.0, help="for an answer (default: 100)")
+    real.add_argument("--policies", type=lambda text: text.split(","), help="default: all, and each stitch")
+    real.add_argument("--metric", help="compares stitches (default: the task's own)")
+    real.add_argument("--replicas", type=int, default=1, help="default: 1")
+    real.add_argument("--threads", type=int, default=1, help="of each replica (default: 1)")
+    real.add_argument("--seed", type=int, default=0, help="of arrivals (default: 0)")
+    real.add_argument("--out", type=Path, metavar="FILE.json", help="results")
     args = parser.parse_args(arguments)
     try:
         args.run(args)

@@ -19,6 +19,9 @@ from mmsnnet.errors import SettingError
 # Draining takes the smallest batches that reach this share of the highest throughput: larger ones delay the first image
 # and gain nothing.
 NEARLY_FASTEST = 0.95
+# The demand that a stitch may have over its throughput: what waits has mostly come within the last deadline, so the
+# demand counts it twice.
+KEEPS_UP = 1.25
 BUCKETS = 16
 
 
@@ -159,7 +162,7 @@ class LookAhead:
 
     1. the batch ends before the first deadline,
     2. the cheapest stitch could then meet all other deadlines, and
-    3. the stitch's throughput covers the demand. The cheapest stitch need not: nothing is faster.
+    3. the stitch's throughput, times ``KEEPS_UP``, covers the demand. The cheapest stitch need not: nothing is faster.
 
     The best possible stitch runs, with its largest possible batch. Where nothing is possible, the cheapest stitch
     empties the queue. A longer slack never leads to a worse stitch, and a single request without others gets the best
@@ -174,7 +177,7 @@ class LookAhead:
 
     def choose(self, load: Load) -> Choice:
         for stitch in reversed(range(len(self.table))):
-            if stitch > 0 and load.mean_slowness * load.demand > self.table.throughput(stitch):
+            if stitch > 0 and load.mean_slowness * load.demand > KEEPS_UP * self.table.throughput(stitch):
                 continue
             for batch in range(_largest_batch(self.table, load, stitch), 0, -1):
                 choice = _choice(self.table, load, stitch, batch)

@@ -135,8 +135,8 @@ def test_look_ahead_acts_on_what_slackfit_does_not_see() -> None:
     assert LookAhead(table).choose(Load([45, 50])).stitch == 1  # 40 + 10 ms
     assert LookAhead(table).choose(Load([45, 49])).stitch == 0
     assert LookAhead(table).choose(Load([1000], demand=0.02)).stitch == 1
-    assert LookAhead(table).choose(Load([1000], demand=0.03)).stitch == 0  # one stitch answers 2 in 70 ms
-    for load in (Load([45, 49]), Load([1000], demand=0.03)):
+    assert LookAhead(table).choose(Load([1000], demand=0.04)).stitch == 0  # one stitch answers 2 in 70 ms
+    for load in (Load([45, 49]), Load([1000], demand=0.04)):
         assert SlackFit(table).choose(load).stitch == 1
 
 
