@@ -23,6 +23,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # by the type of a tag
 _PALETTE, _CMYK = 3, 5
+# Real files have a few dozen entries and directories; a small file could have a directory at each of its bytes.
+_MOST_ENTRIES, _MOST_DIRECTORIES = 1024, 256
 _COLOURS = {0: 1, 1: 1, 2: 3, _PALETTE: 1, _CMYK: 4, 6: 3, 8: 3}  # channels of a photometric interpretation
 
 
@@ -158,19 +160,27 @@ def read_header(content: bytes, path: str, max_pixels: int | None = None) -> Hea
     """Read the header of a file.
 
     Raises:
-        DataError: the file is a damaged TIFF, or it has more than ``max_pixels`` pixels, or more than Pillow's limit.
+        DataError: the file is a damaged TIFF, it has more than ``max_pixels`` pixels or more than Pillow's limit, or
+            its number of pixels is unknown and there is ``max_pixels``.
     """
     header = _tiff_header(content, path) if content.startswith(_TIFF) else _pillow_header(content, path, max_pixels)
     if header.size is not None:
         check_pixels(header.size, path, max_pixels)
+    elif max_pixels is not None:  # decoders know more formats than Pillow, and some are small files of large pictures
+        raise DataError(
+            f"{path} cannot be decoded: expected an image (JPEG, PNG, ...); the file is damaged, truncated, or of "
+            "another kind"
+        )
     return header
 
 
 def _pillow_header(content: bytes, path: str, max_pixels: int | None) -> Header:
     try:
         with Image.open(BytesIO(content)) as image:
+            is_small = max_pixels is None or image.height * image.width <= max_pixels
             return Header(
-                orientation=_orientation(image, content),
+                # Reading the orientation may decode pixels. A larger image is refused anyway.
+                orientation=_orientation(image, content) if is_small else 1,
                 size=(image.height, image.width),
                 bits=_bits(image, content),
                 is_gray=content[25] == 0 if image.format == "PNG" else image.mode in ("1", "L", "I;16", "I", "F"),
@@ -282,9 +292,11 @@ def _directories(content: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
     count_format, entry_format, offset_format = ("Q", "HHQ", "Q") if big else ("H", "HHI", "I")
     (offset,) = struct.unpack_from(order + offset_format, content, 8 if big else 4)
     seen: set[int] = set()
-    while offset and offset not in seen:
+    while offset and offset not in seen and len(seen) < _MOST_DIRECTORIES:
         seen.add(offset)
         (count,) = struct.unpack_from(order + count_format, content, offset)
+        if count > _MOST_ENTRIES:
+            raise struct.error(f"a directory has {count} entries")
         position = offset + struct.calcsize("=" + count_format)
         width = struct.calcsize("=" + entry_format), struct.calcsize(offset_format)
         tags = {}
@@ -294,6 +306,7 @@ def _directories(content: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
                 number, place = _TIFF_NUMBERS[kind], entry + width[0]
                 if length * struct.calcsize("=" + number) > width[1]:
                     (place,) = struct.unpack_from(order + offset_format, content, place)
-                tags[tag] = struct.unpack_from(f"{order}{min(length, 16)}{number}", content, place)
+                # Decoders take the first of several entries.
+                tags.setdefault(tag, struct.unpack_from(f"{order}{min(length, 16)}{number}", content, place))
         yield tags
         (offset,) = struct.unpack_from(order + offset_format, content, position + count * sum(width))

@@ -2,13 +2,14 @@
 
 import io
 import struct
+import time
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mmsnnet.datasets.transforms.headers import read_header
 from mmsnnet.errors import DataError
@@ -51,12 +52,17 @@ def test_xmp_says_it_where_exif_does_not() -> None:
     assert read_header(encoded("JPEG", tags=EXIF, xmp=XMP), "a").orientation == 6
 
 
-def test_exif_behind_the_pixels_of_a_png_is_read() -> None:
+def exif_behind_pixels() -> bytes:
+    """A PNG whose EXIF block comes last."""
     whole = encoded("PNG", tags=EXIF)
     start = whole.index(b"eXIf") - 4
     end = start + 12 + int.from_bytes(whole[start : start + 4], "big")
     last = whole.index(b"IEND") - 4
-    assert read_header(whole[:start] + whole[end:last] + whole[start:end] + whole[last:], "a").orientation == 6
+    return whole[:start] + whole[end:last] + whole[start:end] + whole[last:]
+
+
+def test_exif_behind_the_pixels_of_a_png_is_read() -> None:
+    assert read_header(exif_behind_pixels(), "a").orientation == 6
 
 
 def test_a_damaged_exif_block_says_nothing() -> None:
@@ -165,3 +171,42 @@ def test_the_limit_of_pixels_comes_before_that_of_pillow(format: str) -> None:
     if format != "TIFF":
         with pytest.raises(DataError, match=r"^a is larger than Pillow's limit .*MAX_IMAGE_PIXELS$"):
             read_header(content, "a", max_pixels=width * height)
+
+
+def directory(*tags: tuple[int, int]) -> bytes:
+    """A TIFF without pixels, whose only directory has these tags in this order."""
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+def test_the_first_of_equal_tags_counts_as_for_decoders() -> None:
+    content = directory((256, 9000), (256, 8), (257, 9000), (257, 8))
+    assert read_header(content, "a").size == (9000, 9000)
+    with pytest.raises(DataError, match="9000 x 9000 pixels"):
+        read_header(content, "a", max_pixels=1000)
+
+
+def test_a_tiff_of_endless_directories_is_soon_read_or_refused() -> None:
+    with pytest.raises(DataError, match="damaged or truncated TIFF"):
+        read_header(directory((256, 8), (257, 8), *[(1000, 0)] * 60_000), "a")
+    # Each directory is a reduced copy and has the next one behind it.
+    copy = directory((254, 1), (256, 8), (257, 8))[8:-4]
+    chain = b"".join(copy + struct.pack("<I", 8 + (len(copy) + 4) * number) for number in range(1, 300_001))
+    start = time.monotonic()
+    assert read_header(b"II*\0" + struct.pack("<I", 8) + chain, "a").tiff.pages == 1
+    assert time.monotonic() - start < 1
+
+
+def test_a_limit_of_pixels_refuses_a_file_of_unknown_size() -> None:
+    content = b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 30000 +X 30000\n"  # OpenCV decodes it, Pillow does not
+    assert read_header(content, "a").size is None
+    with pytest.raises(DataError, match=r"^a cannot be decoded: expected an image"):
+        read_header(content, "a", max_pixels=1000)
+
+
+def test_no_pixels_are_decoded_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = exif_behind_pixels()
+    assert read_header(content, "a", max_pixels=48 * 32).orientation == 6
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decodes"))
+    with pytest.raises(DataError, match="48 x 32 pixels"):
+        read_header(content, "a", max_pixels=48 * 32 - 1)
