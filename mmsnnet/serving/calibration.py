@@ -90,10 +90,12 @@ def _measured_on(
     predictor: Predictor, points: OperatingPoints, threads: int
 ) -> Mapping[str, Mapping[int, float]] | None:
     """The latencies of a file by stitch name, if they were measured as the server runs."""
-    here = dict(backend=predictor.backend, device=device_name(predictor.device), threads=threads)
-    there = {"backend": "torch", **points.benchmark}
+    expected: dict[str, object] = dict(backend=predictor.backend, device=device_name(predictor.device))
+    if predictor.device.type == "cpu":
+        expected["threads"] = threads
+    recorded = {"backend": "torch", **points.benchmark}
     timed = all(point.latency_ms is not None for point in points)
-    if not timed or any(there.get(name) != value for name, value in here.items()):
+    if not timed or any(recorded.get(name) != value for name, value in expected.items()):
         return None
     by_id = batch_latencies(points)
     return {point.name: by_id[point.id] for point in points}

@@ -121,6 +121,13 @@ def test_a_file_without_backend_is_of_pytorch(predictor: FakePredictor) -> None:
     assert {name for name, _ in predictor.timed} == {"S", "L"}
 
 
+def test_threads_do_not_matter_on_a_gpu(predictor: FakePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor.device = torch.device("cuda")
+    monkeypatch.setattr(calibration, "device_name", lambda device: "NVIDIA H200")
+    calibrate(predictor, points_of(HERE | dict(device="NVIDIA H200")), NAMES, 1000, threads=1)  # type: ignore[arg-type]
+    assert {name for name, _ in predictor.timed} == {"S", "L"}
+
+
 @pytest.mark.parametrize(
     "benchmark",
     [{}, HERE | dict(device="NVIDIA H200"), HERE | dict(threads=1), HERE | dict(backend="onnxruntime")],

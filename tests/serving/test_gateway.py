@@ -227,6 +227,17 @@ def test_another_replica_answers_for_a_lost_one() -> None:
     assert server.outcomes() == dict(met=1)
 
 
+def test_the_time_of_a_lost_replica_is_not_reserved_for_the_next_requests() -> None:
+    async def lost() -> Answer:
+        await asyncio.sleep(0.3)
+        raise ReplicaLostError
+
+    server = Server(lost, PREDICTION)
+    assert [server.post().status_code for _ in range(2)] == [200, 200]
+    _, retried, after = (left_ms for _, left_ms, _ in server.replicas.requests)
+    assert retried < 9_800 < after
+
+
 @pytest.mark.parametrize(("error", "attempts"), [(ReplicaLostError(), 3), (NoReplicaError("no replica runs"), 1)])
 def test_without_a_replica_the_client_comes_back(error: Exception, attempts: int) -> None:
     server = Server(error)

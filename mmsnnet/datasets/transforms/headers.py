@@ -299,7 +299,7 @@ def _directories(content: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
             raise struct.error(f"a directory has {count} entries")
         position = offset + struct.calcsize("=" + count_format)
         width = struct.calcsize("=" + entry_format), struct.calcsize(offset_format)
-        tags = {}
+        tags: dict[int, tuple[int, ...]] = {}
         for entry in range(position, position + count * sum(width), sum(width)):
             tag, kind, length = struct.unpack_from(order + entry_format, content, entry)
             if kind in _TIFF_NUMBERS and length:
