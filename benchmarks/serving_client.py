@@ -53,7 +53,7 @@ def server(folder: Path, policy: str, deadline_ms: float, options: Sequence[str]
     command = [sys.executable, str(REPOSITORY / "tools/serve.py"), str(folder), "--port", str(port)]
     command += ["--deadline-ms", str(deadline_ms), "--policy", policy, *options]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     url = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + START_S

@@ -49,10 +49,10 @@ def _score(run: Run, higher: bool) -> float:
 
 def cases(results: Mapping[str, Any]) -> dict[tuple[str, int], list[Run]]:
     """The runs by trace and number of replicas."""
-    found: dict[tuple[str, int], list[Run]] = {}
+    by_case: dict[tuple[str, int], list[Run]] = {}
     for run in results["runs"]:
-        found.setdefault((run["trace"], run["replicas"]), []).append(run)
-    return found
+        by_case.setdefault((run["trace"], run["replicas"]), []).append(run)
+    return by_case
 
 
 def report(results: Mapping[str, Any]) -> str:

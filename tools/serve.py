@@ -6,6 +6,7 @@ Each request has a deadline. A replica runs the best stitch that lets all its re
 
 import argparse
 import io
+import math
 import os
 import secrets
 import signal
@@ -64,8 +65,8 @@ def make_parser() -> argparse.ArgumentParser:
 def check_arguments(args: argparse.Namespace) -> None:
     for name in ("deadline_ms", "replicas", "threads", "max_waiting", "max_upload_mb", "max_megapixels"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise SettingError(f"--{name.replace('_', '-')} is positive, got {value:g}")
+        if value is not None and not 0 < value < math.inf:
+            raise SettingError(f"--{name.replace('_', '-')} is positive and finite, got {value:g}")
     if args.host not in LOOPBACK and not os.environ.get(TOKEN):
         raise SettingError(
             f"--host {args.host} can be reached from other machines: set the environment variable {TOKEN}, which "

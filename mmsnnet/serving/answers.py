@@ -1,4 +1,4 @@
-"""What a replica says to a request."""
+"""The answer of a replica to a request."""
 
 from __future__ import annotations
 

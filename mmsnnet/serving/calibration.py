@@ -66,18 +66,18 @@ def fit(network: Mapping[str, Mapping[int, float]], timed: Latencies, sizes: Seq
         timed: of some of these stitches.
         sizes: the batch sizes of ``timed``.
     """
-    some = list(timed)
+    worst, *_, best = timed if len(timed) > 1 else 2 * list(timed)
     slopes = [
-        (timed[some[-1]][size] - timed[some[0]][size]) / (network[some[-1]][size] - network[some[0]][size])
+        (timed[best][size] - timed[worst][size]) / (network[best][size] - network[worst][size])
         for size in sizes
-        if network[some[-1]][size] > network[some[0]][size]
+        if network[best][size] > network[worst][size]
     ]
     factor = max(0.1, median(slopes)) if slopes else 1.0
     rest = {
-        size: max(0.0, float(np.mean([timed[name][size] - factor * network[name][size] for name in some])))
+        size: max(0.0, float(np.mean([timed[name][size] - factor * network[name][size] for name in timed])))
         for size in sizes
     }
-    return {name: {size: factor * of[size] + rest[size] for size in sizes} for name, of in network.items()}
+    return {name: {size: factor * row[size] + rest[size] for size in sizes} for name, row in network.items()}
 
 
 def blank_image(predictor: Predictor, size: tuple[int, int]) -> LoadedImage:

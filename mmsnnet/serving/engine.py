@@ -106,7 +106,7 @@ class Engine:
         return await self._finish(request, arrival, masks)
 
     def state(self) -> dict[str, Any]:
-        """How the replica does, for JSON."""
+        """The replica's queue, slowness and latencies, for JSON."""
         now = _now()
         return dict(
             waiting=len(self.scheduler),

@@ -57,7 +57,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class GatewaySettings:
-    """What a gateway allows.
+    """Limits and fixed answers of a gateway.
 
     Attributes:
         deadline_ms: from the last byte of a request to its answer, if the request names no other.

@@ -27,7 +27,7 @@ BUCKETS = 16
 
 @dataclass(frozen=True)
 class Load:
-    """What a device has to do when it is free.
+    """The work that waits for a device.
 
     Attributes:
         slacks: the time until the deadline of each waiting request, smallest first; negative where it has passed.
@@ -79,17 +79,17 @@ class LatencyTable:
     def __init__(self, latencies: Mapping[str, Mapping[int, float]]) -> None:
         self.names = tuple(latencies)
         sizes = sorted(next(iter(latencies.values()), {}))
-        if not sizes or any(sorted(of) != sizes for of in latencies.values()):
+        if not sizes or any(sorted(row) != sizes for row in latencies.values()):
             raise SettingError(
                 "serving needs the latency of each stitch at the same batch sizes: "
                 "tools/analysis_tools/benchmark.py CONFIG --batch-sizes 1,2,4,8 --out FILE.json measures them"
             )
         if sizes[0] < 1:
             raise SettingError(f"batch sizes are positive, got {sizes[0]}")
-        for ms in (of[size] for of in latencies.values() for size in sizes):
+        for ms in (row[size] for row in latencies.values() for size in sizes):
             if not 0 < ms < math.inf:
                 raise SettingError(f"latencies are positive, got {ms} ms")
-        times = np.array([[of[size] for size in sizes] for of in latencies.values()], dtype=float)
+        times = np.array([[row[size] for size in sizes] for row in latencies.values()], dtype=float)
         times = np.maximum.accumulate(np.maximum.accumulate(times, axis=0), axis=1)
         self.max_batch = sizes[-1]
         # Below the smallest measured size a batch takes as long as one of that size.

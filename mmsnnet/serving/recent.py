@@ -1,4 +1,4 @@
-"""Recent measurements, and what they say about the next one. Pure arithmetic, as the scheduler."""
+"""Recent measurements, which predict the next one. Pure arithmetic, as the scheduler."""
 
 from __future__ import annotations
 

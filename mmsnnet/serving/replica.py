@@ -20,7 +20,7 @@ from mmsnnet.serving.policy import POLICIES, FixedStitch, Policy
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """What each replica loads and how it serves.
+    """Settings of a replica: its model and its limits.
 
     Attributes:
         folder: of the model, on each machine.

@@ -1,4 +1,4 @@
-"""What a client gets: a prediction as JSON, with masks as PNG on request."""
+"""Predictions as JSON, with masks as PNG on request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmsnnet.apis.prediction import Prediction
 
 
 def describe(prediction: Prediction, masks: bool = False) -> dict[str, Any]:
-    """What a prediction says, for JSON.
+    """Describe a prediction by values that JSON has.
 
     Segmentation has the share of each class in the image; depth its range in metres; classification the most probable
     classes; detection the instances with boxes (x1, y1, x2, y2) in pixels.
@@ -53,17 +53,17 @@ def describe(prediction: Prediction, masks: bool = False) -> dict[str, Any]:
             for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
         ]
     else:
-        found = sample.pred_instances
-        _check_finite(found.scores)
-        _check_finite(found.bboxes)
+        instances = sample.pred_instances
+        _check_finite(instances.scores)
+        _check_finite(instances.bboxes)
         described["instances"] = [
             dict(label=label, name=overlay.name(label), score=score, box=box)
             for label, score, box in zip(
-                found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist(), strict=True
+                instances.labels.tolist(), instances.scores.tolist(), instances.bboxes.tolist(), strict=True
             )
         ]
-        if masks and "masks" in found:
-            for instance, mask in zip(described["instances"], np.asarray(found.masks, np.uint8), strict=True):
+        if masks and "masks" in instances:
+            for instance, mask in zip(described["instances"], np.asarray(instances.masks, np.uint8), strict=True):
                 instance["mask_png"] = _png(255 * mask)
     return described
 

@@ -1,4 +1,4 @@
-"""How long batches take now, over what the latency table says. Pure arithmetic, as the scheduler."""
+"""Measured over predicted latency of batches. Pure arithmetic, as the scheduler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mmsnnet.serving.recent import MEMORY_MS, Recent
 
-# Without a new measurement both slowness and costs are forgotten, so that a request is let in again to measure them.
+# Costs to remember at most.
 KINDS = 256
 # The least weight of a new measurement in the cost of a kind.
 LEAST_WEIGHT = 0.1
@@ -25,7 +25,8 @@ class Speed:
     """Learns the slowness of a device, and the costs of kinds of images.
 
     A batch takes ``slowness * cost * table``. The slowness is that of the device, for all images alike. The cost is
-    that of images of one kind, such as one size, over those that the table was measured with.
+    that of images of one kind, such as one size, over those that the table was measured with. Without a new measurement
+    both are forgotten, so that a request is let in again to measure them.
 
     Args:
         base: the kind whose cost is 1.
