@@ -21,7 +21,7 @@ from mmsnnet.cli.ports import free_port
 from mmsnnet.deployment.manifest import MANIFEST, Manifest
 from mmsnnet.errors import MissingFileError, SettingError, needs_extra
 from mmsnnet.evaluation import OperatingPoints, default_metric
-from mmsnnet.serving.policy import POLICIES
+from mmsnnet.serving.policy import LONGEST_DEADLINE_MS, POLICIES
 
 TOKEN = "MMSNNET_TOKEN"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -67,6 +67,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise SettingError(f"--{name.replace('_', '-')} is positive and finite, got {value:g}")
+    if args.deadline_ms > LONGEST_DEADLINE_MS:
+        raise SettingError(f"--deadline-ms is at most {LONGEST_DEADLINE_MS}, got {args.deadline_ms:g}")
+    if args.address is not None and (args.device is None or (args.device == "cpu" and args.threads is None)):
+        raise SettingError(
+            "--address needs --device, and --threads with --device cpu: machines of a cluster may differ"
+        )
     if args.host not in LOOPBACK and not os.environ.get(TOKEN):
         raise SettingError(
             f"--host {args.host} can be reached from other machines: set the environment variable {TOKEN}, which "

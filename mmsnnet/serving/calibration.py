@@ -93,7 +93,14 @@ def _measured_on(
     expected: dict[str, object] = dict(backend=predictor.backend, device=device_name(predictor.device))
     if predictor.device.type == "cpu":
         expected["threads"] = threads
-    recorded = {"backend": "torch", **points.benchmark}
+    # A server runs the model as it is loaded. On a GPU, benchmark.py times CUDA graphs unless told otherwise.
+    expected |= dict(precision="fp32", compile=None, cuda_graph=False, channels_last=False)
+    recorded: dict[str, object] = dict(
+        backend="torch", precision="fp32", compile=None, cuda_graph=False, channels_last=False
+    )
+    recorded |= points.benchmark
+    if predictor.backend != "torch":
+        recorded["precision"] = "fp32"  # an export's own, which its graphs have
     timed = all(point.latency_ms is not None for point in points)
     if not timed or any(recorded.get(name) != value for name, value in expected.items()):
         return None

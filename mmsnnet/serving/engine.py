@@ -6,10 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from mmsnnet.apis.images import LoadedImage
@@ -87,7 +88,8 @@ class Engine:
         arrival = _now()
         self.scheduler.arrived(arrival)
         # Decoding takes time of the same machine: refuse before it what will be refused after it.
-        deadline = arrival + left_ms - self._reply_ms.high(arrival)
+        # As in the gateway, at most half of the time is reserved.
+        deadline = arrival + left_ms - min(self._reply_ms.high(arrival), max(0.0, left_ms / 2))
         if not self.scheduler.accepts(arrival, deadline, beside=self._decoding):
             return self._refusal(arrival, self.scheduler.least_ms(arrival, self.scheduler.speed.base, 1.0), left_ms)
         self._decoding += 1
@@ -97,6 +99,8 @@ class Engine:
             return Answer(400, dict(error=str(error)))
         finally:
             self._decoding -= 1
+        # Only the shape of the shown picture is read later; its pixels may be many times those of the model's input.
+        image = replace(image, image=np.broadcast_to(np.zeros((), np.uint8), image.image.shape))
         work = _Work(image, asyncio.get_running_loop().create_future())
         now = _now()
         relative_area = image.shape[-2] * image.shape[-1] / self._area

@@ -20,14 +20,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mmsnnet.serving.answers import Answer
+from mmsnnet.serving.policy import LONGEST_DEADLINE_MS
 from mmsnnet.serving.recent import Recent
 
 # A client has this long to send its image.
 UPLOAD_S = 10.0
 # A replica has this long to answer, or this many deadlines.
 ANSWER_S, ANSWER_DEADLINES = 2.0, 5
-LONGEST_DEADLINE_MS = 600_000
-ATTEMPTS = 3
+# A request that kills its replica kills no more than these.
+ATTEMPTS = 2
+# Bodies of requests that are read or answered at the same time; above it, requests are refused.
+MOST_HELD_BYTES = 2**30
 
 
 class ReplicaLostError(Exception):
@@ -95,6 +98,7 @@ class Gateway:
     def __init__(self, backend: Backend, settings: GatewaySettings, registry: CollectorRegistry) -> None:
         self.backend, self.settings = backend, settings
         self._hop_ms = Recent(0.0)
+        self._held_bytes = 0
         self._outcomes = Counter("mmsnnet_requests", "Requests for a prediction", ["outcome"], registry=registry)
         for outcome in ("met", "missed", "rejected", "refused", "failed"):
             self._outcomes.labels(outcome)
@@ -114,21 +118,30 @@ class Gateway:
         )
 
     async def _predict(self, request: Request) -> Response:
+        body = bytearray()
+        try:
+            return await self._predict_from(request, body)
+        finally:
+            self._held_bytes -= len(body)
+
+    async def _predict_from(self, request: Request, body: bytearray) -> Response:
+        """Read the body, whose bytes count as held, and answer."""
         try:
             self._authorize(request)
             deadline_ms, masks = _parameters(request, self.settings.deadline_ms)
-            body = await _read(request, self.settings.max_upload_bytes)
+            await self._read(request, body)
         except RefusedError as error:
-            self._outcomes.labels("refused").inc()
+            self._outcomes.labels("rejected" if error.status == 503 else "refused").inc()
             # The rest of the request stays unread.
-            headers = {"Connection": "close"} | ({"WWW-Authenticate": "Bearer"} if error.status == 401 else {})
+            more = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+            headers = {"Connection": "close"} | more.get(error.status, {})
             return JSONResponse(dict(error=str(error)), error.status, headers)
         except ClientDisconnect:
             self._outcomes.labels("refused").inc()
             return Response(status_code=400)
         start = time.monotonic()
         try:
-            answer = await self._answer(body, start, deadline_ms, masks)
+            answer = await self._answer(bytes(body), start, deadline_ms, masks)
         except asyncio.CancelledError:  # the client has gone
             self._outcomes.labels("refused").inc()
             raise
@@ -147,6 +160,32 @@ class Gateway:
             self._outcomes.labels("refused" if answer.status < 500 else "failed").inc()
         return JSONResponse(content, answer.status, headers)
 
+    async def _read(self, request: Request, body: bytearray) -> None:
+        """Append the body of a request to ``body``."""
+        most = self.settings.max_upload_bytes
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise RefusedError(415, "send the file itself as the body (curl --data-binary @image.jpg), not a form")
+        too_large = RefusedError(413, f"the image has more than {most} bytes")
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > most:
+            raise too_large
+
+        async def read() -> None:
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > most:
+                    raise too_large
+                if self._held_bytes + len(chunk) > MOST_HELD_BYTES:
+                    raise RefusedError(503, "busy: too many images arrive at the same time")
+                body.extend(chunk)
+                self._held_bytes += len(chunk)
+
+        try:
+            await asyncio.wait_for(read(), UPLOAD_S)
+        except asyncio.TimeoutError:
+            raise RefusedError(408, f"the image did not arrive within {UPLOAD_S:g} s") from None
+        if not body:
+            raise RefusedError(400, "the body is empty: expected an image file")
+
     async def _answer(self, body: bytes, start: float, deadline_ms: float, masks: bool) -> Answer:
         """The answer of a replica; in time, or none."""
         most_s = max(ANSWER_S, ANSWER_DEADLINES * deadline_ms / 1000)
@@ -164,7 +203,9 @@ class Gateway:
         """The answer of a replica, or of another one if it is lost."""
         for _ in range(ATTEMPTS):
             now = time.monotonic()
-            left_ms = deadline_ms - 1000 * (now - start) - self._hop_ms.high(1000 * now)
+            # At most half of the deadline: else nothing would be accepted after a stall, and nothing measured anew.
+            hop_ms = min(self._hop_ms.high(1000 * now), deadline_ms / 2)
+            left_ms = deadline_ms - 1000 * (now - start) - hop_ms
             try:
                 answer = await self.backend.answer(body, left_ms, masks)
             except ReplicaLostError:
@@ -212,33 +253,6 @@ def _parameters(request: Request, deadline_ms: float) -> tuple[float, bool]:
     if not 0 < deadline_ms <= LONGEST_DEADLINE_MS:
         raise RefusedError(400, f"deadline_ms is a number of ms up to {LONGEST_DEADLINE_MS}, got {text!r}")
     return deadline_ms, masks == "true"
-
-
-async def _read(request: Request, most: int) -> bytes:
-    """The body of a request of up to ``most`` bytes."""
-    if request.headers.get("content-type", "").startswith("multipart/"):
-        raise RefusedError(415, "send the file itself as the body (curl --data-binary @image.jpg), not a form")
-    too_large = RefusedError(413, f"the image has more than {most} bytes")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most:
-        raise too_large
-
-    async def read() -> bytes:
-        chunks, size = [], 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > most:
-                raise too_large
-            chunks.append(chunk)
-        return b"".join(chunks)
-
-    try:
-        body = await asyncio.wait_for(read(), UPLOAD_S)
-    except asyncio.TimeoutError:
-        raise RefusedError(408, f"the image did not arrive within {UPLOAD_S:g} s") from None
-    if not body:
-        raise RefusedError(400, "the body is empty: expected an image file")
-    return body
 
 
 class _Families:

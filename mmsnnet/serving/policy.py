@@ -23,6 +23,8 @@ NEARLY_FASTEST = 0.95
 # demand counts it twice.
 KEEPS_UP = 1.25
 BUCKETS = 16
+# Of a request or of a server.
+LONGEST_DEADLINE_MS = 600_000
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 APPLICATION, REPLICAS = "mmsnnet", "Replica"
 # How long a question to all replicas may take.
 BROADCAST_S = 2.0
+# Requests of a replica that are decoded, run or answered; those that wait come on top.
+BESIDE_QUEUE = 64
+# Requests that a gateway handles at the same time, and that wait for it.
+MOST_REQUESTS = 1000
 
 
 class ReplicaHandle:
@@ -47,6 +52,7 @@ class ReplicaHandle:
 
     def __init__(self, replicas: DeploymentHandle, registry: CollectorRegistry, name: str) -> None:
         self.replicas, self.registry, self.name = replicas, registry, name
+        self._answers: dict[str, list[Any]] = {}
 
     async def answer(self, body: bytes, left_ms: float, masks: bool) -> Answer:
         try:
@@ -68,13 +74,16 @@ class ReplicaHandle:
         return [labelled(self.registry, self.name), *await self._ask_all("metrics")]
 
     async def _ask_all(self, method: str) -> list[Any]:
-        """What each replica returns; nothing of replicas that do not answer in time."""
+        """What each replica returns. Where one does not answer in time, what all returned before."""
         try:
             answers = self.replicas.broadcast(method)
             results = await answers.results_async(timeout_s=BROADCAST_S, return_exceptions=True)
-        except (TimeoutError, DeploymentUnavailableError):
+        except TimeoutError:
+            return self._answers.get(method, [])
+        except (RayError, DeploymentUnavailableError):
             return []
-        return [result for result in results if not isinstance(result, Exception)]
+        self._answers[method] = [result for result in results if not isinstance(result, Exception)]
+        return self._answers[method]
 
 
 def gateway_app(settings: GatewaySettings) -> Starlette:
@@ -127,7 +136,7 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
     """Start the server and wait until it answers.
 
     Raises:
-        SettingError: a replica cannot start; the message says why.
+        SettingError: a replica cannot start, or Ray Serve runs already on another port; the message says why.
     """
     # The gateway's process does without torch and mmengine.
     from mmsnnet.serving.replica import Replica
@@ -140,7 +149,7 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
         num_replicas=service.replicas,
         ray_actor_options=dict(num_cpus=service.cpus, num_gpus=service.gpus),
         # The replicas' own queues know deadlines; Ray Serve's does not, so it should stay empty.
-        max_ongoing_requests=2 * replica.max_waiting,
+        max_ongoing_requests=replica.max_waiting + BESIDE_QUEUE,
         max_queued_requests=replica.max_waiting,
         health_check_period_s=5,
         health_check_timeout_s=30,
@@ -156,7 +165,8 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
     gateways = serve.deployment(
         name="Gateway",
         ray_actor_options=dict(num_cpus=0),
-        max_ongoing_requests=1000,
+        max_ongoing_requests=MOST_REQUESTS,
+        max_queued_requests=MOST_REQUESTS,
         logging_config=logs,
         **ending,
     )(serve.ingress(build)()).bind(replicas)
@@ -164,6 +174,7 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
     try:
         serve.start(http_options=options, logging_config=logs)
         serve.run(gateways, name=APPLICATION, route_prefix="/")
+        _check_answers(service)
     except RuntimeError as error:
         application = serve.status().applications.get(APPLICATION)
         deployments = application.deployments.values() if application else ()
@@ -178,6 +189,18 @@ def stop() -> None:
     with suppress(RayServeException):  # Ray Serve does not run
         serve.delete(APPLICATION)
     ray.shutdown()  # ends a Ray of our own
+
+
+def _check_answers(service: ServiceSettings) -> None:
+    """Check that the server answers on its port: a Ray Serve that runs already keeps its own."""
+    host = "127.0.0.1" if service.host == "0.0.0.0" else service.host
+    try:
+        socket.create_connection((host, service.port), timeout=10).close()
+    except OSError as error:
+        raise SettingError(
+            f"nothing answers on {host}:{service.port} ({error}): Ray Serve of this cluster runs already, on another "
+            "host or port. Set --host and --port as there, or end it with `serve shutdown`"
+        ) from error
 
 
 def _check_resources(service: ServiceSettings) -> None:

@@ -220,10 +220,10 @@ def test_a_replica_that_hangs_ends_in_a_timeout(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_another_replica_answers_for_a_lost_one() -> None:
-    server = Server(ReplicaLostError(), ReplicaLostError(), PREDICTION)
+    server = Server(ReplicaLostError(), PREDICTION)
     assert server.post().status_code == 200
     bodies, times, _ = zip(*server.replicas.requests, strict=True)
-    assert bodies == (IMAGE,) * 3 and list(times) == sorted(times, reverse=True)
+    assert bodies == (IMAGE,) * 2 and list(times) == sorted(times, reverse=True)
     assert server.outcomes() == dict(met=1)
 
 
@@ -238,12 +238,36 @@ def test_the_time_of_a_lost_replica_is_not_reserved_for_the_next_requests() -> N
     assert retried < 9_800 < after
 
 
-@pytest.mark.parametrize(("error", "attempts"), [(ReplicaLostError(), 3), (NoReplicaError("no replica runs"), 1)])
+@pytest.mark.parametrize(("error", "attempts"), [(ReplicaLostError(), 2), (NoReplicaError("no replica runs"), 1)])
 def test_without_a_replica_the_client_comes_back(error: Exception, attempts: int) -> None:
     server = Server(error)
     answer = server.post()
     assert "replica" in refusal(answer, 503) and answer.headers["Retry-After"] == "1"
     assert len(server.replicas.requests) == attempts and server.outcomes() == dict(rejected=1)
+
+
+def test_a_stall_reserves_no_more_than_half_of_a_deadline() -> None:
+    """Else no request would be accepted after it, and no shorter time measured."""
+
+    async def stalled() -> Answer:
+        await asyncio.sleep(0.25)
+        return PREDICTION
+
+    server = Server(stalled, PREDICTION)
+    for _ in range(2):
+        server.post("/predict?deadline_ms=100")
+    _, (_, left_ms, _) = server.replicas.requests
+    assert 40 < left_ms <= 50
+
+
+def test_bodies_that_are_held_at_the_same_time_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "MOST_HELD_BYTES", len(IMAGE) - 1)
+    server = Server(PREDICTION)
+    answer = server.post()
+    assert "busy" in refusal(answer, 503) and answer.headers["Retry-After"] == "1"
+    monkeypatch.setattr(gateway, "MOST_HELD_BYTES", len(IMAGE))
+    assert [server.post().status_code for _ in range(3)] == [200] * 3  # answered bodies do not count
+    assert server.outcomes() == dict(rejected=1, met=3)
 
 
 def test_any_other_error_is_an_answer_too() -> None:
