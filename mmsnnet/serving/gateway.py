@@ -10,11 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -114,7 +116,8 @@ class Gateway:
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
                 Route("/front", self._front),
-            ]
+            ],
+            exception_handlers={404: _not_served, 405: _not_served},
         )
 
     async def _predict(self, request: Request) -> Response:
@@ -238,9 +241,17 @@ class Gateway:
             raise RefusedError(401, "this server needs a token: send the header 'Authorization: Bearer TOKEN'")
 
 
+async def _not_served(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    asked, there = f"{request.method} {quote(request.url.path)}", "POST /predict, GET /health, /front and /metrics"
+    return JSONResponse(dict(error=f"there is no {asked}: there are {there}"), error.status_code, error.headers)
+
+
 def _parameters(request: Request, deadline_ms: float) -> tuple[float, bool]:
     """The deadline in ms, and whether masks are wanted, from the query."""
     parameters = dict(request.query_params)
+    if len(parameters) < len(request.query_params.multi_items()):
+        raise RefusedError(400, "a parameter stands twice in the query")
     text, masks = parameters.pop("deadline_ms", str(deadline_ms)), parameters.pop("masks", "false").lower()
     if parameters:
         raise RefusedError(400, f"unknown parameter {next(iter(parameters))!r}: there are deadline_ms and masks")

@@ -172,8 +172,11 @@ class Scheduler(Generic[T]):
         self._running = None
 
     def _busy_ms(self, now: float) -> float:
-        """The predicted rest of the batch that runs."""
-        return max(0.0, self._running.started + self._running.choice.ms - now) if self._running else 0.0
+        """The predicted rest of the batch that runs; of one that is long overdue, as long as it is overdue."""
+        if self._running is None:
+            return 0.0
+        rest = self._running.started + self._running.choice.ms - now
+        return -rest if -rest > min(self._running.choice.ms, self.deadline_ms) else max(0.0, rest)
 
     def _cost(self, request: Request[T], now: float) -> float:
         known = self.speed.cost(request.kind, now)

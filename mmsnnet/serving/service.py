@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import socket
@@ -55,8 +56,12 @@ class ReplicaHandle:
         self._answers: dict[str, list[Any]] = {}
 
     async def answer(self, body: bytes, left_ms: float, masks: bool) -> Answer:
+        response = self.replicas.answer.remote(body, left_ms, masks)
         try:
-            return await self.replicas.answer.remote(body, left_ms, masks)
+            return await response
+        except asyncio.CancelledError:  # no one waits any more; Ray Serve alone would not tell the replica
+            response.cancel()
+            raise
         except BackPressureError as error:
             raise NoReplicaError("all replicas are busy") from error
         except DeploymentUnavailableError as error:

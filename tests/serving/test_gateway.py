@@ -133,6 +133,7 @@ def test_a_deadline_is_a_positive_number_of_ms(deadline: str) -> None:
         ("masks=yes", "masks is true or false, got 'yes'"),
         ("masks=", "masks is true or false, got ''"),
         ("%00=1", r"unknown parameter '\x00'"),
+        ("deadline_ms=5&deadline_ms=6", "a parameter stands twice in the query"),
     ],
 )
 def test_an_unknown_parameter_is_refused(query: str, message: str) -> None:
@@ -193,8 +194,12 @@ def test_a_form_is_refused() -> None:
 
 def test_other_methods_and_paths_are_refused() -> None:
     server = Server()
-    assert server.get("/predict").status_code == server.post("/health").status_code == 405
-    assert server.get("/").status_code == server.get("/predict/../../etc/passwd").status_code == 404
+    there = "there are POST /predict, GET /health, /front and /metrics"
+    assert refusal(server.get("/predict"), 405) == f"there is no GET /predict: {there}"
+    assert refusal(server.post("/health"), 405) == f"there is no POST /health: {there}"
+    assert server.get("/predict").headers["allow"] == "POST"
+    for path in ("/", "/predict/../../etc/passwd", "/a%0Ab"):
+        assert refusal(server.get(path), 404).endswith(there)
 
 
 @pytest.mark.parametrize(("wait_s", "header"), [(None, "1"), (0.0, "1"), (0.2, "1"), (2.1, "3")])

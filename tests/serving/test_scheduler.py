@@ -237,6 +237,20 @@ def test_a_request_is_refused_if_the_cheapest_stitch_would_miss_a_deadline() -> 
     assert busy.late() == []
 
 
+def test_a_batch_that_takes_far_longer_than_predicted_lets_no_more_in_than_can_be_answered() -> None:
+    stuck = device(ms=lambda batch: np.inf)
+    assert stuck.offer(0, 10.0)  # runs for 10, as predicted
+    stuck.now = 15.0
+    second = stuck.offer(1, 25.0)  # a little late: it can end at any time
+    assert second
+    stuck.now = 1000.0
+    assert stuck.scheduler.drained_ms(1000.0) == 990 + 4
+    assert stuck.offer(2, 1000 + DEADLINE_MS) is None
+    stuck.scheduler.withdraw(second)
+    stuck.scheduler.failed()
+    assert stuck.offer(2, 1000 + DEADLINE_MS)
+
+
 def test_a_fixed_stitch_refuses_what_it_cannot_answer_itself() -> None:
     assert device(FixedStitch(TABLE, 0)).offer(0, 39.0)
     assert device(FixedStitch(TABLE, 1)).offer(0, 39.0) is None
