@@ -37,12 +37,14 @@ class Load:
             the first, and as many as came in the last one.
         slowness: measured over predicted latency of recent batches, a high quantile: predicts when a batch ends.
         mean_slowness: their mean: predicts the throughput.
+        deadline_ms: the usual time from arrival to deadline.
     """
 
     slacks: Sequence[float]
     demand: float = 0.0
     slowness: float = 1.0
     mean_slowness: float = 1.0
+    deadline_ms: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ class LookAhead:
     2. the cheapest stitch could then meet all other deadlines, and
     3. the stitch's throughput, times ``KEEPS_UP``, covers the demand. The cheapest stitch need not: nothing is faster.
 
-    The best possible stitch runs, with its largest possible batch. Where nothing is possible, the cheapest stitch
+    The best possible stitch runs, with its largest possible batch. A batch of several images also leaves time for the
+    cheapest stitch to answer a request that comes just after it has started. Where nothing is possible, the cheapest stitch
     empties the queue. A longer slack never leads to a worse stitch, and a single request without others gets the best
     stitch that meets its deadline.
 
@@ -178,11 +181,14 @@ class LookAhead:
     cheapest: int = 0
 
     def choose(self, load: Load) -> Choice:
+        next_ms = load.slowness * self.table.ms[0][self.table.drain_batch(0)]
         for stitch in reversed(range(len(self.table))):
             if stitch > 0 and load.mean_slowness * load.demand > KEEPS_UP * self.table.throughput(stitch):
                 continue
             for batch in range(_largest_batch(self.table, load, stitch), 0, -1):
                 choice = _choice(self.table, load, stitch, batch)
+                if stitch > 0 and batch > 1 and choice.ms + next_ms > load.deadline_ms:
+                    continue
                 if self.table.meets_all(0, load, batch, choice.ms):
                     return choice
         return _drain(self.table, load, 0)

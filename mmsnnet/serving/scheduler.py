@@ -190,7 +190,7 @@ class Scheduler(Generic[T]):
         demand = (len(self._arrivals) + len(slacks) - 1) / self.deadline_ms
         slowness, mean_slowness = self.speed.slowness(now)
         # The next batch has the kind of the first request, which may cost more than the others.
-        return Load(slacks, demand, max(costs[0], mean_cost) * slowness, mean_cost * mean_slowness)
+        return Load(slacks, demand, max(costs[0], mean_cost) * slowness, mean_cost * mean_slowness, self.deadline_ms)
 
     def _forget_arrivals(self, now: float) -> None:
         while self._arrivals and self._arrivals[0] <= now - self.deadline_ms:

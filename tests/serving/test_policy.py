@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from mmsnnet.errors import SettingError
-from mmsnnet.serving.policy import POLICIES, FixedStitch, Greedy, LatencyTable, Load, LookAhead, Policy, SlackFit
+from mmsnnet.serving.policy import (
+    POLICIES,
+    Choice,
+    FixedStitch,
+    Greedy,
+    LatencyTable,
+    Load,
+    LookAhead,
+    Policy,
+    SlackFit,
+)
 from tests.serving.random_loads import Case, cases, latencies
 
 # Products and quotients of the same times differ by rounding.
@@ -220,3 +230,12 @@ def test_a_table_without_usable_latencies_is_refused_in_one_line(
     with pytest.raises(SettingError, match=message) as error:
         LatencyTable(given)
     assert "\n" not in str(error.value)
+
+
+def test_a_batch_leaves_time_for_a_request_that_comes_while_it_runs() -> None:
+    """The best stitch still runs, but with fewer images; one image alone may take all the time."""
+    table = LatencyTable(dict(S={1: 10.0, 4: 40.0}, L={1: 30.0, 4: 120.0}))
+    assert LookAhead(table).choose(Load([150] * 4)) == Choice(1, 4, 120.0)
+    assert LookAhead(table).choose(Load([150] * 4, deadline_ms=100.0)) == Choice(1, 3, 90.0)
+    assert LookAhead(table).choose(Load([150] * 4, deadline_ms=50.0)) == Choice(1, 1, 30.0)
+    assert LookAhead(table).choose(Load([30], deadline_ms=31.0)) == Choice(1, 1, 30.0)
