@@ -169,9 +169,9 @@ class LookAhead:
     3. the stitch's throughput, times ``KEEPS_UP``, covers the demand. The cheapest stitch need not: nothing is faster.
 
     The best possible stitch runs, with its largest possible batch. A batch of several images also leaves time for the
-    cheapest stitch to answer a request that comes just after it has started. Where nothing is possible, the cheapest stitch
-    empties the queue. A longer slack never leads to a worse stitch, and a single request without others gets the best
-    stitch that meets its deadline.
+    cheapest stitch to answer a request that comes just after it has started. Where nothing is possible, the cheapest
+    stitch empties the queue. A longer slack never leads to a worse stitch, and a single request without others gets the
+    best stitch that meets its deadline.
 
     SuperServe's SlackFit (arXiv 2312.16733) reads only the slack of the most urgent request, so it reacts once waiting
     has used the slack up. The second and third conditions act before.
