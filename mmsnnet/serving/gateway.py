@@ -209,6 +209,8 @@ class Gateway:
             # At most half of the deadline: else nothing would be accepted after a stall, and nothing measured anew.
             hop_ms = min(self._hop_ms.high(1000 * now), deadline_ms / 2)
             left_ms = deadline_ms - 1000 * (now - start) - hop_ms
+            if left_ms <= 0:  # no replica needs to see it
+                return Answer(503, dict(error="busy: the deadline would pass before a replica has the image"), 1.0)
             try:
                 answer = await self.backend.answer(body, left_ms, masks)
             except ReplicaLostError:

@@ -17,6 +17,9 @@ from mmsnnet.serving.speed import Speed
 
 T = TypeVar("T")
 
+# A request of an unknown kind may take the device for this many deadlines, by its guess.
+MOST_PROBE = 3
+
 
 @dataclass(order=True)
 class Request(Generic[T]):
@@ -92,7 +95,8 @@ class Scheduler(Generic[T]):
     ) -> Request[T] | None:
         """Put a request into the queue, if its deadline and those of all others can be met.
 
-        The first request of a kind whose cost is unknown is let in as if it cost 1, to measure its cost.
+        The first request of a kind whose cost is unknown is let in as if it cost 1, to measure its cost. It is not if
+        its guess says that it would block the device for several deadlines: a batch that runs cannot be ended.
 
         Args:
             item: what the caller knows it by.
@@ -106,7 +110,9 @@ class Scheduler(Generic[T]):
         cost = self.speed.cost(kind, now)
         if cost is None:
             running = self._running.requests if self._running else ()
-            cost = guess if any(request.kind == kind for request in (*self._waiting, *running)) else min(1.0, guess)
+            is_known = any(request.kind == kind for request in (*self._waiting, *running))
+            blocks = self.least_ms(now, kind, guess) > MOST_PROBE * self.deadline_ms
+            cost = guess if is_known or blocks else min(1.0, guess)
         if not self.accepts(now, deadline, cost=cost):
             return None
         request = Request(deadline, self._count, now, deadline, kind, guess, item)

@@ -299,17 +299,17 @@ def test_the_first_of_an_unknown_kind_is_let_in_and_its_cost_learned_and_forgott
         return (2 if batch.requests[0].kind == "large" else 1) * table_ms(learns.scheduler, batch)
 
     learns = device(ms=ms)
-    assert learns.offer(0, 15.0, "large", 50.0)  # a probe, as if it cost 1
-    assert learns.offer(1, 1000.0, "large", 50.0)  # 20 ms of table, 50 times
-    assert learns.offer(2, 400.0, "large", 50.0) is None
+    assert learns.offer(0, 15.0, "large", 25.0)  # a probe, as if it cost 1
+    assert learns.offer(1, 1000.0, "large", 25.0)  # 20 ms of table, 25 times
+    assert learns.offer(2, 240.0, "large", 25.0) is None
     learns.run_until(2000.0)
     assert learns.scheduler.speed.cost("large", learns.now) == pytest.approx(2)
-    assert learns.scheduler.least_ms(learns.now, "large", 50.0) == pytest.approx(20)
-    assert learns.offer(3, learns.now + 19.0, "large", 50.0) is None
-    assert learns.offer(4, learns.now + 21.0, "large", 50.0)
+    assert learns.scheduler.least_ms(learns.now, "large", 25.0) == pytest.approx(20)
+    assert learns.offer(3, learns.now + 19.0, "large", 25.0) is None
+    assert learns.offer(4, learns.now + 21.0, "large", 25.0)
     learns.run_until(2000.0 + 2 * MEMORY_MS)
     assert learns.scheduler.speed.cost("large", learns.now) is None
-    assert learns.offer(5, learns.now + 19.0, "large", 50.0)
+    assert learns.offer(5, learns.now + 19.0, "large", 25.0)
     learns.run_until(np.inf)
     assert learns.late() == [0, 5]
     assert {request.item for request, _ in learns.answered} == {0, 1, 4, 5}
@@ -344,3 +344,10 @@ def test_the_time_to_empty_the_queue_is_that_of_the_cheapest_stitch() -> None:
     for item in range(8):
         scheduler.offer(item, 0.0, 1000.0, "base")
     assert scheduler.drained_ms(0.0) == pytest.approx(32)  # two batches of four
+
+
+def test_a_kind_that_would_block_the_device_is_not_tried() -> None:
+    """By its guess: the cheapest stitch takes 10 ms, so 31 times as much is more than three deadlines."""
+    policy = LookAhead(LatencyTable(dict(S={1: 10.0})))
+    assert Scheduler[str](policy, 100.0).offer("a", 0.0, 100.0, "large", 29.0) is not None
+    assert Scheduler[str](policy, 100.0).offer("a", 0.0, 100.0, "huge", 31.0) is None
