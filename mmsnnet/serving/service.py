@@ -125,15 +125,19 @@ def connect(service: ServiceSettings) -> None:
         SettingError: there is no such cluster, Ray does not start, or it has too few CPUs or GPUs.
     """
     quiet: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        if service.address is None:
-            # "local" starts a Ray even if this machine is in a cluster.
-            ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-        else:
-            ray.init(service.address, **quiet)
-    except Exception as error:  # Ray's errors of this have no common class
-        place = "on this machine" if service.address is None else f"at {service.address}"
-        raise SettingError(f"there is no Ray {place}: {error}") from error
+    # "local" starts a Ray even if this machine is in a cluster.
+    local: dict[str, Any] = dict(include_dashboard=False, _node_ip_address="127.0.0.1")
+    # Ray gives itself 30 s to start. A busy machine may need longer to load it; a second attempt finds it in memory.
+    attempts = 2 if service.address is None else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(service.address or "local", **quiet, **(local if service.address is None else {}))
+            break
+        except Exception as error:  # Ray's errors of this have no common class
+            if attempt == attempts:
+                place = "on this machine" if service.address is None else f"at {service.address}"
+                raise SettingError(f"there is no Ray {place}: {error}") from error
+            ray.shutdown()
     _check_resources(service)
 
 

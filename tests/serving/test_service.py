@@ -5,13 +5,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import ray
 from prometheus_client import CollectorRegistry
-
-pytest.importorskip("ray.serve")
-
 from ray.serve.handle import DeploymentHandle
 
-from mmsnnet.serving.service import ReplicaHandle
+from mmsnnet.errors import SettingError
+from mmsnnet.serving.service import ReplicaHandle, ServiceSettings, connect
 
 
 class Hanging:
@@ -37,3 +36,26 @@ def test_a_request_that_no_one_waits_for_ends_in_the_replica_too() -> None:
 
     asyncio.run(job())
     assert response.cancelled
+
+
+@pytest.mark.parametrize(("address", "failures", "attempts"), [(None, 1, 2), (None, 2, 2), ("host:6379", 1, 1)])
+def test_a_ray_of_our_own_gets_a_second_attempt_to_start(
+    address: str | None, failures: int, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[str] = []
+
+    def init(place: str, **settings: Any) -> None:
+        places.append(place)
+        if len(places) <= failures:
+            raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: dict(CPU=2.0))
+    service = ServiceSettings("127.0.0.1", 8000, replicas=1, cpus=1, gpus=0, address=address)
+    if failures < attempts:
+        connect(service)
+    else:
+        with pytest.raises(SettingError, match=r"^there is no Ray .*timed out"):
+            connect(service)
+    assert places == [address or "local"] * attempts
