@@ -79,7 +79,9 @@ def list_images(images: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[Image
         return [images], True
     if isinstance(images, Iterable) and not isinstance(images, Mapping):
         return images, False
-    raise TypeError(f"expected a path, an array, an image of Pillow, or several of them; got {type(images).__name__}")
+    raise TypeError(
+        f"expected a path, an array, an image of Pillow, the content of a file, or several; got {type(images).__name__}"
+    )
 
 
 class ImageLoader:

@@ -133,7 +133,11 @@ class Scheduler(Generic[T]):
             return False
         dues = [*(request.due for request in self._waiting), *[now + self.deadline_ms] * beside, deadline]
         costs = [*(self._cost(request, now) for request in self._waiting), *[1.0] * beside, cost]
-        slowness = self.speed.slowness(now)[0] * sum(costs) / len(costs)
+        slowness = self.speed.slowness(now)[0]
+        # The mean below would hide one image that alone takes longer than its time.
+        if slowness * cost * self.policy.table.ms[self.policy.cheapest][1] > deadline - now:
+            return False
+        slowness *= sum(costs) / len(costs)
         load = Load(sorted(due - now for due in dues), slowness=slowness)
         return self.policy.table.meets_all(self.policy.cheapest, load, delay=self._busy_ms(now))
 

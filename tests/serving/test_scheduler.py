@@ -351,3 +351,14 @@ def test_a_kind_that_would_block_the_device_is_not_tried() -> None:
     policy = LookAhead(LatencyTable(dict(S={1: 10.0})))
     assert Scheduler[str](policy, 100.0).offer("a", 0.0, 100.0, "large", 29.0) is not None
     assert Scheduler[str](policy, 100.0).offer("a", 0.0, 100.0, "huge", 31.0) is None
+
+
+def test_a_costly_request_does_not_slip_in_among_cheap_ones() -> None:
+    """Batches of the others hardly cost more than one image, but the costly one runs alone."""
+    scheduler = Scheduler[str](LookAhead(LatencyTable(dict(S={1: 10.0, 8: 12.0}))), 100.0)
+    for name in "abcdefg":
+        assert scheduler.offer(name, 0.0, 100.0) is not None
+    assert scheduler.offer("guessed", 0.0, 100.0, "huge", 50.0) is None
+    scheduler.speed.observe("measured", 11.0, 0.0)
+    assert scheduler.offer("measured", 0.0, 100.0, "measured") is None
+    assert scheduler.offer("in time", 0.0, 120.0, "measured") is not None
