@@ -170,8 +170,8 @@ class Predictor:
 
         Args:
             images: one image, or a list, a folder or a glob pattern. An image is a path, an array (H, W, 3) uint8 in
-                OpenCV's order (blue, green, red) or (H, W), an image of Pillow, or the content of a file as bytes. Arrays
-                of other types or numbers of channels need a config whose ``LoadImage`` accepts them.
+                OpenCV's order (blue, green, red) or (H, W), an image of Pillow, or the content of a file as bytes.
+                Arrays of other types or numbers of channels need a config whose ``LoadImage`` accepts them.
             stitch, max_gflops, max_latency_ms: of this call alone.
             batch_size: of this call alone.
 
