@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
 
 import ray
 from prometheus_client import CollectorRegistry
@@ -201,10 +202,16 @@ def stop() -> None:
 
 
 def _check_answers(service: ServiceSettings) -> None:
-    """Check that the server answers on its port: a Ray Serve that runs already keeps its own."""
-    host = "127.0.0.1" if service.host == "0.0.0.0" else service.host
+    """Check that the server answers on its port: a Ray Serve that runs already keeps its own.
+
+    The question also connects the gateway to the replicas, for which the first request would wait.
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(service.host, service.host)
     try:
-        socket.create_connection((host, service.port), timeout=10).close()
+        directly = build_opener(ProxyHandler({}))  # whatever http_proxy is
+        directly.open(f"http://{host}:{service.port}/health", timeout=30).close()
+    except HTTPError:  # it answers
+        pass
     except OSError as error:
         raise SettingError(
             f"nothing answers on {host}:{service.port} ({error}): Ray Serve of this cluster runs already, on another "
