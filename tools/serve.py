@@ -163,7 +163,7 @@ def serve(args: argparse.Namespace) -> None:
         token=os.environ.get(TOKEN) or None,
         front=dict(
             model=title,
-            task_metric=args.metric or default_metric(points),
+            metric=args.metric or default_metric(points),
             deadline_ms=args.deadline_ms,
             policy=args.policy,
             stitches=[point.to_json() for point in servable(points, args.metric)],

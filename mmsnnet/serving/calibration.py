@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 import numpy as np
-import torch
 
 from mmsnnet.apis.devices import device_name
 from mmsnnet.apis.images import LoadedImage
@@ -126,10 +125,3 @@ def _time_batches(
         if times[stitches[0]][size] > deadline_ms:
             break
     return times
-
-
-def use_threads(threads: int | None) -> int:
-    """Set the number of threads of torch, and return it."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from ray import serve
 
 from mmsnnet.apis.predictor import Predictor
 from mmsnnet.serving.answers import Answer
-from mmsnnet.serving.calibration import blank_image, calibrate, servable, use_threads
+from mmsnnet.serving.calibration import blank_image, calibrate, servable
 from mmsnnet.serving.engine import Engine
 from mmsnnet.serving.gateway import labelled
 from mmsnnet.serving.policy import POLICIES, FixedStitch, Policy
@@ -48,7 +49,8 @@ class Replica:
     """A model on one device, for Ray Serve."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
-        threads = use_threads(settings.threads)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
         predictor = Predictor(
             settings.folder, device=settings.device, points=settings.points, max_pixels=settings.max_pixels
         )
@@ -57,7 +59,7 @@ class Replica:
         names = [point.name for point in servable(points, settings.metric)]
         if settings.policy not in POLICIES:
             names = [settings.policy]
-        table = calibrate(predictor, points, names, settings.deadline_ms, threads)
+        table = calibrate(predictor, points, names, settings.deadline_ms, torch.get_num_threads())
         policy: Policy = POLICIES[settings.policy](table) if settings.policy in POLICIES else FixedStitch(table, 0)
         shape = blank_image(predictor, points.input_shape).shape
         self.registry = CollectorRegistry()
