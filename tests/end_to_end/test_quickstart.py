@@ -327,6 +327,6 @@ def test_the_script_says_where_files_are_and_what_to_type_next(
     assert {"pareto.png", "operating_points.json", "stitched/iter_4.pth"} <= set(files)
     assert all((folder / name).exists() for name in files)
     commands = [line.split() for line in after.splitlines() if "tools/" in line]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         assert all((copy / word).exists() for word in command if re.search(r"\.(py|pth|json)$", word))
