@@ -47,6 +47,9 @@ def anchor_rate(factor: float) -> dict[str, Any]:
     return dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=factor)))
 
 
+THIRD = anchor_rate(0.3)
+
+
 RECIPES: dict[str, Recipe] = {
     "published": Recipe(),
     "alone-s": Recipe(anchors="s"),
@@ -63,7 +66,12 @@ RECIPES: dict[str, Recipe] = {
     "initialised": Recipe(trains=False),
     "refined-initialised": Recipe(trains=False, refine=True),
     "refined": Recipe(refine=True),
+    "third-rates": Recipe(THIRD),
     "equal-rates": Recipe(anchor_rate(1.0)),
+    "equal-flops-third-rates": Recipe(drawn(equal_flops=True) | THIRD),
+    "half-equal-flops-third-rates": Recipe(drawn(equal_flops=0.5) | THIRD),
+    "alone-s-third-rate": Recipe(THIRD, anchors="s"),
+    "alone-l-third-rate": Recipe(THIRD, anchors="l"),
     "no-lsl": Recipe(drawn(kinds=["S", "L", "SL", "LS", "SLS"])),
     "one-crossing": Recipe(drawn(max_crossings=1)),
     "equal-flops": Recipe(drawn(equal_flops=True)),
@@ -133,11 +141,11 @@ REGIMES = {
     "camvid": Regime(
         "camvid",
         dict(
-            s=("camvid/vit-s_setr_1k_camvid-256x256.py", (1000,)),
-            l=("camvid/vit-l_setr_1k_camvid-256x256.py", (1000,)),
+            s=("camvid/vit-s_setr_1k_camvid-256x256.py", (2000,)),
+            l=("camvid/vit-l_setr_1k_camvid-256x256.py", (2000,)),
         ),
         dict(sl="camvid/stitched-vit-s-l_setr_1k_camvid-256x256.py"),
-        iterations=600,
+        iterations=400,
         images=None,
         data="data/camvid",
         size=(360, 480),
