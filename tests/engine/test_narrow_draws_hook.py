@@ -59,6 +59,7 @@ def train(backbone_config: Callable[..., dict[str, Any]], tmp_path: Path) -> Cal
         Listed.values = iter(values)
         folder = changes.pop("work_dir", tmp_path / str(next(numbers)))
         config = make_config(backbone_config, folder, LOOP, custom_hooks=[hook, dict(type="mmsnnet.ConsistencyHook")])
+        config["cfg"] = dict(custom_hooks=config["custom_hooks"])  # as from_cfg passes it
         loader = config["train_dataloader"] | dict(sampler=dict(type="DefaultSampler", shuffle=False), drop_last=False)
         recorder = Recorder()
         runner = build(config | dict(val_dataloader=loader) | VALIDATION | changes, recorder)
@@ -154,6 +155,8 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(
         resumed, rest = train(values * 3, work_dir=str(folder), resume=True, **saved)
         assert_equal(rest.seen, seen.seen[at:])
         assert_equal(state(resumed), state(whole))
+    resumed, _ = train(values * 3, hook=HOOK | dict(within=7.0), work_dir=str(folder), resume=True, **saved)
+    assert "custom_hooks.NarrowDrawsHook.within: goes on with the config's 7.0, the checkpoint's was" in _log(resumed)
     resumed, _ = train(values, hook=dict(type="mmsnnet.StitchLogHook"), work_dir=str(folder), resume=True, **saved)
     assert "had narrowed its draws. Without NarrowDrawsHook" in _log(resumed)
 

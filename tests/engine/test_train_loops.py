@@ -832,6 +832,9 @@ def test_a_checkpoint_with_the_deferred_log_of_0_1_0_resumes(
     assert_equal(resumed[:5], losses)
 
 
+DRAWS = "model.backbone.draw_from: goes on with the config's"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "refused", "said"),
@@ -839,9 +842,11 @@ def test_a_checkpoint_with_the_deferred_log_of_0_1_0_resumes(
         ({}, False, []),
         (dict(seed=5), False, ["model.backbone.seed: goes on with the config's 5, the checkpoint's was 0"]),
         (dict(flops_step=1e9), False, ["model.backbone.flops_step: goes on with the config's 1 bin of 4 stitches"]),
+        (dict(draw_from=dict(kinds=["S", "L"])), False, [f"{DRAWS} 2 of 4 stitches ("]),
+        (dict(draw_from=dict(equal_flops=0.5)), False, [f"{DRAWS} 4 of 4 stitches ("]),
         (dict(img_size=64), True, ["model.backbone.img_size: the checkpoint's position embeddings are for 2 x 2"]),
     ],
-    ids=["nothing", "seed", "flops_step", "img_size"],
+    ids=["nothing", "seed", "flops_step", "kinds", "equal_flops", "img_size"],
 )
 def test_a_resumed_run_says_what_differs(
     changes: dict[str, Any],

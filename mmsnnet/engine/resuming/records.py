@@ -17,6 +17,7 @@ from mmsnnet.engine.resuming.optimizers import named_wrappers
 from mmsnnet.engine.resuming.schedules import scheduler_types
 from mmsnnet.engine.resuming.settings import describe_settings
 from mmsnnet.models import StitchedBackbone
+from mmsnnet.stitching import flops_bins
 
 Record = dict[str, Any]
 
@@ -39,6 +40,7 @@ CONSEQUENCES = {
     "train_cfg.stitches_per_step": ", so other stitches are drawn",
     "model.backbone.seed": ", so other stitches are drawn",
     "model.backbone.flops_step": ", so other stitches are drawn",
+    "model.backbone.draw_from": ", so other stitches are drawn",
 }
 
 
@@ -146,6 +148,7 @@ def _facts(runner: AnyRunner) -> Record:
         if isinstance(module, StitchedBackbone) and len(module.space) > 1:
             facts["model.backbone.seed"] = module.seed
             facts["model.backbone.flops_step"] = _describe_bins(module)
+            facts["model.backbone.draw_from"] = _describe_draws(module)
     return {setting: value for setting, value in facts.items() if value is not None}
 
 
@@ -183,11 +186,18 @@ def _describe_sampler(loader: DataLoader) -> str | None:
 
 
 def _describe_bins(backbone: StitchedBackbone) -> str:
-    """The number of bins of stitches, with a digest of their contents."""
-    sampler = backbone.sampler()
-    bins, weights = sampler.bins, [f"weights {sampler.weights}"] if sampler.weights else []
-    digest = _digest([*map(repr, bins), *weights])
-    return f"{len(bins)} bin{'s' * (len(bins) != 1)} of {len(backbone.space)} stitches ({digest})"
+    """The number of bins of the whole space, with a digest of their contents."""
+    flops = {id_: cost.flops for id_, cost in backbone.training_costs().items()}
+    bins = flops_bins(flops, backbone.flops_step)
+    return f"{len(bins)} bin{'s' * (len(bins) != 1)} of {len(backbone.space)} stitches ({_digest(map(repr, bins))})"
+
+
+def _describe_draws(backbone: StitchedBackbone) -> str:
+    """The number of stitches that the config lets training draw, with a digest of them."""
+    drawn = sorted(id_ for bin_ in backbone.sampler().bins for id_ in bin_)
+    degree = float(backbone.draw_from.get("equal_flops", 0))
+    described = f"{len(drawn)} of {len(backbone.space)} stitches ({_digest(map(str, drawn))})"
+    return described + (f" with equal_flops={degree:g}" if degree else "")
 
 
 def _digest(parts: Iterable[str]) -> str:

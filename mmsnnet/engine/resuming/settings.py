@@ -13,7 +13,8 @@ SECTIONS = ("model", "train_dataloader", "optim_wrapper")
 # Keys in those sections that are compared by state or recorded as facts, or do not change training.
 LEFT_OUT = (
     *("optimizer", "paramwise_cfg", "constructor", "accumulative_counts", "clip_grad", "batch_size", "sampler"),
-    *("num_classes", "img_size", "flops_step", "seed", "init_cfg", "pretrained", "test_cfg", "budget", "stitch"),
+    *("num_classes", "img_size", "seed", "init_cfg", "pretrained", "test_cfg", "budget", "stitch"),
+    *("flops_step", "draw_from"),
     *("num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "with_cp", "compile"),
     *("data_root", "metainfo", "backend_args"),
 )
@@ -25,6 +26,9 @@ def describe_settings(config: Config) -> dict[str, Any]:
     """Settings as plain values that do not depend on the config's style."""
     settings = {section: _plain(config.get(section)) for section in SECTIONS}
     settings["train_cfg.distill"] = _plain((config.get("train_cfg") or {}).get("distill"))
+    for hook in config.get("custom_hooks") or ():
+        if isinstance(hook, Mapping) and _type_name(hook["type"]) == "NarrowDrawsHook":
+            settings["custom_hooks.NarrowDrawsHook"] = _plain(hook)
     # The state shows the type: with mixed precision it has a loss scaler.
     settings["optim_wrapper"] = {
         key: value for key, value in (settings["optim_wrapper"] or {}).items() if key != "type"
