@@ -141,11 +141,11 @@ REGIMES = {
     "camvid": Regime(
         "camvid",
         dict(
-            s=("camvid/vit-s_setr_1k_camvid-256x256.py", (2000,)),
-            l=("camvid/vit-l_setr_1k_camvid-256x256.py", (2000,)),
+            s=("camvid/vit-s_setr_1k_camvid-256x256.py", (1000,)),
+            l=("camvid/vit-l_setr_1k_camvid-256x256.py", (1000,)),
         ),
         dict(sl="camvid/stitched-vit-s-l_setr_1k_camvid-256x256.py"),
-        iterations=400,
+        iterations=300,
         images=None,
         data="data/camvid",
         size=(360, 480),
