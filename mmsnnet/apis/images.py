@@ -124,19 +124,19 @@ class ImageLoader:
             ]
         )
 
-    def __call__(self, image: ImageLike, number: int = 0) -> tuple[np.ndarray, dict[str, Any]]:
+    def __call__(self, image: ImageLike, number: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Load an image; return it as shown, (H, W, 3) uint8 in RGB, and what the pipeline packs.
 
         Args:
             image: a path, an array or an image of Pillow.
-            number: of the image in its call, for messages.
+            number: of the image among several, for messages.
 
         Raises:
             MissingFileError: the file does not exist.
             DataError: the image cannot be read or is too large; the message names it.
             TypeError: it is none of these.
         """
-        sample = self._first(_sample(image, f"image {number}"))
+        sample = self._first(_sample(image, "the image" if number is None else f"image {number}"))
         shown = _as_shown(sample["img"])
         try:
             return shown, self._rest(sample)

@@ -183,7 +183,7 @@ class Predictor:
         listed, is_single = list_images(images)
         chosen = self.choose(stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
         predictions = []
-        for _, result in self._run(listed, chosen, batch_size):
+        for _, result in self._run(listed, chosen, batch_size, numbered=not is_single):
             if isinstance(result, UserError):
                 raise result
             predictions.append(result)
@@ -202,9 +202,9 @@ class Predictor:
 
         Images are loaded a batch at a time. Arguments and errors of the arguments are as of a call.
         """
-        listed, _ = list_images(images)
+        listed, is_single = list_images(images)
         chosen = self.choose(stitch, max_gflops=max_gflops, max_latency_ms=max_latency_ms)
-        results = self._run(listed, chosen, batch_size)
+        results = self._run(listed, chosen, batch_size, numbered=not is_single)
         return (
             FailedImage(source_of(image), str(result)) if isinstance(result, UserError) else result
             for image, result in results
@@ -236,12 +236,12 @@ class Predictor:
             self.set_stitch(before)
         return self.space[chosen.id]
 
-    def load(self, image: ImageLike, number: int = 0) -> LoadedImage:
+    def load(self, image: ImageLike, number: int | None = None) -> LoadedImage:
         """Read and preprocess an image, as the config's test pipeline does. Several threads can do so at the same time.
 
         Args:
             image: as of a call.
-            number: of the image, for messages.
+            number: of the image among several, for messages.
 
         Raises:
             MissingFileError, DataError, TypeError: as of a call.
@@ -263,13 +263,14 @@ class Predictor:
         ]
 
     def _run(
-        self, images: Iterable[ImageLike], stitch: Stitch | None, batch_size: int | None
+        self, images: Iterable[ImageLike], stitch: Stitch | None, batch_size: int | None, numbered: bool
     ) -> Iterator[tuple[ImageLike, Prediction | UserError]]:
         """Each image with its prediction, or with the error of reading it; the batch size is checked at once."""
-        return self._results(images, stitch, self.batch_size if batch_size is None else _checked_batch_size(batch_size))
+        size = self.batch_size if batch_size is None else _checked_batch_size(batch_size)
+        return self._results(images, stitch, size, numbered)
 
     def _results(
-        self, images: Iterable[ImageLike], stitch: Stitch | None, batch_size: int
+        self, images: Iterable[ImageLike], stitch: Stitch | None, batch_size: int, numbered: bool
     ) -> Iterator[tuple[ImageLike, Prediction | UserError]]:
         for batch in batches(images, batch_size):
             results: dict[int, Prediction | UserError] = {}
@@ -277,7 +278,7 @@ class Predictor:
             groups: dict[tuple[int, ...], list[tuple[int, LoadedImage]]] = {}
             for number, image in batch:
                 try:
-                    loaded = self.load(image, number)
+                    loaded = self.load(image, number if numbered else None)
                 except UserError as error:
                     results[number] = error
                 else:

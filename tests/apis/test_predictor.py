@@ -371,12 +371,12 @@ def test_an_image_that_is_cut_short_is_refused(
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.zeros((8, 8, 5), np.uint8), "image 0 has 5 channels: color_type='color'"),
-        (np.zeros((8, 8, 3), np.uint16), "image 0 has uint16 values from 0 to 0, and no setting tells the value of"),
-        (np.full((8, 8, 3), np.nan), "image 0 has 192 of 192 values that are not finite"),
-        (np.zeros((0, 8, 3), np.uint8), r"image 0 is an array of shape \(0, 8, 3\)"),
-        (np.zeros((2, 8, 8, 3), np.uint8), r"image 0 is an array of shape \(2, 8, 8, 3\): expected \(height, width"),
-        (np.broadcast_to(np.uint8(0), (MAX_PIXELS, 2, 3)), "image 0 has 2 x 100000000 pixels, and the limit is"),
+        (np.zeros((8, 8, 5), np.uint8), "the image has 5 channels: color_type='color'"),
+        (np.zeros((8, 8, 3), np.uint16), "the image has uint16 values from 0 to 0, and no setting tells the value of"),
+        (np.full((8, 8, 3), np.nan), "the image has 192 of 192 values that are not finite"),
+        (np.zeros((0, 8, 3), np.uint8), r"the image is an array of shape \(0, 8, 3\)"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"the image is an array of shape \(2, 8, 8, 3\): expected \(height, width"),
+        (np.broadcast_to(np.uint8(0), (MAX_PIXELS, 2, 3)), "the image has 2 x 100000000 pixels, and the limit is"),
     ],
 )
 def test_an_array_without_a_clear_meaning_is_refused(predictor: Predictor, array: np.ndarray, reason: str) -> None:
