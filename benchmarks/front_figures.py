@@ -112,6 +112,26 @@ def summaries(results: Mapping[str, Any]) -> list[Summary]:
     return found
 
 
+def gains(results: Mapping[str, Any], over: str = "published") -> dict[str, list[list[float]]]:
+    """By recipe, for each bin and for the area, the differences to the recipe ``over`` of the same seeds."""
+    fronts = {
+        (entry["recipe"], entry["seed"]): points_of(entry) for entry in results["runs"] if len(entry["points"]) > 1
+    }
+    found: dict[str, list[list[float]]] = {}
+    for (recipe, seed), points in fronts.items():
+        if recipe == over or (over, seed) not in fronts:
+            continue
+        base = fronts[over, seed]
+        costs = {point.name: point.gflops for point in base}
+        low, high = costs["S"], costs["L"]
+        figures = [[*bins(front, low, high), area(front, low, high)] for front in (points, base)]
+        columns = found.setdefault(recipe, [[] for _ in range(BINS + 1)])
+        for column, new, old in zip(columns, *figures, strict=True):
+            assert new is not None and old is not None  # each bin affords S
+            column.append(new - old)
+    return found
+
+
 def alone_for_as_long(results: Mapping[str, Any], seed: int) -> dict[str, float]:
     """The quality of each anchor trained on alone for the same cost, where it was run."""
     found = {}
@@ -143,8 +163,21 @@ def report(results: Mapping[str, Any], picture: Path | None = None) -> str:
         cells = [_shown(value) for value in (*row.bins, row.area)]
         cells += [_shown(row.anchors[name]) if name in row.anchors else "" for name in ("S", "L")]
         lines.append(f"| {row.recipe} | {row.seeds} | {row.iterations} | {row.cost:.2f} | {' | '.join(cells)} |")
-    lines += ["", *by_kind(results, rows), "", *single_models(results)]
+    lines += ["", *differences(results), "", *by_kind(results, rows), "", *single_models(results)]
     return "\n".join(lines)
+
+
+def differences(results: Mapping[str, Any]) -> list[str]:
+    """A table of the differences to the recipe "published": the mean over seeds, and their range."""
+    names = " | ".join(f"{k}/{BINS}" for k in range(1, BINS + 1))
+    lines = [f"| minus published, same seeds | seeds | {names} | area |", "|---" * (3 + BINS) + "|"]
+    for recipe, columns in gains(results).items():
+        cells = [
+            f"{mean(values):+.1f}" + (f" ({min(values):+.1f} to {max(values):+.1f})" if len(values) > 1 else "")
+            for values in columns
+        ]
+        lines.append(f"| {recipe} | {len(columns[0])} | {' | '.join(cells)} |")
+    return lines
 
 
 def by_kind(results: Mapping[str, Any], rows: Sequence[Summary]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from front_figures import Point, area, best_within, bins, distances, report, summaries
+from front_figures import Point, area, best_within, bins, distances, gains, report, summaries
 
 POINTS = [
     Point("S", "S", 1.0, 40.0),
@@ -59,6 +59,17 @@ def test_seeds_are_averaged_and_anchors_held_against_those_trained_alone() -> No
     assert "| published | 2 | 100 | 1.00 |" in text and "L is 6.0 above S" in text
     assert "| alone-s | 2 | 100 | 1.00 | 1.0000 | 41.2 ± 0.2 |" in text
     assert "| published | 41.0 (0.0) | 39.0 (6.0) | 45.0 (0.0) | 42.0 (3.0) | 47.0 (0.0) |" in text
+
+
+def test_a_recipe_is_compared_with_published_of_the_same_seed() -> None:
+    better = [*POINTS, Point("S2-L4", "SL", 2.0, 45.0)]  # in the second of four bins of 1 GFLOPs, and after it
+    runs = [entry("published", 0), entry("published", 1, 3.0), entry("teacher", 1, 4.0, better), entry("teacher", 2)]
+    found = gains(dict(runs=runs))
+    assert set(found) == {"teacher"}
+    # Bins end at 1.67, 2.33, 3, 3.67, 4.33 and 5 GFLOPs.
+    assert found["teacher"] == [[1.0], [2.0], [2.0], [2.0], [2.0], [1.0], [pytest.approx((1.0 * 1 + 2.0 * 3) / 4)]]
+    text = report(dict(anchors=dict(s=1.0, l=2.0), runs=[*runs, entry("teacher", 0, -1.0)]))
+    assert "| teacher | 2 | +0.0 (-1.0 to +1.0) | +0.5 (-1.0 to +2.0) |" in text
 
 
 def test_budgets_below_the_cheapest_stitch_get_this_stitch() -> None:
