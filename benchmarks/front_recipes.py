@@ -43,10 +43,11 @@ def drawn(**choice: Any) -> dict[str, Any]:
     return dict(model=dict(backbone=dict(draw_from=choice)))
 
 
-def anchor_rate(factor: float) -> dict[str, Any]:
+def anchor_rate(factor: float | list[float]) -> dict[str, Any]:
     return dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=factor)))
 
 
+S_RATE = anchor_rate([1.0, 0.1])
 THIRD = anchor_rate(0.3)
 
 
@@ -70,6 +71,8 @@ RECIPES: dict[str, Recipe] = {
     "equal-rates": Recipe(anchor_rate(1.0)),
     "equal-flops-third-rates": Recipe(drawn(equal_flops=True) | THIRD),
     "half-equal-flops-third-rates": Recipe(drawn(equal_flops=0.5) | THIRD),
+    "equal-flops-s-rate": Recipe(drawn(equal_flops=True) | S_RATE),
+    "half-equal-flops-s-rate": Recipe(drawn(equal_flops=0.5) | S_RATE),
     "alone-s-third-rate": Recipe(THIRD, anchors="s"),
     "alone-l-third-rate": Recipe(THIRD, anchors="l"),
     "no-lsl": Recipe(drawn(kinds=["S", "L", "SL", "LS", "SLS"])),
