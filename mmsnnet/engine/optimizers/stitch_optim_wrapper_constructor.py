@@ -71,7 +71,7 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f"optim_wrapper.paramwise_cfg: unknown key {', '.join(map(repr, unknown))}; "
                 f"mmsnnet.StitchOptimWrapperConstructor takes {', '.join(DEFAULTS)}"
             )
-        for key, value in [(key, one) for key, value in settings.items() for one in _factors(key, value)]:
+        for key, value in [(name, one) for name, setting in settings.items() for one in _factors(name, setting)]:
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"optim_wrapper.paramwise_cfg.{key} must be a number, got {value!r}")
             if not 0 < float(value) < math.inf or (key == "layer_decay_rate" and float(value) > 1):
