@@ -71,6 +71,7 @@ RECIPES: dict[str, Recipe] = {
     "equal-rates": Recipe(anchor_rate(1.0)),
     "equal-flops-third-rates": Recipe(drawn(equal_flops=True) | THIRD),
     "half-equal-flops-third-rates": Recipe(drawn(equal_flops=0.5) | THIRD),
+    "s-rate": Recipe(S_RATE),
     "equal-flops-s-rate": Recipe(drawn(equal_flops=True) | S_RATE),
     "half-equal-flops-s-rate": Recipe(drawn(equal_flops=0.5) | S_RATE),
     "alone-s-third-rate": Recipe(THIRD, anchors="s"),
