@@ -49,6 +49,7 @@ def anchor_rate(factor: float | list[float]) -> dict[str, Any]:
 
 S_RATE = anchor_rate([1.0, 0.1])
 THIRD = anchor_rate(0.3)
+SLOW = dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=0.3, head_lr_mult=0.3)))
 
 
 RECIPES: dict[str, Recipe] = {
@@ -74,6 +75,8 @@ RECIPES: dict[str, Recipe] = {
     "s-rate": Recipe(S_RATE),
     "equal-flops-s-rate": Recipe(drawn(equal_flops=True) | S_RATE),
     "half-equal-flops-s-rate": Recipe(drawn(equal_flops=0.5) | S_RATE),
+    "equal-flops-slow-heads": Recipe(drawn(equal_flops=True) | SLOW),
+    "half-equal-flops-slow-heads": Recipe(drawn(equal_flops=0.5) | SLOW),
     "alone-s-third-rate": Recipe(THIRD, anchors="s"),
     "alone-l-third-rate": Recipe(THIRD, anchors="l"),
     "no-lsl": Recipe(drawn(kinds=["S", "L", "SL", "LS", "SLS"])),
