@@ -75,6 +75,7 @@ RECIPES: dict[str, Recipe] = {
     "s-rate": Recipe(S_RATE),
     "equal-flops-s-rate": Recipe(drawn(equal_flops=True) | S_RATE),
     "half-equal-flops-s-rate": Recipe(drawn(equal_flops=0.5) | S_RATE),
+    "half-equal-flops-fifth-rates": Recipe(drawn(equal_flops=0.5) | anchor_rate(0.2)),
     "equal-flops-slow-heads": Recipe(drawn(equal_flops=True) | SLOW),
     "half-equal-flops-slow-heads": Recipe(drawn(equal_flops=0.5) | SLOW),
     "alone-s-third-rate": Recipe(THIRD, anchors="s"),
