@@ -94,14 +94,21 @@ def flops_bins(flops: Mapping[int, int], step: float) -> tuple[tuple[int, ...], 
     return tuple(map(tuple, bins))
 
 
-def equal_flops(bins: Sequence[Sequence[int]], flops: Mapping[int, int], degree: float = 1.0) -> tuple[int, ...]:
+def equal_flops(
+    bins: Sequence[Sequence[int]], flops: Mapping[int, int], degree: float = 1.0, keep_costliest: bool = False
+) -> tuple[int, ...]:
     """Weights with which each bin gets the same FLOPs in training, except for rounding.
 
-    A bin's weight is its stitches' mean FLOPs to the power of ``-degree``, scaled so that the costliest bin has 1000.
-    Degree 1 gives equal FLOPs, degree 0 equal draws.
+    A bin's weight is its stitches' mean FLOPs to the power of ``-degree``, scaled so that the costliest bin has 1000 or
+    more. Degree 1 gives equal FLOPs, degree 0 equal draws. With ``keep_costliest``, the costliest bin keeps the part of
+    all FLOPs that it has under equal draws.
     """
     means = [sum(flops[id_] for id_ in bin_) / len(bin_) for bin_ in bins]
-    return tuple(round(1000 * (max(means) / mean) ** degree) for mean in means)
+    weights = [(max(means) / mean) ** degree for mean in means]
+    if keep_costliest and len(bins) > 1:
+        others = sum(means[:-1])
+        weights[-1] = sum(weight * mean for weight, mean in zip(weights[:-1], means[:-1], strict=True)) / others
+    return tuple(round(1000 * weight) for weight in weights)
 
 
 def _below(n: int, random_bytes: bytes) -> int:

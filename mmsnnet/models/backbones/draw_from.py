@@ -13,7 +13,7 @@ from mmsnnet.stitching import Cost, Stitch, StitchSampler, StitchSpace, flops_bi
 from mmsnnet.stitching.sampling import equal_flops
 
 CONDITIONS = ("kinds", "stitches", "max_crossings", "front_of", "metric")
-SETTINGS = (*CONDITIONS, "equal_flops")
+SETTINGS = (*CONDITIONS, "equal_flops", "keep_costliest")
 
 
 def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Stitch, ...]:
@@ -84,4 +84,4 @@ def sampler_of(
             f"All {len(stitches)} stitches fall into one FLOPs bin: training draws them uniformly and the anchors "
             f"rarely. Lower StitchedViT's flops_step, now {flops_step:.3g}."
         )
-    return StitchSampler(bins, seed, weights=equal_flops(bins, flops, degree) if degree else ())
+    return StitchSampler(bins, seed, weights=equal_flops(bins, flops, degree, bool(choice.get("keep_costliest"))) if degree else ())
