@@ -288,6 +288,22 @@ def fingerprint(run: Run) -> str:
     return hashlib.blake2b(repr((run.regime, run.recipe)).encode(), digest_size=6).hexdigest()
 
 
+def check_settings(results: Mapping[str, Any], regime: Regime, folder: Path, out: Path) -> None:
+    """Check that kept runs had the settings that their recipes have now. Runs of recipes that are gone stay.
+
+    Raises:
+        SystemExit: one had others.
+    """
+    for entry in results["runs"]:
+        if entry["recipe"] not in RECIPES:
+            continue
+        if entry["settings"] != fingerprint(Run(regime, entry["recipe"], entry["seed"], folder)):
+            raise SystemExit(
+                f"{out}: {entry['recipe']} with seed {entry['seed']} ran with other settings of recipe or regime: "
+                "delete this run, and its folder, or take another --out and --folder"
+            )
+
+
 def anchor_quality(run: Run, letter: str) -> float:
     """The mIoU of an anchor alone, before any stitching."""
     folder = run.anchor_folder(letter)
@@ -314,12 +330,7 @@ def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs:
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, one thread a run, {date.today()}"
     sizes = ("anchors", "widths", "iterations", "images")
     results["regime"] = {name: getattr(regime, name) for name in sizes}
-    for entry in results["runs"]:
-        if entry["settings"] != fingerprint(Run(regime, entry["recipe"], entry["seed"], folder)):
-            raise SystemExit(
-                f"{out}: {entry['recipe']} with seed {entry['seed']} ran with other settings of recipe or regime: "
-                "delete this run, and its folder, or take another --out and --folder"
-            )
+    check_settings(results, regime, folder, out)
     some = Run(regime, "published", seeds[0], folder)
     used = {letter for name in recipes for letter in "sl" + RECIPES[name].anchors}
     letters = [letter for letter in reversed(regime.anchors) if letter in used]  # the longest first

@@ -43,13 +43,11 @@ def drawn(**choice: Any) -> dict[str, Any]:
     return dict(model=dict(backbone=dict(draw_from=choice)))
 
 
-def anchor_rate(factor: float | list[float]) -> dict[str, Any]:
+def anchor_rate(factor: float) -> dict[str, Any]:
     return dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=factor)))
 
 
-S_RATE = anchor_rate([1.0, 0.1])
 THIRD = anchor_rate(0.3)
-SLOW = dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=0.3, head_lr_mult=0.3)))
 
 
 RECIPES: dict[str, Recipe] = {
@@ -71,25 +69,13 @@ RECIPES: dict[str, Recipe] = {
     "third-rates": Recipe(THIRD),
     "equal-rates": Recipe(anchor_rate(1.0)),
     "equal-flops-third-rates": Recipe(drawn(equal_flops=True) | THIRD),
-    "half-equal-flops-third-rates": Recipe(drawn(equal_flops=0.5) | THIRD),
-    "s-rate": Recipe(S_RATE),
-    "equal-flops-s-rate": Recipe(drawn(equal_flops=True) | S_RATE),
-    "half-equal-flops-s-rate": Recipe(drawn(equal_flops=0.5) | S_RATE),
-    "kept-equal-flops": Recipe(drawn(equal_flops=True, keep_costliest=True)),
-    "kept-equal-flops-third-rates": Recipe(drawn(equal_flops=True, keep_costliest=True) | THIRD),
-    "half-equal-flops-s-third": Recipe(drawn(equal_flops=0.5) | anchor_rate([0.3, 0.1])),
-    "half-equal-flops-fifth-rates": Recipe(drawn(equal_flops=0.5) | anchor_rate(0.2)),
-    "equal-flops-slow-heads": Recipe(drawn(equal_flops=True) | SLOW),
-    "half-equal-flops-slow-heads": Recipe(drawn(equal_flops=0.5) | SLOW),
     "alone-s-third-rate": Recipe(THIRD, anchors="s"),
     "alone-l-third-rate": Recipe(THIRD, anchors="l"),
     "no-lsl": Recipe(drawn(kinds=["S", "L", "SL", "LS", "SLS"])),
     "one-crossing": Recipe(drawn(max_crossings=1)),
     "equal-flops": Recipe(drawn(equal_flops=True)),
-    "half-equal-flops": Recipe(drawn(equal_flops=0.5)),
     "narrowed": Recipe(narrow=1.0),
     "equal-flops-narrowed": Recipe(drawn(equal_flops=True), narrow=1.0),
-    "half-equal-flops-narrowed": Recipe(drawn(equal_flops=0.5), narrow=1.0),
     "three-anchors": Recipe(anchors="sml"),
     "polished-s": Recipe(weights_of="published", polish="S", budget=0.25),
     "longer-s": Recipe(anchors="s", budget=1.25),

@@ -94,21 +94,23 @@ def flops_bins(flops: Mapping[int, int], step: float) -> tuple[tuple[int, ...], 
     return tuple(map(tuple, bins))
 
 
-def equal_flops(
-    bins: Sequence[Sequence[int]], flops: Mapping[int, int], degree: float = 1.0, keep_costliest: bool = False
-) -> tuple[int, ...]:
-    """Weights with which each bin gets the same FLOPs in training, except for rounding.
+def equal_flops(bins: Sequence[Sequence[int]], flops: Mapping[int, int]) -> tuple[int, ...]:
+    """Weights with which each bin but the costliest gets the same FLOPs in training, except for rounding.
 
-    A bin's weight is its stitches' mean FLOPs to the power of ``-degree``, scaled so that the costliest bin has 1000 or
-    more. Degree 1 gives equal FLOPs, degree 0 equal draws. With ``keep_costliest``, the costliest bin keeps the part of
-    all FLOPs that it has under equal draws.
+    The costliest bin keeps the part of all FLOPs that it has when all bins are drawn as often: with an equal part, the
+    largest anchor would be trained too rarely to keep its quality.
+
+    Returns:
+        A weight for each bin. That of a bin other than the costliest is 1000 times the costliest one's FLOPs over its
+        own.
     """
     means = [sum(flops[id_] for id_ in bin_) / len(bin_) for bin_ in bins]
-    weights = [(max(means) / mean) ** degree for mean in means]
-    if keep_costliest and len(bins) > 1:
-        others = sum(means[:-1])
-        weights[-1] = sum(weight * mean for weight, mean in zip(weights[:-1], means[:-1], strict=True)) / others
-    return tuple(round(1000 * weight) for weight in weights)
+    if len(means) == 1:
+        return (1000,)
+    others, costliest = means[:-1], means[-1]
+    weights = [costliest / mean for mean in others]  # weight times FLOPs is the same for all
+    kept = len(others) * costliest / sum(others)  # these FLOPs to the costliest bin's as sum(others) to costliest
+    return tuple(round(1000 * weight) for weight in (*weights, kept))
 
 
 def _below(n: int, random_bytes: bytes) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from front import Run
+from front import Run, check_settings, fingerprint
 from front_costs import spending
 from front_recipes import RECIPES, REGIMES, quick
 
@@ -42,3 +42,15 @@ def test_recipes_differ_in_what_they_name(tmp_path: Path) -> None:
         assert letters == list(RECIPES[name].anchors)
         assert config.train_cfg.get("stitches_per_step", 1) == (3 if name == "in-place-outputs" else 1)
         assert ("draw_from" in config.model.backbone) == (name == "no-lsl")
+
+
+def test_kept_runs_have_the_settings_of_now(tmp_path: Path) -> None:
+    """Or belong to a recipe that is gone."""
+    regime, out = quick(REGIMES["shapes"]), tmp_path / "results.json"
+    kept = [
+        dict(recipe="published", seed=1, settings=fingerprint(Run(regime, "published", 1, tmp_path))),
+        dict(recipe="gone", seed=0, settings="0"),
+    ]
+    check_settings(dict(runs=kept), regime, tmp_path, out)
+    with pytest.raises(SystemExit, match=r"results\.json: teacher with seed 0 ran with other settings"):
+        check_settings(dict(runs=[*kept, dict(recipe="teacher", seed=0, settings="0")]), regime, tmp_path, out)

@@ -86,13 +86,6 @@ def test_each_part_has_its_rate(make_backbone: Make) -> None:
     assert rates == {"anchors": {0.2}, "layers": {20.0}, "": {10.0}}
 
 
-def test_each_anchor_may_have_its_own_rate(make_backbone: Make) -> None:
-    model = Detector(make_backbone())
-    found = settings(model, build(model, anchor_lr_mult=[1.0, 0.1]))
-    rates = {index: {round(lr, 9) for name, (lr, _) in found.items() if f"anchors.{index}." in name} for index in "01"}
-    assert rates == {"0": {2.0}, "1": {0.2}}
-
-
 def test_without_options_all_rates_are_the_optimizers(make_backbone: Make) -> None:
     model = Detector(make_backbone())
     assert {lr for lr, _ in settings(model, build(model)).values()} == {LR}
@@ -351,8 +344,6 @@ def test_only_the_main_process_prints_it(make_backbone: Make, log: Path, monkeyp
         (dict(head_lr_mult="10"), TypeError, "head_lr_mult must be a number, got '10'"),
         (dict(head_lr_mult=True), TypeError, "head_lr_mult must be a number, got True"),
         (dict(anchor_lr_mult=0), ValueError, "anchor_lr_mult must be above 0, got 0"),
-        (dict(anchor_lr_mult=[1.0, 0.0]), ValueError, r"anchor_lr_mult must be above 0, got 0\.0"),
-        (dict(anchor_lr_mult=[1.0, 0.1, 0.1]), ValueError, "anchor_lr_mult has 3 factors for 2 anchors: give one"),
         (dict(stitching_lr_mult=float("nan")), ValueError, "stitching_lr_mult must be above 0, got nan"),
         (dict(layer_decay_rate=1.5), ValueError, "layer_decay_rate must be above 0 and at most 1, got 1.5"),
     ],

@@ -843,7 +843,7 @@ DRAWS = "model.backbone.draw_from: goes on with the config's"
         (dict(seed=5), False, ["model.backbone.seed: goes on with the config's 5, the checkpoint's was 0"]),
         (dict(flops_step=1e9), False, ["model.backbone.flops_step: goes on with the config's 1 bin of 4 stitches"]),
         (dict(draw_from=dict(kinds=["S", "L"])), False, [f"{DRAWS} 2 of 4 stitches ("]),
-        (dict(draw_from=dict(equal_flops=0.5)), False, [f"{DRAWS} 4 of 4 stitches ("]),
+        (dict(draw_from=dict(equal_flops=True)), False, [f"{DRAWS} 4 of 4 stitches ("]),
         (dict(img_size=64), True, ["model.backbone.img_size: the checkpoint's position embeddings are for 2 x 2"]),
     ],
     ids=["nothing", "seed", "flops_step", "kinds", "equal_flops", "img_size"],

@@ -37,10 +37,9 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     The learning rate of a parameter is that of the optimizer, times
 
-    - ``anchor_lr_mult`` in an anchor, one factor for all or one for each, the smallest anchor first; there also times
-      ``layer_decay_rate ** (depth + 1 - layer)``, as in BEiT, MAE and ViTDet: layer 0 is the stem, layer ``i + 1``
-      block ``i`` with its relative-position bias, and layer ``depth + 1`` the norm after the last block. Each anchor
-      counts its own layers;
+    - ``anchor_lr_mult`` in an anchor, and there also times ``layer_decay_rate ** (depth + 1 - layer)``, as in BEiT, MAE
+      and ViTDet: layer 0 is the stem, layer ``i + 1`` block ``i`` with its relative-position bias, and layer
+      ``depth + 1`` the norm after the last block. Each anchor counts its own layers;
     - ``stitching_lr_mult`` in a stitching layer;
     - ``head_lr_mult`` elsewhere: necks, decode heads, and the anchors' classification heads.
 
@@ -71,7 +70,7 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f"optim_wrapper.paramwise_cfg: unknown key {', '.join(map(repr, unknown))}; "
                 f"mmsnnet.StitchOptimWrapperConstructor takes {', '.join(DEFAULTS)}"
             )
-        for key, value in [(name, one) for name, setting in settings.items() for one in _factors(name, setting)]:
+        for key, value in settings.items():
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"optim_wrapper.paramwise_cfg.{key} must be a number, got {value!r}")
             if not 0 < float(value) < math.inf or (key == "layer_decay_rate" and float(value) > 1):
@@ -92,8 +91,7 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
         Raises:
             TypeError: mmengine's own sharding wraps the model.
-            ValueError: ``anchor_lr_mult`` has another number of factors than there are anchors, or the optimizer needs
-                gradients of all parameters: PyTorch's fused SGD with momentum.
+            ValueError: the optimizer needs gradients of all parameters: PyTorch's fused SGD with momentum.
         """
         self._shapes = parameter_shapes(model)
         wrapper = super().__call__(model)
@@ -131,28 +129,17 @@ class StitchOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _backbone_places(self, network: StitchedNetwork) -> dict[nn.Parameter, tuple[str, str, float]]:
         """Part, layer and learning-rate factor of each parameter in anchors and stitching layers."""
-        rate, number = self.paramwise_cfg["layer_decay_rate"], len(network.anchors)
-        lr_mults = _factors("anchor_lr_mult", self.paramwise_cfg["anchor_lr_mult"])
-        if len(lr_mults) not in (1, number):
-            raise ValueError(
-                f"optim_wrapper.paramwise_cfg.anchor_lr_mult has {len(lr_mults)} factors for {number} anchors: give "
-                "one number, or one for each anchor, the smallest first"
-            )
+        rate, lr_mult = self.paramwise_cfg["layer_decay_rate"], self.paramwise_cfg["anchor_lr_mult"]
         places = {
             p: ("stitching layers", "", self.paramwise_cfg["stitching_lr_mult"]) for p in network.layers.parameters()
         }
-        for index in range(number):
-            anchor, lr_mult = network.anchor(index), lr_mults[index % len(lr_mults)]
+        for index in range(len(network.anchors)):
+            anchor = network.anchor(index)
             for parameter, layer in _layers(anchor).items():
                 # Without layer-wise decay, one group holds the whole anchor.
                 label = {0: "stem", anchor.depth + 1: "norm"}.get(layer, f"block {layer - 1}") if rate < 1 else ""
                 places[parameter] = (f"anchor {index}", label, lr_mult * rate ** (anchor.depth + 1 - layer))
         return places
-
-
-def _factors(key: str, value: Any) -> Sequence[Any]:
-    """The numbers of a setting: several where each anchor has a factor of its own."""
-    return value if key == "anchor_lr_mult" and isinstance(value, list | tuple) else [value]
 
 
 def _adaptive_clipping(setting: Any) -> dict[str, float] | None:

@@ -195,9 +195,8 @@ def _describe_bins(backbone: StitchedBackbone) -> str:
 def _describe_draws(backbone: StitchedBackbone) -> str:
     """The number of stitches that the config lets training draw, with a digest of them."""
     drawn = sorted(id_ for bin_ in backbone.sampler().bins for id_ in bin_)
-    degree = float(backbone.draw_from.get("equal_flops", 0))
     described = f"{len(drawn)} of {len(backbone.space)} stitches ({_digest(map(str, drawn))})"
-    return described + (f" with equal_flops={degree:g}" if degree else "")
+    return described + (" with equal_flops" if backbone.sampler().weights else "")
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from mmsnnet.stitching import Cost, Stitch, StitchSampler, StitchSpace, flops_bi
 from mmsnnet.stitching.sampling import equal_flops
 
 CONDITIONS = ("kinds", "stitches", "max_crossings", "front_of", "metric")
-SETTINGS = (*CONDITIONS, "equal_flops", "keep_costliest")
+SETTINGS = (*CONDITIONS, "equal_flops")
 
 
 def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Stitch, ...]:
@@ -65,18 +65,18 @@ def sampler_of(
 
     Args:
         space: of the stitches.
-        choice: as of :func:`stitches_to_draw`. ``equal_flops`` from 0 to 1 draws cheap stitches more
-            often: with 1 or True each bin gets the same FLOPs in training, with 0 or False it is drawn as often.
+        choice: as of :func:`stitches_to_draw`. With ``equal_flops=True`` each bin gets the same FLOPs in
+            training, except the costliest; see :func:`mmsnnet.stitching.sampling.equal_flops`.
         costs: by stitch id.
         flops_step: width of a bin in multiply-accumulates.
         seed: of the draws.
 
     Raises:
-        SettingError: as :func:`stitches_to_draw`; ``equal_flops`` is no number from 0 to 1.
+        SettingError: as :func:`stitches_to_draw`; ``equal_flops`` is neither True nor False.
     """
-    stitches, degree = stitches_to_draw(space, choice), choice.get("equal_flops", 0)
-    if not isinstance(degree, int | float) or not 0 <= degree <= 1:
-        raise SettingError(f"StitchedViT's draw_from.equal_flops must be a number from 0 to 1, got {degree!r}")
+    stitches, is_equal = stitches_to_draw(space, choice), choice.get("equal_flops", False)
+    if not isinstance(is_equal, bool):
+        raise SettingError(f"StitchedViT's draw_from.equal_flops must be True or False, got {is_equal!r}")
     flops = {stitch.id: costs[stitch.id].flops for stitch in stitches}
     bins = flops_bins(flops, flops_step)
     if len(bins) == 1 < len(stitches) and space.scheme != "sliding_window":  # published as uniform
@@ -84,4 +84,4 @@ def sampler_of(
             f"All {len(stitches)} stitches fall into one FLOPs bin: training draws them uniformly and the anchors "
             f"rarely. Lower StitchedViT's flops_step, now {flops_step:.3g}."
         )
-    return StitchSampler(bins, seed, weights=equal_flops(bins, flops, degree, bool(choice.get("keep_costliest"))) if degree else ())
+    return StitchSampler(bins, seed, weights=equal_flops(bins, flops) if is_equal else ())
