@@ -7,7 +7,7 @@ the initialisation included. The number of iterations follows from it. Finished 
 belongs to the repository; a second call goes on with what is missing.
 
     python benchmarks/front.py run [--regime shapes] [--recipes R,R,...] [--seeds 0,1,2] [--jobs 2] [--quick]
-    python benchmarks/front.py report [--regime shapes] [--picture FILE.png]
+    python benchmarks/front.py report [--regime shapes] [--recipes R,R,...] [--picture FILE.png]
 """
 
 import argparse
@@ -365,7 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "report"))
     parser.add_argument("--regime", choices=REGIMES, default="shapes")
-    parser.add_argument("--recipes", default=",".join(RECIPES), help="names, separated by commas (default: all)")
+    parser.add_argument("--recipes", help="names, separated by commas (default: all)")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each on one thread")
     parser.add_argument("--quick", action="store_true", help="a comparison of minutes, without meaning")
@@ -373,14 +373,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the file of results (default: benchmarks/front_results/REGIME.json)")
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
-    recipes = args.recipes.split(",")
-    if unknown := [name for name in recipes if name not in RECIPES]:
-        parser.error(f"no recipe {unknown[0]!r}; there are {', '.join(RECIPES)}")
     regime = quick(REGIMES[args.regime]) if args.quick else REGIMES[args.regime]
     out = args.out or RESULTS / f"{regime.name}.json"
+    known = dict.fromkeys((*RECIPES, *(entry["recipe"] for entry in load(out)["runs"] if args.action == "report")))
+    recipes = args.recipes.split(",") if args.recipes else list(known)
+    if unknown := [name for name in recipes if name not in known]:
+        parser.error(f"no recipe {unknown[0]!r}; there are {', '.join(known)}")
     if args.action == "run":
         run_grid(regime, recipes, [int(seed) for seed in args.seeds.split(",")], args.jobs, args.folder, out)
-    print(report(load(out), args.picture))
+    results = load(out)
+    results["runs"] = [entry for entry in results["runs"] if args.action == "run" or entry["recipe"] in recipes]
+    print(report(results, args.picture))
 
 
 if __name__ == "__main__":
