@@ -3,8 +3,8 @@
 A backward pass counts as two forward passes, or as one where only stitching layers have gradients.
 """
 
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -66,15 +66,24 @@ def all_stitches(settings: Config, images: int) -> float:
 
 
 def spent(settings: Config, regime: Regime, folder: Path, iterations: int) -> float:
-    """The cost of a run whose draws were narrowed, by the shares of FLOPs in its log."""
+    """The cost of a run whose draws were narrowed after each validation, as its logs say."""
+    texts = [path.read_text() for path in sorted(folder.glob("*/*.log"))]
+    narrowed = [names.split(", ") for text in texts for names in re.findall(r"; training draws (.+)$", text, re.M)]
+    return spending(settings, regime).beside + narrowed_steps(settings, narrowed, iterations)
+
+
+def narrowed_steps(settings: Config, narrowed: Sequence[Sequence[str]], iterations: int) -> float:
+    """The cost of the steps of a run that draws only ``narrowed[k]`` after validation k, one stitch a step."""
     model = build_uninitialized(settings)
     backbone = find_stitched_backbone(model)
-    [log] = sorted(folder.glob("*/vis_data/scalars.json"))[-1:]
-    logged = [json.loads(line) for line in log.read_text().splitlines()]
-    shares = [entry["flops_share"] for entry in logged if "flops_share" in entry]
-    costliest = max(cost.flops for cost in backbone.training_costs().values())
-    step = sum(shares) / len(shares) * costliest + 2 * _head(model, backbone)
-    return spending(settings, regime).beside + 3 * iterations * step
+    costs, heads = backbone.training_costs(), 2 * _head(model, backbone)
+    interval, total = settings.train_cfg.val_interval, 0.0
+    for step in range(iterations):
+        after, rest = divmod(step, interval)
+        if rest == 0 < after <= len(narrowed):
+            backbone.draw_only(narrowed[after - 1])
+        total += 3 * (costs[backbone.sampler().draw(step)].flops + heads)
+    return total
 
 
 def _head(model: torch.nn.Module, backbone: StitchedBackbone) -> int:

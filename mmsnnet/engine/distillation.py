@@ -81,6 +81,8 @@ class Distillation:
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
                 raise SettingError(f"train_cfg.distill.{name} must be a number of 0 or more, got {value!r}")
+        if not isinstance(hard, bool):
+            raise SettingError(f"train_cfg.distill.hard must be True or False, got {hard!r}")
         if not features and not outputs:
             raise SettingError("train_cfg.distill teaches nothing: set features or outputs, the weights of its losses")
         if temperature <= 0 or (hard and temperature != 1):
@@ -93,6 +95,8 @@ class Distillation:
         self._student = Recorder(model, bool(outputs), "model")
         if hard and self._student.predicts != CLASSES:
             raise SettingError("train_cfg.distill.hard=True needs outputs above 0 and a head that predicts classes")
+        if temperature != 1 and self._student.predicts != CLASSES:
+            raise SettingError("train_cfg.distill.temperature needs outputs above 0 and a head that predicts classes")
         if features and getattr(self._student.backbone, "num_classes", None) is not None:
             raise SettingError(
                 "train_cfg.distill.features needs maps, and the backbone of a classifier returns logits: set features=0"
@@ -101,10 +105,10 @@ class Distillation:
         self.teacher = None
         if teacher is not None:
             check_keys("train_cfg.distill.teacher", teacher, ("model", "config", "checkpoint"))
-            self.teacher = build_teacher(teacher.get("model"), teacher.get("config"))
+            self.teacher = build_teacher(teacher.get("model"), teacher.get("config"), all_maps=bool(features))
             self._recorder = Recorder(self.teacher, bool(outputs), "train_cfg.distill.teacher")
             self._check_teacher(self.teacher)
-            load_teacher(self.teacher, teacher.get("checkpoint"))
+            load_teacher(self.teacher, teacher.get("checkpoint"), bool(outputs))
         self._target: Record | None = None
 
     def to(self, device: torch.device) -> None:
@@ -167,6 +171,10 @@ class Distillation:
                 f"the teacher {other.described}. Take another teacher, or leave out train_cfg.distill"
             )
         check_normalization(self.model.data_preprocessor, teacher.data_preprocessor)
+        backbones = mine.backbone, other.backbone
+        if self.features and all(isinstance(one, StitchedBackbone) for one in backbones):  # others show it in a step
+            channels = [[width for width in one.channels if width is not None] for one in backbones]
+            _check_equal("channels", *channels)
 
     def _outputs_distance(self, outputs: Tensor | None) -> Tensor:
         assert outputs is not None and self._target is not None and self._target.outputs is not None
@@ -192,12 +200,15 @@ def features_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> T
 
 
 def _check_maps(features: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    shapes = [[tuple(one.shape[1:]) for one in maps] for maps in (features, target)]
-    if shapes[0] != shapes[1]:
+    _check_equal("shape", *([tuple(one.shape[1:]) for one in maps] for maps in (features, target)))
+
+
+def _check_equal(what: str, mine: Sequence[Any], others: Sequence[Any]) -> None:
+    if mine != others:
         raise SettingError(
-            "train_cfg.distill.features compares maps of equal shape: those of the model are "
-            f"{', '.join(map(str, shapes[0]))}, those of the teacher {', '.join(map(str, shapes[1]))}. Set features=0 "
-            "to compare outputs alone"
+            f"train_cfg.distill.features compares maps of equal {what}: those of the model are "
+            f"{', '.join(map(str, mine))}, those of the teacher {', '.join(map(str, others))}. Set features=0 to "
+            "compare outputs alone"
         )
 
 

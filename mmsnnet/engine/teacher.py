@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,52 +118,94 @@ def _head_of(model: BaseModel, where: str) -> tuple[nn.Module, str, int | None]:
     return head, CLASSES, getattr(head, "num_classes", None)
 
 
-def build_teacher(model: Mapping[str, Any] | None, config: str | os.PathLike[str] | None) -> BaseModel:
+def build_teacher(
+    model: Mapping[str, Any] | None, config: str | os.PathLike[str] | None, all_maps: bool = False
+) -> BaseModel:
     """Build a teacher without its weights.
 
     Args:
         model: its config, or
         config: the path of a config that has it.
+        all_maps: a stitched backbone returns the maps of training mode in evaluation mode too.
 
     Raises:
-        SettingError: both or none are given, or there is no such file.
+        SettingError: both or none are given, there is no such file, or it does not describe a model with a backbone.
     """
+    where = "train_cfg.distill.teacher"
     if (model is None) == (config is None):
-        raise SettingError(
-            "train_cfg.distill.teacher needs a model's config: set model=dict(...), or config to the path of a config"
-        )
+        raise SettingError(f"{where} needs one model: set either model=dict(...), or config to the path of a config")
     if config is not None:
-        if not os.path.isfile(config):
-            raise MissingFileError(f"train_cfg.distill.teacher.config: there is no file {os.fspath(config)!r}")
-        model = Config.fromfile(config).model
-    return MODELS.build(model)
+        where, path = f"{where}.config", os.path.expanduser(os.fspath(config))
+        if os.path.isdir(path):
+            raise SettingError(f"{where}: {path!r} is a folder: give the path of a config, such as {path}/config.py")
+        if not os.path.isfile(path):
+            raise MissingFileError(f"{where}: there is no file {path!r}")
+        try:
+            model = Config.fromfile(path).get("model")
+        except (OSError, SyntaxError) as error:
+            raise SettingError(f"{where}: {path!r} is no config: {error}") from error
+    if not isinstance(model, Mapping) or "type" not in model:
+        raise SettingError(f"{where} has no model with a type")
+    model = copy.deepcopy(dict(model))
+    indices = (model.get("backbone") or {}).get("out_indices")
+    if all_maps and isinstance(indices, Mapping) and "train" in indices:
+        model["backbone"]["out_indices"] = indices["train"]
+    try:
+        teacher = MODELS.build(model)
+    except KeyError as error:  # of mmengine's registries
+        raise SettingError(f"{where} cannot be built: {error.args[0]}") from error
+    if not isinstance(getattr(teacher, "backbone", None), nn.Module):
+        raise SettingError(f"{where}: {type(teacher).__name__} has no backbone, so it is no model of the toolboxes")
+    return teacher
 
 
-def load_teacher(teacher: BaseModel, checkpoint: str | os.PathLike[str] | None) -> None:
+def load_teacher(teacher: BaseModel, checkpoint: str | os.PathLike[str] | None, outputs: bool) -> None:
     """Load a teacher's weights, freeze it and put it into evaluation mode.
 
     Args:
         teacher: as :func:`build_teacher` returns it.
         checkpoint: its weights; None for those that its config names, by ``pretrained`` or ``init_cfg``.
+        outputs: its heads teach, and not its backbone alone.
 
     Raises:
-        SettingError: nothing names its weights.
+        SettingError: nothing names the weights of a part that teaches.
         FileNotFoundError, ValueError: the checkpoint is missing, or does not fit the model.
     """
     if checkpoint is not None:
         teacher.load_state_dict(read_weights(teacher, checkpoint))
     else:
-        stitched = (module for module in teacher.modules() if isinstance(module, StitchedBackbone))
-        named = any(any(module.pretrained) for module in stitched)
-        if not named and not any(_is_pretrained(getattr(module, "init_cfg", None)) for module in teacher.modules()):
+        if part := _without_weights(teacher, outputs):
             raise SettingError(
-                "train_cfg.distill.teacher would have random weights: set its checkpoint, or pretrained in its anchors"
+                f"train_cfg.distill.teacher: {part} would have random weights: set the teacher's checkpoint, or "
+                "pretrained in its anchors and init_cfg of its heads"
             )
         teacher.init_weights()
     teacher.eval().requires_grad_(False)
 
 
-def _is_pretrained(init_cfg: Any) -> bool:
+def _without_weights(teacher: BaseModel, outputs: bool) -> str | None:
+    """A part that teaches and for which the config names no weights."""
+    if _is_pretrained(teacher):
+        return None
+    backbone = teacher.get_submodule("backbone")
+    if isinstance(backbone, StitchedBackbone) and not _is_pretrained(backbone):
+        run = dict.fromkeys(segment.anchor for segment in backbone.stitch.segments)
+        if missing := [anchor for anchor in run if not backbone.pretrained[anchor]]:
+            return f"anchor {missing[0]} of its backbone"
+        if backbone.stitch.layers:
+            return f"the stitching layers of its stitch {backbone.stitch.name}"
+    elif not any(map(_is_pretrained, backbone.modules())):
+        return "its backbone"
+    for name, part in teacher.named_children() if outputs else ():
+        if part is backbone or name == "auxiliary_head" or not any(True for _ in part.parameters()):
+            continue
+        if not any(map(_is_pretrained, part.modules())):
+            return f"its {name}"
+    return None
+
+
+def _is_pretrained(module: nn.Module) -> bool:
+    init_cfg = getattr(module, "init_cfg", None)
     settings = init_cfg if isinstance(init_cfg, list) else [init_cfg]
     return any(isinstance(setting, Mapping) and setting.get("type") == "Pretrained" for setting in settings)
 

@@ -8,10 +8,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from front import Run, check_settings, fingerprint
-from front_costs import spending
+from front_costs import narrowed_steps, spending
 from front_recipes import RECIPES, REGIMES, quick
 
-from mmsnnet.apis import load_config
+from mmsnnet.apis import build_uninitialized, load_config
+from mmsnnet.models import find_stitched_backbone, model_costs
 
 
 @pytest.mark.slow
@@ -54,3 +55,21 @@ def test_kept_runs_have_the_settings_of_now(tmp_path: Path) -> None:
     check_settings(dict(runs=kept), regime, tmp_path, out)
     with pytest.raises(SystemExit, match=r"results\.json: teacher with seed 0 ran with other settings"):
         check_settings(dict(runs=[*kept, dict(recipe="teacher", seed=0, settings="0")]), regime, tmp_path, out)
+
+
+def test_narrowed_steps_cost_what_is_left_to_draw(tmp_path: Path) -> None:
+    """All stitches until the first validation, then S alone, then L alone: the last two phases have one cost a step."""
+    run = Run(quick(REGIMES["shapes"]), "narrowed", 0, tmp_path)
+    settings = load_config(run.config(12))
+    interval = settings.train_cfg.val_interval
+    first, *alone = (narrowed_steps(settings, [["S"], ["L"]], steps * interval) for steps in (1, 2, 3))
+    whole = narrowed_steps(settings, [], interval)
+    _, steps = spending(settings, run.regime)
+    assert first == whole == pytest.approx(sum(next(steps) for _ in range(interval)))
+    model = build_uninitialized(settings)
+    backbone = find_stitched_backbone(model)
+    costs, wholes = backbone.training_costs(), model_costs(model)
+    heads = 2 * (wholes[0].flops - backbone.costs()[0].flops)
+    per_step = [3 * (costs[backbone.space[name].id].flops + heads) for name in ("S", "L")]
+    assert alone[0] - first == pytest.approx(interval * per_step[0])
+    assert alone[1] - alone[0] == pytest.approx(interval * per_step[1])

@@ -275,7 +275,11 @@ def test_the_teacher_sees_images_in_its_own_normalisation(
         (dict(outputs=1.0, temperature=0), "temperature must be above 0"),
         (dict(outputs=1.0, temperature=2.0, hard=True), "1 with hard=True"),
         (dict(outputs=0.0, features=1.0, hard=True), "hard=True needs outputs"),
-        (dict(outputs=1.0, teacher=dict(checkpoint="x.pth")), "needs a model's config"),
+        (dict(outputs=1.0, hard="no"), "hard must be True or False, got 'no'"),
+        (dict(outputs=1.0, teacher=dict(checkpoint="x.pth")), "needs one model"),
+        (dict(outputs=1.0, teacher=dict(model=dict(type="A"), config="a.py")), "needs one model"),
+        (dict(outputs=1.0, teacher=dict(model=dict(depth=18))), "has no model with a type"),
+        (dict(outputs=1.0, teacher=dict(model=dict(type="NoModel"))), "teacher cannot be built: .*NoModel"),
         (dict(outputs=1.0, teacher=dict(modle={})), "unknown key 'modle'; it takes model, config, checkpoint"),
         (dict(outputs=float("nan")), "must be a number of 0 or more, got nan"),
     ],
@@ -297,6 +301,62 @@ def test_a_teacher_has_weights(make_classifier: Make, backbone_config: Make) -> 
         Distillation(make_classifier(), outputs=1.0, teacher=dict(model=ConfigDict(teacher)))
     with pytest.raises(FileNotFoundError, match=r"distill\.teacher\.config: there is no file 'none\.py'"):
         Distillation(make_classifier(), outputs=1.0, teacher=dict(config="none.py"))
+
+
+def test_what_teaches_has_weights(make_segmentor: Make, backbone_config: Make) -> None:
+    """An anchor, a stitching layer or a head without any is named; what does not teach may be random."""
+    model = make_segmentor()
+
+    def refused(changes: dict[str, Any], **settings: Any) -> str:
+        config = make_segmentor.config()
+        for anchor, pretrained in zip(config["backbone"]["anchors"], changes.pop("pretrained"), strict=True):
+            anchor["pretrained"] = pretrained
+        config["backbone"].update(changes)
+        with pytest.raises(SettingError, match="would have random weights") as caught:
+            Distillation(model, teacher=dict(model=config), **settings)
+        return str(caught.value).partition(" would")[0].removeprefix("train_cfg.distill.teacher: ")
+
+    assert refused(dict(pretrained=["a.pth", None]), features=1.0) == "anchor 1 of its backbone"
+    both = ["a.pth", "b.pth"]
+    crossing = refused(dict(pretrained=both, stitch="S0-L2"), features=1.0)
+    assert crossing == "the stitching layers of its stitch S0-L2"
+    assert refused(dict(pretrained=[None, "b.pth"]), outputs=1.0) == "its decode_head"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("data = 1", r"teacher\.config has no model with a type"),
+        ("model = dict(", r"teacher\.config: '.*a\.py' is no config: "),
+        ("model = dict(type='mmengine.ImgDataPreprocessor')", "ImgDataPreprocessor has no backbone"),
+        (None, r"teacher\.config: '.*' is a folder: give the path of a config"),
+    ],
+)
+def test_a_teachers_config_describes_a_model(
+    text: str | None, error: str, make_classifier: Make, tmp_path: Path
+) -> None:
+    path = tmp_path if text is None else tmp_path / "a.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SettingError, match=error):
+        Distillation(make_classifier(), outputs=1.0, teacher=dict(config=str(path)))
+
+
+def test_a_teacher_returns_the_maps_of_training(
+    make_segmentor: Make, make_images: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    """Those of auxiliary heads too, which evaluation mode skips. Others are refused before the first step."""
+    backbone = make_segmentor.config(number=1)["backbone"] | dict(out_indices=dict(train=(1, 3), test=(3,)))
+    model = make_segmentor(number=1, stitches=1, backbone=backbone)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / "teacher.pth")
+    config = make_segmentor.config(number=1, backbone=backbone)
+    teacher = dict(model=config, checkpoint=str(tmp_path / "teacher.pth"))
+    (losses,) = step(model, make_images(2), label_maps(), Distillation(model, features=1.0, teacher=teacher))
+    torch.testing.assert_close(losses["distill.loss_features"], torch.tensor(0.0), rtol=0, atol=1e-10)
+    assert config["backbone"]["out_indices"] == dict(train=(1, 3), test=(3,))  # the caller's stays
+    config["backbone"]["out_indices"] = (3,)
+    with pytest.raises(SettingError, match=r"maps of equal channels: those of the model are 48, 48, .* teacher 48"):
+        Distillation(model, features=1.0, teacher=teacher)
 
 
 def test_a_teacher_with_another_order_of_channels(make_segmentor: Make) -> None:

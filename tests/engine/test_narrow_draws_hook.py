@@ -154,11 +154,27 @@ def test_a_resumed_run_draws_what_the_whole_one_draws(
         (folder / "last_checkpoint").write_text(str(folder / f"iter_{at}.pth"))
         resumed, rest = train(values * 3, work_dir=str(folder), resume=True, **saved)
         assert_equal(rest.seen, seen.seen[at:])
+        assert (at < 4) != ("the resumed run had narrowed its draws; training draws S, L" in _log(resumed))
         assert_equal(state(resumed), state(whole))
-    resumed, _ = train(values * 3, hook=HOOK | dict(within=7.0), work_dir=str(folder), resume=True, **saved)
-    assert "custom_hooks.NarrowDrawsHook.within: goes on with the config's 7.0, the checkpoint's was" in _log(resumed)
     resumed, _ = train(values, hook=dict(type="mmsnnet.StitchLogHook"), work_dir=str(folder), resume=True, **saved)
     assert "had narrowed its draws. Without NarrowDrawsHook" in _log(resumed)
+
+
+@pytest.mark.slow
+def test_anchors_come_back_if_a_resumed_run_may_draw_them(
+    train: Callable[..., tuple[Runner, Recorder]], backbone_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """And a resumed run says what it draws and which setting of the hook differs."""
+    saved = dict(default_hooks=dict(checkpoint=SAVED))
+    model = make_config(backbone_config, tmp_path, LOOP)["model"]
+    model["backbone"]["draw_from"] = dict(kinds=["LS"])
+    folder = str(tmp_path / "narrowed")
+    train([1.0] * 100, model=model, work_dir=folder, **saved)
+    del model["backbone"]["draw_from"]
+    resumed, _ = train([1.0] * 100, HOOK | dict(within=7.0), model=model, work_dir=folder, resume=True, **saved)
+    log = _log(resumed)
+    assert "the resumed run had narrowed its draws; training draws S, L, L1-S1" in log
+    assert "custom_hooks.NarrowDrawsHook.within: goes on with the config's 7.0, the checkpoint's was 0.5" in log
 
 
 @pytest.mark.parametrize(

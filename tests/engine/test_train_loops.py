@@ -796,8 +796,31 @@ def test_several_stitches_need_a_step_that_runs_the_model_once(make_runner: Call
 
 
 def test_a_step_of_one_stitch_has_no_teacher(make_runner: Callable[..., Runner]) -> None:
-    with pytest.raises(SettingError, match=r"train_cfg\.stitches_per_step to 2 or more"):
+    with pytest.raises(SettingError, match=r"train_cfg\.stitches_per_step to 3 or more"):
         make_runner(LOOPS["iterations"] | dict(distill=dict(outputs=1.0))).train()
+
+
+def test_a_step_of_several_stitches_has_several(
+    backbone_config: Callable[..., dict[str, Any]], make_runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    """One is refused; two of four are announced."""
+
+    def warned(stitches: int, drawn: list[str] | None) -> list[str]:
+        loop = LOOPS["iterations"] | dict(stitches_per_step=stitches, max_iters=1)
+        model = make_config(backbone_config, tmp_path, loop)["model"]
+        if drawn:
+            model["backbone"]["draw_from"] = dict(stitches=drawn)
+        runner = make_runner(loop, model=model, counted=False)
+        found: list[str] = []
+        runner.logger.warning = found.append
+        runner.train()
+        return found
+
+    assert warned(3, None) == warned(2, ["S", "L"]) == []
+    (text,) = warned(2, None)
+    assert "stitches_per_step=2 trains the costliest and the cheapest of 4 stitches alone" in text
+    with pytest.raises(SettingError, match=r"stitches_per_step=3 trains several stitches .* leaves one"):
+        warned(3, ["S"])
 
 
 def test_a_step_has_a_stitch(make_runner: Callable[..., Runner]) -> None:

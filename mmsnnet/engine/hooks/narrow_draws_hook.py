@@ -68,13 +68,17 @@ class NarrowDrawsHook(Hook):
         self._metric, self._sign = self._choose_metric(loop)
         recorded = runner.message_hub.get_info(DRAWN, None)
         if recorded is not None:
-            left = [id_ for id_ in drawn if id_ in recorded]
+            anchors = backbone.space.anchors
+            left = [id_ for id_ in drawn if id_ in recorded or backbone.space[id_] in anchors]
             if not left:
                 raise SettingError(
                     "NarrowDrawsHook: draw_from leaves none of the stitches to which the resumed run had narrowed: "
                     "set draw_from as it was, or leave out --resume"
                 )
             backbone.draw_only(left)
+            runner.logger.info(
+                f"NarrowDrawsHook: the resumed run had narrowed its draws; training draws {_names(backbone, left)}"
+            )
 
     def _choose_metric(self, loop: StitchValLoop) -> tuple[str, int]:
         """The metric, and 1 if higher values are better, else -1."""
@@ -114,7 +118,7 @@ class NarrowDrawsHook(Hook):
         runner.message_hub.update_info(DRAWN, kept)
         runner.logger.info(
             f"NarrowDrawsHook: {len(kept)} of {len(drawn)} stitches lie within {self.within} of the front of "
-            f"{self._metric}, or are anchors; training draws {', '.join(backbone.space[id_].name for id_ in kept)}"
+            f"{self._metric}, or are anchors; training draws {_names(backbone, kept)}"
         )
 
 
@@ -138,6 +142,10 @@ def near_front(
 
 def _drawn(backbone: StitchedBackbone) -> list[int]:
     return sorted(id_ for bin_ in backbone.sampler().bins for id_ in bin_)
+
+
+def _names(backbone: StitchedBackbone, stitches: Iterable[int]) -> str:
+    return ", ".join(backbone.space[id_].name for id_ in stitches)
 
 
 def _number(metrics: Mapping[str, Any], name: str) -> float:

@@ -30,6 +30,7 @@ from mmsnnet.errors import SettingError, check_keys
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import LOOPS
+from mmsnnet.stitching import StitchSampler
 
 
 class _StitchTrainLoop(BaseLoop):
@@ -77,7 +78,7 @@ class _StitchTrainLoop(BaseLoop):
             if distill.get("teacher") is None and stitches_per_step == 1:
                 raise SettingError(
                     "train_cfg.distill without a teacher lets the costliest stitch of a step teach the others: set "
-                    "train_cfg.stitches_per_step to 2 or more, or train_cfg.distill.teacher"
+                    "train_cfg.stitches_per_step to 3 or more, or train_cfg.distill.teacher"
                 )
         refuse_stock_sharding(runner)
         for kind in (ResumeHook, ValidationHook):
@@ -102,7 +103,7 @@ class _StitchTrainLoop(BaseLoop):
         for module in self.runner.model.modules():
             if isinstance(module, StitchedBackbone):
                 module.stitches_per_step = self.stitches_per_step
-                module.sampler()  # reads draw_from, whose mistakes should show now
+                self._check_draws(module.sampler())  # reads draw_from, whose mistakes should show now
         narrows = any(isinstance(hook, NarrowDrawsHook) for hook in self.runner.hooks)
         if not narrows and self.runner.message_hub.get_info(DRAWN, None) is not None:
             self.runner.logger.warning(
@@ -127,6 +128,20 @@ class _StitchTrainLoop(BaseLoop):
         compare_loaders(self.dataloader, "train_dataloader", same_batches=not self.endless)
         if val_loop is not None:
             compare_loaders(val_loop.dataloader, "val_dataloader", same_batches=is_sharded(model))
+
+    def _check_draws(self, sampler: StitchSampler) -> None:
+        """Check that a step of several stitches trains several, and warn if it trains no others than two."""
+        number = sum(map(len, sampler.bins))
+        if self.stitches_per_step > 1 == number:
+            raise SettingError(
+                f"train_cfg.stitches_per_step={self.stitches_per_step} trains several stitches on a batch, and the "
+                "model or its draw_from leaves one: set it to 1; a train_cfg.distill then needs a teacher"
+            )
+        if self.stitches_per_step == 2 < number:
+            self.runner.logger.warning(
+                f"train_cfg.stitches_per_step=2 trains the costliest and the cheapest of {number} stitches alone: set "
+                "it to 3 or more to train the others too"
+            )
 
     def _warn_of_lost_gradients(self) -> None:
         """Warn that a checkpoint does not hold accumulated gradients."""
