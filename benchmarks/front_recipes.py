@@ -77,6 +77,7 @@ RECIPES: dict[str, Recipe] = {
     "narrowed": Recipe(narrow=1.0),
     "equal-flops-narrowed": Recipe(drawn(equal_flops=True), narrow=1.0),
     "three-anchors": Recipe(anchors="sml"),
+    "three-anchors-equal-flops": Recipe(drawn(equal_flops=True), anchors="sml"),
     "polished-s": Recipe(weights_of="published", polish="S", budget=0.25),
     "longer-s": Recipe(anchors="s", budget=1.25),
 }
