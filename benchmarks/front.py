@@ -10,10 +10,8 @@ belongs to the repository; a second call goes on with what is missing.
     python benchmarks/front.py report [--regime shapes] [--recipes R,R,...] [--picture FILE.png]
 """
 
-import argparse
 import copy
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -29,9 +27,11 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from front_arguments import command_line  # noqa: E402
 from front_costs import all_stitches, spending, spent  # noqa: E402
 from front_figures import report  # noqa: E402
-from front_recipes import RECIPES, REGIMES, Regime, quick  # noqa: E402
+from front_files import load, store  # noqa: E402
+from front_recipes import RECIPES, REGIMES, Regime, lacking, quick  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
 from mmsnnet.apis import load_config  # noqa: E402
@@ -270,19 +270,6 @@ def tool(name: str, *arguments: object) -> None:
 # Results
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The results of a regime, or an empty table."""
-    return json.loads(path.read_text()) if path.exists() else dict(anchors={}, runs=[])
-
-
-def store(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results atomically, a run a line."""
-    runs = ",\n    ".join(json.dumps(run) for run in results["runs"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=2)[:-2]
-    write_atomically(path, f'{head},\n  "runs": [\n    {runs}\n  ]\n}}\n'.encode())
-
-
 def fingerprint(run: Run) -> str:
     """A digest of the recipe and the regime."""
     return hashlib.blake2b(repr((run.regime, run.recipe)).encode(), digest_size=6).hexdigest()
@@ -361,28 +348,30 @@ def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs:
             list(pool.map(finish, [run for run in waiting if bool(run.recipe.weights_of) == derived]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "report"))
-    parser.add_argument("--regime", choices=REGIMES, default="shapes")
-    parser.add_argument("--recipes", help="names, separated by commas (default: all)")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each on one thread")
-    parser.add_argument("--quick", action="store_true", help="a comparison of minutes, without meaning")
-    parser.add_argument("--folder", type=Path, default=Path("work_dirs/front"))
-    parser.add_argument("--out", type=Path, help="the file of results (default: benchmarks/front_results/REGIME.json)")
-    parser.add_argument("--picture", type=Path)
-    args = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = command_line(__doc__)
+    args = parser.parse_args(arguments)
     regime = quick(REGIMES[args.regime]) if args.quick else REGIMES[args.regime]
     out = args.out or RESULTS / f"{regime.name}.json"
-    known = dict.fromkeys((*RECIPES, *(entry["recipe"] for entry in load(out)["runs"] if args.action == "report")))
-    recipes = args.recipes.split(",") if args.recipes else list(known)
-    if unknown := [name for name in recipes if name not in known]:
+    kept = load(out)["runs"]
+    if args.action == "report" and not kept:
+        reason = "no runs in this file" if out.exists() else "no such file"
+        raise SystemExit(f"{out}: {reason}: use the action run first, or name another file with --out")
+    known = dict.fromkeys((*RECIPES, *(entry["recipe"] for entry in kept if args.action == "report")))
+    if unknown := [name for name in args.recipes or () if name not in known]:
         parser.error(f"no recipe {unknown[0]!r}; there are {', '.join(known)}")
     if args.action == "run":
-        run_grid(regime, recipes, [int(seed) for seed in args.seeds.split(",")], args.jobs, args.folder, out)
+        recipes = args.recipes or [name for name in RECIPES if lacking(name, regime) is None]
+        for name in recipes:
+            if lack := lacking(name, regime):
+                parser.error(f"the recipe {name!r} cannot run in the regime {args.regime!r}, which has {lack}")
+        run_grid(regime, recipes, args.seeds, args.jobs, args.folder, out)
     results = load(out)
-    results["runs"] = [entry for entry in results["runs"] if args.action == "run" or entry["recipe"] in recipes]
+    if args.action == "report" and args.recipes:
+        results["runs"] = [entry for entry in kept if entry["recipe"] in args.recipes]
+        if not results["runs"]:
+            there = ", ".join(dict.fromkeys(entry["recipe"] for entry in kept))
+            raise SystemExit(f"{out}: no runs of {', '.join(args.recipes)}: name some of {there} with --recipes")
     print(report(results, args.picture))
 
 

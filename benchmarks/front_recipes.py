@@ -154,6 +154,17 @@ REGIMES = {
 }
 
 
+def lacking(name: str, regime: Regime) -> str | None:
+    """What a regime lacks that a recipe needs, or None if the recipe can run in it."""
+    recipe = RECIPES[name]
+    for letter in recipe.anchors:
+        if letter not in regime.anchors:
+            return f"no anchor {letter!r}"
+    if len(recipe.anchors) > 1 and recipe.anchors not in regime.stitched:
+        return f"no stitched config of the anchors {recipe.anchors!r}"
+    return lacking(recipe.weights_of, regime) if recipe.weights_of else None
+
+
 def quick(regime: Regime) -> Regime:
     """A comparison of minutes, whose figures mean nothing, to try the program."""
     return replace(

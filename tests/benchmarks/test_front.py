@@ -1,15 +1,19 @@
 """The comparison of fronts gives every recipe the same training cost."""
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import front
 from front import Run, check_settings, fingerprint
 from front_costs import narrowed_steps, spending
-from front_recipes import RECIPES, REGIMES, quick
+from front_files import load, store
+from front_recipes import RECIPES, REGIMES, Recipe, lacking, quick
 
 from mmsnnet.apis import build_uninitialized, load_config
 from mmsnnet.models import find_stitched_backbone, model_costs
@@ -73,3 +77,136 @@ def test_narrowed_steps_cost_what_is_left_to_draw(tmp_path: Path) -> None:
     per_step = [3 * (costs[backbone.space[name].id].flops + heads) for name in ("S", "L")]
     assert alone[0] - first == pytest.approx(interval * per_step[0])
     assert alone[1] - alone[0] == pytest.approx(interval * per_step[1])
+
+
+def entry(recipe: str, seed: int = 0, **changes: Any) -> dict[str, Any]:
+    points = [
+        dict(name="S", kind="S", gflops=1.0, quality=40.0),
+        dict(name="S0-L2", kind="SL", gflops=2.0, quality=43.0),
+        dict(name="L", kind="L", gflops=5.0, quality=46.0),
+    ]
+    run = fingerprint(Run(REGIMES["shapes"], recipe, seed, Path())) if recipe in RECIPES else "0"
+    training = dict(iterations=9, training_tflops_per_image=2.0, training_seconds=1)
+    return dict(recipe=recipe, seed=seed, settings=run, points=points) | training | changes
+
+
+def table(*runs: dict[str, Any]) -> dict[str, Any]:
+    return dict(anchors=dict(s=39.0, l=45.0), runs=list(runs))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The recipes of each call of run_grid, which trains nothing."""
+    calls: list[list[str]] = []
+    monkeypatch.setattr(front, "run_grid", lambda regime, recipes, *_: calls.append(list(recipes)))
+    return calls
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that a call ends with."""
+    with pytest.raises(SystemExit) as caught:
+        front.main(list(map(str, arguments)))
+    printed = capsys.readouterr()
+    assert not printed.out
+    line = caught.value.code if isinstance(caught.value.code, str) else printed.err.splitlines()[-1]
+    assert "\n" not in line
+    return line
+
+
+def test_a_regime_runs_the_recipes_that_it_has_anchors_for(trained: list[list[str]], tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    store(out, table(entry("published")))
+    for regime, lacks in (("shapes", set()), ("camvid", {"alone-m", "three-anchors"})):
+        front.main(["run", "--regime", regime, "--out", str(out)])
+        assert set(RECIPES) - set(trained[-1]) == lacks
+        front.main(["run", "--quick", "--regime", regime, "--out", str(out)])
+        assert trained[-1] == trained[-2]
+
+
+def test_a_recipe_needs_what_the_recipe_of_its_weights_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(weights_of="three-anchors", recalibrates=True)
+    monkeypatch.setitem(RECIPES, "recalibrated-three-anchors", recipe)
+    assert lacking("recalibrated-three-anchors", REGIMES["shapes"]) is None
+    assert lacking("recalibrated-three-anchors", REGIMES["camvid"]) == "no anchor 'm'"
+
+
+def test_a_recipe_without_its_anchors_is_refused(
+    trained: list[list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = refused(
+        capsys, "run", "--regime", "camvid", "--recipes", "published,three-anchors", "--out", tmp_path / "new.json"
+    )
+    assert line.endswith("the recipe 'three-anchors' cannot run in the regime 'camvid', which has no anchor 'm'")
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "cure"),
+    [
+        ("--seeds", "a", "give whole numbers"),
+        ("--seeds", "0,,1", "give whole numbers"),
+        ("--jobs", "0", "at least 1"),
+        ("--jobs", "two", "at least 1"),
+        ("--picture", "missing/fronts.png", "no folder 'missing': create it"),
+        ("--picture", "fronts.abc", "end the name in .png"),
+        ("--recipes", "publish", "no recipe 'publish'; there are published"),
+    ],
+)
+def test_a_wrong_option_is_refused(
+    option: str, value: str, cure: str, trained: list[list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = refused(capsys, "run", "--out", tmp_path / "new.json", option, value)
+    assert cure in line and (option in line or option == "--recipes")
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", "not readable as JSON"),
+        ('{"anchors": {"s": 1', "not readable as JSON"),
+        ("[]", "list instead of an object"),
+        ("{}", "no 'anchors'"),
+        (json.dumps(dict(anchors={}, runs=[entry("published")])), "no 's' in 'anchors'"),
+        (json.dumps(table(dict(recipe="published"))), "no 'seed' in run 1"),
+        (json.dumps(table(entry("published"), entry("gone", seed="0"))), "wrong 'seed' in run 2"),
+        (json.dumps(table(entry("gone", points=[]))), "wrong 'points' in run 1"),
+        (json.dumps(table(entry("gone", points=[dict(name="S")]))), "no 'kind' in 'points' in run 1"),
+    ],
+)
+def test_a_file_that_has_no_results_is_refused(
+    content: str, fault: str, trained: list[list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "results.json"
+    out.write_text(content)
+    for action in ("run", "report"):
+        line = refused(capsys, action, "--out", out)
+        assert line.startswith(f"{out}: ") and fault in line and "--out" in line
+    assert not trained and out.read_text() == content
+
+
+def test_a_report_needs_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "results.json"
+    assert refused(capsys, "report", "--out", out).startswith(f"{out}: no such file: use the action run first")
+    store(out, dict(anchors=dict(s=39.0, l=45.0), runs=[]))  # the anchors alone are trained
+    assert refused(capsys, "report", "--out", out).startswith(f"{out}: no runs in this file: use the action run first")
+    store(out, table(entry("published")))
+    line = refused(capsys, "report", "--out", out, "--recipes", "teacher")
+    assert line == f"{out}: no runs of teacher: name some of published with --recipes"
+
+
+def test_runs_of_a_recipe_that_is_gone_stay(
+    trained: list[list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "results.json"
+    store(out, table(entry("published"), entry("gone")))
+    for arguments in (["report"], ["report", "--recipes", "gone"], ["run"]):
+        front.main([*arguments, "--out", str(out)])
+        assert "| gone | 1 | 9 |" in capsys.readouterr().out
+    assert "gone" not in trained[0]
+
+
+@pytest.mark.parametrize("path", sorted(front.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_kept_results_are_read(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    front.main(["report", "--out", str(path)])
+    assert f"| {load(path)['runs'][0]['recipe']} |" in capsys.readouterr().out
