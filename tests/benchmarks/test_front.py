@@ -116,7 +116,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_a_regime_runs_the_recipes_that_it_has_anchors_for(trained: list[list[str]], tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     store(out, table(entry("published")))
-    for regime, lacks in (("shapes", set()), ("camvid", {"alone-m", "three-anchors"})):
+    for regime, lacks in (("shapes", set()), ("camvid", {"alone-m", "three-anchors", "three-anchors-equal-flops"})):
         front.main(["run", "--regime", regime, "--out", str(out)])
         assert set(RECIPES) - set(trained[-1]) == lacks
         front.main(["run", "--quick", "--regime", regime, "--out", str(out)])
