@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 
 
 class UserError(Exception):
@@ -40,6 +41,18 @@ def check_keys(setting: str, given: Mapping[str, object], known: Sequence[str], 
     for key in needed:
         if key not in given:
             raise SettingError(f"{setting} needs {key!r}")
+
+
+def check_whole_number(setting: str, value: object, least: int | None = None) -> None:
+    """Check a whole number in a config; True and 2.0 are none.
+
+    Raises:
+        SettingError: ``value`` is no whole number, or below ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and value < least):
+        raise SettingError(
+            f"{setting} must be a whole number{'' if least is None else f' of at least {least}'}, got {value!r}"
+        )
 
 
 @contextmanager

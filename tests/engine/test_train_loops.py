@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -823,9 +824,11 @@ def test_a_step_of_several_stitches_has_several(
         warned(3, ["S"])
 
 
-def test_a_step_has_a_stitch(make_runner: Callable[..., Runner]) -> None:
-    with pytest.raises(ValueError, match="got 0"):
-        make_runner(LOOPS["iterations"] | dict(stitches_per_step=0)).train()
+@pytest.mark.parametrize("value", [0, -1, 2.5, "two", True, None])
+def test_a_step_has_a_whole_number_of_stitches(value: Any, make_runner: Callable[..., Runner]) -> None:
+    text = f"train_cfg.stitches_per_step must be a whole number of at least 1, got {value!r}"
+    with pytest.raises(SettingError, match=re.escape(text)):
+        make_runner(LOOPS["iterations"] | dict(stitches_per_step=value)).train()
 
 
 class DeferredHistory(HistoryBuffer):

@@ -26,7 +26,7 @@ from mmsnnet.engine.resuming.records import EPOCH_BEGAN
 from mmsnnet.engine.runner.seeded_loading import SeededBatchSampler, seeded_loader
 from mmsnnet.engine.runner.train_step import several_stitches
 from mmsnnet.engine.sharding import is_sharded, refuse_stock_sharding
-from mmsnnet.errors import SettingError, check_keys
+from mmsnnet.errors import SettingError, check_keys, check_whole_number
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.models.model_weights import unwrapped_model
 from mmsnnet.registry import LOOPS
@@ -67,8 +67,7 @@ class _StitchTrainLoop(BaseLoop):
         distill: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if stitches_per_step < 1:
-            raise ValueError(f"train_cfg.stitches_per_step must be at least 1, got {stitches_per_step}")
+        check_whole_number("train_cfg.stitches_per_step", stitches_per_step, 1)
         self.stitches_per_step = stitches_per_step
         self.distill, self.distillation = distill, None
         if distill is not None:
@@ -196,7 +195,7 @@ class StitchIterBasedTrainLoop(_StitchTrainLoop, IterBasedTrainLoop):
 
     Raises:
         TypeError, ValueError: :func:`mmsnnet.engine.runner.seeded_loading.seeded_loader` refuses the data loader;
-            ``stitches_per_step`` is below 1.
+            ``stitches_per_step`` is no whole number of at least 1.
     """
 
     endless = True
