@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmsnnet.errors import SettingError
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
 from mmsnnet.stitching.stitch import LayerKey
 
@@ -40,7 +41,7 @@ class NormalEquations:
         layers: the layers to solve for; all by default.
 
     Raises:
-        ValueError: the anchors lack blocks, because the network was built for one stitch.
+        SettingError: the anchors lack blocks, because the network was built for one stitch.
 
     Usage::
 
@@ -54,7 +55,7 @@ class NormalEquations:
         self.network = network
         whole = all(len(network.anchor(index).blocks) == depth for index, depth in enumerate(network.space.depths))
         if not whole:
-            raise ValueError(
+            raise SettingError(
                 "a network of one stitch lacks blocks that least squares needs to solve its stitching layers: load its "
                 "checkpoint (load_from)"
             )
@@ -122,7 +123,8 @@ class NormalEquations:
         Low-rank updates stay unchanged.
 
         Raises:
-            ValueError: no images were added, or their tokens are not finite.
+            SettingError: the tokens are not finite.
+            ValueError: no images were added.
         """
         for key, pairs in self.sites.items():
             # Float64 sums, in the order of the crossings: the same in every process.
@@ -148,11 +150,12 @@ def solve_normal_equations(gram: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]
         cross: sum of ``x y^T``, shape (in + 1, out).
 
     Raises:
-        ValueError: the sums are not finite, or no tokens were added.
+        SettingError: the sums are not finite.
+        ValueError: no tokens were added.
     """
     gram, cross = gram.cpu(), cross.cpu()
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
-        raise ValueError("the tokens of an anchor are not finite: check its pretrained weights")
+        raise SettingError("the tokens of an anchor are not finite: check its pretrained weights")
     if gram[-1, -1] == 0:
         raise ValueError("least squares has no tokens to solve from: add at least one image")
     # ViTs have a few channels of huge values. Scaling all channels alike improves the condition of the system.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmsnnet.errors import SettingError
 from mmsnnet.models import StitchedBackbone
 from mmsnnet.registry import MODELS
 from mmsnnet.stitching import NormalEquations, UnknownStitchError
@@ -192,7 +193,7 @@ def test_pretrained_anchors_do_not_go_with_it(make_backbone: MakeBackbone) -> No
 
 def test_its_layers_cannot_be_initialised(make_backbone: MakeBackbone, make_images: Callable[..., Tensor]) -> None:
     one = make_backbone(only="S0-L2", initialized=False)
-    with pytest.raises(ValueError, match=r"one stitch lacks blocks .* load its checkpoint \(load_from\)"):
+    with pytest.raises(SettingError, match=r"one stitch lacks blocks .* load its checkpoint \(load_from\)"):
         NormalEquations(one.network)
     with pytest.raises(RuntimeError, match="load a checkpoint"):
         one.train()(make_images())
