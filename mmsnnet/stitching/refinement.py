@@ -8,13 +8,16 @@ images (arXiv 2603.12433).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from mmsnnet.errors import SettingError, check_keys, check_whole_number
 from mmsnnet.stitching.features import Features
 from mmsnnet.stitching.network import StitchedNetwork, evaluation_mode
 from mmsnnet.stitching.prefix import PrefixPlan, SharedPrefixes
@@ -34,7 +37,8 @@ class Refinement:
         seed: of the order.
 
     Raises:
-        ValueError: a layer is not initialised, no route passes ``layers``, or a number is out of range.
+        SettingError: as :func:`check_refinement`.
+        ValueError: a layer is not initialised, or no route passes ``layers``.
 
     Usage::
 
@@ -53,15 +57,12 @@ class Refinement:
         seed: int = 0,
         layers: Sequence[LayerKey] | None = None,
     ) -> None:
-        if steps < 1 or stitches_per_step < 1 or lr <= 0:
-            raise ValueError(
-                "refinement needs steps and stitches_per_step of at least 1 and lr above 0; got "
-                f"steps={steps}, stitches_per_step={stitches_per_step}, lr={lr}"
-            )
+        check_refinement("Refinement", dict(steps=steps, lr=lr, stitches_per_step=stitches_per_step, seed=seed))
         if not network.initialized:
             raise ValueError("refinement starts from initialised stitching layers: solve the normal equations first")
         self.network = network
         self.steps = steps
+        self.lr = lr
         trained = set(network.space.layers if layers is None else layers)
         self.crossing = tuple(stitch for stitch in network.space if trained.intersection(stitch.layers))
         if not self.crossing:
@@ -105,6 +106,25 @@ class Refinement:
         chosen = list(dict.fromkeys(self._queue[: self.stitches_per_step]))
         self._queue = self._queue[len(chosen) :]
         return chosen
+
+
+def check_refinement(setting: str, settings: Mapping[str, Any]) -> None:
+    """Check the settings of :class:`Refinement`, before there is a network.
+
+    Args:
+        setting: their name in a config.
+        settings: ``steps``, and any of ``lr``, ``stitches_per_step`` and ``seed``.
+
+    Raises:
+        SettingError: a key is unknown, ``steps`` is missing, or a value is no number or out of range.
+    """
+    check_keys(setting, settings, ("steps", "lr", "stitches_per_step", "seed"), ("steps",))
+    for key, least in (("steps", 1), ("stitches_per_step", 1), ("seed", None)):
+        if key in settings:
+            check_whole_number(f"{setting}.{key}", settings[key], least)
+    lr = settings.get("lr", 1.0)
+    if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 < float(lr) < math.inf:
+        raise SettingError(f"{setting}.lr must be a finite number above 0, got {lr!r}")
 
 
 class RouteError(NamedTuple):

@@ -3,6 +3,7 @@
 import copy
 import logging
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,10 +146,33 @@ def test_layers_loaded_in_part_are_left_alone() -> None:
     assert equal({name: after[name] for name in one_way}, one_way)
 
 
-@pytest.mark.parametrize("settings", [dict(num_images=0), dict(num_images=-3), dict(batch_size=0)])
-def test_wrong_arguments(settings: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=rf"batch_size must be at least 1.*{next(iter(settings.values()))}"):
-        StitchInitHook(**settings)
+@pytest.mark.parametrize("key", ["num_images", "batch_size"])
+@pytest.mark.parametrize("value", [0, -3, True, 2.5, "8", None])
+def test_wrong_arguments(key: str, value: Any) -> None:
+    text = f"StitchInitHook: {key} must be a whole number of at least 1, got {value!r}"
+    with pytest.raises(SettingError, match=f"^{re.escape(text)}$"):
+        StitchInitHook(**{key: value})
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, None])
+def test_a_wrong_seed(value: Any) -> None:
+    with pytest.raises(SettingError, match=f"StitchInitHook: seed must be a whole number of at least 0, got {value}"):
+        StitchInitHook(seed=value)
+
+
+def test_one_stitch_cannot_be_initialised() -> None:
+    runner = make_runner()
+    runner.model.backbone = StitchedBackbone(ANCHORS, img_size=32, rank=2, only="S0-L2")
+    with pytest.raises(SettingError, match=r"one stitch lacks blocks .* load its checkpoint \(load_from\)"):
+        StitchInitHook(8).before_train(runner)
+
+
+def test_pretrained_weights_that_are_not_finite() -> None:
+    runner = make_runner()
+    for parameter in runner.model.backbone.network.anchor(0).parameters():
+        nn.init.constant_(parameter, torch.nan)
+    with pytest.raises(SettingError, match="not finite: check its pretrained weights"):
+        StitchInitHook(8).before_train(runner)
 
 
 # Several ranks
@@ -239,8 +263,36 @@ def test_the_second_stage_leaves_loaded_layers_alone() -> None:
 
 @pytest.mark.parametrize(
     ("refine", "text"),
-    [(dict(lr=1e-3), "refine needs 'steps'"), (dict(steps=3, rate=1), "unknown key 'rate'; it takes steps, lr")],
+    [
+        (True, "refine must be a dict such as dict(steps=300), got True"),
+        ([300], "refine must be a dict such as dict(steps=300), got [300]"),
+        ({}, "refine needs 'steps'"),
+        (dict(lr=1e-3), "refine needs 'steps'"),
+        (
+            dict(steps=3, rate=1),
+            "refine has an unknown key 'rate'; it takes steps, lr, stitches_per_step, seed",
+        ),
+        *(
+            (dict(dict(steps=3), **{key: value}), f"refine.{key} must be a whole number of at least 1, got {value!r}")
+            for key in ("steps", "stitches_per_step")
+            for value in (0, -1, True, 2.5, "3", None)
+        ),
+        *(
+            (dict(steps=3, lr=lr), f"refine.lr must be a finite number above 0, got {lr!r}")
+            for lr in (0, -1e-3, float("inf"), float("nan"), True, "1e-3", None)
+        ),
+        *(
+            (dict(steps=3, seed=seed), f"refine.seed must be a whole number, got {seed!r}")
+            for seed in (0.5, True, "0", None)
+        ),
+    ],
 )
-def test_settings_of_the_second_stage(refine: dict[str, Any], text: str) -> None:
-    with pytest.raises(SettingError, match=text):
+def test_settings_of_the_second_stage(refine: Any, text: str) -> None:
+    with pytest.raises(SettingError, match=f"^{re.escape(f'StitchInitHook: {text}')}$"):
         StitchInitHook(refine=refine)
+
+
+def test_a_second_stage_that_diverges() -> None:
+    runner = make_runner()
+    with pytest.raises(SettingError, match=r"no finite number .*: lower refine\.lr, now 1e\+30"):
+        StitchInitHook(8, refine=dict(steps=4, lr=1e30)).before_train(runner)

@@ -1,11 +1,14 @@
 """The second stage of the initialisation: layers alone learn an anchor's final features."""
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from mmsnnet.errors import SettingError
 from mmsnnet.stitching import NormalEquations, Refinement, StitchedNetwork
 from mmsnnet.stitching.network import evaluation_mode
 from mmsnnet.stitching.refinement import route_errors
@@ -101,3 +104,17 @@ def test_what_is_not_initialised_is_refused(make_network: MakeNetwork) -> None:
         layer.initialized = False
     with pytest.raises(ValueError, match="initialised"):
         Refinement(network, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (dict(steps=0), "steps must be a whole number of at least 1, got 0"),
+        (dict(steps=1, lr=float("nan")), "lr must be a finite number above 0, got nan"),
+        (dict(steps=1, stitches_per_step=1.5), "stitches_per_step must be a whole number of at least 1, got 1.5"),
+        (dict(steps=1, seed="0"), "seed must be a whole number, got '0'"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], text: str, solved: StitchedNetwork) -> None:
+    with pytest.raises(SettingError, match=f"^Refinement.{re.escape(text)}$"):
+        Refinement(solved, **settings)

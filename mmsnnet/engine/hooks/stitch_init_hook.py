@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -12,13 +13,15 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmsnnet.engine.ranks import fail_together
 from mmsnnet.engine.sharding import gathered, is_sharded, run_batches
 from mmsnnet.engine.training_images import sample_batches, sample_indices
-from mmsnnet.errors import SettingError, check_keys
+from mmsnnet.errors import SettingError, check_whole_number
 from mmsnnet.models import StitchedBackbone, find_stitched_backbone
 from mmsnnet.registry import HOOKS
 from mmsnnet.stitching import LayerKey, NormalEquations, Refinement, StitchedNetwork
 from mmsnnet.stitching.network import evaluation_mode
+from mmsnnet.stitching.refinement import check_refinement
 
 
 @HOOKS.register_module()
@@ -37,18 +40,20 @@ class StitchInitHook(Hook):
             stage, which trains the layers alone on ``steps`` batches, without labels. All ranks run the same images.
 
     Raises:
-        ValueError: a number is below 1, or ``refine`` has an unknown key or no ``steps``.
+        SettingError: a number is no whole number or too small, or ``refine`` is no dict, has an unknown key, no
+            ``steps`` or a wrong value. Before training: the error of the refined layers is not finite.
     """
 
     def __init__(
         self, num_images: int = 50, batch_size: int = 2, seed: int = 0, refine: Mapping[str, Any] | None = None
     ) -> None:
-        if num_images < 1 or batch_size < 1:
-            raise ValueError(
-                f"StitchInitHook: num_images and batch_size must be at least 1, got {num_images} and {batch_size}"
-            )
+        check_whole_number("StitchInitHook: num_images", num_images, 1)
+        check_whole_number("StitchInitHook: batch_size", batch_size, 1)
+        check_whole_number("StitchInitHook: seed", seed, 0)
         if refine is not None:
-            check_keys("StitchInitHook.refine", refine, ("steps", "lr", "stitches_per_step", "seed"), ("steps",))
+            if not isinstance(refine, Mapping):
+                raise SettingError(f"StitchInitHook: refine must be a dict such as dict(steps=300), got {refine!r}")
+            check_refinement("StitchInitHook: refine", refine)
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
@@ -95,11 +100,18 @@ class StitchInitHook(Hook):
         images = self._images(runner, list(chain.from_iterable(rounds))[:number])
         errors = [refinement.step(batch) for batch in images]
         refinement.finish()
-        for key in layers:
-            for parameter in network.layer(key).parameters():
-                dist.broadcast(parameter.data)
         tenth = max(1, len(errors) // 10)
         first, last = (float(torch.stack(part).mean()) for part in (errors[:tenth], errors[-tenth:]))
+        parameters = [parameter for key in layers for parameter in network.layer(key).parameters()]
+        with fail_together():
+            # The last errors are of the weights before the last step.
+            if not math.isfinite(last) or not all(parameter.isfinite().all() for parameter in parameters):
+                raise SettingError(
+                    "StitchInitHook: the relative error of refinement rose until it was no finite number "
+                    f"(from {first:.3g} to {last:.3g}): lower refine.lr, now {refinement.lr:g}"
+                )
+        for parameter in parameters:
+            dist.broadcast(parameter.data)
         runner.logger.info(
             f"StitchInitHook: {len(errors)} steps of refinement changed the relative error of final features from "
             f"{first:.3f} to {last:.3f} in {time.monotonic() - start:.1f} s"
