@@ -1,5 +1,6 @@
 """Training draws from a choice of stitches; ids and evaluation keep all of them."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mmsnnet.apis.extract import extracted_config
 from mmsnnet.apis.publish import published_config
-from mmsnnet.errors import SettingError
+from mmsnnet.errors import SettingError, UserError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import StitchedBackbone
 
@@ -55,12 +56,6 @@ def test_cheap_stitches_are_drawn_more_often(make_backbone: Make) -> None:
         backbone.draw_only([0, 1, 2])
 
 
-@pytest.mark.parametrize("value", ["no", 0.5, 1, None])
-def test_equal_flops_is_on_or_off(value: Any, make_backbone: Make) -> None:
-    with pytest.raises(SettingError, match="equal_flops must be True or False"):
-        make_backbone(draw_from=dict(equal_flops=value)).sampler()
-
-
 def test_steps_draw_from_the_choice_too(make_backbone: Make, make_images: Callable[..., Tensor]) -> None:
     backbone = make_backbone(draw_from=dict(kinds=["SL", "LS"]))
     backbone.stitches_per_step = 3
@@ -94,12 +89,57 @@ def test_the_front_of_a_file_and_the_anchors(make_backbone: Make, tmp_path: Path
     [
         (dict(kinds=["XL"]), "draw_from.kinds has no 'XL'; the space has S, L, SL, LS"),
         (dict(kinds=["SL"], max_crossings=0), "leaves no stitch"),
-        (dict(kind=["SL"]), "unknown key 'kind'; it takes kinds, stitches"),
+        (dict(stitches=["S9-L9"]), "draw_from.stitches: no stitch 'S9-L9'"),
     ],
 )
 def test_a_choice_that_cannot_be(chosen: dict[str, Any], text: str, make_backbone: Make) -> None:
-    with pytest.raises(SettingError, match=text):
+    with pytest.raises(UserError, match=text):
         make_backbone(draw_from=chosen).sampler()
+
+
+LIST_OF_STITCHES = ".stitches must be a list of ids or names of stitches, got "
+NO_DICT = " must be a dict such as dict(max_crossings=1), got "
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"),
+    [
+        *((value, f"{NO_DICT}{value!r}") for value in ("S", ["S", "L"], 1, True, False, [])),
+        (dict(kind=["SL"]), " has an unknown key 'kind'; it takes kinds, stitches"),
+        *(
+            (dict(kinds=value), f".kinds must be a kind of stitches or a list of them, got {value!r}")
+            for value in (3, True, ["S", 3], dict(S=1))
+        ),
+        *(
+            (dict(stitches=value), f"{LIST_OF_STITCHES}{value!r}")
+            for value in (3, 0.5, True, [True], ["S", 0.5], [[0]], dict(S=1))
+        ),
+        *(
+            (dict(max_crossings=value), f".max_crossings must be a whole number of at least 0, got {value!r}")
+            for value in (-1, 1.0, True, "1", [1])
+        ),
+        *(
+            (dict(front_of=value), f".front_of must be the path of a file of operating points, got {value!r}")
+            for value in (3, True, ["points.json"])
+        ),
+        (dict(front_of="points.json", metric=3), ".metric must be the name of a metric, got 3"),
+        (dict(metric="mIoU"), ".metric, 'mIoU', compares the points of front_of, which is not set"),
+        *(
+            (dict(equal_flops=value), f".equal_flops must be True or False, got {value!r}")
+            for value in ("no", 0.5, 1, None)
+        ),
+    ],
+)
+def test_a_choice_of_wrong_type_is_refused_at_construction(chosen: Any, text: str, make_backbone: Make) -> None:
+    text = f"StitchedViT's draw_from{text}"
+    with pytest.raises(SettingError, match=f"^{re.escape(text)}"):
+        make_backbone(draw_from=chosen)
+
+
+def test_the_front_of_a_folder(make_backbone: Make, tmp_path: Path) -> None:
+    backbone = make_backbone(draw_from=dict(front_of=tmp_path))
+    with pytest.raises(SettingError, match=rf"draw_from\.front_of must be a file .*; '{tmp_path}' is a folder"):
+        backbone.sampler()
 
 
 def test_a_model_can_be_built_without_the_file_of_its_choice(make_backbone: Make) -> None:

@@ -2,18 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
-from mmsnnet.errors import SettingError, check_keys
+from mmsnnet.errors import SettingError, check_keys, check_whole_number
 from mmsnnet.evaluation import pareto_front
 from mmsnnet.models.backbones.budget import points_of_space
 from mmsnnet.models.backbones.image_sizes import warn
-from mmsnnet.stitching import Cost, Stitch, StitchSampler, StitchSpace, flops_bins
+from mmsnnet.stitching import Cost, Stitch, StitchSampler, StitchSpace, UnknownStitchError, flops_bins
 from mmsnnet.stitching.sampling import equal_flops
 
 CONDITIONS = ("kinds", "stitches", "max_crossings", "front_of", "metric")
 SETTINGS = (*CONDITIONS, "equal_flops")
+
+
+def checked_choice(choice: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The choice of :func:`stitches_to_draw` from a config, with keys and types checked; empty for None.
+
+    Files are not read: a model can be built where they are missing.
+
+    Raises:
+        SettingError: ``choice`` is no dict, a key is unknown, a value is of a wrong type, or ``metric`` is without
+            ``front_of``.
+    """
+    if choice is None:
+        return {}
+    if not isinstance(choice, Mapping):
+        raise SettingError(f"StitchedViT's draw_from must be a dict such as dict(max_crossings=1), got {choice!r}")
+    check_keys("StitchedViT's draw_from", choice, SETTINGS)
+    kinds, stitches, max_crossings, front_of, metric = map(choice.get, CONDITIONS)
+    if kinds is not None and not _is_list(kinds, str) and not isinstance(kinds, str):
+        raise SettingError(f"StitchedViT's draw_from.kinds must be a kind of stitches or a list of them, got {kinds!r}")
+    if stitches is not None and not _is_list(stitches, str | Integral) and not isinstance(stitches, str):
+        raise SettingError(
+            f"StitchedViT's draw_from.stitches must be a list of ids or names of stitches, got {stitches!r}"
+        )
+    if max_crossings is not None:
+        check_whole_number("StitchedViT's draw_from.max_crossings", max_crossings, 0)
+    if front_of is not None and not isinstance(front_of, str | os.PathLike):
+        raise SettingError(
+            f"StitchedViT's draw_from.front_of must be the path of a file of operating points, got {front_of!r}"
+        )
+    if metric is not None and not isinstance(metric, str):
+        raise SettingError(f"StitchedViT's draw_from.metric must be the name of a metric, got {metric!r}")
+    if metric is not None and front_of is None:
+        raise SettingError(
+            f"StitchedViT's draw_from.metric, {metric!r}, compares the points of front_of, which is not set"
+        )
+    is_equal = choice.get("equal_flops", False)
+    if not isinstance(is_equal, bool):
+        raise SettingError(f"StitchedViT's draw_from.equal_flops must be True or False, got {is_equal!r}")
+    return choice
+
+
+def _is_list(value: object, types: Any) -> bool:
+    """Whether a value is a sequence of these types, without booleans."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return False
+    return all(isinstance(item, types) and not isinstance(item, bool) for item in value)
 
 
 def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Stitch, ...]:
@@ -21,7 +69,7 @@ def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Sti
 
     Args:
         space: where they are chosen from.
-        choice: any of these keys.
+        choice: any of these keys, as :func:`checked_choice` returns it.
 
             - ``kinds``: kinds of stitches, such as ``['S', 'L', 'SL', 'LS']``; ``'S'`` and ``'L'`` are the anchors;
             - ``stitches``: ids or names, as of :meth:`mmsnnet.stitching.StitchSpace.select`;
@@ -33,10 +81,10 @@ def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Sti
             ``equal_flops`` is for :func:`sampler_of`.
 
     Raises:
-        SettingError: no stitch is left, or a kind or key is unknown.
+        SettingError: no stitch is left, a kind is unknown, or ``front_of`` is a folder.
+        UnknownStitchError: the space lacks one of ``stitches``.
         FileNotFoundError, ValueError: the file of operating points is missing, or of another space.
     """
-    check_keys("StitchedViT's draw_from", choice, SETTINGS)
     kinds, stitches, max_crossings, front_of, metric = map(choice.get, CONDITIONS)
     chosen = space.stitches
     if kinds is not None:
@@ -46,11 +94,19 @@ def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Sti
             raise SettingError(f"StitchedViT's draw_from.kinds has no {unknown[0]!r}; the space has {', '.join(known)}")
         chosen = tuple(stitch for stitch in chosen if stitch.kind in kinds)
     if stitches is not None:
-        selected = space.select(stitches)
+        try:
+            selected = space.select(stitches)
+        except UnknownStitchError as error:
+            raise UnknownStitchError(f"StitchedViT's draw_from.stitches: {error}") from None
         chosen = tuple(stitch for stitch in chosen if stitch in selected)
     if max_crossings is not None:
         chosen = tuple(stitch for stitch in chosen if len(stitch.layers) <= max_crossings)
     if front_of is not None:
+        if os.path.isdir(front_of):
+            raise SettingError(
+                f"StitchedViT's draw_from.front_of must be a file of operating points, as tools/test.py --out writes "
+                f"it; {str(front_of)!r} is a folder"
+            )
         front = {point.id for point in pareto_front(points_of_space(front_of, space), metric=metric)}
         chosen = tuple(stitch for stitch in chosen if stitch.id in front or stitch in space.anchors)
     if not chosen:
@@ -72,11 +128,9 @@ def sampler_of(
         seed: of the draws.
 
     Raises:
-        SettingError: as :func:`stitches_to_draw`; ``equal_flops`` is neither True nor False.
+        SettingError, FileNotFoundError, ValueError: as :func:`stitches_to_draw`.
     """
-    stitches, is_equal = stitches_to_draw(space, choice), choice.get("equal_flops", False)
-    if not isinstance(is_equal, bool):
-        raise SettingError(f"StitchedViT's draw_from.equal_flops must be True or False, got {is_equal!r}")
+    stitches = stitches_to_draw(space, choice)
     flops = {stitch.id: costs[stitch.id].flops for stitch in stitches}
     bins = flops_bins(flops, flops_step)
     if len(bins) == 1 < len(stitches) and space.scheme != "sliding_window":  # published as uniform
@@ -84,4 +138,4 @@ def sampler_of(
             f"All {len(stitches)} stitches fall into one FLOPs bin: training draws them uniformly and the anchors "
             f"rarely. Lower StitchedViT's flops_step, now {flops_step:.3g}."
         )
-    return StitchSampler(bins, seed, weights=equal_flops(bins, flops) if is_equal else ())
+    return StitchSampler(bins, seed, weights=equal_flops(bins, flops) if choice.get("equal_flops", False) else ())

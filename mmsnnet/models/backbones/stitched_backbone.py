@@ -16,7 +16,7 @@ from mmsnnet.evaluation import OperatingPoint
 from mmsnnet.evaluation.selection import Points
 from mmsnnet.models.backbones.budget import Budget
 from mmsnnet.models.backbones.build_network import build_network, load_anchors
-from mmsnnet.models.backbones.draw_from import sampler_of
+from mmsnnet.models.backbones.draw_from import checked_choice, sampler_of
 from mmsnnet.models.backbones.image_sizes import PaddingWarning, check_first_draw, parse_image_size
 from mmsnnet.models.backbones.taps import TapNorms, Taps, tap_outlines
 from mmsnnet.models.model_weights import DRAWS
@@ -143,7 +143,7 @@ class StitchedBackbone(BaseModule):
         self._evaluated_taps = None if num_classes is not None else self.taps.test
         self.flops_step = flops_step
         self.seed = seed
-        self.draw_from = draw_from or {}
+        self.draw_from = checked_choice(draw_from)
         # The number of stitches in a training step; the training loop sets it.
         self.stitches_per_step = 1
         # A Python number, not a buffer: reading a buffer on the GPU synchronises, and a buffer on the CPU breaks
