@@ -67,9 +67,15 @@ def all_stitches(settings: Config, images: int) -> float:
 
 def spent(settings: Config, regime: Regime, folder: Path, iterations: int) -> float:
     """The cost of a run whose draws were narrowed after each validation, as its logs say."""
-    texts = [path.read_text() for path in sorted(folder.glob("*/*.log"))]
-    narrowed = [names.split(", ") for text in texts for names in re.findall(r"; training draws (.+)$", text, re.M)]
+    narrowed = narrowed_draws(folder)[-((iterations - 1) // settings.train_cfg.val_interval) :]  # without killed tries
     return spending(settings, regime).beside + narrowed_steps(settings, narrowed, iterations)
+
+
+def narrowed_draws(folder: Path) -> list[list[str]]:
+    """The names of the stitches that were left after each validation, in the order of the logs."""
+    texts = [path.read_text() for path in sorted(folder.glob("*/*.log"))]
+    found = (re.findall(r"or are anchors; training draws (.+)$", text, re.M) for text in texts)
+    return [names.split(", ") for of_text in found for names in of_text]
 
 
 def narrowed_steps(settings: Config, narrowed: Sequence[Sequence[str]], iterations: int) -> float:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import front
 from front import Run, check_settings, fingerprint
-from front_costs import narrowed_steps, spending
+from front_costs import narrowed_draws, narrowed_steps, spending
 from front_files import load, store
 from front_recipes import RECIPES, REGIMES, Recipe, lacking, quick
 
@@ -210,3 +210,13 @@ def test_runs_of_a_recipe_that_is_gone_stay(
 def test_kept_results_are_read(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     front.main(["report", "--out", str(path)])
     assert f"| {load(path)['runs'][0]['recipe']} |" in capsys.readouterr().out
+
+
+def test_the_logs_say_what_is_left_to_draw(tmp_path: Path) -> None:
+    """What a resumed run says at its start is no validation."""
+    text = "NarrowDrawsHook: 2 of 4 stitches lie within 1.0 of the front of mIoU, or are anchors; training draws S, L\n"
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        start = "NarrowDrawsHook: the resumed run had narrowed its draws; training draws S, L, S0-L2\n" * (number - 1)
+        (tmp_path / str(number) / "a.log").write_text(start + text.replace("S, L", "S, L-" + str(number)))
+    assert narrowed_draws(tmp_path) == [["S", "L-1"], ["S", "L-2"]]
