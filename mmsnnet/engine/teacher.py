@@ -135,7 +135,10 @@ def build_teacher(
     if (model is None) == (config is None):
         raise SettingError(f"{where} needs one model: set either model=dict(...), or config to the path of a config")
     if config is not None:
-        where, path = f"{where}.config", os.path.expanduser(os.fspath(config))
+        where = f"{where}.config"
+        if not isinstance(config, str | os.PathLike):
+            raise SettingError(f"{where} must be the path of a config, got {config!r}")
+        path = os.path.expanduser(os.fspath(config))
         if os.path.isdir(path):
             raise SettingError(f"{where}: {path!r} is a folder: give the path of a config, such as {path}/config.py")
         if not os.path.isfile(path):
@@ -147,12 +150,13 @@ def build_teacher(
     if not isinstance(model, Mapping) or "type" not in model:
         raise SettingError(f"{where} has no model with a type")
     model = copy.deepcopy(dict(model))
-    indices = (model.get("backbone") or {}).get("out_indices")
+    backbone = model.get("backbone")
+    indices = backbone.get("out_indices") if isinstance(backbone, Mapping) else None
     if all_maps and isinstance(indices, Mapping) and "train" in indices:
         model["backbone"]["out_indices"] = indices["train"]
     try:
         teacher = MODELS.build(model)
-    except KeyError as error:  # of mmengine's registries
+    except (KeyError, TypeError) as error:  # an unknown type, or arguments that it does not take
         raise SettingError(f"{where} cannot be built: {error.args[0]}") from error
     if not isinstance(getattr(teacher, "backbone", None), nn.Module):
         raise SettingError(f"{where}: {type(teacher).__name__} has no backbone, so it is no model of the toolboxes")

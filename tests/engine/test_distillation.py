@@ -280,6 +280,15 @@ def test_the_teacher_sees_images_in_its_own_normalisation(
         (dict(outputs=1.0, teacher=dict(model=dict(type="A"), config="a.py")), "needs one model"),
         (dict(outputs=1.0, teacher=dict(model=dict(depth=18))), "has no model with a type"),
         (dict(outputs=1.0, teacher=dict(model=dict(type="NoModel"))), "teacher cannot be built: .*NoModel"),
+        (
+            dict(outputs=1.0, teacher=dict(model=dict(type="mmsnnet.StitchedClassifier"))),
+            "cannot be built: .*'backbone'",
+        ),
+        (
+            dict(outputs=1.0, teacher=dict(model=dict(type="mmsnnet.StitchedClassifier", backbone="x"))),
+            "teacher cannot be built",
+        ),
+        (dict(outputs=1.0, teacher=dict(config=3)), r"teacher\.config must be the path of a config, got 3"),
         (dict(outputs=1.0, teacher=dict(modle={})), "unknown key 'modle'; it takes model, config, checkpoint"),
         (dict(outputs=float("nan")), "must be a number of 0 or more, got nan"),
     ],

@@ -41,7 +41,7 @@ def checked_choice(choice: Mapping[str, Any] | None) -> Mapping[str, Any]:
         )
     if max_crossings is not None:
         check_whole_number("StitchedViT's draw_from.max_crossings", max_crossings, 0)
-    if front_of is not None and not isinstance(front_of, str | os.PathLike):
+    if front_of is not None and (not isinstance(front_of, str | os.PathLike) or front_of == ""):
         raise SettingError(
             f"StitchedViT's draw_from.front_of must be the path of a file of operating points, got {front_of!r}"
         )
