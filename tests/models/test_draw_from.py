@@ -120,7 +120,7 @@ NO_DICT = " must be a dict such as dict(max_crossings=1), got "
         ),
         *(
             (dict(front_of=value), f".front_of must be the path of a file of operating points, got {value!r}")
-            for value in (3, True, ["points.json"])
+            for value in (3, True, "", ["points.json"])
         ),
         (dict(front_of="points.json", metric=3), ".metric must be the name of a metric, got 3"),
         (dict(metric="mIoU"), ".metric, 'mIoU', compares the points of front_of, which is not set"),
