@@ -98,11 +98,13 @@ def build_page(predictor: Predictor, title: str, metric: str | None = None, exam
                     elem_id="wipe",
                 )
         unit = gr.Radio(list(by_unit), value=scale.unit, label="Budget in", visible=len(by_unit) > 1, elem_id="unit")
-        budget = slider(scale, "Budget", scale.maximum, "budget")
+        # Each unit has sliders of its own: one that changed its unit would for a moment hold a budget of the other.
+        budgets = [slider(each, "Budget", each.maximum, each is scale) for each in by_unit.values()]
         with gr.Row():
             compare = gr.Checkbox(label="Compare two stitches with a wipe", value=False, elem_id="compare")
         with gr.Column(visible=False) as comparison:
-            second = slider(scale, "Budget of the right stitch", scale.minimum, "second")
+            label = "Budget of the right stitch"
+            seconds = [slider(each, label, each.minimum, each is scale) for each in by_unit.values()]
             position = gr.Slider(0, 100, HALF, step=1, label="Place of the wipe in percent", elem_id="position")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
@@ -113,12 +115,12 @@ def build_page(predictor: Predictor, title: str, metric: str | None = None, exam
         if len(examples) > 1:
             gr.Examples([[path] for path in examples], [image], label="Examples", cache_examples=False)
 
-        inputs = [image, unit, budget, compare, second]
+        inputs = [image, unit, compare, *budgets, *seconds]
         outputs = [message, result, wipe, table, chart, drawing]
         # Without preprocessing gradio would open images with its own limits and errors before the model sees them.
         settings: dict[str, Any] = dict(preprocess=False, api_visibility="private", show_progress="minimal")
         gr.on(
-            [page.load, image.change, budget.change, second.change, compare.change],
+            [page.load, *(control.change for control in inputs)],
             answers,
             inputs,
             outputs,
@@ -126,7 +128,12 @@ def build_page(predictor: Predictor, title: str, metric: str | None = None, exam
             concurrency_limit=1,
             **settings,
         )
-        unit.change(answers.rescaled, unit, [budget, second], **settings)
+        unit.change(
+            lambda chosen: [gr.update(visible=each == chosen) for each in (*by_unit, *by_unit)],
+            unit,
+            [*budgets, *seconds],
+            **settings,
+        )
         compare.change(
             lambda both: [gr.update(visible=both), gr.update(visible=not both), gr.update(visible=both)],
             compare,
@@ -137,15 +144,20 @@ def build_page(predictor: Predictor, title: str, metric: str | None = None, exam
     return page
 
 
-def slider(scale: BudgetScale, label: str, value: float, elem_id: str) -> Any:
+def slider(scale: BudgetScale, label: str, value: float, visible: bool) -> Any:
     """A slider over the budgets of a scale."""
     import gradio as gr
 
-    return gr.Slider(value=value, elem_id=elem_id, interactive=True, **slider_settings(scale, label))
-
-
-def slider_settings(scale: BudgetScale, label: str) -> dict[str, Any]:
-    return dict(minimum=scale.minimum, maximum=scale.maximum, step=scale.step, label=f"{label} in {scale.unit}")
+    return gr.Slider(
+        scale.minimum,
+        scale.maximum,
+        value,
+        step=scale.step,
+        label=f"{label} in {scale.unit}",
+        visible=visible,
+        interactive=True,
+        elem_classes="budget",
+    )
 
 
 class Answers:
@@ -161,19 +173,21 @@ class Answers:
         self.by_unit = by_unit
         self.results = Results(predictor)
 
-    def __call__(
-        self, image: Mapping[str, Any] | None, unit: str, budget: float, compare: bool, second: float
-    ) -> tuple[Any, ...]:
+    def __call__(self, image: Mapping[str, Any] | None, unit: str, compare: bool, *budgets: float) -> tuple[Any, ...]:
         """The message, the result, the pictures of the wipe, the table, the plot and the route.
+
+        The budgets are those of the shown or left stitch in every unit, then those of the right one.
 
         An error empties the pictures and is the message, in one line: what is shown always belongs to the inputs.
         """
-        scale = self.by_unit.get(unit) or next(iter(self.by_unit.values()))
+        units = list(self.by_unit)
+        index = units.index(unit) if unit in units else 0
+        scale = self.by_unit[units[index]]
         path = None if image is None else str(image["path"])
         try:
-            points = {"shown": scale.best(budget)}
+            points = {"shown": scale.best(budgets[index])}
             if compare:
-                points = {"left": points["shown"], "right": scale.best(second)}
+                points = {"left": points["shown"], "right": scale.best(budgets[index + len(units)])}
         except (TypeError, ValueError) as error:
             return as_message(str(error)), None, None, "", None, ""
         text, results = "", {}
@@ -192,16 +206,6 @@ class Answers:
             f'<div aria-live="polite">{table}{legend(results.values())}</div>',
             plot(scale, points),
             routes,
-        )
-
-    def rescaled(self, unit: str) -> tuple[Any, Any]:
-        """Both sliders in another unit: at the costliest stitch, and at the cheapest."""
-        import gradio as gr
-
-        scale = self.by_unit[unit]
-        return (
-            gr.update(value=scale.maximum, **slider_settings(scale, "Budget")),
-            gr.update(value=scale.minimum, **slider_settings(scale, "Budget of the right stitch")),
         )
 
 

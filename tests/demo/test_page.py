@@ -189,6 +189,10 @@ def test_times_are_a_budget_too(page: Page) -> None:
     page.get_by_label("MFLOPs", exact=True).check()
     budget(page).wait_for()
     shown(page, "L9-S5")
+    page.get_by_label("ms", exact=True).check()
+    shown(page, "S1-L4-S3")
+    page.get_by_label("MFLOPs", exact=True).check()
+    shown(page, "L9-S5")
 
 
 def test_a_wipe_compares_two_stitches(page: Page, tmp_path: Path) -> None:
@@ -216,7 +220,7 @@ def test_a_small_screen_shows_all(chromium: Browser, server: str) -> None:
     shown(page, "L9-S5")
     expect(page.locator("#result img")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    for place in ("#image", "#result img", "#budget input[type=range]", "#compare", "#figures", "#chart", "#route"):
+    for place in ("#image", "#result img", ".budget input[type=range]", "#compare", "#figures", "#chart", "#route"):
         box = page.locator(place).first.bounding_box()
         assert box["width"] > 40 and box["x"] >= 0 and box["x"] + box["width"] <= 360, place
     page.close()

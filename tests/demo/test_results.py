@@ -33,7 +33,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
 def ask(answers: Answers, path: Path | None, budget: float = 100, compare: bool = False) -> dict[str, Any]:
     image = None if path is None else dict(path=str(path), orig_name=path.name)
     names = ("message", "result", "wipe", "table", "plot", "route")
-    return dict(zip(names, answers(image, "MFLOPs", budget, compare, 10.0), strict=True))
+    return dict(zip(names, answers(image, "MFLOPs", compare, budget, 4.0, 10.0, 1.0), strict=True))
 
 
 def rgba() -> Image.Image:
