@@ -310,6 +310,10 @@ def anchor_quality(run: Run, letter: str) -> float:
 
 def run_grid(regime: Regime, recipes: Sequence[str], seeds: Sequence[int], jobs: int, folder: Path, out: Path) -> None:
     """Train and evaluate what the results lack."""
+    if not regime.images and not Path(regime.data).is_dir():
+        raise SystemExit(
+            f"{Path(regime.data).absolute()}: no such folder: the regime {regime.name!r} reads its data there"
+        )
     if regime.images and not Path(regime.data).exists():
         train, val = regime.images
         write_shapes(regime.data, regime.layout, train=train, val=val, size=regime.size, seed=0)

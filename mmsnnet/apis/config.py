@@ -46,7 +46,7 @@ def load_config(path: StrPath, options: Mapping[str, Any] | None = None) -> Conf
     Raises:
         FileNotFoundError: there is no such file.
         SettingError: the file cannot be read, has another suffix than a config, or sets a ``data_root`` in which no
-            data set lies.
+            data set lies; or an option names what the config does not have.
         ImportError: the toolbox of the config's ``default_scope`` is not installed; the message tells what to install.
     """
     path = Path(path)
@@ -61,7 +61,7 @@ def load_config(path: StrPath, options: Mapping[str, Any] | None = None) -> Conf
             old_root = config.get("data_root")
             config.data_root = options["data_root"]
             _move_data(config, set() if old_root is None else {old_root}, "--cfg-options")
-        config.merge_from_dict(dict(options))
+        _merge(config, options)
     _use_our_segmentor(config)
     _expand_home(config)
     scope = config.get("default_scope", "mmseg")
@@ -71,6 +71,35 @@ def load_config(path: StrPath, options: Mapping[str, Any] | None = None) -> Conf
     config.default_scope = scope
     init_default_scope(scope)
     return config
+
+
+def _merge(config: Config, options: Mapping[str, Any]) -> None:
+    """Set options in a config.
+
+    Raises:
+        SettingError: an option names a part of something that is neither a dict nor a list of dicts.
+    """
+    try:
+        config.merge_from_dict(dict(options))
+    except (AttributeError, KeyError, TypeError) as error:
+        found = (_whole(config, path, value) for path, value in options.items())
+        raise SettingError(f"--cfg-options: {next(filter(None, found), error)}") from error
+
+
+def _whole(config: Config, path: str, value: object) -> str | None:
+    """Why mmengine cannot set one option: what has no such part; None if it can."""
+    *parents, last = path.split(".")
+    place: Any = config.to_dict()
+    for number, key in enumerate((*parents, last)):
+        element = place[int(key)] if isinstance(place, list) and key.isdigit() and int(key) < len(place) else None
+        if isinstance(place, Mapping):
+            place = place.get(key, {})
+        elif isinstance(element, Mapping) and (number < len(parents) or isinstance(value, Mapping)):
+            place = element
+        else:
+            whole = ".".join(parents[:number])
+            return f"{path} names no dict inside {whole}, which is {place!r}: set {whole} as a whole"
+    return None
 
 
 def _read(path: Path) -> tuple[Config, set[StrPath]]:

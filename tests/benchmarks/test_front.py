@@ -140,6 +140,14 @@ def test_a_recipe_without_its_anchors_is_refused(
     assert not trained
 
 
+def test_a_regime_without_its_data_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, "run", "--regime", "camvid", "--out", tmp_path / "new.json")
+    assert line == f"{tmp_path}/data/camvid: no such folder: the regime 'camvid' reads its data there"
+
+
 @pytest.mark.parametrize(
     ("option", "value", "cure"),
     [

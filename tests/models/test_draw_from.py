@@ -144,7 +144,14 @@ def test_the_front_of_a_folder(make_backbone: Make, tmp_path: Path) -> None:
 
 def test_a_model_can_be_built_without_the_file_of_its_choice(make_backbone: Make) -> None:
     backbone = make_backbone(draw_from=dict(front_of="missing.json"))
-    with pytest.raises(FileNotFoundError, match=r"missing\.json"):
+    with pytest.raises(FileNotFoundError, match=r"^StitchedViT's draw_from\.front_of: .*missing\.json"):
+        backbone.sampler()
+
+
+def test_the_front_of_no_points(make_backbone: Make, tmp_path: Path) -> None:
+    (tmp_path / "points.json").write_text("{}")
+    backbone = make_backbone(draw_from=dict(front_of=tmp_path / "points.json"))
+    with pytest.raises(SettingError, match=r"^StitchedViT's draw_from\.front_of: .*points\.json"):
         backbone.sampler()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from mmsnnet.errors import SettingError, check_keys, check_whole_number
+from mmsnnet.errors import MissingFileError, SettingError, check_keys, check_whole_number
 from mmsnnet.evaluation import pareto_front
 from mmsnnet.models.backbones.budget import points_of_space
 from mmsnnet.models.backbones.image_sizes import warn
@@ -81,9 +81,9 @@ def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Sti
             ``equal_flops`` is for :func:`sampler_of`.
 
     Raises:
-        SettingError: no stitch is left, a kind is unknown, or ``front_of`` is a folder.
+        SettingError: no stitch is left, a kind is unknown, or ``front_of`` is a folder or of another space.
         UnknownStitchError: the space lacks one of ``stitches``.
-        FileNotFoundError, ValueError: the file of operating points is missing, or of another space.
+        MissingFileError: the file of operating points is missing.
     """
     kinds, stitches, max_crossings, front_of, metric = map(choice.get, CONDITIONS)
     chosen = space.stitches
@@ -107,7 +107,12 @@ def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Sti
                 f"StitchedViT's draw_from.front_of must be a file of operating points, as tools/test.py --out writes "
                 f"it; {str(front_of)!r} is a folder"
             )
-        front = {point.id for point in pareto_front(points_of_space(front_of, space), metric=metric)}
+        try:
+            front = {point.id for point in pareto_front(points_of_space(front_of, space), metric=metric)}
+        except FileNotFoundError as error:
+            raise MissingFileError(f"StitchedViT's draw_from.front_of: {error}") from error
+        except ValueError as error:
+            raise SettingError(f"StitchedViT's draw_from.front_of: {error}") from error
         chosen = tuple(stitch for stitch in chosen if stitch.id in front or stitch in space.anchors)
     if not chosen:
         raise SettingError("StitchedViT's draw_from leaves no stitch to train: loosen one of its conditions")
@@ -128,7 +133,7 @@ def sampler_of(
         seed: of the draws.
 
     Raises:
-        SettingError, FileNotFoundError, ValueError: as :func:`stitches_to_draw`.
+        SettingError, MissingFileError: as :func:`stitches_to_draw`.
     """
     stitches = stitches_to_draw(space, choice)
     flops = {stitch.id: costs[stitch.id].flops for stitch in stitches}
