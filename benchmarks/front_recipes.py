@@ -47,7 +47,14 @@ def anchor_rate(factor: float) -> dict[str, Any]:
     return dict(optim_wrapper=dict(paramwise_cfg=dict(anchor_lr_mult=factor)))
 
 
+def slow_norms(**backbone: Any) -> dict[str, Any]:
+    """The statistics of the heads' batch norms are those of some hundred draws, instead of ten."""
+    head = dict(norm_cfg=dict(type="BN", requires_grad=True, momentum=0.01))
+    return dict(model=dict(backbone=backbone, decode_head=head, auxiliary_head=head))
+
+
 THIRD = anchor_rate(0.3)
+EQUAL = dict(equal_flops=True)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -68,16 +75,21 @@ RECIPES: dict[str, Recipe] = {
     "refined": Recipe(refine=True),
     "third-rates": Recipe(THIRD),
     "equal-rates": Recipe(anchor_rate(1.0)),
-    "equal-flops-third-rates": Recipe(drawn(equal_flops=True) | THIRD),
+    "equal-flops-third-rates": Recipe(drawn(**EQUAL) | THIRD),
     "alone-s-third-rate": Recipe(THIRD, anchors="s"),
     "alone-l-third-rate": Recipe(THIRD, anchors="l"),
     "no-lsl": Recipe(drawn(kinds=["S", "L", "SL", "LS", "SLS"])),
     "one-crossing": Recipe(drawn(max_crossings=1)),
-    "equal-flops": Recipe(drawn(equal_flops=True)),
+    "equal-flops": Recipe(drawn(**EQUAL)),
     "narrowed": Recipe(narrow=1.0),
-    "equal-flops-narrowed": Recipe(drawn(equal_flops=True), narrow=1.0),
+    "equal-flops-narrowed": Recipe(drawn(**EQUAL), narrow=1.0),
     "three-anchors": Recipe(anchors="sml"),
-    "three-anchors-equal-flops": Recipe(drawn(equal_flops=True), anchors="sml"),
+    "three-anchors-equal-flops": Recipe(drawn(**EQUAL), anchors="sml"),
+    "slow-norms": Recipe(slow_norms()),
+    "equal-flops-slow-norms": Recipe(slow_norms(draw_from=EQUAL)),
+    "three-anchors-equal-flops-slow-norms": Recipe(slow_norms(draw_from=EQUAL), anchors="sml"),
+    "half-s": Recipe(anchors="s", budget=0.5),
+    "half-l": Recipe(anchors="l", budget=0.5),
     "polished-s": Recipe(weights_of="published", polish="S", budget=0.25),
     "longer-s": Recipe(anchors="s", budget=1.25),
 }

@@ -40,13 +40,15 @@ def test_iterations_use_up_the_budget(name: str, tmp_path: Path) -> None:
 def test_recipes_differ_in_what_they_name(tmp_path: Path) -> None:
     """A recipe's config has its settings, and starts from the anchors that all recipes share."""
     regime = quick(REGIMES["shapes"])
-    for name in ("published", "in-place-outputs", "no-lsl", "alone-s"):
+    for name in ("published", "in-place-outputs", "no-lsl", "alone-s", "equal-flops-slow-norms"):
         config = load_config(Run(regime, name, 1, tmp_path).config(5))
         assert config.model.backbone.seed == config.randomness.seed == 1 and config.train_cfg.max_iters == 5
         letters = [Path(anchor.pretrained).parent.name for anchor in config.model.backbone.anchors]
         assert letters == list(RECIPES[name].anchors)
         assert config.train_cfg.get("stitches_per_step", 1) == (3 if name == "in-place-outputs" else 1)
-        assert ("draw_from" in config.model.backbone) == (name == "no-lsl")
+        assert ("draw_from" in config.model.backbone) == (name in ("no-lsl", "equal-flops-slow-norms"))
+        momenta = {config.model[head].norm_cfg.get("momentum") for head in ("decode_head", "auxiliary_head")}
+        assert momenta == {0.01 if name == "equal-flops-slow-norms" else None}
 
 
 def test_kept_runs_have_the_settings_of_now(tmp_path: Path) -> None:
@@ -116,7 +118,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_a_regime_runs_the_recipes_that_it_has_anchors_for(trained: list[list[str]], tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     store(out, table(entry("published")))
-    for regime, lacks in (("shapes", set()), ("camvid", {"alone-m", "three-anchors", "three-anchors-equal-flops"})):
+    three = {name for name in RECIPES if name.startswith("three-anchors")}
+    for regime, lacks in (("shapes", set()), ("camvid", {"alone-m"} | three)):
         front.main(["run", "--regime", regime, "--out", str(out)])
         assert set(RECIPES) - set(trained[-1]) == lacks
         front.main(["run", "--quick", "--regime", regime, "--out", str(out)])
