@@ -53,7 +53,7 @@ def slow_norms(**backbone: Any) -> dict[str, Any]:
     return dict(model=dict(backbone=backbone, decode_head=head, auxiliary_head=head))
 
 
-THIRD = anchor_rate(0.3)
+THIRD, FIFTH = anchor_rate(0.3), anchor_rate(0.2)
 EQUAL = dict(equal_flops=True)
 
 
@@ -76,6 +76,8 @@ RECIPES: dict[str, Recipe] = {
     "third-rates": Recipe(THIRD),
     "equal-rates": Recipe(anchor_rate(1.0)),
     "equal-flops-third-rates": Recipe(drawn(**EQUAL) | THIRD),
+    "equal-flops-fifth-rates": Recipe(drawn(**EQUAL) | FIFTH),
+    "three-anchors-equal-flops-fifth-rates": Recipe(drawn(**EQUAL) | FIFTH, anchors="sml"),
     "alone-s-third-rate": Recipe(THIRD, anchors="s"),
     "alone-l-third-rate": Recipe(THIRD, anchors="l"),
     "no-lsl": Recipe(drawn(kinds=["S", "L", "SL", "LS", "SLS"])),
