@@ -82,13 +82,14 @@ class Run:
     def __init__(self, regime: Regime, recipe: str, seed: int, folder: Path) -> None:
         self.regime, self.name, self.seed = regime, recipe, seed
         self.recipe = RECIPES[recipe]
-        self.anchors = folder / regime.name / "anchors"
+        self.work = folder
+        self.anchors = folder / (regime.anchors_of or regime.name) / "anchors"
         self.root = folder / regime.name / f"seed{seed}"
         self.folder = self.root / recipe
 
     def of(self, recipe: str) -> "Run":
         """Another recipe with the same seed."""
-        return Run(self.regime, recipe, self.seed, self.anchors.parents[1])
+        return Run(self.regime, recipe, self.seed, self.work)
 
     def anchor_folder(self, letter: str, round_: int = -1) -> Path:
         """The work folder of a round of an anchor's training, by default the last."""

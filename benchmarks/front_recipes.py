@@ -115,6 +115,7 @@ class Regime:
         narrowing_images, recalibration_images: how many training images these take.
         windows: of an image in slide inference.
         anchor_seed: of the anchors' training. All recipes and seeds start from the same anchors.
+        anchors_of: the regime whose trained anchors these are; None for this one.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Regime:
     recalibration_images: int = 256
     windows: int = 1
     anchor_seed: int = 0
+    anchors_of: str | None = field(default=None, repr=False)  # a place, which changes no result
     widths: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -166,6 +168,7 @@ REGIMES = {
         windows=4,
     ),
 }
+REGIMES["shapes-long"] = replace(REGIMES["shapes"], name="shapes-long", iterations=2400, anchors_of="shapes")
 
 
 def lacking(name: str, regime: Regime) -> str | None:
@@ -184,6 +187,7 @@ def quick(regime: Regime) -> Regime:
     return replace(
         regime,
         name=f"{regime.name}-quick",
+        anchors_of=None,
         anchors={letter: (config, (6,)) for letter, (config, _) in regime.anchors.items()},
         iterations=12,
         images=(32, 16),

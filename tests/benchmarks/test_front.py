@@ -51,6 +51,14 @@ def test_recipes_differ_in_what_they_name(tmp_path: Path) -> None:
         assert momenta == {0.01 if name == "equal-flops-slow-norms" else None}
 
 
+def test_a_longer_regime_starts_from_the_same_anchors(tmp_path: Path) -> None:
+    short, long = (Run(REGIMES[name], "published", 0, tmp_path) for name in ("shapes", "shapes-long"))
+    assert long.anchor_checkpoint("l") == short.anchor_checkpoint("l") and long.folder != short.folder
+    assert long.of("teacher").root == long.root and long.regime.iterations == 4 * short.regime.iterations
+    tried = [Run(quick(run.regime), "published", 0, tmp_path) for run in (short, long)]
+    assert len({run.anchors for run in (short, *tried)}) == 3
+
+
 def test_kept_runs_have_the_settings_of_now(tmp_path: Path) -> None:
     """Or belong to a recipe that is gone."""
     regime, out = quick(REGIMES["shapes"]), tmp_path / "results.json"
