@@ -377,6 +377,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not results["runs"]:
             there = ", ".join(dict.fromkeys(entry["recipe"] for entry in kept))
             raise SystemExit(f"{out}: no runs of {', '.join(args.recipes)}: name some of {there} with --recipes")
+    order = list(dict.fromkeys((*RECIPES, *(entry["recipe"] for entry in results["runs"]))))
+    results["runs"].sort(key=lambda entry: (order.index(entry["recipe"]), entry["seed"]))
     print(report(results, args.picture))
 
 

@@ -164,7 +164,7 @@ def report(results: Mapping[str, Any], picture: Path | None = None) -> str:
         cells += [_shown(row.anchors[name]) if name in row.anchors else "" for name in ("S", "L")]
         lines.append(f"| {row.recipe} | {row.seeds} | {row.iterations} | {row.cost:.2f} | {' | '.join(cells)} |")
     lines += ["", *differences(results), "", *by_kind(results, rows), "", *single_models(results)]
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
 
 
 def differences(results: Mapping[str, Any]) -> list[str]:
@@ -196,13 +196,13 @@ def by_kind(results: Mapping[str, Any], rows: Sequence[Summary]) -> list[str]:
 
 
 def single_models(results: Mapping[str, Any]) -> list[str]:
-    """A table of models of one stitch: anchors trained alone, polished stitches."""
+    """A table of models of one stitch: anchors trained alone, polished stitches; empty if there are none."""
     found: dict[str, list[Entry]] = {}
     for entry in results["runs"]:
         if len(entry["points"]) == 1:
             found.setdefault(entry["recipe"], []).append(entry)
     budgets = [entry["training_tflops_per_image"] for entry in results["runs"] if entry["recipe"] == "published"]
-    lines = ["| one model | seeds | iterations | cost | GFLOPs | quality |", "|---" * 6 + "|"]
+    lines = [] if not found else ["| one model | seeds | iterations | cost | GFLOPs | quality |", "|---" * 6 + "|"]
     for recipe, entries in found.items():
         points = [points_of(entry)[0] for entry in entries]
         quality = _shown(_spread([point.quality for point in points]))

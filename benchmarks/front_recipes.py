@@ -92,6 +92,10 @@ RECIPES: dict[str, Recipe] = {
     "three-anchors-equal-flops-slow-norms": Recipe(slow_norms(draw_from=EQUAL), anchors="sml"),
     "half-s": Recipe(anchors="s", budget=0.5),
     "half-l": Recipe(anchors="l", budget=0.5),
+    # The stitches of shapes fall into seven bins of FLOPs.
+    "seventh-s": Recipe(anchors="s", budget=1 / 7),
+    "seventh-m": Recipe(anchors="m", budget=1 / 7),
+    "seventh-l": Recipe(anchors="l", budget=1 / 7),
     "polished-s": Recipe(weights_of="published", polish="S", budget=0.25),
     "longer-s": Recipe(anchors="s", budget=1.25),
 }
