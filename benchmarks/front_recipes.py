@@ -89,7 +89,6 @@ RECIPES: dict[str, Recipe] = {
     "three-anchors-equal-flops": Recipe(drawn(**EQUAL), anchors="sml"),
     "slow-norms": Recipe(slow_norms()),
     "equal-flops-slow-norms": Recipe(slow_norms(draw_from=EQUAL)),
-    "three-anchors-equal-flops-slow-norms": Recipe(slow_norms(draw_from=EQUAL), anchors="sml"),
     "half-s": Recipe(anchors="s", budget=0.5),
     "half-l": Recipe(anchors="l", budget=0.5),
     # The stitches of shapes fall into seven bins of FLOPs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -70,7 +70,7 @@ def spread(space: StitchSpace, bins: Sequence[Sequence[int]], number: int = 4) -
     return space.select([*(anchor.id for anchor in space.anchors), *chosen])
 
 
-def flops_bins(flops: Mapping[int, int], step: float) -> tuple[tuple[int, ...], ...]:
+def flops_bins(flops: Mapping[int, int], step: float, alone: Collection[int] = ()) -> tuple[tuple[int, ...], ...]:
     """Group stitches of about the same cost.
 
     In ascending order of FLOPs, a stitch opens a new bin when it costs more than ``step`` above the first of the bin.
@@ -78,6 +78,7 @@ def flops_bins(flops: Mapping[int, int], step: float) -> tuple[tuple[int, ...], 
     Args:
         flops: multiply-accumulates by stitch id.
         step: width of a bin in multiply-accumulates.
+        alone: ids of stitches that get bins of their own.
 
     Raises:
         ValueError: ``step`` is not above 0.
@@ -87,7 +88,7 @@ def flops_bins(flops: Mapping[int, int], step: float) -> tuple[tuple[int, ...], 
     bins: list[list[int]] = []
     first = 0
     for id_ in sorted(flops, key=lambda i: (flops[i], i)):
-        if not bins or flops[id_] > first + step:
+        if not bins or id_ in alone or bins[-1][-1] in alone or flops[id_] > first + step:
             bins.append([])
             first = flops[id_]
         bins[-1].append(id_)

@@ -56,6 +56,16 @@ def test_cheap_stitches_are_drawn_more_often(make_backbone: Make) -> None:
         backbone.draw_only([0, 1, 2])
 
 
+def test_anchors_get_as_much_as_a_bin(make_backbone: Make) -> None:
+    """With equal FLOPs each is a bin of its own, however wide the bins are."""
+    for chosen in ({}, dict(kinds=["L", "SL"])):
+        backbone = make_backbone(draw_from=dict(equal_flops=True, **chosen), flops_step=1e12)
+        anchors = {anchor.id for anchor in backbone.space.anchors if not chosen or anchor.name in chosen["kinds"]}
+        sampler = backbone.sampler()
+        assert {(id_,) for id_ in anchors} < set(sampler.bins) and len(sampler.bins) == len(anchors) + 1
+        assert len(make_backbone(draw_from=chosen, flops_step=1e12).sampler().bins) == 1
+
+
 def test_steps_draw_from_the_choice_too(make_backbone: Make, make_images: Callable[..., Tensor]) -> None:
     backbone = make_backbone(draw_from=dict(kinds=["SL", "LS"]))
     backbone.stitches_per_step = 3

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from hashlib import blake2b
+from itertools import pairwise
 
 import pytest
 from scipy import stats
@@ -121,6 +122,22 @@ def test_bins_by_their_definition(step: float) -> None:
 def test_a_bin_takes_what_costs_exactly_the_step_more() -> None:
     assert flops_bins({0: 0, 1: 10, 2: 11, 3: 21, 4: 22}, step=10) == ((0, 1), (2, 3), (4,))
     assert flops_bins({9: 7, 4: 7, 5: 1}, step=100) == ((5, 4, 9),)
+
+
+@pytest.mark.parametrize("step", [0.5, 10, 1000])
+def test_some_stitches_have_bins_of_their_own(step: float) -> None:
+    """They divide the bins in which they would lie; costs ascend from bin to bin."""
+    flops = {i: (i * 37) % 61 for i in range(40)}
+    alone = (0, 5, 6, 20)
+    bins = flops_bins(flops, step, alone)
+    assert {(id_,) for id_ in alone} <= set(bins)
+    walked = [id_ for members in bins for id_ in members]
+    assert walked == sorted(flops, key=lambda id_: (flops[id_], id_))
+    assert all(flops[members[-1]] <= flops[members[0]] + step for members in bins)
+    for members, following in pairwise(bins):
+        near = flops[following[0]] <= flops[members[0]] + step
+        assert not near or members[-1] in alone or following[0] in alone
+    assert flops_bins(flops, step, alone=[99]) == flops_bins(flops, step)
 
 
 @pytest.mark.parametrize("step", [0, -1, -0.5])

@@ -126,8 +126,8 @@ def sampler_of(
 
     Args:
         space: of the stitches.
-        choice: as of :func:`stitches_to_draw`. With ``equal_flops=True`` each bin gets the same FLOPs in
-            training, except the costliest; see :func:`mmsnnet.stitching.sampling.equal_flops`.
+        choice: as of :func:`stitches_to_draw`. With ``equal_flops=True`` each anchor has a bin of its own, and each bin
+            gets the same FLOPs in training, except the costliest; see :func:`mmsnnet.stitching.sampling.equal_flops`.
         costs: by stitch id.
         flops_step: width of a bin in multiply-accumulates.
         seed: of the draws.
@@ -137,10 +137,11 @@ def sampler_of(
     """
     stitches = stitches_to_draw(space, choice)
     flops = {stitch.id: costs[stitch.id].flops for stitch in stitches}
-    bins = flops_bins(flops, flops_step)
+    is_equal = choice.get("equal_flops", False)
+    bins = flops_bins(flops, flops_step, alone=[anchor.id for anchor in space.anchors] if is_equal else ())
     if len(bins) == 1 < len(stitches) and space.scheme != "sliding_window":  # published as uniform
         warn(
             f"All {len(stitches)} stitches fall into one FLOPs bin: training draws them uniformly and the anchors "
             f"rarely. Lower StitchedViT's flops_step, now {flops_step:.3g}."
         )
-    return StitchSampler(bins, seed, weights=equal_flops(bins, flops) if choice.get("equal_flops", False) else ())
+    return StitchSampler(bins, seed, weights=equal_flops(bins, flops) if is_equal else ())
