@@ -48,7 +48,7 @@ def anchor_rate(factor: float) -> dict[str, Any]:
 
 
 def slow_norms(**backbone: Any) -> dict[str, Any]:
-    """The statistics of the heads' batch norms are those of some hundred draws, instead of ten."""
+    """Heads whose batch norms average over some hundred draws, not ten."""
     head = dict(norm_cfg=dict(type="BN", requires_grad=True, momentum=0.01))
     return dict(model=dict(backbone=backbone, decode_head=head, auxiliary_head=head))
 
@@ -91,7 +91,7 @@ RECIPES: dict[str, Recipe] = {
     "equal-flops-slow-norms": Recipe(slow_norms(draw_from=EQUAL)),
     "half-s": Recipe(anchors="s", budget=0.5),
     "half-l": Recipe(anchors="l", budget=0.5),
-    # The stitches of shapes fall into seven bins of FLOPs.
+    # What each of seven sizes would get: stitches of S and L fall into seven bins of FLOPs in shapes.
     "seventh-s": Recipe(anchors="s", budget=1 / 7),
     "seventh-m": Recipe(anchors="m", budget=1 / 7),
     "seventh-l": Recipe(anchors="l", budget=1 / 7),
@@ -134,7 +134,7 @@ class Regime:
     recalibration_images: int = 256
     windows: int = 1
     anchor_seed: int = 0
-    anchors_of: str | None = field(default=None, repr=False)  # a place, which changes no result
+    anchors_of: str | None = field(default=None, repr=False)  # kept runs stay valid
     widths: Mapping[str, int] = field(default_factory=dict)
 
 

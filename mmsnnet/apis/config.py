@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import traceback
 from collections.abc import Callable, Mapping
@@ -46,7 +47,8 @@ def load_config(path: StrPath, options: Mapping[str, Any] | None = None) -> Conf
     Raises:
         FileNotFoundError: there is no such file.
         SettingError: the file cannot be read, has another suffix than a config, or sets a ``data_root`` in which no
-            data set lies; or an option names what the config does not have.
+            data set lies; or an option names a part of something that is neither a dict nor a
+            list of dicts.
         ImportError: the toolbox of the config's ``default_scope`` is not installed; the message tells what to install.
     """
     path = Path(path)
@@ -79,27 +81,21 @@ def _merge(config: Config, options: Mapping[str, Any]) -> None:
     Raises:
         SettingError: an option names a part of something that is neither a dict nor a list of dicts.
     """
-    try:
-        config.merge_from_dict(dict(options))
-    except (AttributeError, KeyError, TypeError) as error:
-        found = (_whole(config, path, value) for path, value in options.items())
-        raise SettingError(f"--cfg-options: {next(filter(None, found), error)}") from error
 
+    def fails(some: Mapping[str, Any]) -> bool:
+        try:
+            copy.deepcopy(config).merge_from_dict(copy.deepcopy(dict(some)))
+        except (AttributeError, KeyError, TypeError):
+            return True
+        return False
 
-def _whole(config: Config, path: str, value: object) -> str | None:
-    """Why mmengine cannot set one option: what has no such part; None if it can."""
-    *parents, last = path.split(".")
-    place: Any = config.to_dict()
-    for number, key in enumerate((*parents, last)):
-        element = place[int(key)] if isinstance(place, list) and key.isdigit() and int(key) < len(place) else None
-        if isinstance(place, Mapping):
-            place = place.get(key, {})
-        elif isinstance(element, Mapping) and (number < len(parents) or isinstance(value, Mapping)):
-            place = element
-        else:
-            whole = ".".join(parents[:number])
-            return f"{path} names no dict inside {whole}, which is {place!r}: set {whole} as a whole"
-    return None
+    if not fails(options):
+        return config.merge_from_dict(dict(options))
+    wrong = [path for path, value in options.items() if fails({path: value})] or list(options)
+    raise SettingError(
+        f"--cfg-options: the config has no place for {', '.join(wrong)}: a key leads through dicts, and through lists "
+        "of dicts by numbers from 0; set a list of anything else as a whole"
+    )
 
 
 def _read(path: Path) -> tuple[Config, set[StrPath]]:

@@ -78,7 +78,7 @@ def flops_bins(flops: Mapping[int, int], step: float, alone: Collection[int] = (
     Args:
         flops: multiply-accumulates by stitch id.
         step: width of a bin in multiply-accumulates.
-        alone: ids of stitches that get bins of their own.
+        alone: ids of stitches that get bins of their own. Each ends the bin before it.
 
     Raises:
         ValueError: ``step`` is not above 0.
@@ -95,23 +95,26 @@ def flops_bins(flops: Mapping[int, int], step: float, alone: Collection[int] = (
     return tuple(map(tuple, bins))
 
 
-def equal_flops(bins: Sequence[Sequence[int]], flops: Mapping[int, int]) -> tuple[int, ...]:
-    """Weights with which each bin but the costliest gets the same FLOPs in training, except for rounding.
+def equal_flops(bins: Sequence[Sequence[int]], flops: Mapping[int, int], kept: int = -1) -> tuple[int, ...]:
+    """Weights with which each bin but one gets the same FLOPs in training, except for rounding.
 
-    The costliest bin keeps the part of all FLOPs that it has when all bins are drawn as often: with an equal part, the
-    largest anchor would be trained too rarely to keep its quality.
+    One bin keeps the part of all FLOPs that it has when all bins are drawn as often: with an equal part, the largest
+    anchor would be trained too rarely to keep its quality.
+
+    Args:
+        bins: ids of stitches.
+        flops: multiply-accumulates by stitch id.
+        kept: the index of the bin that keeps its part.
 
     Returns:
-        A weight for each bin. That of a bin other than the costliest is 1000 times the costliest one's FLOPs over its
-        own.
+        A weight for each bin. That of another bin is 1000 times the FLOPs of the kept one over its own.
     """
     means = [sum(flops[id_] for id_ in bin_) / len(bin_) for bin_ in bins]
-    if len(means) == 1:
-        return (1000,)
-    others, costliest = means[:-1], means[-1]
-    weights = [costliest / mean for mean in others]  # weight times FLOPs is the same for all
-    kept = len(others) * costliest / sum(others)  # these FLOPs to the costliest bin's as sum(others) to costliest
-    return tuple(round(1000 * weight) for weight in (*weights, kept))
+    others = sum(means) - means[kept]
+    weights = [means[kept] / mean for mean in means]  # weight times FLOPs is the same for all
+    if others:  # the kept bin's FLOPs to those of the others are as its mean to theirs
+        weights[kept] = (len(means) - 1) * means[kept] / others
+    return tuple(round(1000 * weight) for weight in weights)
 
 
 def _below(n: int, random_bytes: bytes) -> int:

@@ -30,10 +30,12 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     return Answers(predictor, scales(predictor.points, "mIoU"))
 
 
-def ask(answers: Answers, path: Path | None, budget: float = 100, compare: bool = False) -> dict[str, Any]:
+def ask(
+    answers: Answers, path: Path | None, budget: float = 100, compare: bool = False, unit: str = "MFLOPs"
+) -> dict[str, Any]:
     image = None if path is None else dict(path=str(path), orig_name=path.name)
     names = ("message", "result", "wipe", "table", "plot", "route")
-    return dict(zip(names, answers(image, "MFLOPs", compare, budget, 4.0, 10.0, 1.0), strict=True))
+    return dict(zip(names, answers(image, unit, compare, budget, 4.0, 10.0, 1.0), strict=True))
 
 
 def rgba() -> Image.Image:
@@ -151,6 +153,8 @@ def test_two_stitches_are_compared(answers: Answers, tmp_path: Path) -> None:
     assert left.shape == right.shape and not np.array_equal(left, right)
     assert [trace.name for trace in shown["plot"].data[-2:]] == ["left: L9-S5", "right: S"]
     assert shown["route"].count("<svg") == 2 and ">left</th><th scope='col'>right" in shown["table"]
+    by_time = ask(answers, path, 144, compare=True, unit="ms")
+    assert [trace.name for trace in by_time["plot"].data[-2:]] == ["left: S1-L4-S3", "right: S"]
 
 
 def test_without_an_image_the_rest_is_shown(answers: Answers) -> None:

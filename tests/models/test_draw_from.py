@@ -12,9 +12,12 @@ from torch import Tensor
 
 from mmsnnet.apis.extract import extracted_config
 from mmsnnet.apis.publish import published_config
+from mmsnnet.engine.resuming.records import _describe_draws as describe_draws
 from mmsnnet.errors import SettingError, UserError
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.models import StitchedBackbone
+from mmsnnet.models.backbones.draw_from import sampler_of
+from mmsnnet.stitching import Cost
 
 Make = Callable[..., StitchedBackbone]
 
@@ -64,6 +67,27 @@ def test_anchors_get_as_much_as_a_bin(make_backbone: Make) -> None:
         sampler = backbone.sampler()
         assert {(id_,) for id_ in anchors} < set(sampler.bins) and len(sampler.bins) == len(anchors) + 1
         assert len(make_backbone(draw_from=chosen, flops_step=1e12).sampler().bins) == 1
+
+
+def test_the_largest_anchor_keeps_its_part_below_costlier_routes(make_backbone: Make) -> None:
+    space = make_backbone().space
+    costs = {stitch.id: Cost(flops=100 + stitch.id, params=1) for stitch in space}  # crossing routes come after L
+    sampler = sampler_of(space, dict(equal_flops=True), costs, 1.0, seed=0)
+    flops = [sum(costs[id_].flops for id_ in bin_) / len(bin_) for bin_ in sampler.bins]
+    parts = [weight * mean / 1000 for weight, mean in zip(sampler.weights, flops, strict=True)]
+    index = sampler.bins.index((space["L"].id,))
+    assert index < len(flops) - 1
+    kept = parts.pop(index)
+    assert parts == pytest.approx(parts[:1] * len(parts), rel=1e-3)
+    assert kept / (kept + sum(parts)) == pytest.approx(flops[index] / sum(flops), rel=1e-3)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_record_has_the_bins_that_weights_draw(equal: bool, make_backbone: Make) -> None:
+    """A resumed run says that they differ."""
+    chosen = dict(equal_flops=equal)
+    described = {describe_draws(make_backbone(draw_from=chosen, flops_step=step)) for step in (1.0, 1e12)}
+    assert len(described) == 1 + equal and all(("with equal_flops" in text) == equal for text in described)
 
 
 def test_steps_draw_from_the_choice_too(make_backbone: Make, make_images: Callable[..., Tensor]) -> None:
@@ -156,6 +180,20 @@ def test_a_model_can_be_built_without_the_file_of_its_choice(make_backbone: Make
     backbone = make_backbone(draw_from=dict(front_of="missing.json"))
     with pytest.raises(FileNotFoundError, match=r"^StitchedViT's draw_from\.front_of: .*missing\.json"):
         backbone.sampler()
+
+
+def test_the_front_of_a_metric_that_the_points_lack(make_backbone: Make, tmp_path: Path) -> None:
+    backbone = make_backbone()
+    flops = {id_: cost.flops for id_, cost in backbone.costs().items()}
+    points = OperatingPoints(
+        config="a.py", checkpoint=None, dataset=None, input_shape=(32, 32), device=None, depths=(2, 4)
+    )
+    for s in backbone.space:
+        points = points.add(OperatingPoint(s.id, s.name, s.kind, flops[s.id], 1, metrics=dict(mIoU=1.0)))
+    points.save(tmp_path / "points.json")
+    wrong = make_backbone(draw_from=dict(front_of=tmp_path / "points.json", metric="mIuO"))
+    with pytest.raises(SettingError, match=r"^StitchedViT's draw_from\.metric, for '.*points\.json': .*mIuO"):
+        wrong.sampler()
 
 
 def test_the_front_of_no_points(make_backbone: Make, tmp_path: Path) -> None:

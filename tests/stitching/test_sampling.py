@@ -61,6 +61,7 @@ def test_each_bin_gets_the_same_flops() -> None:
     assert weights == (10000, 5000, 2500, 4286)  # 3 * 1000 / 700
     assert equal_flops(BINS[:1], flops) == (1000,)
     assert equal_flops(BINS[::3], flops) == (10000, 10000)  # two bins: as often as without weights
+    assert equal_flops(BINS, flops, kept=2) == (4000, 2000, 923, 400)  # 3 * 400 / 1300
     sampler, number = StitchSampler(BINS, seed=5, weights=weights), 8000
     count = Counter(sampler.draw(i) for i in range(number))
     expected = [weight / sum(weights) * number for weight in weights]

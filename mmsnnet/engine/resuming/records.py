@@ -193,10 +193,12 @@ def _describe_bins(backbone: StitchedBackbone) -> str:
 
 
 def _describe_draws(backbone: StitchedBackbone) -> str:
-    """The number of stitches that the config lets training draw, with a digest of them."""
-    drawn = sorted(id_ for bin_ in backbone.sampler().bins for id_ in bin_)
-    described = f"{len(drawn)} of {len(backbone.space)} stitches ({_digest(map(str, drawn))})"
-    return described + (" with equal_flops" if backbone.sampler().weights else "")
+    """The number of stitches that the config lets training draw, with a digest of them, and of their weights if any."""
+    sampler = backbone.sampler()
+    drawn = sorted(id_ for bin_ in sampler.bins for id_ in bin_)
+    weighted = zip(sampler.bins, sampler.weights, strict=True) if sampler.weights else ()
+    described = f"{len(drawn)} of {len(backbone.space)} stitches ({_digest(map(str, (*drawn, *weighted)))})"
+    return described + (" with equal_flops" if sampler.weights else "")
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -81,7 +81,8 @@ def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Sti
             ``equal_flops`` is for :func:`sampler_of`.
 
     Raises:
-        SettingError: no stitch is left, a kind is unknown, or ``front_of`` is a folder or of another space.
+        SettingError: no stitch is left, a kind is unknown, ``front_of`` is a folder, damaged or of another space, or
+            its points lack ``metric``.
         UnknownStitchError: the space lacks one of ``stitches``.
         MissingFileError: the file of operating points is missing.
     """
@@ -108,11 +109,15 @@ def stitches_to_draw(space: StitchSpace, choice: Mapping[str, Any]) -> tuple[Sti
                 f"it; {str(front_of)!r} is a folder"
             )
         try:
-            front = {point.id for point in pareto_front(points_of_space(front_of, space), metric=metric)}
+            points = points_of_space(front_of, space)
         except FileNotFoundError as error:
             raise MissingFileError(f"StitchedViT's draw_from.front_of: {error}") from error
         except ValueError as error:
             raise SettingError(f"StitchedViT's draw_from.front_of: {error}") from error
+        try:
+            front = {point.id for point in pareto_front(points, metric=metric)}
+        except ValueError as error:
+            raise SettingError(f"StitchedViT's draw_from.metric, for {str(front_of)!r}: {error}") from error
         chosen = tuple(stitch for stitch in chosen if stitch.id in front or stitch in space.anchors)
     if not chosen:
         raise SettingError("StitchedViT's draw_from leaves no stitch to train: loosen one of its conditions")
@@ -127,7 +132,8 @@ def sampler_of(
     Args:
         space: of the stitches.
         choice: as of :func:`stitches_to_draw`. With ``equal_flops=True`` each anchor has a bin of its own, and each bin
-            gets the same FLOPs in training, except the costliest; see :func:`mmsnnet.stitching.sampling.equal_flops`.
+            gets the same FLOPs in training, except the largest anchor's; see
+            :func:`mmsnnet.stitching.sampling.equal_flops`.
         costs: by stitch id.
         flops_step: width of a bin in multiply-accumulates.
         seed: of the draws.
@@ -138,10 +144,14 @@ def sampler_of(
     stitches = stitches_to_draw(space, choice)
     flops = {stitch.id: costs[stitch.id].flops for stitch in stitches}
     is_equal = choice.get("equal_flops", False)
-    bins = flops_bins(flops, flops_step, alone=[anchor.id for anchor in space.anchors] if is_equal else ())
+    alone = [anchor.id for anchor in space.anchors] if is_equal else []
+    bins = flops_bins(flops, flops_step, alone)
     if len(bins) == 1 < len(stitches) and space.scheme != "sliding_window":  # published as uniform
         warn(
             f"All {len(stitches)} stitches fall into one FLOPs bin: training draws them uniformly and the anchors "
             f"rarely. Lower StitchedViT's flops_step, now {flops_step:.3g}."
         )
-    return StitchSampler(bins, seed, weights=equal_flops(bins, flops) if is_equal else ())
+    if not is_equal:
+        return StitchSampler(bins, seed)
+    largest = max((index for index, bin_ in enumerate(bins) if bin_[0] in alone), default=-1)
+    return StitchSampler(bins, seed, weights=equal_flops(bins, flops, largest))
