@@ -1,6 +1,7 @@
 """Builders that the tests share: tiny anchors of timm's families, networks of two of them, images."""
 
 import os
+import random
 import shutil
 import subprocess
 import time
@@ -10,6 +11,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -144,10 +146,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
-    """Every test starts from the same random state and leaves no trace in it."""
+    """Every test starts from the same random states, which transforms use too, and leaves no trace in them."""
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)
         yield
+    random.setstate(python), np.random.set_state(numpy)
 
 
 @pytest.fixture(autouse=True, scope="module")
