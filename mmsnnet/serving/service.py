@@ -34,9 +34,13 @@ from mmsnnet.serving.gateway import Gateway, GatewaySettings, NoReplicaError, Re
 if TYPE_CHECKING:
     from mmsnnet.serving.replica import ReplicaSettings
 
-APPLICATION, REPLICAS = "mmsnnet", "Replica"
+# Two applications of Ray Serve: the deployments of one end together, and the gateways need the replicas to the last.
+GATEWAY_APPLICATION, REPLICA_APPLICATION = "mmsnnet-gateway", "mmsnnet"
+REPLICAS = "Replica"
 # How long a question to all replicas may take.
 BROADCAST_S = 2.0
+# Requests that run when the server ends may take this long.
+GRACE_S = 10.0
 # Requests of a replica that are decoded, run or answered; those that wait come on top.
 BESIDE_QUEUE = 64
 # Requests that a gateway handles at the same time, and that wait for it.
@@ -96,7 +100,7 @@ def gateway_app(settings: GatewaySettings) -> Starlette:
     """The application of a gateway, in its process."""
     registry = CollectorRegistry()
     name = f"gateway-{serve.get_replica_context().replica_id.unique_id}"
-    replicas = serve.get_deployment_handle(REPLICAS, app_name=APPLICATION)
+    replicas = serve.get_deployment_handle(REPLICAS, app_name=REPLICA_APPLICATION)
     return Gateway(ReplicaHandle(replicas, registry, name), settings, registry).app
 
 
@@ -153,7 +157,7 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     logs = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    ending: dict[str, Any] = dict(graceful_shutdown_wait_loop_s=0.2, graceful_shutdown_timeout_s=10)
+    ending: dict[str, Any] = dict(graceful_shutdown_wait_loop_s=0.2, graceful_shutdown_timeout_s=GRACE_S)
     replicas = serve.deployment(
         name=REPLICAS,
         num_replicas=service.replicas,
@@ -179,25 +183,28 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
         max_queued_requests=MOST_REQUESTS,
         logging_config=logs,
         **ending,
-    )(serve.ingress(build)()).bind(replicas)
+    )(serve.ingress(build)()).bind()
     options = dict(host=service.host, port=service.port, location="EveryNode" if service.address else "HeadOnly")
     try:
         serve.start(http_options=options, logging_config=logs)
-        serve.run(gateways, name=APPLICATION, route_prefix="/")
+        serve.run(replicas, name=REPLICA_APPLICATION, route_prefix=None)
+        serve.run(gateways, name=GATEWAY_APPLICATION, route_prefix="/")
         _check_answers(service)
     except RuntimeError as error:
-        application = serve.status().applications.get(APPLICATION)
-        deployments = application.deployments.values() if application else ()
+        running = serve.status().applications
+        ours = [running[name] for name in (REPLICA_APPLICATION, GATEWAY_APPLICATION) if name in running]
+        deployments = [deployment for application in ours for deployment in application.deployments.values()]
         messages = [deployment.message for deployment in deployments if deployment.status == "DEPLOY_FAILED"]
         raise SettingError(_reason("\n".join(messages) or str(error))) from error
 
 
 def stop() -> None:
-    """End the server: requests that run are answered. Other applications of a cluster go on."""
+    """End the server: requests that run are answered, for up to ``GRACE_S``. Other applications of a cluster go on."""
     if not ray.is_initialized():
         return
     with suppress(RayServeException):  # Ray Serve does not run
-        serve.delete(APPLICATION)
+        serve.delete(GATEWAY_APPLICATION)  # waits for its requests
+        serve.delete(REPLICA_APPLICATION)
     ray.shutdown()  # ends a Ray of our own
 
 
