@@ -168,6 +168,7 @@ def serve(args: argparse.Namespace) -> None:
             policy=args.policy,
             stitches=[point.to_json() for point in servable(points, args.metric)],
         ),
+        replicas=args.replicas,
     )
     service = ServiceSettings(
         host=args.host,

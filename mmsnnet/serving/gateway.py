@@ -29,7 +29,7 @@ from mmsnnet.serving.recent import Recent
 UPLOAD_S = 10.0
 # A replica has this long to answer, or this many deadlines.
 ANSWER_S, ANSWER_DEADLINES = 2.0, 5
-# A request that kills its replica kills no more than these.
+# How many replicas get a request at most: it may have killed the first, or found it busy.
 ATTEMPTS = 2
 # Bodies of requests that are read or answered at the same time; above it, requests are refused.
 MOST_HELD_BYTES = 2**30
@@ -69,12 +69,14 @@ class GatewaySettings:
         max_upload_bytes: the largest image file.
         token: that requests must carry as ``Authorization: Bearer TOKEN``; None for none.
         front: what ``/front`` returns.
+        replicas: how many there are.
     """
 
     deadline_ms: float
     max_upload_bytes: int
     token: str | None
     front: dict[str, Any]
+    replicas: int
 
 
 class RefusedError(Exception):
@@ -203,22 +205,30 @@ class Gateway:
             return Answer(500, dict(error="the server failed: its log says why"))
 
     async def _attempts(self, body: bytes, start: float, deadline_ms: float, masks: bool) -> Answer:
-        """The answer of a replica, or of another one if it is lost."""
+        """The answer of a replica, or of another one if it is lost or refuses."""
+        refusal = None
         for _ in range(ATTEMPTS):
             now = time.monotonic()
             # At most half of the deadline: else nothing would be accepted after a stall, and nothing measured anew.
             hop_ms = min(self._hop_ms.high(1000 * now), deadline_ms / 2)
             left_ms = deadline_ms - 1000 * (now - start) - hop_ms
             if left_ms <= 0:  # no replica needs to see it
-                return Answer(503, dict(error="busy: the deadline would pass before a replica has the image"), 1.0)
+                return refusal or Answer(
+                    503, dict(error="busy: the deadline would pass before a replica has the image"), 1.0
+                )
             try:
                 answer = await self.backend.answer(body, left_ms, masks)
             except ReplicaLostError:
+                continue
+            if answer.status == 503 and self.settings.replicas > 1:
+                refusal = answer
                 continue
             if answer.status == 200:  # the time of this attempt alone: what lost replicas took says nothing of others
                 ended = time.monotonic()
                 self._hop_ms.add(1000 * (ended - now) - answer.content["times_ms"]["total"], 1000 * ended)
             return answer
+        if refusal is not None:
+            return refusal
         raise NoReplicaError("the replicas that had the request ended before they answered")
 
     async def _health(self, request: Request) -> Response:

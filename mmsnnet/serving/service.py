@@ -162,9 +162,10 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
         name=REPLICAS,
         num_replicas=service.replicas,
         ray_actor_options=dict(num_cpus=service.cpus, num_gpus=service.gpus),
-        # The replicas' own queues know deadlines; Ray Serve's does not, so it should stay empty.
+        # The replicas' own queues know deadlines; Ray Serve's does not, so it should stay empty. It counts requests
+        # on their way to a replica as its own: a lower limit than the gateway's would refuse bursts.
         max_ongoing_requests=replica.max_waiting + BESIDE_QUEUE,
-        max_queued_requests=replica.max_waiting,
+        max_queued_requests=MOST_REQUESTS,
         health_check_period_s=5,
         health_check_timeout_s=30,
         # A replica that cannot start will not do so at the second attempt. One that ran is always started again.

@@ -187,8 +187,9 @@ def test_slow_clients_hinder_nobody(server: Server) -> None:
 
 
 def test_200_connections_at_once_are_answered(server: Server) -> None:
+    """More than one replica's queue holds: where Ray Serve sends too many to one, the other answers."""
     answers = asyncio.run(post_together(server, 200))
-    assert {answer.status_code for answer in answers} == {200}
+    assert {(answer.status_code, answer.json().get("error")) for answer in answers} == {(200, None)}
     assert max(answer.json()["batch_size"] for answer in answers) > 1
 
 

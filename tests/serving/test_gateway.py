@@ -59,13 +59,14 @@ class Server:
     Args:
         reactions: of the replicas.
         token: of the gateway.
+        number: of replicas.
     """
 
-    def __init__(self, *reactions: Reaction, token: str | None = None) -> None:
+    def __init__(self, *reactions: Reaction, token: str | None = None, number: int = 2) -> None:
         self.replicas = FakeReplicas(list(reactions) or [PREDICTION])
         registry = CollectorRegistry()
         self.replicas.registries["gateway"] = registry
-        settings = GatewaySettings(deadline_ms=10_000, max_upload_bytes=1000, token=token, front=FRONT)
+        settings = GatewaySettings(10_000, max_upload_bytes=1000, token=token, front=FRONT, replicas=number)
         self.app = Gateway(self.replicas, settings, registry).app
 
     async def ask(self, path: str, method: str = "POST", **request: Any) -> httpx.Response:
@@ -243,6 +244,39 @@ def test_the_time_of_a_lost_replica_is_not_reserved_for_the_next_requests() -> N
     assert retried < 9_800 < after
 
 
+BUSY = Answer(503, dict(error="busy"), 2.5)
+
+
+@pytest.mark.parametrize("other", [PREDICTION, Answer(400, dict(error="no image"))])
+def test_another_replica_answers_for_a_busy_one(other: Answer) -> None:
+    server = Server(BUSY, other)
+    assert server.post().status_code == other.status
+    bodies, times, _ = zip(*server.replicas.requests, strict=True)
+    assert bodies == (IMAGE,) * 2 and list(times) == sorted(times, reverse=True)
+
+
+@pytest.mark.parametrize("other", [BUSY, ReplicaLostError()])
+def test_without_a_free_replica_the_client_hears_when_to_come_back(other: Answer | Exception) -> None:
+    server = Server(BUSY, other)
+    answer = server.post()
+    assert refusal(answer, 503) == "busy" and answer.headers["Retry-After"] == "3"
+    assert len(server.replicas.requests) == 2 and server.outcomes() == dict(rejected=1)
+
+
+def test_the_refusal_of_the_only_replica_is_final() -> None:
+    server = Server(BUSY, number=1)
+    assert server.post().status_code == 503 and len(server.replicas.requests) == 1
+
+
+def test_a_refusal_after_the_deadline_is_the_first() -> None:
+    async def busy() -> Answer:
+        await asyncio.sleep(0.1)
+        return BUSY
+
+    server = Server(busy)
+    assert refusal(server.post("/predict?deadline_ms=50"), 503) == "busy" and len(server.replicas.requests) == 1
+
+
 @pytest.mark.parametrize(("error", "attempts"), [(ReplicaLostError(), 2), (NoReplicaError("no replica runs"), 1)])
 def test_without_a_replica_the_client_comes_back(error: Exception, attempts: int) -> None:
     server = Server(error)
@@ -329,7 +363,7 @@ def test_the_front_is_the_one_that_was_set() -> None:
 
 
 def test_metrics_of_all_processes_are_one_page() -> None:
-    server = Server(PREDICTION, Answer(503, dict(error="busy")), hang, ReplicaLostError())
+    server = Server(PREDICTION, BUSY, BUSY, hang, ReplicaLostError())
     for name, images in (("replica-a", 2), ("replica-b", 3)):
         server.replicas.registries[name] = registry = CollectorRegistry()
         PrometheusCounter("mmsnnet_images", "Images", ["stitch"], registry=registry).labels('a "b"\n').inc(images)
