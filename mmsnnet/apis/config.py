@@ -47,8 +47,7 @@ def load_config(path: StrPath, options: Mapping[str, Any] | None = None) -> Conf
     Raises:
         FileNotFoundError: there is no such file.
         SettingError: the file cannot be read, has another suffix than a config, or sets a ``data_root`` in which no
-            data set lies; or an option names a part of something that is neither a dict nor a
-            list of dicts.
+            data set lies; or an option names a part of something that is neither a dict nor a list of dicts.
         ImportError: the toolbox of the config's ``default_scope`` is not installed; the message tells what to install.
     """
     path = Path(path)

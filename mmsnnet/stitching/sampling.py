@@ -107,7 +107,7 @@ def equal_flops(bins: Sequence[Sequence[int]], flops: Mapping[int, int], kept: i
         kept: the index of the bin that keeps its part.
 
     Returns:
-        A weight for each bin. That of another bin is 1000 times the FLOPs of the kept one over its own.
+        A weight for each bin: for all but the kept one, 1000 times the kept bin's mean FLOPs over its own.
     """
     means = [sum(flops[id_] for id_ in bin_) / len(bin_) for bin_ in bins]
     others = sum(means) - means[kept]
