@@ -92,18 +92,14 @@ class Tool:
         self, name: str, *arguments: object, cwd: Path = REPOSITORY, columns: int = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run a tool that succeeds or fails, in a terminal of so many columns."""
-        return self.start(name, *arguments, cwd=cwd, columns=columns).wait()
+        script = REPOSITORY / ("" if name.startswith("demo/") else "tools") / f"{name}.py"
+        return PythonProcess(script, *arguments, folder=cwd, output=self.make_folder("tool"), COLUMNS=columns).wait()
 
     def error(self, name: str, *arguments: object, cwd: Path = REPOSITORY) -> str:
         """Run a tool that rejects its arguments; return the last line that it prints."""
         done = self.attempt(name, *arguments, cwd=cwd)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         return done.stderr.splitlines()[-1]
-
-    def start(self, name: str, *arguments: object, cwd: Path = REPOSITORY, columns: int = 120) -> PythonProcess:
-        """Start a tool without waiting for its end."""
-        script = REPOSITORY / ("" if name.startswith("demo/") else "tools") / f"{name}.py"
-        return PythonProcess(script, *arguments, folder=cwd, output=self.make_folder("tool"), COLUMNS=columns)
 
 
 @pytest.fixture(scope="session")

@@ -200,7 +200,7 @@ def mim(site: Path, cwd: Path, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output

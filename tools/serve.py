@@ -83,15 +83,17 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def prepare_ray(address: str | None) -> None:
-    """Set what Ray reads when it is imported: no telemetry, and for a Ray of our own usual priority and a token.
+    """Set what Ray reads when it is imported: no telemetry; and for a Ray of our own priority, patience and a token.
 
-    Ray's processes have a low priority by default, so any other work would slow the replicas down.
+    Ray's processes have a low priority by default, so any other work would slow the replicas down. Ray Serve restarts a
+    proxy that is not ready soon, which it may never be on a busy machine.
     Ray's ports, some of which other machines can reach, run what they are sent. With the token they take it from the
     processes of this server alone.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
         os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 

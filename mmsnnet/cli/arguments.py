@@ -6,13 +6,17 @@ import argparse
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mmengine.config import DictAction as MMEngineDictAction
 
-from mmsnnet.cli.launching import VARIABLES
+from mmsnnet.cli.launching import VARIABLES, LostConnectionError
+
+# A rank that has lost its connection to another is the consequence: torchrun's summary dates it as much later.
+LATER_S = 10
 
 
 class DictAction(MMEngineDictAction):
@@ -45,7 +49,9 @@ class DistributedParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         rank = next((os.environ[names[0]] for names in VARIABLES.values() if names[0] in os.environ), "0")
         if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            details = {"py_callstack": message, "timestamp": str(int(time.time()))}
+            # The earliest is torchrun's cause, and a killed rank gets the time when torchrun notices its end.
+            late_s = LATER_S if isinstance(sys.exc_info()[1], LostConnectionError) else 0
+            details = {"py_callstack": message, "timestamp": str(int(time.time()) + late_s)}
             Path(summary).write_text(json.dumps({"message": {"message": message, "extraInfo": details}}))
             if rank != "0":
                 self.exit(2)

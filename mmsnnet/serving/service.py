@@ -191,7 +191,7 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
         serve.run(replicas, name=REPLICA_APPLICATION, route_prefix=None)
         serve.run(gateways, name=GATEWAY_APPLICATION, route_prefix="/")
         _check_answers(service)
-    except RuntimeError as error:
+    except (RayError, RuntimeError, TimeoutError) as error:
         running = serve.status().applications
         ours = [running[name] for name in (REPLICA_APPLICATION, GATEWAY_APPLICATION) if name in running]
         deployments = [deployment for application in ours for deployment in application.deployments.values()]

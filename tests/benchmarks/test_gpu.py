@@ -44,7 +44,7 @@ def test_a_dry_run_without_openmmlab(tmp_path: Path) -> None:
             "cpu",
             "--tiny",
             "--minutes",
-            "1",
+            "8",
             "--out",
             "out",
         ],
@@ -52,7 +52,7 @@ def test_a_dry_run_without_openmmlab(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "out/gpu.json").read_text())

@@ -19,6 +19,7 @@ from torch import distributed, nn
 
 from mmsnnet.cli import launching as launch
 from mmsnnet.cli.arguments import DistributedParser
+from mmsnnet.cli.errors import exit_on_user_error
 from mmsnnet.cli.launching import (
     LostConnectionError,
     Process,
@@ -165,7 +166,7 @@ def test_without_scontrol_several_nodes_need_an_address(
         Process.from_environment("slurm").set_torch_variables()
 
 
-@pytest.mark.parametrize("timeout", [None, 77, 0.5])
+@pytest.mark.parametrize("timeout", [None, 77, 77.5])
 def test_without_a_gpu_the_group_is_gloo_with_the_timeout_of_the_config(
     environment: Environment, on_cpu: None, timeout: float | None
 ) -> None:
@@ -321,6 +322,19 @@ def test_other_ranks_leave_it_to_torchruns_summary(
         assert json.loads(file.read_text())["message"]["message"] == "no such thing"
         failure = ProcessFailure(local_rank=rank, pid=1, exitcode=2, error_file=str(file))
         assert "traceback : no such thing" in str(ChildFailedError("tool", {rank: failure}))
+
+
+def test_a_lost_connection_is_not_torchruns_cause(environment: Environment, tmp_path: Path) -> None:
+    """Not even if torchrun notices the end of the other rank after it."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    environment(RANK=0, TORCHELASTIC_ERROR_FILE=tmp_path / "0.json")
+    parser = DistributedParser(prog="tool")
+    with pytest.raises(SystemExit), exit_on_user_error(parser), process_group():
+        raise RuntimeError("gloo/transport/tcp/pair.cc:538] Connection reset")
+    lost = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "0.json"))
+    killed = ProcessFailure(local_rank=1, pid=2, exitcode=-9, error_file="none")
+    assert ChildFailedError("tool", {0: lost, 1: killed}).get_first_failure() == (1, killed)
 
 
 @pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID"])

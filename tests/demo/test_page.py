@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -16,22 +15,18 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from tests.conftest import CHROMIUM
 from tests.demo.published_model import publish
+from tests.ports import free_port
 from tests.python_processes import PythonProcess
 
 pytestmark = pytest.mark.browser
 START = "import runpy; runpy.run_module('mmsnnet.demo', run_name='__main__', alter_sys=True)"
-WAIT = 30_000  # milliseconds, on a busy machine
+WAIT = 120_000  # milliseconds, on a busy machine
 
 
 def noise(path: Path, height: int, width: int, seed: int = 0) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
     Image.fromarray(pixels).save(path)
     return path
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     arguments = ("--points", folder / "points.json", "--examples", images, "--device", "cpu", "--max-upload-mb", 1)
     process = PythonProcess("-c", START, folder / "model", *arguments, "--port", port, folder=folder, output=output)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     printed = output / "stdout.txt"
     while not (printed.exists() and "http" in printed.read_text()):
         assert process.process.exitcode is None and time.monotonic() < end, process.stderr
@@ -61,7 +56,9 @@ def chromium() -> Iterator[Browser]:
         pytest.fail("CI needs Chromium: apt-get install chromium")
     expect.set_options(timeout=WAIT)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=WAIT
+        )
         yield browser
         browser.close()
 

@@ -8,7 +8,6 @@ import math
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,6 +22,7 @@ from mmsnnet.apis import load_config
 from mmsnnet.datasets import write_shapes
 from mmsnnet.evaluation import OperatingPoints
 from tests.conftest import Tool
+from tests.python_processes import REPOSITORY, PythonProcess
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETR = "ade20k/stitched-deit3-s-l_setr-naive_8xb2-160k_ade20k-512x512.py"
@@ -32,6 +32,24 @@ TRAIN_IMAGES, BATCH = 8, 2
 ITERATIONS, MORE_ITERATIONS = 12, 14
 WIDTHS, CROP = (32, 64), 64
 STITCHES = ("S", "L", "S4-L10", "L5-S3-L12")
+# Runs a tool that is killed once it has saved operating points.
+KILLED = """
+import os, runpy, signal, sys
+
+from mmsnnet.evaluation import OperatingPoints
+
+save = OperatingPoints.save
+
+
+def save_and_die(points, path):
+    save(points, path)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+OperatingPoints.save = save_and_die
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def shrunk(name: str, data: Path, iterations: int) -> dict[str, Any]:
@@ -211,13 +229,11 @@ def test_a_killed_run_goes_on(
     command = [config, work_dir / f"iter_{ITERATIONS}.pth", "--stitches", ",".join(STITCHES), "--out", out]
     command += ["--work-dir", tmp_path / "test"]
     slowly = ["--no-prefix-reuse", "--cfg-options", "test_cfg.stitches_per_pass=1"]
-    running = tool.start("test", *command, *slowly)
-    while not out.exists():
-        assert running.process.exitcode is None, running.stderr
-        time.sleep(0.002)
-    running.process.kill()
-    assert running.wait().returncode == -signal.SIGKILL
-    assert 0 < len(OperatingPoints.load(out)) < len(STITCHES)
+    killed = PythonProcess(
+        "-c", KILLED, REPOSITORY / "tools/test.py", *command, *slowly, folder=tmp_path, output=tmp_path
+    )
+    assert killed.wait().returncode == -signal.SIGKILL, killed.stderr
+    assert len(OperatingPoints.load(out)) == 1
     tool("test", *command, "--resume")
     assert OperatingPoints.load(out) == points
     assert out.read_text() == (work / "points.json").read_text()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 from mmsnnet.apis import OperatingPoints, Predictor
 from mmsnnet.serving.replies import describe
 from tests.demo.published_model import publish
+from tests.ports import free_port
 from tests.python_processes import REPOSITORY
 from tests.serving.pictures import content, huge_png, photo
 
@@ -28,11 +30,6 @@ DEADLINE_MS = 60_000
 START_S, ANSWER_S, RECOVERY_S, END_S = 300, 60, 120, 60
 IMAGE = content(photo())
 REPLICA = "ray::ServeReplica:mmsnnet:Replica"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 class Server:
@@ -69,10 +66,15 @@ class Server:
             time.sleep(0.1)
 
     def processes(self, name: str = "") -> list[psutil.Process]:
-        """The processes that the server has started, whose title starts with ``name``."""
+        """The processes that the server has started, whose title has ``name``."""
         running = psutil.Process(self.process.pid).children(recursive=True)
         self.started = list({*self.started, *running})
-        return [process for process in running if "".join(process.cmdline()[:1]).startswith(name)]
+        found = []
+        for process in running:
+            with suppress(psutil.NoSuchProcess):  # Ray's idle workers end at any time
+                if name in "".join(process.cmdline()[:1]):
+                    found.append(process)
+        return found
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
@@ -81,7 +83,7 @@ class Server:
         return httpx.post(self.url(path), content=body, timeout=ANSWER_S, **request)
 
     def replicas(self) -> list[str]:
-        """The names of the replicas that answer."""
+        """The names of the replicas that answer at once."""
         return [state["name"] for state in httpx.get(self.url("/health"), timeout=ANSWER_S).json()["replicas"]]
 
     def signal(self, number: int) -> None:
@@ -92,7 +94,7 @@ class Server:
     def check_end(self) -> None:
         """The server ends with status 0, without a word on stderr, and no process of it is left."""
         assert self.process.wait(END_S) == 0 and self.stderr == ""
-        _, left = psutil.wait_procs(self.started, timeout=10)
+        _, left = psutil.wait_procs(self.started, timeout=END_S)
         assert left == []
 
     def kill(self) -> None:
@@ -148,6 +150,9 @@ def test_a_prediction_is_predictors(server: Server, folder: Path) -> None:
     assert {name: answer[name] for name in expected} == expected
     assert answer["deadline"] == dict(ms=DEADLINE_MS, met=True)
     assert answer["stitch"] == httpx.get(server.url("/front")).json()["stitches"][-1]["name"]  # without load, the best
+    end = time.monotonic() + RECOVERY_S
+    while len(server.replicas()) < 2:
+        assert time.monotonic() < end
     assert len(server.replicas()) == 2 == len(server.processes(REPLICA))
 
 
@@ -213,8 +218,8 @@ def test_a_killed_replica_costs_no_request(server: Server) -> None:
 
 def test_rays_port_needs_the_servers_token(server: Server) -> None:
     """It would run what any process of the network sends it."""
-    (command,) = (process.cmdline() for process in server.processes() if process.name() == "raylet")
-    (address,) = (word.split("=")[1] for word in command if word.startswith("--gcs-address="))
+    (raylet,) = server.processes("/raylet/raylet")
+    (address,) = (word.split("=")[1] for word in raylet.cmdline() if word.startswith("--gcs-address="))
     code = f"from ray._raylet import GcsClient; GcsClient({address!r}).get_all_node_info(timeout=10)"
     for variables in ({}, dict(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=64 * "0")):
         environment = {**os.environ, **variables}
@@ -241,12 +246,13 @@ def test_sigterm_ends_the_server_after_its_requests(folder: Path, tmp_path: Path
     server = Server(folder, tmp_path, "--threads", 1, "--deadline-ms", DEADLINE_MS)
     try:
         server.wait_for_start()
+        server.processes()
         with socket.create_connection(("127.0.0.1", server.port), ANSWER_S) as client, client.makefile("rb") as answer:
             head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(IMAGE)}\r\nConnection: close\r\n\r\n"
             client.sendall(head.encode() + IMAGE[:100])
-            time.sleep(1)
+            time.sleep(2)
             server.signal(signal.SIGTERM)
-            time.sleep(3)
+            time.sleep(2)
             client.sendall(IMAGE[100:])
             assert answer.read().startswith(b"HTTP/1.1 200 ")
         server.check_end()

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -412,8 +413,9 @@ def two_ranks(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFact
             run_rank, (str(folder), configs), nprocs=2, join=False, start_method="forkserver"
         )
     try:
-        for _ in range(2):
-            ranks.join(timeout=60)
+        end = time.monotonic() + 600
+        while not ranks.join(timeout=1):
+            assert time.monotonic() < end
     finally:
         for process in ranks.processes:
             process.kill()

@@ -93,7 +93,7 @@ def test_workers_do_not_hold_the_lock_of_a_dead_process(tmp_path: Path) -> None:
     def with_worker(then: Callable[[], object]) -> None:
         with locked(tmp_path, inside=True):
             if (worker := os.fork()) == 0:
-                time.sleep(5)
+                time.sleep(60)
                 os._exit(0)
             (tmp_path / "worker").write_text(str(worker))
             then()

@@ -71,7 +71,7 @@ def test_latencies_are_added_to_the_file_of_get_flops(config: Path, here: Callab
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "60"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     after = json.loads(path.read_text())

@@ -31,7 +31,7 @@ def test_writes_the_picture(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{os.path.join('a', 'b.png')}\n"

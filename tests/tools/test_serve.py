@@ -12,6 +12,7 @@ import pytest
 from mmsnnet.deployment.manifest import MANIFEST, ExportedStitch, Manifest
 from mmsnnet.evaluation import OperatingPoint, OperatingPoints
 from mmsnnet.stitching import StitchSpace
+from tests.ports import free_port
 
 TOOL = Path(__file__).parents[2] / "tools/serve.py"
 SPACE = StitchSpace.two_way((2, 4))
@@ -106,6 +107,6 @@ def test_a_port_that_is_taken(error: Run, folder: Path) -> None:
 
 def test_a_missing_package(error: Run, folder: Path) -> None:
     """Only what is right gets so far."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    assert error(folder, "--port", port, "--policy", "L").endswith("ray is missing: pip install 'mmsnnet[serve]'")
+    assert error(folder, "--port", free_port(), "--policy", "L").endswith(
+        "ray is missing: pip install 'mmsnnet[serve]'"
+    )
