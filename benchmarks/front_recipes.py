@@ -62,7 +62,6 @@ RECIPES: dict[str, Recipe] = {
     "alone-s": Recipe(anchors="s"),
     "alone-l": Recipe(anchors="l"),
     "alone-m": Recipe(anchors="m"),
-    "alone-s-full-rate": Recipe(anchor_rate(1.0), anchors="s"),
     "distilled-s": Recipe(loop(distill=OUTPUTS), anchors="s"),
     "recalibrated": Recipe(weights_of="published", recalibrates=True),
     "three-stitches": Recipe(loop(**TREE)),
@@ -77,9 +76,6 @@ RECIPES: dict[str, Recipe] = {
     "equal-rates": Recipe(anchor_rate(1.0)),
     "equal-flops-third-rates": Recipe(drawn(**EQUAL) | THIRD),
     "equal-flops-fifth-rates": Recipe(drawn(**EQUAL) | FIFTH),
-    "three-anchors-equal-flops-fifth-rates": Recipe(drawn(**EQUAL) | FIFTH, anchors="sml"),
-    "alone-s-third-rate": Recipe(THIRD, anchors="s"),
-    "alone-l-third-rate": Recipe(THIRD, anchors="l"),
     "no-lsl": Recipe(drawn(kinds=["S", "L", "SL", "LS", "SLS"])),
     "one-crossing": Recipe(drawn(max_crossings=1)),
     "equal-flops": Recipe(drawn(**EQUAL)),
@@ -134,7 +130,7 @@ class Regime:
     recalibration_images: int = 256
     windows: int = 1
     anchor_seed: int = 0
-    anchors_of: str | None = field(default=None, repr=False)  # kept runs stay valid
+    anchors_of: str | None = field(default=None, repr=False)  # not a part of the settings of kept runs
     widths: Mapping[str, int] = field(default_factory=dict)
 
 
