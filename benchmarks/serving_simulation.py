@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, quantiles
 
+from mmsnnet.serving.gateway import ATTEMPTS
 from mmsnnet.serving.policy import Policy
 from mmsnnet.serving.scheduler import Batch, Scheduler
 
@@ -85,8 +86,8 @@ def simulate(
 ) -> Outcome:
     """Serve a trace with one replica for each policy.
 
-    A request goes to the replica with fewer requests of two that are drawn, as Ray Serve routes. A batch takes its
-    latency times a log-normal factor.
+    A request goes to the replica with fewer requests of two that are drawn, as Ray Serve routes, and a refused one once
+    more, as the gateway does. A batch takes its latency times a log-normal factor.
 
     Args:
         times: of arrivals in ms, ascending.
@@ -130,13 +131,16 @@ def simulate(
 
     for now in times:
         finish_until(now)
-        drawn = rng.sample(range(len(replicas)), min(2, len(replicas)))
-        replica = min(drawn, key=load)
-        replicas[replica].arrived(now)
-        if replicas[replica].offer(now, now, now + deadline_ms) is None:
+        for _ in range(min(ATTEMPTS, len(replicas))):
+            drawn = rng.sample(range(len(replicas)), min(2, len(replicas)))
+            replica = min(drawn, key=load)
+            replicas[replica].arrived(now)
+            if replicas[replica].offer(now, now, now + deadline_ms) is not None:
+                if running[replica] is None:
+                    start(replica, now)
+                break
+        else:
             rejected += 1
-        elif running[replica] is None:
-            start(replica, now)
     finish_until(math.inf)
     cuts = quantiles(waits, n=100, method="inclusive") if len(waits) > 1 else [math.nan] * 99
     return Outcome(
