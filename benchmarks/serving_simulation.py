@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, quantiles
 
-from mmsnnet.serving.gateway import ATTEMPTS
+from mmsnnet.serving.answers import ATTEMPTS
 from mmsnnet.serving.policy import Policy
 from mmsnnet.serving.scheduler import Batch, Scheduler
 

@@ -6,6 +6,5 @@ from mmsnnet.cli import ports
 
 
 def free_port() -> int:
-    """A free port that stays free until a server starts: outside the range that systems give to connections, and Ray to
-    its workers."""
+    """A free port, outside the ranges from which systems serve connections and Ray its workers."""
     return ports.free_port("127.0.0.1", random.SystemRandom().sample(range(20_000, 32_000), 50))

@@ -83,10 +83,11 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def prepare_ray(address: str | None) -> None:
-    """Set what Ray reads when it is imported: no telemetry; and for a Ray of our own priority, patience and a token.
+    """Set what Ray reads when it is imported.
 
+    It sends no telemetry. A Ray of our own also gets the usual priority, more time to start its proxy, and a token.
     Ray's processes have a low priority by default, so any other work would slow the replicas down. Ray Serve restarts a
-    proxy that is not ready soon, which it may never be on a busy machine.
+    proxy that is not ready after 5 s, which it may never be on a busy machine.
     Ray's ports, some of which other machines can reach, run what they are sent. With the token they take it from the
     processes of this server alone.
     """

@@ -15,7 +15,8 @@ from mmengine.config import DictAction as MMEngineDictAction
 
 from mmsnnet.cli.launching import VARIABLES, LostConnectionError
 
-# A rank that has lost its connection to another is the consequence: torchrun's summary dates it as much later.
+# torchrun's summary names the rank with the earliest time as the cause. A killed rank gets the time when torchrun
+# notices its end. So a rank that has only lost its connection to another reports a time as much later.
 LATER_S = 10
 
 
@@ -49,7 +50,6 @@ class DistributedParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         rank = next((os.environ[names[0]] for names in VARIABLES.values() if names[0] in os.environ), "0")
         if summary := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-            # The earliest is torchrun's cause, and a killed rank gets the time when torchrun notices its end.
             late_s = LATER_S if isinstance(sys.exc_info()[1], LostConnectionError) else 0
             details = {"py_callstack": message, "timestamp": str(int(time.time()) + late_s)}
             Path(summary).write_text(json.dumps({"message": {"message": message, "extraInfo": details}}))

@@ -1,9 +1,12 @@
-"""The answer of a replica to a request."""
+"""The answer of a replica to a request, and how often one is asked for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+# How often a request is sent to a replica at most: it may have killed the first, or found it busy.
+ATTEMPTS = 2
 
 
 @dataclass(frozen=True)

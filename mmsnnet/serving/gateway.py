@@ -1,4 +1,4 @@
-"""The HTTP side of the server: limits, the token, retries after a lost replica, health and metrics."""
+"""The HTTP side of the server: limits, the token, second attempts, health and metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mmsnnet.serving.answers import Answer
+from mmsnnet.serving.answers import ATTEMPTS, Answer
 from mmsnnet.serving.policy import LONGEST_DEADLINE_MS
 from mmsnnet.serving.recent import Recent
 
@@ -29,8 +29,6 @@ from mmsnnet.serving.recent import Recent
 UPLOAD_S = 10.0
 # A replica has this long to answer, or this many deadlines.
 ANSWER_S, ANSWER_DEADLINES = 2.0, 5
-# How many replicas get a request at most: it may have killed the first, or found it busy.
-ATTEMPTS = 2
 # Bodies of requests that are read or answered at the same time; above it, requests are refused.
 MOST_HELD_BYTES = 2**30
 
@@ -205,7 +203,10 @@ class Gateway:
             return Answer(500, dict(error="the server failed: its log says why"))
 
     async def _attempts(self, body: bytes, start: float, deadline_ms: float, masks: bool) -> Answer:
-        """The answer of a replica, or of another one if it is lost or refuses."""
+        """The answer of a replica. If it is lost or refuses, Ray Serve is asked once more.
+
+        It then usually picks another: of two replicas, that with fewer requests.
+        """
         refusal = None
         for _ in range(ATTEMPTS):
             now = time.monotonic()
@@ -220,10 +221,14 @@ class Gateway:
                 answer = await self.backend.answer(body, left_ms, masks)
             except ReplicaLostError:
                 continue
+            except NoReplicaError:
+                if refusal is None:
+                    raise
+                break
             if answer.status == 503 and self.settings.replicas > 1:
                 refusal = answer
                 continue
-            if answer.status == 200:  # the time of this attempt alone: what lost replicas took says nothing of others
+            if answer.status == 200:  # the time of this attempt alone: what an earlier one took says nothing of others
                 ended = time.monotonic()
                 self._hop_ms.add(1000 * (ended - now) - answer.content["times_ms"]["total"], 1000 * ended)
             return answer

@@ -86,7 +86,7 @@ class Scheduler(Generic[T]):
         return len(self._waiting)
 
     def arrived(self, now: float) -> None:
-        """Count a request in the demand, whether it will be accepted or not."""
+        """Count a request in the demand, whether it will be accepted, refused, or sent to another replica then."""
         self._arrivals.append(now)
         self._forget_arrivals(now)
 

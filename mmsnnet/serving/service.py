@@ -150,7 +150,8 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
     """Start the server and wait until it answers.
 
     Raises:
-        SettingError: a replica cannot start, or Ray Serve runs already on another port; the message says why.
+        SettingError: a replica cannot start, Ray Serve runs already on another port, or it does not start in time; the
+            message says why.
     """
     # The gateway's process does without torch and mmengine.
     from mmsnnet.serving.replica import Replica
@@ -162,8 +163,8 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
         name=REPLICAS,
         num_replicas=service.replicas,
         ray_actor_options=dict(num_cpus=service.cpus, num_gpus=service.gpus),
-        # The replicas' own queues know deadlines; Ray Serve's does not, so it should stay empty. It counts requests
-        # on their way to a replica as its own: a lower limit than the gateway's would refuse bursts.
+        # The replicas' own queues know deadlines; Ray Serve's does not, so it should stay empty. Requests on
+        # their way to a replica count as waiting there: a lower limit than the gateway's would refuse bursts.
         max_ongoing_requests=replica.max_waiting + BESIDE_QUEUE,
         max_queued_requests=MOST_REQUESTS,
         health_check_period_s=5,
@@ -192,11 +193,10 @@ def start(service: ServiceSettings, replica: ReplicaSettings, gateway: GatewaySe
         serve.run(gateways, name=GATEWAY_APPLICATION, route_prefix="/")
         _check_answers(service)
     except (RayError, RuntimeError, TimeoutError) as error:
-        running = serve.status().applications
-        ours = [running[name] for name in (REPLICA_APPLICATION, GATEWAY_APPLICATION) if name in running]
-        deployments = [deployment for application in ours for deployment in application.deployments.values()]
-        messages = [deployment.message for deployment in deployments if deployment.status == "DEPLOY_FAILED"]
-        raise SettingError(_reason("\n".join(messages) or str(error))) from error
+        messages = []
+        with suppress(RayError, RayServeException):  # Ray Serve does not run
+            messages = _failures()
+        raise SettingError(_reason("\n".join(messages) or str(error) or type(error).__name__)) from error
 
 
 def stop() -> None:
@@ -236,6 +236,14 @@ def _check_resources(service: ServiceSettings) -> None:
                 f"{service.replicas} replicas need {service.replicas * each:g} {name}s, and Ray has "
                 f"{cluster.get(name, 0):g}: lower --replicas or --threads"
             )
+
+
+def _failures() -> list[str]:
+    """What Ray Serve reports of our deployments that have failed."""
+    running = serve.status().applications
+    ours = [running[name] for name in (REPLICA_APPLICATION, GATEWAY_APPLICATION) if name in running]
+    deployments = [deployment for application in ours for deployment in application.deployments.values()]
+    return [deployment.message for deployment in deployments if deployment.status == "DEPLOY_FAILED"]
 
 
 def _reason(text: str) -> str:

@@ -73,6 +73,17 @@ def test_each_request_is_answered_in_time_or_late_or_refused() -> None:
                 assert outcome.late == 0, name
 
 
+def test_a_refused_request_is_sent_once_more() -> None:
+    """One of two idle replicas refuses all: half of the requests come to it first, and half of these once more."""
+    fast, slow = (FixedStitch(LatencyTable({"S": {1: ms}}), 0) for ms in (4, 400))
+    times = [1000.0 * number for number in range(2000)]
+    outcome = simulate(times, [fast, slow], (40.0,), 100.0)
+    assert outcome.rejected == pytest.approx(0.25, abs=0.03) and outcome.attained + outcome.rejected == 1
+    assert (
+        simulate(times, [fast], (40.0,), 100.0).rejected == 0 and simulate(times, [slow], (40.0,), 100.0).rejected == 1
+    )
+
+
 def test_rates_are_shares_of_what_the_replicas_can_answer() -> None:
     for name, rate in TRACES.items():
         for top in (0.05, 0.5, 1.0):

@@ -228,9 +228,9 @@ def test_a_killed_run_goes_on(
     out = tmp_path / "points.json"
     command = [config, work_dir / f"iter_{ITERATIONS}.pth", "--stitches", ",".join(STITCHES), "--out", out]
     command += ["--work-dir", tmp_path / "test"]
-    slowly = ["--no-prefix-reuse", "--cfg-options", "test_cfg.stitches_per_pass=1"]
+    singly = ["--no-prefix-reuse", "--cfg-options", "test_cfg.stitches_per_pass=1"]
     killed = PythonProcess(
-        "-c", KILLED, REPOSITORY / "tools/test.py", *command, *slowly, folder=tmp_path, output=tmp_path
+        "-c", KILLED, REPOSITORY / "tools/test.py", *command, *singly, folder=tmp_path, output=tmp_path
     )
     assert killed.wait().returncode == -signal.SIGKILL, killed.stderr
     assert len(OperatingPoints.load(out)) == 1

@@ -151,9 +151,10 @@ def test_a_prediction_is_predictors(server: Server, folder: Path) -> None:
     assert answer["deadline"] == dict(ms=DEADLINE_MS, met=True)
     assert answer["stitch"] == httpx.get(server.url("/front")).json()["stitches"][-1]["name"]  # without load, the best
     end = time.monotonic() + RECOVERY_S
-    while len(server.replicas()) < 2:
-        assert time.monotonic() < end
-    assert len(server.replicas()) == 2 == len(server.processes(REPLICA))
+    while len(running := server.replicas()) < 2:
+        assert time.monotonic() < end, running
+        time.sleep(0.5)
+    assert len(running) == 2 == len(server.processes(REPLICA))
 
 
 def test_bad_requests_harm_no_other(server: Server) -> None:
@@ -246,7 +247,6 @@ def test_sigterm_ends_the_server_after_its_requests(folder: Path, tmp_path: Path
     server = Server(folder, tmp_path, "--threads", 1, "--deadline-ms", DEADLINE_MS)
     try:
         server.wait_for_start()
-        server.processes()
         with socket.create_connection(("127.0.0.1", server.port), ANSWER_S) as client, client.makefile("rb") as answer:
             head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(IMAGE)}\r\nConnection: close\r\n\r\n"
             client.sendall(head.encode() + IMAGE[:100])

@@ -265,12 +265,15 @@ BUSY = Answer(503, dict(error="busy"), 2.5)
 
 @pytest.mark.parametrize("other", [PREDICTION, Answer(400, dict(error="no image"))])
 def test_another_replica_answers_for_a_busy_one(other: Answer, clock: Clock) -> None:
-    server = Server(after(clock, BUSY), other)
-    assert server.post().status_code == other.status
-    assert server.replicas.requests == [(IMAGE, left_ms, False) for left_ms in (10_000, 9_750)]
+    """What the busy one took is not reserved for the next requests, and the request counts once."""
+    server = Server(after(clock, BUSY), after(clock, other))
+    assert [server.post().status_code for _ in range(2)] == [other.status] * 2
+    hop_ms = 249 if other == PREDICTION else 0
+    assert server.replicas.requests == [(IMAGE, left_ms, False) for left_ms in (10_000, 9_750, 10_000 - hop_ms)]
+    assert server.outcomes() == ({"met": 2} if other == PREDICTION else {"refused": 2})
 
 
-@pytest.mark.parametrize("other", [BUSY, ReplicaLostError()])
+@pytest.mark.parametrize("other", [BUSY, ReplicaLostError(), NoReplicaError("no replica runs")])
 def test_without_a_free_replica_the_client_hears_when_to_come_back(other: Answer | Exception) -> None:
     server = Server(BUSY, other)
     answer = server.post()
