@@ -10,7 +10,9 @@ import math
 import os
 import secrets
 import signal
-from contextlib import redirect_stdout
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from mmsnnet.cli.ports import free_port
 from mmsnnet.deployment.manifest import MANIFEST, Manifest
 from mmsnnet.errors import MissingFileError, SettingError, needs_extra
 from mmsnnet.evaluation import OperatingPoints, default_metric
+from mmsnnet.files.locking import locked
 from mmsnnet.serving.policy import LONGEST_DEADLINE_MS, POLICIES
 
 TOKEN = "MMSNNET_TOKEN"
@@ -78,8 +81,18 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--host {args.host} can be reached from other machines: set the environment variable {TOKEN}, which "
             "requests then send as 'Authorization: Bearer TOKEN'"
         )
-    if args.address is None:
-        free_port(args.host, (args.port,))
+
+
+@contextmanager
+def port_of_one_server(host: str, port: int) -> Iterator[None]:
+    """Keep a free port for this server. Ray Serve shares its own: two servers would divide the requests.
+
+    Raises:
+        SettingError, LockedError: the port is not free, or another server is about to take it.
+    """
+    free_port(host, (port,))
+    with locked(Path(tempfile.gettempdir(), f"mmsnnet-{os.getuid()}-{host}-{port}"), wait=0, option="--port"):
+        yield
 
 
 def prepare_ray(address: str | None) -> None:
@@ -137,6 +150,12 @@ def ignore_signals() -> None:
 
 def serve(args: argparse.Namespace) -> None:
     check_arguments(args)
+    with port_of_one_server(args.host, args.port) if args.address is None else nullcontext():
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until a signal comes."""
     with user_errors():
         points = read_points(args)
     prepare_ray(args.address)

@@ -153,7 +153,8 @@ class Engine:
     def _refusal(self, now: float, least_ms: float, left_ms: float) -> Answer:
         wait_s = self.scheduler.drained_ms(now) / 1000
         if least_ms > left_ms:
-            error = f"the deadline is too short: the cheapest stitch takes about {least_ms:.0f} ms for this image now"
+            left = f"{left_ms:.0f} ms are left" if left_ms > 0 else "no time is left"
+            error = f"the deadline is too short: {left}, and the cheapest stitch takes about {least_ms:.0f} ms now"
         else:
             error = "busy: even the cheapest stitch would miss a deadline, or the queue is full"
         return Answer(503, dict(error=error), wait_s)

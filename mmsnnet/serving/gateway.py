@@ -214,9 +214,7 @@ class Gateway:
             hop_ms = min(self._hop_ms.high(1000 * now), deadline_ms / 2)
             left_ms = deadline_ms - 1000 * (now - start) - hop_ms
             if left_ms <= 0:  # no replica needs to see it
-                return refusal or Answer(
-                    503, dict(error="busy: the deadline would pass before a replica has the image"), 1.0
-                )
+                return refusal or Answer(503, dict(error="the deadline would pass before a replica has the image"), 1.0)
             try:
                 answer = await self.backend.answer(body, left_ms, masks)
             except ReplicaLostError:

@@ -303,8 +303,9 @@ def test_a_deadline_that_no_stitch_meets_is_refused(predictor: Predictor) -> Non
     with running(predictor, LookAhead(LatencyTable({"S": {1: 50_000.0}, "L9-S5": {1: 90_000.0}}))) as engine:
         early = run(lambda: ask(engine, content(photo()), left_ms=40_000))
         late = run(lambda: ask(engine, b"rubbish", left_ms=-1))  # before it is decoded
-    message = "the deadline is too short: the cheapest stitch takes about 50000 ms for this image now"
-    assert early == late == Answer(503, dict(error=message), 0.0)
+    for answer, left in ((early, "40000 ms are left"), (late, "no time is left")):
+        error = f"the deadline is too short: {left}, and the cheapest stitch takes about 50000 ms now"
+        assert answer == Answer(503, dict(error=error), 0.0)
 
 
 def test_metrics_count_images_by_stitch(predictor: Predictor) -> None:

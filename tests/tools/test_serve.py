@@ -1,8 +1,10 @@
 """Mistakes are told in one line, before Ray is imported, where that can be."""
 
 import os
+import re
 import runpy
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +105,22 @@ def test_a_port_that_is_taken(error: Run, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert f"cannot serve on 127.0.0.1:{port}: [Errno 98] Address already in use" in error(folder, "--port", port)
+
+
+def test_a_port_that_another_server_is_about_to_take(error: Run, folder: Path) -> None:
+    port = free_port()
+    code = f"import serve\nwith serve.port_of_one_server('127.0.0.1', {port}): print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{TOOL.parent}{os.pathsep}{TOOL.parents[1]}"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "\n"
+        message = error(folder, "--port", port)
+        other.communicate("\n")
+    assert re.search(rf"127.0.0.1-{port} is in use by process {other.pid} .*: .* set another --port$", message)
 
 
 def test_a_missing_package(error: Run, folder: Path) -> None:
