@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -50,6 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.max_upload_mb > 0:
         parser.error(f"--max-upload-mb is a positive number, got {args.max_upload_mb:g}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, which removes the uploads
     with tempfile.TemporaryDirectory(prefix="mmsnnet-demo-") as uploads, exit_on_user_error(parser), short_console():
         with user_errors(), redirect_stdout(io.StringIO()):  # toolboxes print that optional packages are missing
             examples = [] if args.examples is None else list(list_images(args.examples)[0])[:MOST_EXAMPLES]

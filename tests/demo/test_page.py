@@ -32,12 +32,16 @@ def noise(path: Path, height: int, width: int, seed: int = 0) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a page for a published model, with an example image."""
-    folder, output, images = (tmp_path_factory.mktemp(name) for name in ("published", "output", "images"))
+    folder, output, images, uploads = (
+        tmp_path_factory.mktemp(name) for name in ("published", "output", "images", "uploads")
+    )
     publish(folder, timed=True)
     noise(images / "example.png", 64, 64)
     port = free_port()
     arguments = ("--points", folder / "points.json", "--examples", images, "--device", "cpu", "--max-upload-mb", 1)
-    process = PythonProcess("-c", START, folder / "model", *arguments, "--port", port, folder=folder, output=output)
+    process = PythonProcess(
+        "-c", START, folder / "model", *arguments, "--port", port, folder=folder, output=output, TMPDIR=uploads
+    )
     end = time.monotonic() + 300
     printed = output / "stdout.txt"
     while not (printed.exists() and "http" in printed.read_text()):
@@ -45,9 +49,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         time.sleep(0.1)
     assert printed.read_text() == f"model: http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
     yield f"http://127.0.0.1:{port}/"
+    assert len(os.listdir(uploads)) == 1
     process.process.terminate()
     process.process.join()
-    assert "Traceback" not in process.stderr
+    assert process.process.exitcode == 0 and "Traceback" not in process.stderr
+    assert os.listdir(uploads) == []  # nobody's pictures stay
 
 
 @pytest.fixture(scope="module")
