@@ -19,7 +19,7 @@ import torch
 
 from mmsnnet.apis.publish import CONFIG, FRONT
 from mmsnnet.cli.errors import exit_on_user_error, user_errors
-from mmsnnet.cli.ports import free_port
+from mmsnnet.cli.ports import free_port, url_of
 from mmsnnet.deployment.manifest import MANIFEST, Manifest
 from mmsnnet.errors import MissingFileError, SettingError, needs_extra
 from mmsnnet.evaluation import OperatingPoints, default_metric
@@ -206,7 +206,7 @@ def run(args: argparse.Namespace) -> None:
         connect(service)
         end_by_signals()  # Ray has set its own handler of SIGTERM
         start(service, replica, gateway)
-        print(f"{title}: http://{args.host}:{args.port} (POST an image to /predict; Ctrl-C ends it)", flush=True)
+        print(f"{title}: {url_of(args.host, args.port)} (POST an image to /predict; Ctrl-C ends it)", flush=True)
         signal.pause()
     except KeyboardInterrupt:
         pass

@@ -22,3 +22,8 @@ def free_port(host: str, ports: Sequence[int]) -> int:
         except (OSError, OverflowError) as error:
             reason = error
     raise SettingError(f"cannot serve on {host}:{candidate}: {reason}") from reason
+
+
+def url_of(host: str, port: int) -> str:
+    """The URL of a server; an address of IPv6 stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

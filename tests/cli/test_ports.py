@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from mmsnnet.cli.ports import free_port
+from mmsnnet.cli.ports import free_port, url_of
 from mmsnnet.errors import SettingError
 
 
@@ -21,3 +21,11 @@ def test_a_port_that_is_taken_is_an_error_or_passed_over() -> None:
 def test_an_address_that_is_none_is_an_error(host: str, port: int) -> None:
     with pytest.raises(SettingError, match=f"^cannot serve on {host}:{port}: "):
         free_port(host, [port])
+
+
+def test_an_address_of_ipv6_stands_in_brackets() -> None:
+    assert [url_of(host, 80) for host in ("::1", "127.0.0.1", "a")] == [
+        "http://[::1]:80",
+        "http://127.0.0.1:80",
+        "http://a:80",
+    ]
